@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ResNet-110 with stochastic depth (Huang et al. 2016, table 1), p_L = 0.5.
+
+Published: 5.25 % test error on CIFAR-10 at the best validation epoch; 24.98 % on
+CIFAR-100.
+
+    python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
+"""
+
+from configs import resnet110
+
+
+def get_config(dataset="cifar10"):
+    config = resnet110.get_config(dataset)
+    config.stochastic_depth = {"last_survival": 0.5}
+    config.published_error_percent = {"cifar10": 5.25, "cifar100": 24.98}
+    return config

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: resume, train, evaluate, save, and sum up."""
+
+import collections
+import importlib.metadata
+import math
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.progress import Progress
+from experiments.setup import Experiment, build
+from experiments.workdir import Workdir
+from rn_jax import data, metrics, parallel, survival_probs
+from rn_jax.analysis import plots
+from rn_jax.checkpoint import Checkpoints
+from rn_jax.errors import InputError
+from rn_jax.train import ZERO_SUMS
+
+# Steps handed to the device before the first of them is looked at.
+_IN_FLIGHT = 4
+
+
+def train(config: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+    """Trains by a config, or goes on where the run in that folder stopped.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+        path: the run's folder.
+
+    Returns:
+        The summary; None if a signal stopped the run.
+
+    Raises:
+        InputError: what the user can mend, in one sentence.
+    """
+    workdir = Workdir(path, config)
+    if summary := workdir.summary():
+        print(f"{path} holds the finished run of this config.")
+        _print_result(config, summary)
+        return summary
+    print(f"Run folder: {path}")
+    run = _Run(build(config), workdir)
+    with _StopSignal() as stop:
+        finished = run.train(stop)
+    if not finished:
+        print(
+            f"Stopped by {stop.name} and saved at step {run.step} of "
+            f"{run.experiment.total_steps}; the same command with --workdir={path} "
+            "goes on from there."
+        )
+        return None
+    summary = run.summarize()
+    _print_result(config, summary)
+    return summary
+
+
+class _Run:
+    """A run in progress: the state on the devices and what the host knows of it."""
+
+    def __init__(self, experiment: Experiment, workdir: Workdir):
+        self.experiment = experiment
+        self.workdir = workdir
+        self.state = experiment.initial_state
+        self.step = 0
+        # What resuming needs beside the state; saved with every checkpoint.
+        self.record = {
+            "wall_seconds": 0.0,
+            "timed_seconds": 0.0,
+            "timed_images": 0,
+            "best": None,
+        }
+        self.checkpoints = Checkpoints(workdir.checkpoints)
+        if restored := self.checkpoints.restore(self.state):
+            state, self.record = restored
+            self.step = int(state.step)
+            self.state = parallel.replicate(state, experiment.devices)
+            print(f"Resumed at step {self.step} of {experiment.total_steps}.")
+        workdir.resume_at(self.step)
+        self._clock = time.perf_counter()
+        self._in_flight = collections.deque()
+        self._timed_from = None  # step and time since which training is timed
+
+    def train(self, stop: "_StopSignal") -> bool:
+        """Runs to the last step; False if a signal came first. Saves in both cases."""
+        exp, config = self.experiment, self.experiment.config
+        self.progress = Progress(
+            total=exp.total_steps, done=self.step, batch_size=config["batch_size"]
+        )
+        try:
+            while self.step < exp.total_steps and not stop:
+                batch = data.train_batch(
+                    exp.train_examples,
+                    step=self.step,
+                    batch_size=config["batch_size"],
+                    seed=config["seed"],
+                )
+                self.state, sums = exp.train_step(self.state, batch, exp.key)
+                self.step += 1
+                self._in_flight.append((self.step, sums))
+                self._account(leave=_IN_FLIGHT)
+                if self._timed_from is None:  # the step just taken was compiled
+                    self._start_timing()
+                epochs, rest = divmod(self.step, exp.steps_per_epoch)
+                ended = self.step == exp.total_steps
+                if ended or (rest == 0 and epochs % config["eval_every_epochs"] == 0):
+                    self._account(leave=0)
+                    self._end_epoch()
+                elif self._is_due(config["checkpoint_every_steps"]):
+                    self._account(leave=0)
+                    self._save()
+            if self.step < exp.total_steps:
+                self._account(leave=0)
+                self._save()
+            self.checkpoints.wait()
+            return self.step == exp.total_steps
+        finally:
+            self.progress.close()
+            self.workdir.close()
+
+    def _is_due(self, every):
+        return every and self.step % every == 0
+
+    def _account(self, *, leave: int):
+        """Looks at the metrics of the steps in flight, all but the last `leave`."""
+        config = self.experiment.config
+        while len(self._in_flight) > leave:
+            step, sums = self._in_flight.popleft()
+            sums = jax.device_get(sums)
+            if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
+                self._stop_not_finite(step)
+            mean = metrics.means(sums)
+            epoch = math.ceil(step / self.experiment.steps_per_epoch)
+            self.progress.step(epoch, mean["loss"], mean["error_percent"])
+            every = config["log_every_steps"]
+            if every and step % every == 0:
+                self.workdir.log(
+                    "metrics",
+                    {
+                        "kind": "step",
+                        "step": step,
+                        "epoch": epoch,
+                        "train_loss": mean["loss"],
+                        "train_error_percent": mean["error_percent"],
+                        "grad_norm": float(sums["grad_norm"]),
+                        "learning_rate": float(self.experiment.schedule(step - 1)),
+                        "open_blocks": int(sums["open"].sum()),
+                    },
+                )
+
+    def _stop_not_finite(self, step):
+        self.checkpoints.wait()
+        last = self.checkpoints.latest_step()
+        kept = (
+            "there is no checkpoint yet"
+            if last is None
+            else (f"the last good checkpoint, of step {last}, is kept")
+        )
+        raise InputError(
+            f"The loss or its gradient is not finite at step {step} (learning rate "
+            f"{float(self.experiment.schedule(step - 1)):g}); {kept}. Try a lower "
+            "learning_rate or a longer warmup, in a new --workdir."
+        )
+
+    def _end_epoch(self):
+        """Evaluates, logs, resets the epoch's sums, and saves."""
+        exp, state = self.experiment, self.state
+        self._stop_timing()
+        started = time.perf_counter()
+        epoch = math.ceil(self.step / exp.steps_per_epoch)
+        line = {
+            "kind": "epoch",
+            "step": self.step,
+            "epoch": epoch,
+            "learning_rate": float(exp.schedule(self.step - 1)),
+        }
+        train_mean = metrics.means(jax.device_get(state.sums))
+        line |= {f"train_{name}": value for name, value in train_mean.items()}
+        parts = {"val": exp.val_examples, "test": exp.test_examples}
+        for part, examples in parts.items():
+            if examples is not None:
+                mean = metrics.means(self._evaluate(examples))
+                line |= {f"{part}_{name}": value for name, value in mean.items()}
+        opened = np.asarray(state.open_counts)
+        if len(opened):
+            line["open_blocks"] = float(opened.sum() / self.step)
+        self.workdir.log("metrics", line)
+
+        val_error = line.get("val_error_percent")
+        best = self.record["best"]
+        if val_error is not None:
+            if best is None or val_error <= best["val_error_percent"]:
+                self.record["best"] = {
+                    "epoch": epoch,
+                    "val_error_percent": val_error,
+                    "test_error_percent": line["test_error_percent"],
+                }
+        zeros = jax.tree.map(np.float32, ZERO_SUMS)
+        self.state = state.replace(sums=parallel.replicate(zeros, exp.devices))
+        self._save(val_error, eval_seconds=time.perf_counter() - started)
+        shown = [f"train loss {line['train_loss']:.4f}"] + [
+            f"{part} error {line[f'{part}_error_percent']:.2f} %"
+            for part in ("train", "val", "test")
+            if f"{part}_error_percent" in line
+        ]
+        self.progress.say(f"epoch {epoch}: {', '.join(shown)}")
+
+    def _evaluate(self, examples):
+        exp, config = self.experiment, self.experiment.config
+        variables = {
+            "params": self.state.params,
+            "batch_stats": self.state.batch_stats,
+        }
+        size = math.ceil(config["eval_batch_size"] / len(exp.devices))
+        total = collections.Counter()
+        for batch in data.eval_batches(examples, batch_size=size * len(exp.devices)):
+            sums = jax.device_get(exp.eval_step(variables, batch))
+            total.update({name: float(value) for name, value in sums.items()})
+        return total
+
+    def _start_timing(self):
+        jax.block_until_ready(self.state)
+        self._timed_from = (self.step, time.perf_counter())
+
+    def _stop_timing(self):
+        if self._timed_from is not None:
+            jax.block_until_ready(self.state)
+            step, since = self._timed_from
+            images = (self.step - step) * self.experiment.config["batch_size"]
+            self.record["timed_seconds"] += time.perf_counter() - since
+            self.record["timed_images"] += images
+            self._timed_from = None
+
+    def _save(self, val_error=None, **timing):
+        self._stop_timing()
+        now = time.perf_counter()
+        self.record["wall_seconds"] += now - self._clock
+        self._clock = now
+        self.workdir.log(
+            "timing",
+            {
+                "step": self.step,
+                "wall_seconds": self.record["wall_seconds"],
+                "images_per_second": self._images_per_second(),
+                "peak_memory_mib": _peak_memory_mib(self.experiment.devices),
+                **timing,
+            },
+        )
+        self.checkpoints.save(
+            self.state, dict(self.record), val_error_percent=val_error
+        )
+
+    def _images_per_second(self):
+        seconds = self.record["timed_seconds"]
+        return self.record["timed_images"] / seconds if seconds else None
+
+    def summarize(self) -> dict[str, Any]:
+        """Draws the figures, writes summary.json and closes the run."""
+        exp, config = self.experiment, self.experiment.config
+        last = [
+            ln for ln in self.workdir.lines("metrics.jsonl") if ln["kind"] == "epoch"
+        ]
+        figures = self.workdir.path / "figures"
+        title = f"{config['model']} on {config['dataset']}"
+        plots.learning_curves(last, figures / "learning_curves.png", title=title)
+        if exp.stochastic_depth is not None:
+            plots.survival(
+                survival_probs(exp.stochastic_depth, exp.model.num_blocks),
+                np.asarray(self.state.open_counts) / self.step,
+                figures / "survival.png",
+                title=f"{title}, {self.step} steps",
+            )
+        self.checkpoints.close()
+        best = self.record["best"] or {}
+        epochs = self.step / exp.steps_per_epoch
+        summary = {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "params": exp.params,
+            "num_blocks": exp.model.num_blocks,
+            "epochs": int(epochs) if epochs.is_integer() else round(epochs, 2),
+            "steps": self.step,
+            "seed": config["seed"],
+            "protocol": config["protocol"],
+            "test_error_percent": last[-1]["test_error_percent"],
+            "val_error_percent": last[-1].get("val_error_percent"),
+            "best_epoch": best.get("epoch"),
+            "best_val_error_percent": best.get("val_error_percent"),
+            "test_error_at_best_val_percent": best.get("test_error_percent"),
+            "images_per_second": self._images_per_second(),
+            "wall_seconds": self.record["wall_seconds"]
+            + time.perf_counter()
+            - self._clock,
+            "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
+            "versions": _versions(),
+            "git_revision": _git_revision(),
+        }
+        self.workdir.finish(summary)
+        return summary
+
+
+class _StopSignal:
+    """True once SIGTERM or SIGINT has come, while it is entered."""
+
+    name = None
+
+    def __enter__(self):
+        def note(number, frame):
+            self.name = signal.Signals(number).name
+
+        self._before = {
+            number: signal.signal(number, note)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self):
+        return self.name is not None
+
+
+def _print_result(config, summary):
+    published = config["published_error_percent"].get(summary["dataset"])
+    if published is None:
+        beside = f"{config['paper']} has no figure for {summary['dataset']}"
+    else:
+        beside = f"{config['paper']}: {published:.2f} %"
+    at_best = summary["test_error_at_best_val_percent"]
+    middle = (
+        "" if at_best is None else f", {at_best:.2f} % at the best validation epoch"
+    )
+    print(f"Test error {summary['test_error_percent']:.2f} %{middle} ({beside}).")
+
+
+def _peak_memory_mib(devices):
+    stats = devices[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _versions():
+    names = ("rn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None  # run from a checkout that was not installed
+    return versions
+
+
+def _git_revision():
+    """Revision of the checkout this file lies in; None outside one."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while a run goes on: a bar on a terminal, lines elsewhere."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar with epoch, loss, error, images/s and time left; or a line an epoch.
+
+    Args:
+        total: steps of the whole run.
+        done: steps done before, where it is resumed.
+        batch_size: images per step.
+    """
+
+    def __init__(self, *, total: int, done: int, batch_size: int):
+        self._batch_size = batch_size
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def step(self, epoch: int, loss: float, error_percent: float) -> None:
+        """One step has ended."""
+        if self._bar.disable:
+            return
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        rate = self._bar.format_dict["rate"] or 0
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, error {error_percent:.1f} %, "
+            f"{rate * self._batch_size:.0f} images/s",
+            refresh=False,
+        )
+        self._bar.update()
+
+    def say(self, sentence: str) -> None:
+        """Prints a line without disturbing the bar."""
+        self._bar.write(sentence, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        self._bar.close()

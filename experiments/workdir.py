@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events.
+
+metrics.jsonl is a function of the config alone; clock and memory readings go to
+timing.jsonl. On resume both are cut back to the restored step, so no line is there
+twice and none is missing.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from rn_jax.errors import InputError
+
+# Fields that may differ when a run is continued: they do not change what is computed.
+_FREE = {
+    "compilation_cache",
+    "data_dir",
+    "eval_batch_size",
+    "num_devices",
+    "paper",
+    "published_error_percent",
+}
+
+
+class Workdir:
+    """The folder of one run, local or in a bucket (gs://...).
+
+    Args:
+        path: made if it is not there.
+        config: the run's fields, as plain values.
+
+    Raises:
+        InputError: the folder holds a run of another config; it is left as it is.
+    """
+
+    def __init__(self, path: epath.PathLike, config: Mapping[str, Any]):
+        self.path = epath.Path(path)
+        self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
+        self._check_config()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write("config.json", self.config)
+        self._events = None
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, which is there once the run has ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json and closes the events."""
+        self.close()
+        self._write("summary.json", summary)
+
+    def resume_at(self, step: int) -> None:
+        """Cuts the logs back to `step` and opens the events there."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            kept = [line for line in self.lines(name) if line["step"] <= step]
+            self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events = SummaryWriter(str(self.path / "events"), purge_step=step + 1)
+
+    def log(self, name: str, line: Mapping[str, Any]) -> None:
+        """Appends a line with a "step" to metrics.jsonl or timing.jsonl, and as events.
+
+        Args:
+            name: "metrics" or "timing".
+            line: numbers, strings, or None.
+        """
+        with (self.path / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for field, value in line.items():
+            if field not in ("step", "epoch", "kind") and value is not None:
+                tag = "/".join(
+                    (name, *([line["kind"]] if "kind" in line else []), field)
+                )
+                self._events.add_scalar(tag, value, line["step"])
+        self._events.flush()
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a .jsonl file; a killed run may leave half a line."""
+        file = self.path / name
+        lines = []
+        for text in file.read_text().splitlines() if file.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def close(self) -> None:
+        """Closes the events."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _check_config(self):
+        file = self.path / "config.json"
+        if not file.exists():
+            return
+        try:
+            there = json.loads(file.read_text())
+        except json.JSONDecodeError:
+            raise InputError(
+                f"{file} is damaged; restore it, or choose another --workdir."
+            ) from None
+        names = sorted((set(there) | set(self.config)) - _FREE)
+        differ = [n for n in names if there.get(n) != self.config.get(n)]
+        if differ:
+            shown = ", ".join(
+                f"{n} {there.get(n)!r} there and {self.config.get(n)!r} here"
+                for n in differ[:5]
+            )
+            raise InputError(
+                f"{self.path} holds a run of another config ({shown}); choose another "
+                "--workdir, or the config that is there."
+            )
+
+    def _write(self, name, value):
+        self._replace(name, json.dumps(value, indent=2) + "\n")
+
+    def _replace(self, name, text):
+        """Writes a file beside the old one, then puts it in its place."""
+        new = self.path / f"{name}.new"
+        new.write_text(text)
+        new.replace(self.path / name)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual networks in JAX and Flax Linen. Importing needs only these two."""
+
+from rn_jax.errors import InputError
+from rn_jax.models import ModelEntry, create_model, list_models, register_model
+from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
+from rn_jax.stochastic_depth import (
+    StochasticDepth,
+    expected_open_blocks,
+    sample_gates,
+    survival_probs,
+    test_gates,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockInfo",
+    "InputError",
+    "ModelEntry",
+    "StochasticDepth",
+    "block_variables",
+    "create_model",
+    "expected_open_blocks",
+    "list_models",
+    "register_model",
+    "sample_gates",
+    "stack",
+    "survival_probs",
+    "test_gates",
+    "unstack",
+]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a run: the last two and the best, through Orbax.
+
+A checkpoint is a plain nested dict of arrays and a small record in JSON, so it can be
+read without this project's classes. Saving is asynchronous; a checkpoint that was not
+written to its end does not count.
+"""
+
+import contextlib
+import hashlib
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from rn_jax.errors import InputError
+
+_BEST_BY = "val_error_percent"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: where they lie, a local path or one of a bucket (gs://...).
+        report: takes a sentence that the user should read.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, *, report: Callable[[str], None] = print
+    ):
+        self._report = report
+        self.directory = epath.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(2),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[_BEST_BY],
+                        reverse=True,  # in descending order, of which the last is kept
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self,
+        state: Any,
+        record: dict[str, Any],
+        *,
+        val_error_percent: float | None = None,
+    ) -> None:
+        """Starts saving; a checkpoint of this step that is there already stays.
+
+        Args:
+            state: a pytree with an attribute `step`.
+            record: plain values that resuming needs, kept as JSON.
+            val_error_percent: by which the best checkpoint is chosen; None if it was
+                not measured at this step.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        tree = jax.device_get(flax.serialization.to_state_dict(state))
+        metrics = None
+        if val_error_percent is not None:
+            metrics = {_BEST_BY: val_error_percent}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(tree),
+                record=ocp.args.JsonSave({**record, "digest": _digest(tree)}),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole; None if there is none at all.
+
+        XX
+            Args:
+                like: a state of the same structure and shapes.
+
+            Returns:
+                The state and the record, as they were saved.
+
+            Raises:
+                InputError: there are checkpoints, but none of them is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                state, record = self._read(step, like)
+            except Exception:  # whatever a damaged file makes a reader raise
+                self._report(
+                    f"The checkpoint of step {step} is damaged; trying the one before."
+                )
+                continue
+            self._set_aside([s for s in steps if s > step])
+            return state, record
+        if steps:
+            raise InputError(
+                f"All checkpoints in {self.directory} are damaged; remove the folder "
+                "to start again from step 0."
+            )
+        return None
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the lowest validation error, if there is one."""
+        errors = {
+            step: metrics[_BEST_BY]
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step))
+        }
+        return min(errors, key=lambda s: (errors[s], -s)) if errors else None
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def read(self, step: int, like: Any) -> Any:
+        """The state saved at `step`, as `restore` gives it."""
+        return self._read(step, like)[0]
+
+    def wait(self) -> None:
+        """Returns when everything begun is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _set_aside(self, steps):
+        for step in steps:
+            place = self.directory.parent / "damaged"
+            place.mkdir(parents=True, exist_ok=True)
+            tries = sum(1 for _ in place.glob(f"{step}-*"))
+            (self.directory / str(step)).rename(place / f"{step}-{tries + 1}")
+        self._manager.reload()
+
+    def _read(self, step, like):
+        target = flax.serialization.to_state_dict(like)
+        target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
+        )
+        # After a file that cannot be read, Orbax's remaining reads print tracebacks.
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                saved = self._manager.restore(step, args=items)
+            except Exception:
+                time.sleep(1)  # by then those reads have ended
+                raise
+        record = dict(saved.record)
+        if record.pop("digest") != _digest(saved.state):
+            raise OSError("its contents do not match their checksum")
+        return flax.serialization.from_state_dict(like, saved.state), record
+
+
+def _digest(tree) -> str:
+    """SHA-256 over every leaf in order: zero-filled files can decompress to zeros."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image data sets by name, held in host memory as uint8, and batches cut from them.
+
+Everything here is numpy. Data sets of tensorflow-datasets (TFDS) are read from their
+array_record files, without TensorFlow; `digits` comes with scikit-learn. Both packages
+are imported only when a data set of theirs is loaded.
+
+A batch is ``{"image": uint8[B, H, W, C], "label": int32[B], "mask": bool[B]}``, and
+which examples it holds depends on the step and the seed alone, so that a resumed run
+sees what the uninterrupted one would have seen.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from rn_jax.errors import InputError, unknown_name
+
+Batch = dict[str, np.ndarray]
+
+NORMALIZATIONS = ("channel", "mean_image")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What is known about a data set before it is read.
+
+    Attributes:
+        name: the name in `DATASETS`; that of TFDS, except for `digits`.
+        image_shape: (H, W, C).
+        num_classes: number of labels, which are 0 .. num_classes - 1.
+        train_splits: TFDS splits that make up the training part, in this order.
+        test_split: TFDS split used as the test part.
+        pad: zeros put on each side before a random crop, in pixels; 0 for no crop.
+        flip: whether a left-right mirror image is still an example of its class.
+        validation_limit: most examples that `validation_size` holds out, or None.
+        class_names: one name per label, or None where they are not recorded here.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    train_splits: tuple[str, ...] = ("train",)
+    test_split: str = "test"
+    pad: int = 4
+    flip: bool = False
+    validation_limit: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+_DIGIT_NAMES = tuple("0123456789")
+_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+_FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            name="cifar10",
+            image_shape=(32, 32, 3),
+            num_classes=10,
+            flip=True,
+            class_names=tuple(_CIFAR10_NAMES.split()),
+        ),
+        DatasetSpec(
+            name="cifar100", image_shape=(32, 32, 3), num_classes=100, flip=True
+        ),
+        # Huang et al. 2016 and DenseNet train on train + extra, hold out 6,000 examples
+        # and do not augment.
+        DatasetSpec(
+            name="svhn_cropped",
+            image_shape=(32, 32, 3),
+            num_classes=10,
+            train_splits=("train", "extra"),
+            pad=0,
+            validation_limit=6000,
+            class_names=_DIGIT_NAMES,
+        ),
+        # MNIST's digits lie in the middle 20x20 pixels: a shift by 4 cuts none off.
+        DatasetSpec(
+            name="mnist",
+            image_shape=(28, 28, 1),
+            num_classes=10,
+            class_names=_DIGIT_NAMES,
+        ),
+        DatasetSpec(
+            name="fashion_mnist",
+            image_shape=(28, 28, 1),
+            num_classes=10,
+            flip=True,
+            class_names=_FASHION_NAMES,
+        ),
+        # 1 of 8 pixels is what 4 of 32 is elsewhere.
+        DatasetSpec(
+            name="digits",
+            image_shape=(8, 8, 1),
+            num_classes=10,
+            pad=1,
+            class_names=_DIGIT_NAMES,
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled images: `images` uint8[N, H, W, C] and `labels` int32[N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Return a copy of the examples at `indices` (int[M]), in that order."""
+        return _read_only(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory: its `spec`, the training part and the test part."""
+
+    spec: DatasetSpec
+    train: Examples
+    test: Examples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalization:
+    """Float32 `mean` and `std`, over pixel values 0..255.
+
+    Both broadcast against [H, W, C].
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """Return the `DatasetSpec` of `name`, without reading any data.
+
+    Raises:
+        InputError: `name` is not in `DATASETS`; names near it are listed first.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    raise unknown_name("data set", name, DATASETS)
+
+
+def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Return a data set as uint8 images and int32 labels in host memory.
+
+    A second call with the same arguments returns the same object; its arrays are
+    read-only. A TFDS data set that is not prepared is prepared first where TensorFlow
+    is installed, in a process of its own, so that TensorFlow never enters this one.
+
+    Args:
+        name: a key of `DATASETS`.
+        data_dir: folder that holds TFDS data sets; None for TFDS's own rule: the
+          environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Not used by
+          `digits`, whose split (1,437 / 360, stratified by class) is fixed.
+
+    Raises:
+        InputError: unknown name; not prepared and not preparable here; prepared in a
+          format without random access; files missing or damaged.
+    """
+    if get_spec(name).name == "digits":
+        return _load(name, None)
+    folder = os.fspath(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
+    if "://" not in folder:  # gs://... is left as it is
+        folder = os.path.abspath(os.path.expanduser(folder))
+    return _load(name, folder)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, data_dir: str | None) -> Dataset:
+    spec = DATASETS[name]
+    if data_dir is None:
+        return _load_digits(spec)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"{name} is read through tensorflow-datasets, which does not import here "
+            f'({_first_line(error)}): pip install "rn_jax[train]"'
+        ) from error
+    with _quiet_tfds():
+        return _load_tfds(tfds, spec, data_dir)
+
+
+def _load_tfds(tfds, spec: DatasetSpec, data_dir: str) -> Dataset:
+    """Read a TFDS data set, preparing it before if that is needed and possible."""
+    folder = os.path.join(data_dir, spec.name)
+    try:
+        builder = tfds.builder(spec.name, data_dir=data_dir)
+        folder = str(builder.data_dir)
+        if not builder.is_prepared():
+            _prepare(spec, data_dir, folder=folder)
+        # A builder made from its code overlooks the formats that `tfds convert_format`
+        # has added to a folder; one made from the folder sees them.
+        builder = tfds.builder_from_directory(folder)
+        _require_random_access(builder, spec, folder)
+        return Dataset(
+            spec=spec,
+            train=_read(builder, spec, spec.train_splits),
+            test=_read(builder, spec, (spec.test_split,)),
+        )
+    except (InputError, MemoryError):
+        raise
+    # Which exception a damaged file raises depends on where the damage is: TFDS,
+    # array_record (RuntimeError), protobuf, Pillow (OSError, SyntaxError), our shapes.
+    except Exception as error:
+        raise _damaged(spec, data_dir, folder, error) from error
+
+
+def _require_random_access(builder, spec: DatasetSpec, folder: str) -> None:
+    formats = sorted(f.value for f in builder.info.available_file_formats())
+    if "array_record" not in formats:
+        # The `tfds` command imports Apache Beam and mlcroissant, whatever it is asked
+        # to do, and tensorflow-datasets 4.9.10 installs neither of them.
+        raise InputError(
+            f"{spec.name} in {folder} is in the format {' and '.join(formats)}, which "
+            "has no random access; convert it once with: "
+            'pip install "rn_jax[prepare]" apache-beam mlcroissant && '
+            f"tfds convert_format --dataset_version_dir={shlex.quote(folder)} "
+            "--out_file_format=array_record"
+        )
+
+
+def _damaged(spec: DatasetSpec, data_dir: str, folder: str, error: Exception):
+    return InputError(
+        f"{spec.name} in {folder} is damaged or incomplete "
+        f"({type(error).__name__}: {_first_line(error)}); delete that folder and "
+        f"prepare it again with: {_prepare_command(spec, data_dir)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+
+
+def _read(builder, spec: DatasetSpec, splits: tuple[str, ...]) -> Examples:
+    """Decode whole splits, one after the other, into one pair of arrays.
+
+    The records are parsed here because TFDS's own feature decoding takes as long as
+    Pillow does for the images. Threads make it slower: a 32x32 image is decoded too
+    quickly for the interpreter lock to be handed over.
+    """
+    from PIL import Image
+    from tensorflow_datasets.core.decode import DeserializeMethod
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    sources = [
+        builder.as_data_source(
+            split,
+            deserialize_method=DeserializeMethod.RAW_BYTES,
+            file_format="array_record",
+        )
+        for split in splits
+    ]
+    total = sum(len(source) for source in sources)
+    images = np.empty((total, *spec.image_shape), np.uint8)
+    labels = np.empty(total, np.int32)
+    position = 0
+    for source in sources:
+        for start in range(0, len(source), 1000):
+            stop = min(start + 1000, len(source))
+            for record in source.__getitems__(range(start, stop)):
+                fields = tf_example_pb2.Example.FromString(record).features.feature
+                encoded = fields["image"].bytes_list.value[0]
+                pixels = Image.open(io.BytesIO(encoded)).tobytes()
+                images[position] = np.frombuffer(pixels, np.uint8).reshape(
+                    spec.image_shape
+                )
+                labels[position] = fields["label"].int64_list.value[0]
+                position += 1
+    return _read_only(images, labels)
+
+
+def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
+    """Download and prepare a data set with TensorFlow, or say how to."""
+    command = _prepare_command(spec, data_dir)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"{spec.name} is not prepared in {folder}; prepare it once, with a "
+            f'network, with: pip install "rn_jax[prepare]" && {command}'
+        )
+    # logging's own default shows a warning on stderr; this may take minutes.
+    logging.getLogger(__name__).warning(
+        "%s is not in %s: preparing it, once", spec.name, folder
+    )
+    # A process of its own: TensorFlow would keep memory, of a GPU above all.
+    result = subprocess.run(
+        [sys.executable, "-c", _prepare_code(spec, data_dir)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        raise InputError(
+            f"{spec.name} is not in {folder} and could not be prepared there "
+            f"({lines[-1][:200]}); see what is wrong with: {command}"
+        )
+
+
+def _prepare_code(spec: DatasetSpec, data_dir: str) -> str:
+    return (
+        "import tensorflow_datasets as tfds; "
+        f"tfds.builder({spec.name!r}, data_dir={data_dir!r})"
+        ".download_and_prepare(file_format='array_record')"
+    )
+
+
+def _prepare_command(spec: DatasetSpec, data_dir: str) -> str:
+    """Return a shell command that prepares the data set (`tfds build` needs Beam)."""
+    return f"python -c {_shell_quote(_prepare_code(spec, data_dir))}"
+
+
+def _shell_quote(code: str) -> str:
+    """Quote `code` for a shell, readably where its characters allow."""
+    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keep TFDS from warning, through absl, about what `InputError` says better."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load_digits(spec: DatasetSpec) -> Dataset:
+    """Return scikit-learn's 1,797 scans, 360 of them for the test.
+
+    Each class is shuffled and its share goes to the test part. The shuffle is that of
+    RandomState, the one generator whose stream numpy promises never to change.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            "digits comes with scikit-learn, which does not import here "
+            f'({_first_line(error)}): pip install "rn_jax[train]"'
+        ) from error
+    scans = load_digits()
+    images = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = scans.target.astype(np.int32)
+    order = np.random.RandomState(0).permutation(len(labels))
+    # An example's place within its shuffled class, in 0..1: the 360 lowest places hold
+    # the same share of every class.
+    place = np.empty(len(labels))
+    for label in range(spec.num_classes):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    ranked = np.argsort(place, kind="stable")
+    everything = Examples(images, labels)
+    return Dataset(
+        spec=spec,
+        train=everything.take(np.sort(ranked[360:])),
+        test=everything.take(np.sort(ranked[:360])),
+    )
+
+
+def _read_only(images: np.ndarray, labels: np.ndarray) -> Examples:
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    return Examples(images, labels)
+
+
+def validation_size(spec: DatasetSpec, n: int) -> int:
+    """Return how many of `n` training examples to hold out.
+
+    A tenth (5,000 of CIFAR's 50,000), and no more than 6,000 for SVHN.
+    """
+    tenth = n // 10
+    return tenth if spec.validation_limit is None else min(tenth, spec.validation_limit)
+
+
+def split_validation(
+    examples: Examples, *, size: int, seed: int
+) -> tuple[Examples, Examples]:
+    """Split off `size` examples, chosen by a permutation that `seed` fixes.
+
+    Returns:
+        (train, validation), both copies, each in the order of the permutation.
+
+    Raises:
+        InputError: `size` leaves one of the parts empty.
+    """
+    n = len(examples)
+    if not 0 < size < n:
+        raise InputError(
+            f"the validation part must hold 1 to {n - 1} of {n} examples, not {size}"
+        )
+    order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(n)
+    return examples.take(order[size:]), examples.take(order[:size])
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the order, int64[n] and read-only, in which an epoch visits examples."""
+    sequence = np.random.SeedSequence([seed, epoch])
+    order = np.random.default_rng(sequence).permutation(n).astype(np.int64, copy=False)
+    order.setflags(write=False)
+    return order
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Return floor(n / batch_size): the rest of an epoch's permutation is dropped.
+
+    Raises:
+        InputError: `batch_size` is not in 1..n.
+    """
+    if not 1 <= batch_size <= n:
+        raise InputError(
+            f"a batch size of {batch_size} does not fit {n} training examples"
+        )
+    return n // batch_size
+
+
+def train_batch(examples: Examples, *, step: int, batch_size: int, seed: int) -> Batch:
+    """Return the batch of training step `step` (0, 1, ...); the mask is all True.
+
+    Raises:
+        InputError: `batch_size` is not in 1..len(examples).
+    """
+    n = len(examples)
+    epoch, position = divmod(step, steps_per_epoch(n, batch_size))
+    order = epoch_permutation(n, seed=seed, epoch=epoch)
+    chosen = order[position * batch_size : (position + 1) * batch_size]
+    return {
+        "image": examples.images[chosen],
+        "label": examples.labels[chosen],
+        "mask": np.ones(batch_size, np.bool_),
+    }
+
+
+def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
+    """Yield all examples once, in order.
+
+    The last batch is filled up with zeros, whose mask is False.
+
+    Raises:
+        InputError: `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"a batch holds at least 1 example, not {batch_size}")
+    for start in range(0, len(examples), batch_size):
+        images = examples.images[start : start + batch_size]
+        labels = examples.labels[start : start + batch_size]
+        missing = batch_size - len(labels)
+        yield {
+            "image": np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
+            "label": np.pad(labels, (0, missing)),
+            "mask": np.arange(batch_size) < len(labels),
+        }
+
+
+def normalization(examples: Examples, kind: str) -> Normalization:
+    """Return the mean and standard deviation to normalise with.
+
+    Args:
+        examples: the part that is trained on (without the validation part).
+        kind: "channel": mean and std of each channel, both float32[C]. "mean_image":
+            the mean image, float32[H, W, C], and one std, float32[], as in the code of
+            Huang et al. 2016, which takes the std over all pixel values *before* the
+            mean image is subtracted. So it is about the one overall mean, and what is
+            left after normalising has a std somewhat below 1.
+
+    The sums are exact integers; only the last division and root are rounded.
+
+    Raises:
+        InputError: another `kind`, or no examples.
+    """
+    if kind not in NORMALIZATIONS:
+        raise InputError(
+            f"unknown normalization {kind!r}: known: {', '.join(NORMALIZATIONS)}"
+        )
+    n = len(examples)
+    if n == 0:
+        raise InputError("there are no examples to take a mean of")
+    shape = examples.images.shape[1:]
+    total, squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for start in range(0, n, 1024):  # 1024 * 255**2 fits uint32
+        chunk = examples.images[start : start + 1024].astype(np.uint32)
+        total += chunk.sum(axis=0, dtype=np.uint32)
+        squares += np.square(chunk).sum(axis=0, dtype=np.uint32)
+    axes = (0, 1) if kind == "channel" else (0, 1, 2)
+    count = n * total.size // total.sum(axis=axes).size
+    overall_mean = total.sum(axis=axes) / count
+    std = np.sqrt(squares.sum(axis=axes) / count - overall_mean**2)
+    return Normalization(
+        mean=(overall_mean if kind == "channel" else total / n).astype(np.float32),
+        std=np.where(std > 0, std, 1).astype(np.float32),  # 1 where nothing varies
+    )

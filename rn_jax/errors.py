@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error of everything that the caller can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that names what was wrong and what would be right.
+
+    The commands print the sentence and exit with 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not there, with the near names or all of them.
+
+    Args:
+        kind: what it is a name of, as "model".
+        name: as given.
+        known: the names there are.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    if near:
+        return InputError(f"Unknown {kind} {name!r}; near it: {', '.join(near)}.")
+    return InputError(f"Unknown {kind} {name!r}; there are: {', '.join(known)}.")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics as sums over examples and a count, divided once at the end.
+
+Sums add up over batches, devices and epochs without bias, and a mask leaves out the
+padding of a last batch.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def classification_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Sums of one batch.
+
+    Args:
+        logits: f[B, num_classes].
+        labels: i32[B].
+        mask: bool[B], False for padding.
+
+    Returns:
+        f32[] each: "loss" (cross-entropy in nats), "correct", "count".
+    """
+    logits = logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(axis=-1) == labels
+    return {
+        "loss": jnp.where(mask, loss, 0).sum(),
+        "correct": (correct & mask).sum(dtype=jnp.float32),
+        "count": mask.sum(dtype=jnp.float32),
+    }
+
+
+def means(sums: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Mean loss in nats and error in percent of the summed examples."""
+    count = float(sums["count"])
+    return {
+        "loss": float(sums["loss"]) / count,
+        "error_percent": 100 * (1 - float(sums["correct"]) / count),
+    }

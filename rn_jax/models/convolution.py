@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two-dimensional convolution whose gradients stay fast inside control flow.
+
+XLA's CPU compiler rewrites convolutions for its fast kernel only in the entry
+computation. Inside the body of a scan or a conditional, the gradients that autodiff
+writes keep unusual dimension orders and fall to a naive loop, 10 to 100 times slower.
+`conv2d` writes both gradients as ordinary NHWC x HWIO convolutions of transposed
+operands on the CPU. GPUs and TPUs keep autodiff's form, by which cuDNN recognises the
+usual gradient kernels.
+"""
+
+from functools import partial
+
+import jax
+from jax import lax
+from jax.typing import ArrayLike
+
+from rn_jax.errors import InputError
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv2d(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    *,
+    stride: int = 1,
+    padding: Padding = ((0, 0), (0, 0)),
+    groups: int = 1,
+    gradient: str = "auto",
+) -> jax.Array:
+    """Cross-correlation of images with kernels, as every paper here calls convolution.
+
+    Args:
+        x: images, f[B, H, W, C].
+        kernel: f[h, w, C / groups, D], of the dtype of `x`.
+        stride: step of the window in both directions.
+        padding: rows of zeros (above, below) and columns of zeros (left, right).
+        groups: feature groups (AlexNet, ResNeXt).
+        gradient: "auto", reverse mode only, fast inside scans and conditionals; or
+            "xla", the rule of autodiff, which forward mode (`jvp`, `jacfwd`) needs.
+
+    Returns:
+        f[B, H', W', D].
+
+    Raises:
+        InputError: `gradient` is neither "auto" nor "xla".
+    """
+    if gradient == "xla":
+        return _conv(x, kernel, stride, padding, groups)
+    if gradient == "auto":
+        return _conv_own_vjp(x, kernel, stride, padding, groups)
+    raise InputError(f'conv gradient must be "auto" or "xla", not {gradient!r}.')
+
+
+def _conv(x, kernel, stride, padding, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv_own_vjp(x, kernel, stride, padding, groups):
+    return _conv(x, kernel, stride, padding, groups)
+
+
+def _forward(x, kernel, stride, padding, groups):
+    return _conv(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _backward(stride, padding, groups, residuals, g):
+    autodiff = partial(_autodiff_gradients, stride, padding, groups)
+    if groups > 1:  # Autodiff's form is the faster one for grouped kernels.
+        return autodiff(*residuals, g)
+    own = partial(_transposed_gradients, stride, padding)
+    return lax.platform_dependent(*residuals, g, cpu=own, default=autodiff)
+
+
+_conv_own_vjp.defvjp(_forward, _backward)
+
+
+def _autodiff_gradients(stride, padding, groups, x, kernel, g):
+    return jax.vjp(lambda x, w: _conv(x, w, stride, padding, groups), x, kernel)[1](g)
+
+
+def _transposed_gradients(stride, padding, x, kernel, g):
+    """Both gradients as convolutions in the NHWC x HWIO form."""
+    size, window, reach = x.shape[1:3], kernel.shape[:2], []
+    for n in g.shape[1:3]:
+        reach.append((n - 1) * stride + 1)  # extent of g with the stride's gaps
+
+    # d loss / d x: the flipped kernel over g, gaps of the stride filled with zeros.
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    dx_padding = [
+        (k - 1 - low, n + low - r)
+        for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
+    ]
+    dx = lax.conv_general_dilated(
+        g, flipped, (1, 1), dx_padding, (stride, stride), dimension_numbers=_NHWC
+    )
+
+    # d loss / d kernel: images correlated with g, summed over the batch as channels.
+    dw_padding = [
+        (low, k - 1 + r - n - low)
+        for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
+    ]
+    dw = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        dw_padding,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_NHWC,
+    )
+    return dx, dw.transpose(1, 2, 0, 3)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates and paths: what a block does with the numbers it is handed.
+
+A gate is one number per block, f32[], or one per block and example, f32[B]. None means
+that the network is used without gates: nothing is multiplied and nothing is skipped.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def gated_sum(
+    block: nn.Module,
+    shortcut: jax.Array,
+    residual: Callable[[nn.Module], jax.Array],
+    gate: jax.Array | None,
+    on_path: jax.Array | None = None,
+) -> jax.Array:
+    """shortcut + gate * residual, the residual branch not computed where gate is 0.
+
+    Args:
+        block: the module whose submodules `residual` makes and calls.
+        shortcut: f[B, H, W, C].
+        residual: computes f_l(x), of the shape of `shortcut`, given `block`.
+        gate: f32[], f32[B] or None; see `if_open`.
+        on_path: f32[] or None; see `single_path`.
+
+    Returns:
+        f[B, H, W, C], before the activation that follows the sum.
+    """
+
+    def open_sum(block):
+        branch, straight = residual(block), shortcut
+        block.sow("intermediates", "residual", branch)
+        if on_path is not None:
+            straight, branch = single_path(straight, branch, on_path)
+        return straight + branch if gate is None else straight + scale(gate, branch)
+
+    closed = shortcut
+    if on_path is not None:
+        closed, _ = single_path(shortcut, shortcut, on_path)
+    return if_open(block, gate, open_sum, closed)
+
+
+def gated_layer(
+    layer: nn.Module,
+    x: jax.Array,
+    output: Callable[[nn.Module], jax.Array],
+    gate: jax.Array | None,
+) -> jax.Array:
+    """gate * output + (1 - gate) * x: a layer without a shortcut, 0 is the identity.
+
+    Args:
+        layer: the module whose submodules `output` makes and calls.
+        x: f[B, H, W, C].
+        output: computes the layer, of the shape of `x`, given `layer`.
+        gate: f32[], f32[B] or None; see `if_open`.
+    """
+
+    def open_layer(layer):
+        y = output(layer)
+        return y if gate is None else scale(gate, y) + scale(1 - gate, x)
+
+    return if_open(layer, gate, open_layer, x)
+
+
+def if_open(
+    module: nn.Module,
+    gate: jax.Array | None,
+    compute: Callable[[nn.Module], jax.Array],
+    closed: jax.Array,
+) -> jax.Array:
+    """`compute(module)` where the gate is open, `closed` where it is 0.
+
+    A gate for the whole mini-batch, f32[], is a conditional: a closed block is computed
+    neither forward nor backward, its BatchNorm statistics stay as they are, and the
+    gradient of the loss by its gate is 0. Gates of single examples, f32[B], multiply a
+    branch that is computed for all of them.
+
+    While the collection "intermediates" is mutable there is no conditional, because
+    captured values cannot leave one side of it: the branch is computed and the result
+    chosen, with the same values, gradients and statistics.
+    """
+    if gate is None or gate.ndim or module.is_initializing():
+        return compute(module)
+    is_open = gate != 0
+    if module.is_mutable_collection("intermediates"):
+        return _compute_and_choose(module, is_open, compute, closed)
+    return nn.cond(
+        is_open,
+        lambda module, closed: compute(module),
+        lambda module, closed: closed,
+        module,
+        closed,
+    )
+
+
+def _compute_and_choose(module, is_open, compute, closed):
+    before = module.variables.get("batch_stats", {})
+    before = jax.tree.map(lambda leaf: leaf, before)  # a copy: updates are in place
+    y = compute(module)
+    if module.is_mutable_collection("batch_stats"):
+        for name, after in module.variables.get("batch_stats", {}).items():
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(is_open, new, old), after, before[name]
+            )
+            module.put_variable("batch_stats", name, kept)
+    return jnp.where(is_open, y, closed)
+
+
+def scale(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """gate * x for a gate f32[] or f32[B] and x f[B, ...], in the dtype of x."""
+    return gate.astype(x.dtype).reshape(gate.shape + (1,) * (x.ndim - gate.ndim)) * x
+
+
+def single_path(
+    shortcut: jax.Array, branch: jax.Array, on_path: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The two terms of a block's sum, with gradients through one of them alone.
+
+    The gradient passes through the branch where `on_path` is 1, and through the
+    shortcut where it is 0; the values are unchanged (Veit et al. 2016, section 4.3).
+
+    Args:
+        shortcut: f[B, H, W, C].
+        branch: f[B, H, W, C].
+        on_path: f32[], 0 or 1.
+    """
+    return _scale_gradient(shortcut, 1 - on_path), _scale_gradient(branch, on_path)
+
+
+def _scale_gradient(x, factor):
+    constant = lax.stop_gradient(x)
+    return constant + factor.astype(x.dtype) * (x - constant)  # x - x is exactly 0

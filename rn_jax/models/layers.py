@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that several families share: convolution, BatchNorm, shortcuts."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from rn_jax.errors import InputError
+from rn_jax.models.convolution import conv2d
+
+ModuleDef = Callable[..., nn.Module]
+
+# N(0, 2 / (k^2 C_out)), the initialiser of the papers' Torch code (He et al. 2015b).
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# U(-1 / sqrt(C_in), 1 / sqrt(C_in)), Torch's rule for fully connected layers.
+torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """Convolution with `kernel_size // 2` zeros on every side.
+
+    Stride 2 pads as the papers' Torch code does, one row and column on each side of a
+    3x3 window; "SAME" would pad one side alone.
+
+    Attributes:
+        features: channels of the output.
+        kernel_size: side of the square window.
+        stride: step of the window.
+        groups: feature groups.
+        use_bias: adds a bias, zero at the start.
+        gradient: see `conv2d`.
+        dtype: of the computation; None takes that of the operands.
+
+    Raises:
+        InputError: the input is not [B, H, W, C], or has channels that do not fit.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    gradient: str = "auto"
+    dtype: Any = None
+    kernel_init: Callable = he_normal_fan_out
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        if x.ndim != 4:
+            raise InputError(f"Images must be [B, H, W, C], not of shape {x.shape}.")
+        channels, size = x.shape[-1], self.kernel_size
+        if self.has_variable("params", "kernel"):
+            expected = self.get_variable("params", "kernel").shape[2] * self.groups
+            if channels != expected:
+                raise InputError(
+                    f"The convolution {'/'.join(self.path)} takes {expected} channels, "
+                    f"but its input of shape {x.shape} has {channels}."
+                )
+        shape = (size, size, channels // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv2d(
+            x,
+            kernel,
+            stride=self.stride,
+            padding=((size // 2, size // 2),) * 2,
+            groups=self.groups,
+            gradient=self.gradient,
+        )
+        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
+# Torch's constants: eps 1e-5, momentum 0.1 (which Flax writes as 0.9). The variance is
+# taken about the mean: E[x^2] - E[x]^2 loses its digits where the mean is large.
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+class Shortcut(nn.Module):
+    """The three shortcuts of He et al. 2015, section 4.1, option A in three spellings.
+
+    Attributes:
+        kind: where a block changes its shape,
+            "A": every stride-th pixel, zero channels appended (fb.resnet.torch);
+            "A_centered": the same, half of the zero channels on either side;
+            "A_pooled": 2x2 average pool, zero channels appended (Huang et al. 2016);
+            "B": 1x1 convolution and BatchNorm.
+            "C" is the convolution of B in every block.
+        features: channels of the output.
+        stride: of the block.
+
+    Raises:
+        InputError: unknown `kind`; or an option A that would have to drop channels.
+    """
+
+    kind: str
+    features: int
+    stride: int
+    conv: ModuleDef
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        if self.kind not in SHORTCUTS:
+            raise InputError(
+                f"shortcut must be one of {', '.join(SHORTCUTS)}, not {self.kind!r}."
+            )
+        same_shape = self.stride == 1 and x.shape[-1] == self.features
+        if self.kind == "C" or (self.kind == "B" and not same_shape):
+            return self.norm(name="bn")(
+                self.conv(self.features, 1, self.stride, name="conv")(x)
+            )
+        if same_shape:
+            return x
+        if self.kind == "A_pooled":
+            x = average_pool(x, self.stride)
+        else:
+            x = x[:, :: self.stride, :: self.stride]
+        return pad_channels(x, self.features, centered=self.kind == "A_centered")
+
+
+SHORTCUTS = ("A", "A_centered", "A_pooled", "B", "C")
+
+
+def average_pool(x: jax.Array, size: int) -> jax.Array:
+    """Means of size x size squares: f[B, H, W, C] -> f[B, ceil(H/size), ..., C].
+
+    A square that reaches past the border is averaged over its pixels inside.
+    """
+    window = (size, size)
+    return nn.avg_pool(x, window, window, padding="SAME", count_include_pad=False)
+
+
+def pad_channels(x: jax.Array, features: int, *, centered: bool) -> jax.Array:
+    """Zero channels up to `features`: at the end, or half of them on either side.
+
+    Raises:
+        InputError: `x` has more channels than `features`.
+    """
+    extra = features - x.shape[-1]
+    if extra < 0:
+        raise InputError(
+            f"Shortcut A cannot go from {x.shape[-1]} to {features} channels; "
+            "use shortcut B or C."
+        )
+    before = extra // 2 if centered else 0
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, extra - before)))

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trunk that residual families share: stages of equal blocks, run in a scan.
+
+The blocks of a stage that keep the shape of their input run in one `nn.scan`, their
+variables stacked on axis 0 under `stageS/blocks`; a first block that changes the shape
+stands apart, under `stageS/first`. Compile time is then flat in depth. `unstack` gives
+every block variables of its own, `stack` is its inverse.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rn_jax.errors import InputError
+from rn_jax.models.layers import ModuleDef
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One block of a network.
+
+    Attributes:
+        name: path of its variables in the unstacked layout, as "stage2/block01".
+        stage: stage it belongs to, from 1.
+        index: l - 1, its place in a vector of gates, from 0.
+        same_shape: output and input have one shape.
+        skippable: a gate of 0 acts on it. A layer without a shortcut that changes the
+            shape cannot be skipped and ignores its gate.
+    """
+
+    name: str
+    stage: int
+    index: int
+    same_shape: bool
+    skippable: bool
+
+
+class Stage(nn.Module):
+    """`size` blocks of one width, the first of them with the stage's stride.
+
+    Attributes:
+        block: called as `block(features=..., stride=..., name=...)`; the module it
+            gives is called as `module(x, gate, on_path, train=...)`.
+        features: channels of the stage's output.
+        first_apart: the first block changes the shape, so it is not in the scan.
+        scan_unroll: blocks laid out one after another per turn of the scan's loop.
+    """
+
+    block: ModuleDef
+    size: int
+    features: int
+    stride: int
+    first_apart: bool
+    scan_unroll: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        gates: jax.Array | None,
+        paths: jax.Array | None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """The stage's output; `gates` f32[size(, B)], `paths` f32[size], or None."""
+        if self.first_apart:
+            first = self.block(features=self.features, stride=self.stride, name="first")
+            x = first(x, _at(gates, 0), _at(paths, 0), train=train)
+        if length := self.size - self.first_apart:
+            blocks = self.block(features=self.features, stride=1, name="blocks")
+            scan = nn.scan(
+                lambda block, x, gate, on_path: (
+                    block(x, gate, on_path, train=train),
+                    None,
+                ),
+                variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=length,
+                unroll=self.scan_unroll,
+            )
+            rest = slice(int(self.first_apart), None)
+            x, _ = scan(blocks, x, _at(gates, rest), _at(paths, rest))
+        return x
+
+
+def _at(array, index):
+    return None if array is None else array[index]
+
+
+def block_infos(
+    stage_sizes: Sequence[int],
+    features: Sequence[int],
+    strides: Sequence[int],
+    stem_features: int,
+    *,
+    has_shortcut: bool,
+) -> tuple[BlockInfo, ...]:
+    """The blocks of a trunk in order, from its table of stages."""
+    infos, width = [], stem_features
+    rows = zip(stage_sizes, features, strides, strict=True)
+    for stage, (size, out, stride) in enumerate(rows, start=1):
+        for place in range(1, size + 1):
+            same_shape = place > 1 or (stride == 1 and width == out)
+            infos.append(
+                BlockInfo(
+                    name=f"stage{stage}/{block_name(place, size)}",
+                    stage=stage,
+                    index=len(infos),
+                    same_shape=same_shape,
+                    skippable=has_shortcut or same_shape,
+                )
+            )
+        width = out
+    return tuple(infos)
+
+
+def check_per_block(name: str, array, num_blocks: int, batch: int | None):
+    """Checks that `array` is [num_blocks], or [num_blocks, batch] if batch is given.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    allowed = [(num_blocks,)] + ([(num_blocks, batch)] if batch is not None else [])
+    if array is not None and array.shape not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise InputError(
+            f"{name} must have shape {shapes}, one number per block, "
+            f"not {list(array.shape)}."
+        )
+
+
+# --- One layout for files and surgery, one for speed ----------------------------------
+
+
+def unstack(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables with a subtree for each block: stage2/block01, stage2/block02, ...
+
+    Args:
+        variables: collections ("params", "batch_stats", ...) as a model's `init` gives
+            them. Trees without stages come back as they are.
+
+    Returns:
+        A new nested dict, whose leaves of block l are slices of the stacked ones.
+    """
+    return {name: _map_stages(tree, _unstack_stage) for name, tree in variables.items()}
+
+
+def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The inverse of `unstack`: the layout that `model.apply` takes.
+
+    Args:
+        variables: collections in the unstacked layout.
+        model: the network they belong to, which knows which blocks share a scan.
+
+    Raises:
+        InputError: a stage has another number of blocks than the model.
+    """
+    apart = {b.stage: not b.same_shape for b in reversed(model.blocks)}
+    sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
+
+    def stack_stage(stage: int, tree):
+        names = sorted(tree, key=_number)
+        if len(names) != sizes[stage]:
+            raise InputError(
+                f"stage{stage} has {len(names)} blocks, the model {sizes[stage]}."
+            )
+        stacked = {"first": tree[names.pop(0)]} if apart[stage] else {}
+        if names:
+            rest = [tree[name] for name in names]
+            stacked["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest)
+        return stacked
+
+    return {name: _map_stages(tree, stack_stage) for name, tree in variables.items()}
+
+
+def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The variables of one block, by collection, from either layout.
+
+    Args:
+        variables: collections of a whole network.
+        index: the block's place in a vector of gates, from 0.
+
+    Raises:
+        IndexError: there is no such block.
+    """
+    blocks = {}
+    for name, tree in variables.items():
+        stages = _map_stages(tree, _unstack_stage)
+        in_order = [
+            stages[stage][block]
+            for stage in sorted((k for k in stages if _is_stage(k)), key=_number)
+            for block in sorted(stages[stage], key=_number)
+        ]
+        if not 0 <= index < len(in_order):
+            raise IndexError(f"There are {len(in_order)} blocks, none at {index}.")
+        blocks[name] = in_order[index]
+    return blocks
+
+
+def _map_stages(tree, change: Callable):
+    return {
+        key: change(_number(key), value) if _is_stage(key) else value
+        for key, value in tree.items()
+    }
+
+
+def _unstack_stage(stage: int, tree):
+    if not {"first", "blocks"} & set(tree):
+        return dict(tree)  # already one subtree a block
+    blocks = [tree["first"]] if "first" in tree else []
+    if "blocks" in tree:
+        length = jax.tree.leaves(tree["blocks"])[0].shape[0]
+        for i in range(length):
+            blocks.append(jax.tree.map(lambda leaf, i=i: leaf[i], tree["blocks"]))
+    return {block_name(i, len(blocks)): b for i, b in enumerate(blocks, start=1)}
+
+
+def block_name(place: int, size: int) -> str:
+    """Name of a stage's block, from 1, with leading zeros so that names sort."""
+    return f"block{place:0{max(2, len(str(size)))}d}"
+
+
+def _is_stage(name: str) -> bool:
+    return re.fullmatch(r"stage\d+", name) is not None
+
+
+def _number(name: str) -> int:
+    return int(re.search(r"\d+$", name).group())

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices: which ones to use, and the steps compiled for them. All of it is here."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rn_jax.errors import InputError
+
+AXIS = "devices"
+
+
+def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]:
+    """Devices to train on, one per CPU core where there is no accelerator.
+
+    Call it before anything else touches JAX: the number of CPU devices is fixed by the
+    first use.
+
+    Args:
+        num_devices: None takes all accelerators, or of the CPU as many cores as divide
+            the batch.
+        batch_size: the global batch, split evenly.
+
+    Raises:
+        InputError: there are fewer devices, or they do not divide the batch.
+    """
+    wanted = num_devices
+    if wanted is None:
+        cores = len(os.sched_getaffinity(0))
+        wanted = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    if wanted < 1:
+        raise InputError(f"num_devices must be at least 1, not {num_devices}.")
+    try:  # only the CPU's devices are virtual; accelerators ignore the setting
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        pass  # JAX is already in use, as in a notebook: take the devices there are
+    devices = jax.devices()
+    if num_devices is None:
+        accelerators = devices[0].platform != "cpu"
+        num_devices = len(devices) if accelerators else min(wanted, len(devices))
+    if num_devices > len(devices):
+        raise InputError(
+            f"num_devices is {num_devices}, but there are {len(devices)} "
+            f"{devices[0].platform} devices."
+        )
+    if batch_size % num_devices:
+        raise InputError(
+            f"batch_size {batch_size} does not divide by {num_devices} devices; "
+            f"{math.ceil(batch_size / num_devices) * num_devices} would."
+        )
+    return devices[:num_devices]
+
+
+def axis_name(devices: Sequence[jax.Device]) -> str | None:
+    """Name of the axis that the steps reduce over; None on one device."""
+    return AXIS if len(devices) > 1 else None
+
+
+def batch_norm_axis(devices: Sequence[jax.Device], batch_norm: str) -> str | None:
+    """Axis over which BatchNorm's statistics are synchronised; None for each its own.
+
+    Virtual CPU devices always synchronise, so the number of cores does not change the
+    algorithm.
+
+    Raises:
+        InputError: `batch_norm` is neither "global" nor "device".
+    """
+    if batch_norm not in ("global", "device"):
+        raise InputError(
+            f'batch_norm must be "global" or "device", not {batch_norm!r}.'
+        )
+    if batch_norm == "device" and devices[0].platform != "cpu":
+        return None
+    return axis_name(devices)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """The tree with a copy on every device, as the compiled steps take and give it."""
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.device_put(
+        tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
+
+
+def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """step(state, batch, key), with the batch split over the devices.
+
+    The state is replicated and given up to the step, which returns the new one.
+    """
+    if len(devices) == 1:
+        return jax.jit(step, donate_argnums=0)
+    pmapped = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+    return lambda state, batch, key: pmapped(state, _split(batch, devices), key)
+
+
+def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """eval_step(variables, batch), with the batch split over the devices."""
+    if len(devices) == 1:
+        return jax.jit(step)
+    pmapped = jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices
+    )
+    return lambda variables, batch: pmapped(variables, _split(batch, devices))
+
+
+def _split(batch, devices):
+    return jax.tree.map(
+        lambda a: np.reshape(a, (len(devices), -1, *a.shape[1:])), batch
+    )

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and evaluation steps: pure functions made by keyword-only factories."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rn_jax.metrics import classification_sums
+from rn_jax.stochastic_depth import StochasticDepth, sample_gates
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from step to step, as plain pytrees.
+
+    Attributes:
+        step: i32[], steps taken.
+        params, batch_stats: the model's variables.
+        opt_state: Optax's.
+        sums: metrics summed over the steps of this epoch so far.
+        open_counts: i32[L], steps in which each block was open, of the whole run.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    sums: dict[str, jax.Array]
+    open_counts: jax.Array
+
+
+ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+
+
+def create_state(
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        key: for the parameters.
+        model: one of rn_jax's.
+        tx: the optimiser.
+        image_shape: (H, W, C).
+    """
+
+    @jax.jit  # one compiled program instead of one per operation
+    def create(key):
+        images = jnp.zeros((1, *image_shape))
+        variables = model.init({"params": key}, images, train=False)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(variables["params"]),
+            sums=jax.tree.map(jnp.float32, ZERO_SUMS),
+            open_counts=jnp.zeros(model.num_blocks, jnp.int32),
+        )
+
+    return create(key)
+
+
+def make_train_step(
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    stochastic_depth: StochasticDepth | None = None,
+    axis_name: str | None = None,
+) -> Callable:
+    """Makes the training step.
+
+    Args:
+        model: called with the gates that the step draws.
+        tx: the optimiser.
+        preprocess: (key, uint8[B, H, W, C], index of the first example in the global
+            batch) -> normalised and augmented f[B, H, W, C].
+        stochastic_depth: None is constant depth.
+        axis_name: devices over which the batch is split. The gradient is that of the
+            mean over the whole batch.
+
+    Returns:
+        step(state, batch, key) -> (state, metrics). `key` is the same at every step:
+        randomness comes from `fold_in(key, state.step)`, so a resumed run draws what an
+        uninterrupted one would. metrics: sums of this step, "grad_norm" (the norm of
+        the gradient, before weight decay) and "open", f32[L].
+    """
+
+    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        images, labels, mask = batch["image"], batch["label"], batch["mask"]
+        augment_key, gates_key, dropout_key = jax.random.split(
+            jax.random.fold_in(key, state.step), 3
+        )
+        first_index = jnp.int32(0)
+        if axis_name is not None:
+            first_index = lax.axis_index(axis_name) * len(labels)
+            dropout_key = jax.random.fold_in(dropout_key, first_index)
+        images = preprocess(augment_key, images, first_index)
+
+        gates, open_blocks = None, jnp.ones(model.num_blocks)
+        if stochastic_depth is not None:
+            gates = sample_gates(gates_key, stochastic_depth, model.num_blocks)
+            open_blocks = (gates != 0).astype(jnp.float32)
+        count = _sum_over(mask.sum(), axis_name)
+
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                gates=gates,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
+            sums = classification_sums(logits, labels, mask)
+            return sums["loss"] / count, (updates["batch_stats"], sums)
+
+        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+        grads, sums = _sum_over((grads, sums), axis_name)
+        if axis_name is not None:  # equal already where BatchNorm is synchronised
+            batch_stats = lax.pmean(batch_stats, axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            sums=jax.tree.map(jnp.add, state.sums, sums),
+            open_counts=state.open_counts + open_blocks.astype(jnp.int32),
+        )
+        metrics = {**sums, "grad_norm": optax.global_norm(grads), "open": open_blocks}
+        return state, metrics
+
+    return step
+
+
+def make_eval_step(
+    *,
+    model: nn.Module,
+    preprocess: Callable[[jax.Array], jax.Array],
+    axis_name: str | None = None,
+) -> Callable:
+    """Makes the evaluation step: eval_step(variables, batch) -> sums of metrics.
+
+    Args:
+        model: called with `train=False`, so by the test rule of stochastic depth.
+        preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
+        axis_name: devices over which the batch is split.
+    """
+
+    def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]):
+        logits = model.apply(variables, preprocess(batch["image"]), train=False)
+        sums = classification_sums(logits, batch["label"], batch["mask"])
+        return _sum_over(sums, axis_name)
+
+    return eval_step
+
+
+def _sum_over(tree, axis_name):
+    return tree if axis_name is None else lax.psum(tree, axis_name)

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets: read back what was written, clear sentences, and which example when."""
+
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import generated
+import numpy as np
+import pytest
+
+from rn_jax.data import datasets
+from rn_jax.data.datasets import Examples, InputError
+
+TFDS_NAMES = [name for name in datasets.DATASETS if name != "digits"]
+
+
+@pytest.fixture(scope="session")
+def generated_dir(tmp_path_factory):
+    """A TFDS folder with a small data set of each schema."""
+    folder = tmp_path_factory.mktemp("tfds")
+    for name in TFDS_NAMES:
+        generated.prepare(name, folder)
+    return folder
+
+
+@pytest.fixture
+def own_cifar10(generated_dir, tmp_path):
+    """A copy of the generated cifar10 to spoil: (data_dir, folder of the version)."""
+    shutil.copytree(generated_dir / "cifar10", tmp_path / "cifar10")
+    (folder,) = (tmp_path / "cifar10").iterdir()
+    return tmp_path, folder
+
+
+@pytest.fixture
+def no_tensorflow(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    """The real one, read once."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder:
+        pytest.skip("TFDS_DATA_DIR is not set: no real CIFAR-10 to read")
+    if not (pathlib.Path(folder) / "cifar10").is_dir():
+        pytest.skip("the folder in TFDS_DATA_DIR holds no cifar10")
+    return datasets.load("cifar10")
+
+
+def numbered(n):
+    """n examples of one pixel each, which is the label too."""
+    labels = np.arange(n, dtype=np.int32)
+    return Examples(labels.astype(np.uint8).reshape(n, 1, 1, 1), labels)
+
+
+def in_canonical_order(images, labels):
+    """TFDS shuffles what it writes: sort by the pixels, which are all different."""
+    order = np.lexsort(images.reshape(len(images), -1).T)
+    return images[order], labels[order]
+
+
+def sentence_of(data_dir, name="cifar10"):
+    """The one sentence that `load` fails with."""
+    with pytest.raises(InputError) as caught:
+        datasets.load(name, data_dir=data_dir)
+    message = str(caught.value)
+    assert name in message and "\n" not in message
+    return message
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", TFDS_NAMES)
+def test_load_reads_back_what_was_prepared(generated_dir, name):
+    dataset = datasets.load(name, data_dir=generated_dir)
+    assert dataset.spec is datasets.DATASETS[name]
+    written = {
+        part: [np.concatenate(arrays) for arrays in zip(*splits, strict=True)]
+        for part, splits in {
+            "train": [
+                generated.random_split(name, split)
+                for split in dataset.spec.train_splits
+            ],
+            "test": [generated.random_split(name, "test")],
+        }.items()
+    }
+    for part, examples in [("train", dataset.train), ("test", dataset.test)]:
+        assert examples.images.dtype == np.uint8 and examples.labels.dtype == np.int32
+        read = in_canonical_order(examples.images, examples.labels)
+        expected = in_canonical_order(*written[part])
+        np.testing.assert_array_equal(read[0], expected[0])
+        np.testing.assert_array_equal(read[1], expected[1])
+
+
+def test_svhn_trains_on_train_and_extra(generated_dir):
+    dataset = datasets.load("svhn_cropped", data_dir=generated_dir)
+    sizes = generated.SIZES
+    assert len(dataset.train) == sizes["train"] + sizes["extra"]
+    assert len(dataset.test) == sizes["test"]
+
+
+def test_load_returns_the_same_read_only_object(generated_dir, monkeypatch):
+    dataset = datasets.load("mnist", data_dir=generated_dir)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(generated_dir))
+    assert datasets.load("mnist") is dataset  # TFDS's own rule, the same folder
+    detour = generated_dir / ".." / generated_dir.name
+    assert datasets.load("mnist", data_dir=detour) is dataset
+    for array in (dataset.train.images, dataset.test.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_load_is_quiet_and_needs_no_tensorflow(generated_dir):
+    program = f"""
+import sys
+from rn_jax.data import datasets
+assert not {{"tensorflow_datasets", "sklearn"}} & set(sys.modules)
+datasets.load("cifar100", data_dir={str(generated_dir)!r})
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_real_cifar10_has_its_published_sizes_and_means(cifar10):
+    assert cifar10.train.images.shape == (50_000, 32, 32, 3)
+    assert cifar10.test.images.shape == (10_000, 32, 32, 3)
+    assert (np.bincount(cifar10.train.labels) == 5_000).all()
+    assert (np.bincount(cifar10.test.labels) == 1_000).all()
+    found = datasets.normalization(cifar10.train, "channel")
+    published = np.array([0.49139968, 0.48215841, 0.44653091])
+    np.testing.assert_allclose(found.mean / 255, published, atol=1e-7)
+    # The deviations of fb.resnet.torch, in its rounding.
+    np.testing.assert_allclose(found.std, [63.0, 62.1, 66.7], atol=0.06)
+
+
+def test_real_cifar10_is_split_45k_5k(cifar10):
+    size = datasets.validation_size(cifar10.spec, len(cifar10.train))
+    train, validation = datasets.split_validation(cifar10.train, size=size, seed=0)
+    assert (len(train), len(validation)) == (45_000, 5_000)
+
+
+# Digits
+
+
+def test_digits_are_scikit_learns_scans():
+    from sklearn.datasets import load_digits
+
+    dataset = datasets.load("digits")
+    assert dataset.train.images.shape == (1437, 8, 8, 1)
+    assert dataset.test.images.shape == (360, 8, 8, 1)
+
+    def rows(pixels, labels):
+        return sorted(map(tuple, np.c_[pixels, labels].tolist()))
+
+    scans = load_digits()
+    ours = [
+        np.c_[part.images.reshape(len(part), 64), part.labels]
+        for part in (dataset.train, dataset.test)
+    ]
+    # Every scan once, in one part or the other.
+    back = np.concatenate(ours)
+    back[:, :64] = np.round(back[:, :64] / 255 * 16)
+    assert rows(back[:, :64], back[:, 64]) == rows(scans.data, scans.target)
+    assert dataset.train.images.max() == dataset.test.images.max() == 255
+    # A fifth of every class, to within one scan.
+    of_class = np.bincount(scans.target)
+    np.testing.assert_allclose(np.bincount(dataset.test.labels), of_class / 5, atol=1)
+
+
+# Sentences for the user
+
+
+def test_unknown_name_lists_near_names_or_all_names():
+    with pytest.raises(InputError, match="'cifar_10'; near it: cifar10") as caught:
+        datasets.load("cifar_10")
+    assert "svhn" not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        datasets.get_spec("zzz")
+    assert all(name in str(caught.value) for name in datasets.DATASETS)
+
+
+def test_not_prepared_names_folder_and_command(tmp_path, no_tensorflow, capfd):
+    message = sentence_of(tmp_path, "fashion_mnist")
+    assert str(tmp_path / "fashion_mnist") in message
+    code = message.split(' && python -c "')[1].removesuffix('"')
+    compile(code, "command", "exec")
+    assert f"tfds.builder('fashion_mnist', data_dir='{tmp_path}')" in code
+    assert "file_format='array_record'" in code
+    assert 'pip install "rn_jax[prepare]"' in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_command_survives_an_odd_folder(tmp_path, no_tensorflow):
+    odd = tmp_path / 'it\'s $HOME "here"'
+    command = sentence_of(odd).split(" && python -c ")[1]
+    shown = subprocess.run(
+        ["sh", "-c", f"printf %s {command}"], capture_output=True, text=True, check=True
+    )
+    assert f"data_dir={str(odd)!r}" in shown.stdout
+
+
+def test_with_tensorflow_it_is_prepared_on_the_spot(tmp_path, monkeypatch, caplog):
+    def prepare_instead(arguments, **options):
+        assert arguments[0] == sys.executable
+        assert "builder('mnist'" in arguments[2]
+        generated.prepare("mnist", tmp_path)
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", prepare_instead)
+    with caplog.at_level(logging.WARNING):
+        dataset = datasets.load("mnist", data_dir=tmp_path)
+    assert len(dataset.train) == generated.SIZES["train"]
+    assert "preparing it" in caplog.text
+
+
+def test_failed_preparation_gives_its_last_line(tmp_path, monkeypatch):
+    def fail(arguments, **options):
+        return subprocess.CompletedProcess(arguments, 1, "", "Traceback\nNo route\n")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", fail)
+    message = sentence_of(tmp_path)
+    assert "(No route)" in message and "python -c" in message
+
+
+def test_tfrecord_folder_gets_the_command_that_converts_it(own_cifar10):
+    data_dir, folder = own_cifar10
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    for shard in folder.glob("*array_record*"):
+        shard.rename(folder / shard.name.replace("array_record", "tfrecord"))
+    message = sentence_of(data_dir)
+    assert "tfrecord" in message
+    assert (
+        f"tfds convert_format --dataset_version_dir={folder} "
+        "--out_file_format=array_record"
+    ) in message
+
+
+def test_folder_converted_in_place_is_read(own_cifar10):
+    # What `tfds convert_format` leaves: both formats, the new one as an alternative.
+    data_dir, folder = own_cifar10
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    info["alternativeFileFormats"] = ["array_record"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    dataset = datasets.load("cifar10", data_dir=data_dir)
+    assert len(dataset.train) == generated.SIZES["train"]
+
+
+def truncate(shard):
+    shard.write_bytes(shard.read_bytes()[:-500])
+
+
+def empty(shard):
+    shard.write_bytes(b"")
+
+
+def overwrite(shard):
+    size = shard.stat().st_size
+    shard.write_bytes(bytes(range(256)) * (size // 256))
+
+
+def lose_metadata(shard):
+    (shard.parent / "dataset_info.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "spoil", [truncate, empty, overwrite, pathlib.Path.unlink, lose_metadata]
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_files_are_one_sentence(own_cifar10, split, spoil):
+    data_dir, folder = own_cifar10
+    (shard,) = folder.glob(f"cifar10-{split}*")
+    spoil(shard)
+    message = sentence_of(data_dir)
+    assert "damaged or incomplete" in message
+    assert str(data_dir / "cifar10") in message
+
+
+def test_other_image_shape_is_one_sentence(own_cifar10, monkeypatch):
+    data_dir, _ = own_cifar10
+    spec = datasets.DatasetSpec(name="cifar10", image_shape=(16, 16, 3), num_classes=10)
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", spec)
+    assert "damaged or incomplete" in sentence_of(data_dir)
+
+
+# Which example when
+
+
+def test_split_validation_is_a_fixed_partition():
+    examples = numbered(100)
+    train, validation = datasets.split_validation(examples, size=10, seed=3)
+    assert (len(train), len(validation)) == (90, 10)
+    both = np.concatenate([train.labels, validation.labels])
+    assert sorted(both) == list(range(100))
+    np.testing.assert_array_equal(validation.images.ravel(), validation.labels)
+    again = datasets.split_validation(examples, size=10, seed=3)[1]
+    other = datasets.split_validation(examples, size=10, seed=4)[1]
+    np.testing.assert_array_equal(again.labels, validation.labels)
+    assert set(other.labels) != set(validation.labels)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 100, 101])
+def test_split_validation_refuses_an_empty_part(size):
+    with pytest.raises(InputError, match=f"1 to 99 of 100 examples, not {size}"):
+        datasets.split_validation(numbered(100), size=size, seed=0)
+
+
+def test_validation_sizes():
+    sizes = {"cifar10": 50_000, "svhn_cropped": 604_388, "digits": 1437}
+    assert {
+        name: datasets.validation_size(datasets.DATASETS[name], n)
+        for name, n in sizes.items()
+    } == {"cifar10": 5_000, "svhn_cropped": 6_000, "digits": 143}
+
+
+def test_an_epoch_visits_every_example_at_most_once_in_an_order_of_its_own():
+    examples, options = numbered(50), {"batch_size": 8, "seed": 1}
+    epochs = []
+    for epoch in range(3):
+        batches = [
+            datasets.train_batch(examples, step=6 * epoch + i, **options)
+            for i in range(6)
+        ]
+        assert all(batch["mask"].all() and len(batch["mask"]) == 8 for batch in batches)
+        epochs.append(np.concatenate([batch["label"] for batch in batches]))
+        pixels = np.concatenate([batch["image"].ravel() for batch in batches])
+        np.testing.assert_array_equal(pixels, epochs[-1])
+        assert len(set(epochs[-1])) == 48  # 50 without the two dropped
+        order = datasets.epoch_permutation(50, seed=1, epoch=epoch)
+        np.testing.assert_array_equal(epochs[-1], order[:48])
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+
+
+def test_epoch_permutation_is_a_permutation_of_seed_and_epoch():
+    order = datasets.epoch_permutation(1000, seed=0, epoch=5)
+    assert order.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    # (seed, epoch) = (0, 5) and (5, 0) are different streams.
+    for seed, epoch in [(5, 0), (1, 5), (0, 4)]:
+        other = datasets.epoch_permutation(1000, seed=seed, epoch=epoch)
+        assert not np.array_equal(order, other)
+
+
+def test_batch_of_a_step_does_not_depend_on_the_steps_before():
+    examples, options = numbered(40), {"batch_size": 7, "seed": 2}
+    in_turn = [
+        datasets.train_batch(examples, step=step, **options)["label"]
+        for step in range(20)
+    ]
+    datasets.epoch_permutation.cache_clear()
+    for step in (13, 0, 19, 6):
+        alone = datasets.train_batch(examples, step=step, **options)["label"]
+        np.testing.assert_array_equal(alone, in_turn[step])
+
+
+@pytest.mark.parametrize("batch_size", [0, 41])
+def test_batch_size_has_to_fit(batch_size):
+    with pytest.raises(InputError, match=f"batch size of {batch_size} does not fit 40"):
+        datasets.train_batch(numbered(40), step=0, batch_size=batch_size, seed=0)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (12, 4), (3, 8), (5, 1)])
+def test_evaluation_counts_every_example_once(n, batch_size):
+    batches = list(datasets.eval_batches(numbered(n), batch_size=batch_size))
+    assert len(batches) == -(-n // batch_size)
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 1, 1, 1)
+        assert batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32 and batch["mask"].dtype == np.bool_
+        assert not batch["image"][~batch["mask"]].any()
+        assert not batch["label"][~batch["mask"]].any()
+    seen = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
+    np.testing.assert_array_equal(seen, np.arange(n))
+
+
+# Normalisation
+
+
+@pytest.fixture(scope="module")
+def many():
+    """More examples than one chunk of the sums, brighter to the left and in red."""
+    rng = np.random.default_rng(0)
+    bright = np.array([200, 120, 60]) * np.linspace(1, 0.3, 4)[:, None]
+    images = rng.normal(bright, 30, (1500, 5, 4, 3)).clip(0, 255).astype(np.uint8)
+    return Examples(images, np.zeros(1500, np.int32))
+
+
+def test_channel_normalization(many):
+    found = datasets.normalization(many, "channel")
+    pixels = many.images.astype(np.float64)
+    assert found.mean.dtype == found.std.dtype == np.float32
+    np.testing.assert_allclose(found.mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found.std, pixels.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+def test_mean_image_normalization(many):
+    found = datasets.normalization(many, "mean_image")
+    pixels = many.images.astype(np.float64)
+    assert found.mean.shape == (5, 4, 3) and found.std.shape == ()
+    np.testing.assert_allclose(found.mean, pixels.mean(axis=0), rtol=1e-6)
+    # The 2016 code takes the std of the raw pixels, not of what the mean image leaves.
+    np.testing.assert_allclose(found.std, pixels.std(), rtol=1e-6)
+    assert abs(found.std - (pixels - found.mean).std()) > 1
+
+
+def test_a_constant_channel_is_not_divided_by_zero():
+    found = datasets.normalization(Examples(*[np.full((4, 2, 2, 1), 7)] * 2), "channel")
+    assert (found.mean, found.std) == (7, 1)
+
+
+def test_unknown_normalization_names_both():
+    with pytest.raises(InputError, match="'zca': known: channel, mean_image"):
+        datasets.normalization(numbered(3), "zca")
