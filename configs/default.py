@@ -13,7 +13,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config = ConfigDict()
 
     # Network
-    config.model = "resnet20"  # a name of rn_jax.list_models()
+    config.model = placeholder(str)  # a name of rn_jax.list_models()
     config.model_kwargs = ConfigDict()  # more of its fields, as {'shortcut': 'B'}
     config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
     config.dtype = "float32"  # of the computation: float32 or bfloat16
@@ -28,23 +28,23 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
     config.augment_flip = placeholder(bool)  # None: what suits the data set
 
-    # Length: epochs, or if that is None, steps
-    config.epochs = placeholder(int)
-    config.steps = 64_000
+    # Length
+    config.epochs = placeholder(int)  # None: `steps` says how long
+    config.steps = 64_000  # used where epochs is None
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 500  # over all devices; changes speed and memory only
 
     # Optimiser
-    config.learning_rate = 0.1
-    config.lr_drops = (32_000, 48_000)  # where the rate is multiplied by lr_factor
+    config.learning_rate = 0.1  # after the warm-up, before the first drop
+    config.lr_drops = (32_000, 48_000)  # where the rate drops
     config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
-    config.lr_factor = 0.1
+    config.lr_factor = 0.1  # by which a drop multiplies the rate
     config.warmup = 0  # how long the rate is warmup_learning_rate at the start
     config.warmup_unit = "steps"  # steps or epochs
-    config.warmup_learning_rate = 0.01
-    config.momentum = 0.9
-    config.nesterov = False
-    config.weight_decay = 1e-4
+    config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110
+    config.momentum = 0.9  # of the running sum of gradients
+    config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes
+    config.weight_decay = 1e-4  # factor of the L2 penalty's gradient
     config.weight_decay_on = "kernels"  # or all: BatchNorm's and biases too
 
     # Randomness and devices
@@ -59,8 +59,8 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.compilation_cache = "~/.cache/rn_jax/compilation"  # "": no cache on disk
 
     # What the paper reports, for comparison only
-    config.paper = "He et al. 2015"
-    config.published_error_percent = ConfigDict()  # by data set
+    config.paper = "He et al. 2015"  # where the recipe comes from
+    config.published_error_percent = ConfigDict()  # test error by data set
     return config
 
 

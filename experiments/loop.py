@@ -48,7 +48,6 @@ def train(config: Mapping[str, Any], path: str) -> dict[str, Any] | None:
         print(f"{path} holds the finished run of this config.")
         _print_result(config, summary)
         return summary
-    print(f"Run folder: {path}")
     run = _Run(build(config), workdir)
     with _StopSignal() as stop:
         finished = run.train(stop)
@@ -79,12 +78,14 @@ class _Run:
             "timed_images": 0,
             "best": None,
         }
+        workdir.open()
         self.checkpoints = Checkpoints(workdir.checkpoints)
         if restored := self.checkpoints.restore(self.state):
             state, self.record = restored
             self.step = int(state.step)
             self.state = parallel.replicate(state, experiment.devices)
             print(f"Resumed at step {self.step} of {experiment.total_steps}.")
+        print(f"Run folder: {workdir.path}")
         workdir.resume_at(self.step)
         self._clock = time.perf_counter()
         self._in_flight = collections.deque()

@@ -218,6 +218,8 @@ def _check_values(config):
         value = config[name]
         if value is not None and not value >= least:
             raise InputError(f"{name} must be at least {least}, not {value}.")
+    if config["model"] is None:
+        raise InputError("Set model: a name of rn_jax.list_models().")
     if config["epochs"] is None and config["steps"] is None:
         raise InputError("Set epochs or steps: how long the run is.")
 

@@ -29,8 +29,10 @@ _FREE = {
 class Workdir:
     """The folder of one run, local or in a bucket (gs://...).
 
+    Nothing is written before `open`.
+
     Args:
-        path: made if it is not there.
+        path: of the folder.
         config: the run's fields, as plain values.
 
     Raises:
@@ -41,9 +43,12 @@ class Workdir:
         self.path = epath.Path(path)
         self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
         self._check_config()
+        self._events = None
+
+    def open(self) -> None:
+        """Makes the folder, if it is not there, and writes config.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write("config.json", self.config)
-        self._events = None
 
     @property
     def checkpoints(self) -> epath.Path:

@@ -39,11 +39,12 @@ class Checkpoints:
         self._report = report
         self.directory = epath.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
+            best_fn=_error,  # without it Orbax does not keep metrics on disk
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(2),
                     policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[_BEST_BY],
+                        get_metric_fn=_error,
                         reverse=True,  # in descending order, of which the last is kept
                         n=1,
                         keep_checkpoints_without_metrics=False,
@@ -167,6 +168,10 @@ class Checkpoints:
         if record.pop("digest") != _digest(saved.state):
             raise OSError("its contents do not match their checksum")
         return flax.serialization.from_state_dict(like, saved.state), record
+
+
+def _error(metrics):
+    return metrics[_BEST_BY]
 
 
 def _digest(tree) -> str:

@@ -111,7 +111,7 @@ def make_train_step(
         if stochastic_depth is not None:
             gates = sample_gates(gates_key, stochastic_depth, model.num_blocks)
             open_blocks = (gates != 0).astype(jnp.float32)
-        count = _sum_over(mask.sum(), axis_name)
+        count = _sum_over(mask.sum(dtype=jnp.float32), axis_name)
 
         def loss_fn(params):
             logits, updates = model.apply(
@@ -138,7 +138,7 @@ def make_train_step(
             sums=jax.tree.map(jnp.add, state.sums, sums),
             open_counts=state.open_counts + open_blocks.astype(jnp.int32),
         )
-        metrics = {**sums, "grad_norm": optax.global_norm(grads), "open": open_blocks}
+        metrics = {**sums, "grad_norm": optax.tree.norm(grads), "open": open_blocks}
         return state, metrics
 
     return step

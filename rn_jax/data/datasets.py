@@ -420,7 +420,7 @@ def split_validation(
     n = len(examples)
     if not 0 < size < n:
         raise InputError(
-            f"the validation part must hold 1 to {n - 1} of {n} examples, not {size}"
+            f"The validation part must hold 1 to {n - 1} of {n} examples, not {size}."
         )
     order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(n)
     return examples.take(order[size:]), examples.take(order[:size])
@@ -443,7 +443,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     """
     if not 1 <= batch_size <= n:
         raise InputError(
-            f"a batch size of {batch_size} does not fit {n} training examples"
+            f"A batch size of {batch_size} does not fit {n} training examples."
         )
     return n // batch_size
 
@@ -474,7 +474,7 @@ def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
         InputError: `batch_size` is less than 1.
     """
     if batch_size < 1:
-        raise InputError(f"a batch holds at least 1 example, not {batch_size}")
+        raise InputError(f"A batch holds at least 1 example, not {batch_size}.")
     for start in range(0, len(examples), batch_size):
         images = examples.images[start : start + batch_size]
         labels = examples.labels[start : start + batch_size]
@@ -504,11 +504,11 @@ def normalization(examples: Examples, kind: str) -> Normalization:
     """
     if kind not in NORMALIZATIONS:
         raise InputError(
-            f"unknown normalization {kind!r}: known: {', '.join(NORMALIZATIONS)}"
+            f"Unknown normalization {kind!r}: known: {', '.join(NORMALIZATIONS)}."
         )
     n = len(examples)
     if n == 0:
-        raise InputError("there are no examples to take a mean of")
+        raise InputError("There are no examples to take a mean of.")
     shape = examples.images.shape[1:]
     total, squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for start in range(0, n, 1024):  # 1024 * 255**2 fits uint32

@@ -63,10 +63,12 @@ class Conv(nn.Module):
                     f"but its input of shape {x.shape} has {channels}."
                 )
         shape = (size, size, channels // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param(
+                "bias", nn.initializers.zeros, (self.features,), jnp.float32
+            )
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv2d(
             x,

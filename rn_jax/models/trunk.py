@@ -203,6 +203,7 @@ def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _map_stages(tree, change: Callable):
+    tree = jax.tree.map(lambda leaf: leaf, tree)  # new dicts: the caller's stay whole
     return {
         key: change(_number(key), value) if _is_stage(key) else value
         for key, value in tree.items()

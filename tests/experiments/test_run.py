@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training command: its files, resuming bit for bit, signals, and bad input."""
+
+import json
+import math
+import re
+import signal
+import time
+
+import command
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command import arguments, in_process
+
+from experiments import loop
+from rn_jax import data
+from rn_jax.checkpoint import Checkpoints
+
+SD = "--config.stochastic_depth={'last_survival': 0.5}"
+
+
+def lines(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def final_state(workdir):
+    """The arrays of the newest checkpoint, by their path."""
+    import orbax.checkpoint as ocp
+
+    manager = ocp.CheckpointManager(workdir / "checkpoints")
+    restored = manager.restore(
+        manager.latest_step(),
+        args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+    )
+    manager.close()
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)
+    }
+
+
+def assert_same_run(a, b):
+    """Parameters, statistics, momentum, sums, counts and metrics, to the last bit."""
+    state_a, state_b = final_state(a), final_state(b)
+    assert state_a.keys() == state_b.keys()
+    for name in state_a:
+        np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
+    assert lines(a) == lines(b)
+
+
+OPTIONS = [
+    SD,
+    "--config.protocol=45k5k",
+    "--config.epochs=4",
+    "--config.checkpoint_every_steps=3",
+    "--config.log_every_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 20 steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    process = command.start(arguments(workdir, *OPTIONS))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return workdir, out
+
+
+def test_files_of_a_finished_run(finished):
+    workdir, _ = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    names = """model dataset params num_blocks epochs steps seed protocol
+        test_error_percent val_error_percent test_error_at_best_val_percent
+        images_per_second wall_seconds versions git_revision"""
+    assert set(names.split()) <= set(summary)
+    assert (summary["epochs"], summary["steps"]) == (4, 20)  # 1,294 // 240 = 5 a epoch
+    assert summary["num_blocks"] == 4
+    epochs = [ln for ln in lines(workdir) if ln["kind"] == "epoch"]
+    assert [ln["epoch"] for ln in epochs] == [1, 2, 3, 4]
+    assert summary["test_error_percent"] == epochs[-1]["test_error_percent"]
+    best = min(epochs, key=lambda ln: (ln["val_error_percent"], -ln["epoch"]))
+    assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
+    steps = [ln for ln in lines(workdir) if ln["kind"] == "step"]
+    assert [ln["step"] for ln in steps] == list(range(2, 21, 2))
+    for line in steps:
+        assert {"train_loss", "learning_rate", "open_blocks"} <= set(line)
+    assert {ln["open_blocks"] for ln in steps} > {4}  # some steps had closed blocks
+    assert json.loads((workdir / "config.json").read_text())["model"] == "tiny"
+    assert list((workdir / "events").glob("events.out.tfevents.*"))
+    for figure in ("learning_curves", "survival"):
+        png = (workdir / f"figures/{figure}.png").read_bytes()
+        assert png.startswith(b"\x89PNG") and len(png) > 10_000
+    kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert kept[-1] == 20 and 2 <= len(kept) <= 3
+    assert 5 * best["epoch"] in kept  # the best epoch's checkpoint
+
+
+def test_metrics_hold_no_clock_and_timing_does(finished):
+    workdir, _ = finished
+    for line in lines(workdir):
+        assert not [name for name in line if "second" in name or "memory" in name]
+    wall = [ln["wall_seconds"] for ln in lines(workdir, "timing.jsonl")]
+    assert wall == sorted(wall) and wall[0] > 0
+
+
+def test_output_without_a_terminal_is_plain_lines(finished):
+    workdir, out = finished
+    printed = out.splitlines()
+    assert printed[0] == f"Run folder: {workdir}"
+    assert [ln.split(":")[0] for ln in printed[1:5]] == [
+        f"epoch {i}" for i in range(1, 5)
+    ]
+    assert re.fullmatch(
+        r"Test error [\d.]+ %, [\d.]+ % at the best validation epoch "
+        r"\(He et al. 2015 has no figure for digits\).",
+        printed[5],
+    )
+    assert "\r" not in out
+
+
+def test_finished_run_is_not_trained_again(finished, monkeypatch, capsys):
+    workdir, _ = finished
+    before = lines(workdir)
+    assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
+    assert "holds the finished run" in capsys.readouterr().out
+    assert lines(workdir) == before
+
+
+def wait_for_step(workdir, process, step):
+    """Returns once a checkpoint of at least that step is there."""
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        folder = workdir / "checkpoints"
+        names = [p.name for p in folder.iterdir()] if folder.exists() else []
+        if any(name.isdigit() and int(name) >= step for name in names):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
+
+
+@pytest.mark.parametrize("step", [3, 10])
+def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path, step):
+    """After a checkpoint within an epoch, and after one at an epoch's end."""
+    workdir = tmp_path / "killed"
+    process = command.start(arguments(workdir, *OPTIONS))
+    wait_for_step(workdir, process, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (workdir / "summary.json").exists()
+    process = command.start(arguments(workdir, *OPTIONS))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert re.search(r"Resumed at step (\d+) of 20\.", out)
+    assert_same_run(workdir, finished[0])
+
+
+def test_sigterm_saves_and_exits_and_the_run_goes_on(finished, tmp_path):
+    workdir = tmp_path / "terminated"
+    process = command.start(arguments(workdir, *OPTIONS))
+    wait_for_step(workdir, process, 3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    step = int(re.search(r"Stopped by SIGTERM and saved at step (\d+) of 20", out)[1])
+    assert step < 20
+    assert (workdir / "checkpoints" / str(step)).exists()
+    process = command.start(arguments(workdir, *OPTIONS))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"Resumed at step {step} of 20." in out
+    assert_same_run(workdir, finished[0])
+
+
+def test_lines_after_the_checkpoint_are_cut_and_half_a_line_is_dropped(tmp_path):
+    from experiments.workdir import Workdir
+
+    workdir = Workdir(tmp_path, {"model": "m"})
+    workdir.open()
+    text = '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    workdir.resume_at(2)
+    workdir.log("metrics", {"step": 3, "kind": "step", "loss": 1.0})
+    workdir.close()
+    assert [ln["step"] for ln in lines(tmp_path)] == [1, 2, 3]
+    assert lines(tmp_path)[2]["loss"] == 1.0
+
+
+def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Damaged where an earlier one exists, after a run that was stopped."""
+    workdir = tmp_path / "damaged"
+    stop_after(monkeypatch, 9)
+    assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
+    monkeypatch.undo()
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert newest == 9
+    for file in (workdir / f"checkpoints/{newest}/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    capsys.readouterr()
+    assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
+    out = capsys.readouterr().out
+    assert "The checkpoint of step 9 is damaged; trying the one before." in out
+    assert re.search(r"Resumed at step 6 of 20\.", out)
+    assert_same_run(workdir, finished[0])
+
+
+def stop_after(monkeypatch, steps):
+    """Makes the loop see a signal after that many steps."""
+    taken = []
+
+    def train_batch(*args, step, **kwargs):
+        taken.append(step)
+        if len(taken) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return data.datasets.train_batch(*args, step=step, **kwargs)
+
+    monkeypatch.setattr(loop.data, "train_batch", train_batch)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys, what
+):
+    workdir = tmp_path / "nan"
+    argv = arguments(workdir, "--config.checkpoint_every_steps=2")
+    build = loop.build
+
+    def spoiled(config):
+        experiment = build(config)
+
+        def step(state, batch, key):
+            state, sums = experiment.train_step(state, batch, key)
+            if int(state.step) == 5:
+                spoiled = {"loss": "loss", "gradient": "grad_norm"}[what]
+                sums = {**sums, spoiled: jnp.float32(math.nan)}
+            return state, sums
+
+        return dataclass_replace(experiment, train_step=step)
+
+    monkeypatch.setattr(loop, "build", spoiled)
+    assert in_process(monkeypatch, argv) == 2
+    err = capsys.readouterr().err
+    assert "not finite at step 5 (learning rate 0.01)" in err
+    assert "the last good checkpoint, of step 4, is kept" in err
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    assert checkpoints.latest_step() == 4
+    checkpoints.close()
+
+
+def dataclass_replace(instance, **changes):
+    import dataclasses
+
+    return dataclasses.replace(instance, **changes)
+
+
+BAD_INPUT = {
+    "model": (["--config.model=resnet21"], r"Unknown model 'resnet21'; near it: .*20"),
+    "model field": (
+        ["--config.model_kwargs={'shortcat': 'B'}"],
+        r"tiny cannot be made: .*'shortcat'",
+    ),
+    "shortcut": (
+        ["--config.model_kwargs={'shortcut': 'D'}"],
+        r"shortcut must be one of A, .* not 'D'",
+    ),
+    "field": (["--config.epoch=3"], r"no field 'epoch': Did you mean \"epochs\""),
+    "field, far": (["--config.xyzzy=3"], r"no field 'xyzzy': configs/default.py"),
+    "nested field": (
+        ["--config.stochastic_depth={'survival': 0.5}"],
+        r"Unknown field of stochastic_depth 'survival'; near it: last_survival",
+    ),
+    "type": (["--config.batch_size=many"], r"config.batch_size=many: invalid literal"),
+    "choice": (["--config.protocol=50k"], r"protocol must be one of full, 45k5k, not"),
+    "range": (["--config.epochs=0"], r"epochs must be at least 1, not 0"),
+    "batch": (
+        ["--config.batch_size=99", "--config.num_devices=2"],
+        r"batch_size 99 does not divide by 2 devices; 100 would",
+    ),
+    "batch, large": (
+        ["--config.batch_size=2000"],
+        r"A batch size of 2000 does not fit 1437 training examples",
+    ),
+    "p_L zero": (
+        ["--config.stochastic_depth={'last_survival': 0}"],
+        r"p_L of the last block, must be in \(0, 1\], not 0\.",
+    ),
+    "p_L large": (
+        ["--config.stochastic_depth={'last_survival': 1.1}"],
+        r"must be in \(0, 1\], not 1\.1",
+    ),
+    "stochastic depth": (["--config.stochastic_depth=half"], r"must be None or its f"),
+    "drops": (["--config.lr_drops=(0.7, 0.5)"], r"one after another"),
+    "option": (["--wordkir=x"], r"Unknown command line flag 'wordkir'"),
+    "argument": (["now"], r"Unexpected argument 'now'"),
+}
+
+
+@pytest.mark.parametrize("options, sentence", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, options, sentence
+):
+    workdir = tmp_path / "bad"
+    assert in_process(monkeypatch, arguments(workdir, *options)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("rn_jax: ") and captured.err.count("\n") == 1
+    assert re.search(sentence, captured.err), captured.err
+    assert not workdir.exists()  # nothing begun that the next try would stumble over
+
+
+def test_unknown_data_set_and_config(tmp_path, monkeypatch, capsys):
+    argv = arguments(tmp_path / "w", dataset="cifar11")
+    assert in_process(monkeypatch, argv) == 2
+    assert "Unknown data set 'cifar11'; near it: cifar10" in capsys.readouterr().err
+    argv = arguments(tmp_path / "w", config="resnet21")
+    assert in_process(monkeypatch, argv) == 2
+    assert re.search(r"Unknown config '.*resnet21.py'", capsys.readouterr().err)
+    assert in_process(monkeypatch, []) == 2
+    assert "Name a config" in capsys.readouterr().err
+
+
+def test_workdir_of_another_config_is_left_as_it_is(finished, monkeypatch, capsys):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    options = [*OPTIONS, "--config.seed=1", "--config.learning_rate=0.5"]
+    assert in_process(monkeypatch, arguments(workdir, *options)) == 2
+    err = capsys.readouterr().err
+    assert "learning_rate 0.01 there and 0.5 here, seed 0 there and 1 here" in err
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    monkeypatch.setattr(loop, "train", lambda config, path: paths.append(path))
+    argv = [a for a in arguments("") if not a.startswith("--workdir")]
+    assert in_process(monkeypatch, argv) == 0
+    assert re.fullmatch(r"runs/resnet20-digits-\d{8}-\d{6}", paths[0])

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: what is kept, what comes back, and what damage does."""
+
+import json
+import os
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rn_jax import InputError
+from rn_jax.checkpoint import Checkpoints
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+
+
+TX = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
+
+
+def make_state(step):
+    # Large enough that the arrays lie in a file of their own, not in an index.
+    kernel = jax.random.normal(jax.random.key(step), (60, 50))
+    params = {"a": {"kernel": kernel, "empty": {}}}
+    return State(jnp.int32(step), params, TX.init(params))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run with checkpoints 1, 2 (the best), 3 and 4, of which 1 is not kept."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step, error in [(1, 9.0), (2, 4.0), (3, None), (4, 5.0)]:
+        checkpoints.save(
+            make_state(step), {"seconds": step / 2}, val_error_percent=error
+        )
+    checkpoints.close()
+    return tmp_path
+
+
+def steps_in(path):
+    return sorted(int(p.name) for p in (path / "checkpoints").iterdir())
+
+
+def test_the_last_two_and_the_best_are_kept(saved):
+    assert steps_in(saved) == [2, 3, 4]
+    checkpoints = Checkpoints(saved / "checkpoints")
+    assert checkpoints.best_step() == 2
+    assert checkpoints.latest_step() == 4
+    assert_equal(checkpoints.read(2, make_state(0)), make_state(2))
+    checkpoints.close()
+
+
+def test_of_equal_errors_the_later_is_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, error in enumerate([3.0, 2.0, 2.0, 4.0, 5.0, 6.0], start=1):
+        checkpoints.save(make_state(step), {}, val_error_percent=error)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 3
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 5, 6]
+    checkpoints.close()
+
+
+def test_restore_gives_back_what_was_saved(saved):
+    checkpoints = Checkpoints(saved / "checkpoints")
+    state, record = checkpoints.restore(make_state(0))
+    assert record == {"seconds": 2.0}
+    assert_equal(state, make_state(4))
+    checkpoints.close()
+
+
+def test_restore_of_nothing_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(make_state(0)) is None
+    assert checkpoints.best_step() is None
+    checkpoints.close()
+
+
+def files_of(saved, step):
+    """The files of a checkpoint's arrays, the largest first."""
+    files = [p for p in (saved / f"checkpoints/{step}/state").rglob("*") if p.is_file()]
+    return sorted(files, key=lambda p: -p.stat().st_size)
+
+
+def truncate(files):
+    for file in files:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def fill_with_zeros(files):
+    for file in files:
+        file.write_bytes(bytes(file.stat().st_size))
+
+
+def remove(files):
+    for file in files:
+        file.unlink()
+
+
+def flip_one_bit(files):
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, fill_with_zeros, remove, flip_one_bit],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("only_data", [False, True], ids=["all", "data"])
+def test_before_a_damaged_one_the_one_before_is_taken(saved, damage, only_data, capfd):
+    files = files_of(saved, 4)
+    damage(files[:1] if only_data else files)
+    said = []
+    checkpoints = Checkpoints(saved / "checkpoints", report=said.append)
+    state, record = checkpoints.restore(make_state(0))
+    assert_equal(state, make_state(3))
+    assert record == {"seconds": 1.5}
+    assert said == ["The checkpoint of step 4 is damaged; trying the one before."]
+    # The damaged one is out of the way but not lost, and its step can be saved again.
+    assert steps_in(saved) == [2, 3]
+    assert [p.name for p in (saved / "damaged").iterdir()] == ["4-1"]
+    checkpoints.save(make_state(4), {}, val_error_percent=5.0)
+    checkpoints.wait()
+    assert steps_in(saved) == [2, 3, 4]
+    checkpoints.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_if_all_are_damaged_it_is_said_and_nothing_is_removed(saved):
+    for step in (2, 3, 4):
+        remove(files_of(saved, step))
+    checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
+    with pytest.raises(InputError, match=r"All checkpoints in .* are damaged"):
+        checkpoints.restore(make_state(0))
+    assert steps_in(saved) == [2, 3, 4]
+    checkpoints.close()
+
+
+def test_the_digest_notices_what_the_format_does_not(saved):
+    """A value changed in a way that decodes well."""
+    file = next(Path(saved / "checkpoints/4/record").glob("metadata"))
+    record = json.loads(file.read_text())
+    record["digest"] = "0" * 64
+    file.write_text(json.dumps(record))
+    checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
+    assert checkpoints.restore(make_state(0))[0].step == 3
+    checkpoints.close()
+
+
+def test_a_checkpoint_begun_but_not_ended_does_not_count(saved):
+    begun = saved / "checkpoints" / "5.orbax-checkpoint-tmp-1"
+    begun.mkdir()
+    (begun / "x").write_text("half")
+    checkpoints = Checkpoints(saved / "checkpoints")
+    assert checkpoints.latest_step() == 4
+    checkpoints.close()

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics against numpy, and the mask."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from rn_jax import metrics
+
+
+def test_sums_are_those_of_numpy_and_leave_out_the_padding():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 2, 1, 0], np.int32)
+    mask = np.array([True, True, True, True, False, False])
+    sums = metrics.classification_sums(logits, labels, mask)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    losses = -np.log(probabilities[np.arange(6), labels])
+    np.testing.assert_allclose(sums["loss"], losses[:4].sum(), rtol=1e-6)
+    assert sums["correct"] == (logits.argmax(1) == labels)[:4].sum()
+    assert sums["count"] == 4
+
+
+def test_padding_that_is_not_finite_does_not_spoil_the_sum():
+    logits = jnp.array([[1.0, 0.0], [jnp.nan, jnp.inf]])
+    sums = metrics.classification_sums(
+        logits, jnp.array([0, 0]), jnp.array([True, False])
+    )
+    assert np.isfinite(sums["loss"]) and sums["correct"] == 1
+
+
+def test_means_divide_once():
+    """A mean of batch means would give the short last batch too much weight."""
+    batches = [{"loss": 8.0, "correct": 3.0, "count": 4.0}]
+    batches.append({"loss": 1.0, "correct": 0.0, "count": 1.0})
+    total = {name: sum(b[name] for b in batches) for name in batches[0]}
+    assert metrics.means(total) == {"loss": 1.8, "error_percent": 40.0}

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGD against the papers' update rules written out in numpy; schedules at the steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rn_jax import InputError, create_model, optim
+from rn_jax.models.resnet import ResNet
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay", ["all", "kernels"])
+def test_sgd_is_the_rule_of_the_torch_codes(nesterov, decay):
+    rng = np.random.default_rng(0)
+    params = {
+        "conv": {"kernel": rng.normal(size=(3, 4))},
+        "bn": {"scale": rng.normal(size=(4,))},
+    }
+    params = jax.tree.map(np.float32, params)
+    schedule = optim.piecewise_schedule(0.1, drops=(2,))
+    tx = optim.sgd(
+        schedule, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay=decay
+    )
+    state, ours = tx.init(params), params
+    expected = {k: dict(v) for k, v in jax.tree.map(np.float64, params).items()}
+    velocity = {"conv": 0.0, "bn": 0.0}
+    for step in range(4):
+        grads = jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
+        updates, state = tx.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        rate = 0.1 if step < 2 else 0.01
+        for module, name in [("conv", "kernel"), ("bn", "scale")]:
+            w = expected[module][name]
+            decays = decay == "all" or name == "kernel"
+            g = grads[module][name] + (0.01 * w if decays else 0)
+            velocity[module] = 0.9 * velocity[module] + g
+            direction = g + 0.9 * velocity[module] if nesterov else velocity[module]
+            expected[module][name] = w - rate * direction
+    for module, name in [("conv", "kernel"), ("bn", "scale")]:
+        np.testing.assert_allclose(
+            ours[module][name], expected[module][name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_block_without_gradient_still_decays_and_moves():
+    """As the flat parameter vector of the authors' code makes a closed block do."""
+    params = {"kernel": jnp.array([1.0])}
+    tx = optim.sgd(
+        optim.piecewise_schedule(1.0),
+        momentum=0.5,
+        nesterov=False,
+        weight_decay=0.25,
+        decay="all",
+    )
+    state = tx.init(params)
+    for expected in (0.75, 0.4375):  # v = 1/4, then 1/8 + 3/16
+        updates, state = tx.update({"kernel": jnp.array([0.0])}, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["kernel"], [expected])
+
+
+def test_kernel_mask_goes_by_name_in_a_scanned_model():
+    """Stacked BatchNorm scales have the rank of a matrix; they must not decay."""
+    model = create_model("resnet20", shortcut="B")
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, 8, 8, 3)), train=False
+        )
+    )
+    mask = optim.kernel_mask(shapes["params"])
+    scale = shapes["params"]["stage1"]["blocks"]["bn1"]["scale"]
+    assert scale.ndim == 2
+    assert mask["stage1"]["blocks"]["bn1"] == {"scale": False, "bias": False}
+    assert mask["stage1"]["blocks"]["conv1"] == {"kernel": True}
+    assert mask["stage2"]["first"]["shortcut"]["conv"] == {"kernel": True}
+    assert mask["head"] == {"kernel": True, "bias": False}
+    # 19 convolutions and the fully connected layer, of which 6n - 2 = 7 pairs are
+    # stacked: every kernel of the 20 weighted layers and 2 projections is there once.
+    kernels = jax.tree.map(lambda m, s: s.size if m else 0, mask, shapes["params"])
+    batch_norms = 2 * (16 * 7 + 32 * 7 + 64 * 7)
+    assert sum(jax.tree.leaves(kernels)) == 272_474 - batch_norms - 10
+
+
+def test_schedule_drops_and_warms_up_at_the_steps_named():
+    schedule = optim.piecewise_schedule(
+        0.1, drops=(32_000, 48_000), warmup_steps=400, warmup_learning_rate=0.01
+    )
+    rates = {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_000: 0.01}
+    rates |= {47_999: 0.01, 48_000: 0.001, 63_999: 0.001}
+    for step, rate in rates.items():
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-6, err_msg=str(step))
+
+
+def test_schedule_without_drops_is_constant():
+    assert optim.piecewise_schedule(0.3)(12345) == np.float32(0.3)
+
+
+def test_bad_settings_are_said():
+    with pytest.raises(InputError, match="one after another"):
+        optim.piecewise_schedule(0.1, drops=(300,), warmup_steps=400)
+    with pytest.raises(InputError, match='"all" or "kernels"'):
+        optim.sgd(
+            optim.piecewise_schedule(0.1),
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=0.0,
+            decay="conv",
+        )
+
+
+def test_optimiser_state_is_that_of_a_small_model():
+    """The mask is applied to the structure that a real model has."""
+    model = ResNet((1, 1), features=(4, 8))
+    params = model.init(
+        {"params": jax.random.key(0)}, jnp.zeros((1, 8, 8, 1)), train=False
+    )["params"]
+    tx = optim.sgd(
+        optim.piecewise_schedule(1.0),
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.5,
+        decay="kernels",
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+    assert moved == optim.kernel_mask(params)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: one device against eight, gates from the key, what a step does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rn_jax import StochasticDepth, data, metrics, optim, parallel, train
+from rn_jax.models.resnet import ResNet
+from rn_jax.stochastic_depth import sample_gates
+
+SHAPE = (8, 8, 1)
+DEPTH = StochasticDepth(last_survival=0.3)
+
+
+def make_batch(size=16, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, *SHAPE), dtype=np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "mask": np.ones(size, bool),
+    }
+
+
+def preprocess(images):
+    return data.normalize(images, np.float32([100]), np.float32([70]))
+
+
+def augment(key, images, first_index):
+    return data.augment(
+        key, preprocess(images), pad=1, flip=True, first_index=first_index
+    )
+
+
+def setup(num_devices, stochastic_depth=None, batch_norm_axis=parallel.AXIS):
+    devices = jax.devices()[:num_devices]
+    axis_name = parallel.axis_name(devices)
+    model = ResNet(
+        (2, 2),
+        features=(4, 8),
+        stochastic_depth=stochastic_depth,
+        axis_name=axis_name and batch_norm_axis,
+    )
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.1),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay="all",
+    )
+    state = train.create_state(jax.random.key(0), model=model, tx=tx, image_shape=SHAPE)
+    step = train.make_train_step(
+        model=model,
+        tx=tx,
+        preprocess=augment,
+        stochastic_depth=stochastic_depth,
+        axis_name=axis_name,
+    )
+    return (
+        model,
+        parallel.replicate(state, devices),
+        parallel.compile_train_step(step, devices),
+        devices,
+    )
+
+
+def run(num_devices, stochastic_depth, steps=3):
+    _, state, step, _ = setup(num_devices, stochastic_depth)
+    seen = []
+    for i in range(steps):
+        state, sums = step(state, make_batch(seed=i), jax.random.key(1))
+        seen.append(jax.device_get(sums))
+    return jax.device_get(state), seen
+
+
+@pytest.mark.parametrize("depth", [None, DEPTH], ids=["constant", "stochastic"])
+def test_eight_devices_compute_what_one_computes(depth):
+    """Loss, gates, parameters and statistics, with BatchNorm over the whole batch."""
+    one, seen_one = run(1, depth)
+    eight, seen_eight = run(8, depth)
+    for a, b in zip(seen_one, seen_eight, strict=True):
+        np.testing.assert_array_equal(a["open"], b["open"])
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+    for part in ("params", "batch_stats", "sums", "open_counts", "opt_state"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+            getattr(one, part),
+            getattr(eight, part),
+        )
+
+
+def test_statistics_of_each_device_alone_are_another_algorithm():
+    """So that the test above would notice if statistics were not synchronised."""
+    losses = []
+    for axis in (parallel.AXIS, None):
+        _, state, step, _ = setup(8, batch_norm_axis=axis)
+        losses.append(float(step(state, make_batch(), jax.random.key(1))[1]["loss"]))
+    assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
+
+
+def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked():
+    model, state, _, _ = setup(1)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    batch = make_batch(24)
+    examples = data.Examples(batch["image"][:19], batch["label"][:19])
+    totals = []
+    for count in (1, 8):
+        devices = jax.devices()[:count]
+        step = parallel.compile_eval_step(
+            train.make_eval_step(
+                model=model,
+                preprocess=preprocess,
+                axis_name=parallel.axis_name(devices),
+            ),
+            devices,
+        )
+        here = parallel.replicate(variables, devices)
+        sums = [
+            jax.device_get(step(here, b))
+            for b in data.eval_batches(examples, batch_size=8)
+        ]
+        totals.append({k: sum(s[k] for s in sums) for k in sums[0]})
+    assert totals[0]["count"] == totals[1]["count"] == 19
+    assert totals[0]["correct"] == totals[1]["correct"]
+    np.testing.assert_allclose(totals[0]["loss"], totals[1]["loss"], rtol=1e-5)
+    logits = model.apply(variables, preprocess(examples.images), train=False)
+    whole = metrics.classification_sums(logits, examples.labels, np.ones(19, bool))
+    np.testing.assert_allclose(totals[0]["loss"], whole["loss"], rtol=1e-5)
+
+
+def test_a_step_is_gradient_descent_on_the_mean_loss():
+    """Written out once more, without the factory."""
+    model, state, step, _ = setup(1)
+    state, batch, key = jax.device_get(state), make_batch(), jax.random.key(1)
+    augment_key = jax.random.split(jax.random.fold_in(key, 0), 3)[0]
+    images = augment(augment_key, batch["image"], 0)
+
+    def loss(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), updates["batch_stats"]
+
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    after, sums = step(jax.tree.map(jnp.asarray, state), batch, key)
+    np.testing.assert_allclose(sums["loss"] / 16, value, rtol=1e-5)
+    expected = jax.tree.map(  # Nesterov's first step: (1 + momentum) times the gradient
+        lambda p, g: p - 0.1 * 1.9 * (g + 1e-4 * p), state.params, grads
+    )
+    for ours, theirs in [(after.params, expected), (after.batch_stats, stats)]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            ours,
+            theirs,
+        )
+
+
+def test_gates_follow_the_key_and_the_step_and_are_counted():
+    key = jax.random.key(1)
+    state, seen = run(1, DEPTH, steps=6)
+    for i, sums in enumerate(seen):
+        gates_key = jax.random.split(jax.random.fold_in(key, i), 3)[1]
+        np.testing.assert_array_equal(sums["open"], sample_gates(gates_key, DEPTH, 4))
+    counts = sum(sums["open"] for sums in seen)
+    np.testing.assert_array_equal(state.open_counts, counts)
+    assert 0 < counts.sum() < 24  # some were open and some closed
+    assert state.step == 6
+
+
+def test_sums_of_the_epoch_add_up_the_steps():
+    state, seen = run(1, None)
+    for name in ("loss", "correct", "count"):
+        np.testing.assert_allclose(
+            state.sums[name], sum(s[name] for s in seen), rtol=1e-6
+        )
+
+
+def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
+    """With every weight's decay off, a closed block's parameters stay bit for bit."""
+    model, state, _, devices = setup(1, DEPTH)
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.1),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.0,
+        decay="all",
+    )
+    state = state.replace(opt_state=tx.init(state.params))
+    step = train.make_train_step(
+        model=model, tx=tx, preprocess=augment, stochastic_depth=DEPTH
+    )
+    step = jax.jit(step)  # keeps the state, unlike the one that is compiled to train
+    for seed in range(20):
+        after, sums = step(state, make_batch(), jax.random.key(seed))
+        if sums["open"][2] == 0:  # the transition block, which is not in the scan
+            break
+    assert sums["open"][2] == 0
+    for name in ("params", "batch_stats"):
+        before = getattr(state, name)["stage2"]["first"]
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            getattr(after, name)["stage2"]["first"],
+            before,
+        )
+    moved = after.params["stem_conv"]["kernel"] != state.params["stem_conv"]["kernel"]
+    assert moved.any()
