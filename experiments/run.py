@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import loop
@@ -58,6 +58,7 @@ def _default_workdir(config):
 
 def main() -> int:
     """Runs the command and returns its exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
     try:
         config = _parse()
         loop.train(config, _WORKDIR.value or _default_workdir(config))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing that holds on a shared machine: sides in turn, medians, ratios and spread."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], None]], *, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every call, the sides in turn so that a slow moment meets them all.
+
+    Args:
+        sides: functions that return when their work is done.
+        rounds: calls of each that count.
+        warmup: calls of each before them.
+    """
+    for _ in range(warmup):
+        for call in sides.values():
+            call()
+    seconds = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """Median of the pairwise ratios, and the middle half of them."""
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"median": middle, "quartile_1": low, "quartile_3": high}
+
+
+def machine() -> dict[str, object]:
+    """Model, cores and memory of what the measurement ran on."""
+    device = jax.devices()[0]
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        ),
+    }
+    if device.platform != "cpu":
+        facts["accelerator"] = f"{jax.device_count()} x {device.device_kind}"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python, JAX, Flax and the packages named, if installed."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "optax", *more):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
+    """Writes results/NAME.json with machine, versions and the command that made it."""
+    module = sys.modules["__main__"].__spec__.name
+    command = " ".join(["python -m", module, *sys.argv[1:]])
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "command": command,
+        "machine": machine(),
+        "versions": versions(*packages),
+        **result,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path

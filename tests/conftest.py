@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of JAX for all tests, which hold from before its first use, and fixtures."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+# Enough virtual devices for the tests of parallelism.
+jax.config.update("jax_num_cpu_devices", 8)
+# No silent widening: a float64 or an int that slips into a network is an error.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Compiled programs are kept, so that a second run of the tests is much shorter.
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax-tests")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def quick_compile():
+    """Half the compile time, where the compiled program itself is not looked at."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def x64(quick_compile):
+    """Double precision for one test, where 1e-12 is asked for."""
+    # Flax's BatchNorm mixes float64 with float32 to find its own dtype.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    """make(model, image_shape, dtype="float32", seed=0): variables, no two alike.
+
+    Filled in by NumPy from the shapes alone: nothing is compiled, and BatchNorm has
+    scales, offsets and statistics of its own, which `init` would leave at 0 and 1.
+    """
+
+    def make(model, image_shape, dtype="float32", seed=0):
+        rng = np.random.default_rng(seed)
+
+        def fill(path, leaf):
+            name = path[-1].key
+            if name == "kernel":  # of a size that keeps activations near 1
+                values = rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5
+                values *= 0.5 if leaf.ndim > 2 else 1.0
+            elif name in ("bias", "mean"):
+                values = 0.2 * rng.normal(size=leaf.shape)
+            else:  # scales and variances
+                values = rng.uniform(0.5, 1.5, leaf.shape)
+            return values.astype(dtype)
+
+        shapes = jax.eval_shape(
+            lambda: model.init(
+                {"params": jax.random.key(0)},
+                jax.numpy.zeros((1, *image_shape), "float32"),
+                train=False,
+            )
+        )
+        return jax.tree_util.tree_map_with_path(fill, shapes)
+
+    return make
