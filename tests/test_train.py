@@ -184,7 +184,7 @@ def test_sums_of_the_epoch_add_up_the_steps():
 
 def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
     """With every weight's decay off, a closed block's parameters stay bit for bit."""
-    model, state, _, devices = setup(1, DEPTH)
+    model, state, _, _ = setup(1, DEPTH)
     tx = optim.sgd(
         optim.piecewise_schedule(0.1),
         momentum=0.9,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds per training step, constant and stochastic depth, beside PyTorch.
+
+    python -m benchmarks.step_time --model=resnet110 --batch_size=32 [--peer=torch]
+
+The sides alternate in one process. The peer's stochastic depth is timm's DropPath.
+"""
+
+import argparse
+import statistics
+
+import jax
+
+from benchmarks import measure
+from benchmarks.training_step import Step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet110")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--last_survival", type=float, default=0.5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--peer", choices=("torch",))
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+
+    size = {"batch_size": options.batch_size, "image_size": options.image_size}
+    depth = {"last_survival": options.last_survival}
+    sides = {
+        "constant": Step(options.model, dtype=options.dtype, **size),
+        "stochastic": Step(options.model, dtype=options.dtype, **size, **depth),
+    }
+    if options.peer:
+        from benchmarks import torch_peer
+
+        kinds = {"torch": False}
+        if jax.devices()[0].platform != "cpu":
+            kinds["torch.compile"] = True
+        for name, compiled in kinds.items():
+            more = {"dtype": options.dtype, "compiled": compiled, **size}
+            sides[f"{name} constant"] = torch_peer.Step(options.model, **more)
+            sides[f"{name} DropPath"] = torch_peer.Step(options.model, **more, **depth)
+
+    seconds = measure.alternate(sides, rounds=options.rounds)
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name:24} {median:.3f} s")
+    ratios = {}
+    for over, under in [
+        ("stochastic", "constant"),
+        *[("constant", name) for name in sides if name.endswith(" constant")],
+        *[("stochastic", name) for name in sides if name.endswith(" DropPath")],
+    ]:
+        found = ratios[f"{over} / {under}"] = measure.ratio(
+            seconds[over], seconds[under]
+        )
+        print(
+            f"{over} / {under}: {found['median']:.2f} "
+            f"({found['quartile_1']:.2f} to {found['quartile_3']:.2f})"
+        )
+    name = f"step_time_{options.model}_{jax.devices()[0].platform}_{options.dtype}"
+    result = {**vars(options), "median_seconds": medians, "ratios": ratios}
+    print(measure.write(name, result, "torch", "timm"))
+
+
+if __name__ == "__main__":
+    main()

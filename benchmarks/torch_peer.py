@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same networks in PyTorch, as a peer to be timed against. An optional install."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import nn
+
+
+def _timm():
+    """timm, which imports torchvision.
+
+    torchvision's wheel registers shape rules for operators of its own extension, which
+    a CPU-only torch cannot load; the operators are not used here, so the rules are
+    skipped.
+    """
+    register, torch.library.register_fake = (
+        torch.library.register_fake,
+        lambda *args, **kwargs: lambda function: function,
+    )
+    try:
+        import timm.layers
+    finally:
+        torch.library.register_fake = register
+    return timm
+
+
+class Block(nn.Module):
+    """Basic block with shortcut A; timm's DropPath on the branch if its rate is set."""
+
+    def __init__(self, channels: int, features: int, stride: int, drop: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.stride, self.extra = stride, features - channels
+        self.drop_path = nn.Identity()
+        if drop:
+            self.drop_path = _timm().layers.DropPath(drop)
+
+    def forward(self, x):
+        """[B, C, H, W] in channels_last memory."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.drop_path(self.bn2(self.conv2(y)))
+        if self.extra:
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra)
+            )
+        return F.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n + 2 with shortcut A."""
+
+    def __init__(self, n: int, last_survival: float | None):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        blocks, channels, total = [], 16, 3 * n
+        for stage, features in enumerate((16, 32, 64)):
+            for place in range(n):
+                stride = 2 if stage and not place else 1
+                depth = (len(blocks) + 1) / total
+                drop = 0.0 if last_survival is None else depth * (1 - last_survival)
+                blocks.append(Block(channels, features, stride, drop))
+                channels = features
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        """Logits of [B, 3, H, W]."""
+        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+class Step:
+    """A training step on random images; calling it takes one and waits.
+
+    Args:
+        model: "resnet" and a depth of 6n + 2.
+        batch_size: images per step.
+        image_size: side of the images in pixels.
+        last_survival: 1 - the last DropPath's rate; None for constant depth.
+        dtype: "float32" (TF32 where the device has it) or "bfloat16" by autocast.
+        compiled: through torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int,
+        image_size: int,
+        last_survival: float | None = None,
+        dtype: str = "float32",
+        compiled: bool = False,
+    ):
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+        depth = int(model.removeprefix("resnet"))
+        net = CifarResNet((depth - 2) // 6, last_survival).to(self.device).train()
+        self.net = net.to(memory_format=torch.channels_last)
+        self.forward = torch.compile(self.net) if compiled else self.net
+        self.optimizer = torch.optim.SGD(
+            net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+        )
+        rng = np.random.default_rng(0)
+        shape = (batch_size, 3, image_size, image_size)
+        images = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.from_numpy(rng.integers(0, 10, batch_size))
+        self.dtype = {"float32": None, "bfloat16": torch.bfloat16}[dtype]
+
+    def __call__(self) -> None:
+        """One step."""
+        images = (self.images.to(self.device).float() - 128) / 64
+        labels = self.labels.to(self.device)
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
+            loss = F.cross_entropy(self.forward(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
