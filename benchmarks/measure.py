@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from rn_jax import parallel
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -50,7 +52,7 @@ def machine() -> dict[str, object]:
     device = jax.devices()[0]
     facts = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": parallel.cpu_cores(),
         "memory_gib": round(
             os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         ),

@@ -28,9 +28,9 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
     config.augment_flip = placeholder(bool)  # None: what suits the data set
 
-    # Length
-    config.epochs = placeholder(int)  # None: `steps` says how long
-    config.steps = 64_000  # used where epochs is None
+    # Length: whichever ends first
+    config.epochs = placeholder(int)  # None: as many as `steps` allows
+    config.steps = 64_000  # None: as many as `epochs` needs
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 500  # over all devices; changes speed and memory only
 
@@ -40,7 +40,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.lr_factor = 0.1  # by which a drop multiplies the rate
     config.warmup = 0  # how long the rate is warmup_learning_rate at the start
-    config.warmup_unit = "steps"  # steps or epochs
+    config.warmup_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110
     config.momentum = 0.9  # of the running sum of gradients
     config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes

@@ -17,6 +17,7 @@ def get_config(dataset="cifar10"):
     config.model_kwargs = {"shortcut": "A_pooled"}
     config.protocol = "45k5k"
     config.epochs = 500
+    config.steps = None
     config.lr_drops = (0.5, 0.75)
     config.lr_drops_unit = "fraction"
     config.nesterov = True

@@ -109,7 +109,7 @@ class _Run:
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._account(leave=_IN_FLIGHT)
-                if self._timed_from is None:  # the step just taken was compiled
+                if self._timed_from is None:  # the first step, which was compiled
                     self._start_timing()
                 epochs, rest = divmod(self.step, exp.steps_per_epoch)
                 ended = self.step == exp.total_steps
@@ -154,7 +154,7 @@ class _Run:
                         "train_error_percent": mean["error_percent"],
                         "grad_norm": float(sums["grad_norm"]),
                         "learning_rate": float(self.experiment.schedule(step - 1)),
-                        "open_blocks": int(sums["open"].sum()),
+                        "open_blocks": float(sums["open"].sum()),
                     },
                 )
 
@@ -194,20 +194,25 @@ class _Run:
         opened = np.asarray(state.open_counts)
         if len(opened):
             line["open_blocks"] = float(opened.sum() / self.step)
+        if not all(
+            math.isfinite(line[name]) for name in line if name.endswith("_loss")
+        ):
+            self._stop_not_finite(self.step)
         self.workdir.log("metrics", line)
 
-        val_error = line.get("val_error_percent")
-        best = self.record["best"]
-        if val_error is not None:
-            if best is None or val_error <= best["val_error_percent"]:
-                self.record["best"] = {
-                    "epoch": epoch,
-                    "val_error_percent": val_error,
-                    "test_error_percent": line["test_error_percent"],
-                }
+        val_error, best = line.get("val_error_percent"), self.record["best"]
+        is_best = val_error is not None and (
+            best is None or val_error <= best["val_error_percent"]
+        )
+        if is_best:
+            self.record["best"] = {
+                "epoch": epoch,
+                "val_error_percent": val_error,
+                "test_error_percent": line["test_error_percent"],
+            }
         zeros = jax.tree.map(np.float32, ZERO_SUMS)
         self.state = state.replace(sums=parallel.replicate(zeros, exp.devices))
-        self._save(val_error, eval_seconds=time.perf_counter() - started)
+        self._save(is_best, eval_seconds=time.perf_counter() - started)
         shown = [f"train loss {line['train_loss']:.4f}"] + [
             f"{part} error {line[f'{part}_error_percent']:.2f} %"
             for part in ("train", "val", "test")
@@ -241,8 +246,10 @@ class _Run:
             self.record["timed_images"] += images
             self._timed_from = None
 
-    def _save(self, val_error=None, **timing):
+    def _save(self, is_best=False, **timing):
         self._stop_timing()
+        if not _is_finite(self.state):  # the update after a loss that was finite
+            self._stop_not_finite(self.step)
         now = time.perf_counter()
         self.record["wall_seconds"] += now - self._clock
         self._clock = now
@@ -256,9 +263,8 @@ class _Run:
                 **timing,
             },
         )
-        self.checkpoints.save(
-            self.state, dict(self.record), val_error_percent=val_error
-        )
+        self.checkpoints.save(self.state, dict(self.record), best=is_best)
+        self._start_timing()
 
     def _images_per_second(self):
         seconds = self.record["timed_seconds"]
@@ -267,12 +273,12 @@ class _Run:
     def summarize(self) -> dict[str, Any]:
         """Draws the figures, writes summary.json and closes the run."""
         exp, config = self.experiment, self.experiment.config
-        last = [
+        epoch_lines = [
             ln for ln in self.workdir.lines("metrics.jsonl") if ln["kind"] == "epoch"
         ]
         figures = self.workdir.path / "figures"
         title = f"{config['model']} on {config['dataset']}"
-        plots.learning_curves(last, figures / "learning_curves.png", title=title)
+        plots.learning_curves(epoch_lines, figures / "learning_curves.png", title=title)
         if exp.stochastic_depth is not None:
             plots.survival(
                 survival_probs(exp.stochastic_depth, exp.model.num_blocks),
@@ -292,8 +298,8 @@ class _Run:
             "steps": self.step,
             "seed": config["seed"],
             "protocol": config["protocol"],
-            "test_error_percent": last[-1]["test_error_percent"],
-            "val_error_percent": last[-1].get("val_error_percent"),
+            "test_error_percent": epoch_lines[-1]["test_error_percent"],
+            "val_error_percent": epoch_lines[-1].get("val_error_percent"),
             "best_epoch": best.get("epoch"),
             "best_val_error_percent": best.get("val_error_percent"),
             "test_error_at_best_val_percent": best.get("test_error_percent"),
@@ -343,6 +349,11 @@ def _print_result(config, summary):
         "" if at_best is None else f", {at_best:.2f} % at the best validation epoch"
     )
     print(f"Test error {summary['test_error_percent']:.2f} %{middle} ({beside}).")
+
+
+def _is_finite(state):
+    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(state))
+    return all(np.isfinite(array).all() for array in arrays)
 
 
 def _peak_memory_mib(devices):

@@ -25,10 +25,16 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. By default a new one under runs/."
 )
 
+_HINT = (
+    "configs/default.py has them all, and what is a dict there is given whole, as "
+    "--config.model_kwargs=\"{'shortcut': 'B'}\"."
+)
+
 
 def _parse():
     """absl's parser, with one sentence for what it cannot take."""
     flag = flags.FLAGS["config"]
+    sys.argv = _data_set_first(sys.argv)
     try:
         rest = flags.FLAGS(sys.argv)
         if len(rest) > 1:
@@ -40,13 +46,25 @@ def _parse():
         while isinstance(error, Exception):
             error = error.args[0]
         name, _, hint = error.partition("\n")
-        hint = hint or "configs/default.py has them all."
-        raise InputError(f"The config has no field {name}: {hint}") from None
+        raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
     except (flags.Error, TypeError, ValueError, OSError) as error:
         if missing := re.search(r"No such file or directory: '(.+?)'", str(error)):
             known = glob.glob("configs/[!_]*.py")
             raise unknown_name("config", missing[1], known) from None
+        if nested := re.search(r"Override (\S+) can not be applied", str(error)):
+            raise InputError(f"{nested[1]} cannot be set alone: {_HINT}") from None
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _data_set_first(argv):
+    """--config.dataset=NAME as --config=FILE:NAME, so that its recipe follows it."""
+    names = [a.partition("=")[2] for a in argv if re.match("--?config.dataset=", a)]
+    if not names:
+        return argv
+    is_file = re.compile("(--?config=[^:]+)")
+    return [
+        f"{found[1]}:{names[-1]}" if (found := is_file.match(a)) else a for a in argv
+    ]
 
 
 def _default_workdir(config):
@@ -64,6 +82,9 @@ def main() -> int:
         loop.train(config, _WORKDIR.value or _default_workdir(config))
     except InputError as error:
         print(f"rn_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rn_jax: Interrupted before the first step.", file=sys.stderr)
         return 2
     return 0
 

@@ -63,14 +63,16 @@ def build(config: Mapping[str, Any]) -> Experiment:
 
     spec = data.get_spec(config["dataset"])
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
-    model = rn_jax.create_model(
-        config["model"],
-        num_classes=spec.num_classes,
-        stochastic_depth=stochastic_depth,
-        axis_name=parallel.batch_norm_axis(devices, config["batch_norm"]),
-        dtype=jnp.dtype(config["dtype"]),
-        **config["model_kwargs"],
-    )
+    derived = {
+        "num_classes": spec.num_classes,
+        "stochastic_depth": stochastic_depth,
+        "axis_name": parallel.batch_norm_axis(devices, config["batch_norm"]),
+        "dtype": jnp.dtype(config["dtype"]),
+    }
+    for name in config["model_kwargs"]:
+        if name in derived:
+            raise InputError(f"model_kwargs cannot set {name}: other fields do.")
+    model = rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
 
     dataset = data.load(config["dataset"], data_dir=config["data_dir"])
     train_examples, val_examples = dataset.train, None
@@ -81,9 +83,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             seed=config["split_seed"],
         )
     steps_per_epoch = data.steps_per_epoch(len(train_examples), config["batch_size"])
-    total_steps = config["steps"]
-    if config["epochs"] is not None:
-        total_steps = config["epochs"] * steps_per_epoch
+    total_steps = _total_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)
     tx = optim.sgd(
         schedule,
@@ -149,17 +149,26 @@ def _preprocessing(config, spec, train_examples):
     return preprocess, augment
 
 
+def _total_steps(config, steps_per_epoch):
+    lengths = [config["steps"], config["epochs"] and config["epochs"] * steps_per_epoch]
+    return min(length for length in lengths if length is not None)
+
+
 def _schedule(config, steps_per_epoch, total_steps):
     in_steps = {
-        "steps": lambda x: int(x),
-        "epochs": lambda x: int(x * steps_per_epoch),
-        "fraction": lambda x: int(x * total_steps),
+        "steps": 1,
+        "epochs": steps_per_epoch,
+        "fraction": total_steps,
     }
+    drops_in, warmup_in = (
+        in_steps[config["lr_drops_unit"]],
+        in_steps[config["warmup_unit"]],
+    )
     return optim.piecewise_schedule(
         config["learning_rate"],
-        drops=[in_steps[config["lr_drops_unit"]](x) for x in config["lr_drops"]],
+        drops=[int(drop * drops_in) for drop in config["lr_drops"]],
         factor=config["lr_factor"],
-        warmup_steps=in_steps[config["warmup_unit"]](config["warmup"]),
+        warmup_steps=int(config["warmup"] * warmup_in),
         warmup_learning_rate=config["warmup_learning_rate"],
     )
 
@@ -172,18 +181,25 @@ def _stochastic_depth(settings):
             "stochastic_depth must be None or its fields, as {'last_survival': 0.5}, "
             f"not {settings!r}."
         )
-    fields = rn_jax.StochasticDepth.__dataclass_fields__
+    fields = {"preset", *rn_jax.StochasticDepth.__dataclass_fields__}
     for name in settings:
         if name not in fields:
             raise rn_jax.errors.unknown_name("field of stochastic_depth", name, fields)
-    return rn_jax.StochasticDepth(**settings)
+    try:
+        if "preset" in settings:
+            return rn_jax.StochasticDepth.preset(**settings)
+        return rn_jax.StochasticDepth(**settings)
+    except TypeError as error:
+        raise InputError(
+            f"stochastic_depth has a value of a wrong type: {error}."
+        ) from None
 
 
 _CHOICES = {
     "protocol": ("full", "45k5k"),
     "dtype": ("float32", "bfloat16"),
     "lr_drops_unit": ("steps", "epochs", "fraction"),
-    "warmup_unit": ("steps", "epochs"),
+    "warmup_unit": ("steps", "epochs", "fraction"),
     "normalization": data.NORMALIZATIONS,
     "weight_decay_on": ("kernels", "all"),
     "batch_norm": ("global", "device"),
@@ -218,6 +234,11 @@ def _check_values(config):
         value = config[name]
         if value is not None and not value >= least:
             raise InputError(f"{name} must be at least {least}, not {value}.")
+    for name in ("seed", "split_seed"):
+        if config[name] >= 2**31:
+            raise InputError(f"{name} must be below 2^31, not {config[name]}.")
+    if not all(isinstance(drop, int | float) for drop in config["lr_drops"]):
+        raise InputError(f"lr_drops must be numbers, not {config['lr_drops']}.")
     if config["model"] is None:
         raise InputError("Set model: a name of rn_jax.list_models().")
     if config["epochs"] is None and config["steps"] is None:

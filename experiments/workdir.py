@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events.
 
-metrics.jsonl is a function of the config alone; clock and memory readings go to
-timing.jsonl. On resume both are cut back to the restored step, so no line is there
-twice and none is missing.
+metrics.jsonl is a function of the config and of the devices' kind and number; clock and
+memory readings go to timing.jsonl. On resume both are cut back to the restored step, so
+no line is there twice and none is missing.
 """
 
 import json
@@ -15,7 +15,8 @@ from tensorboardX import SummaryWriter
 
 from rn_jax.errors import InputError
 
-# Fields that may differ when a run is continued: they do not change what is computed.
+# Fields that may differ when a run is continued: they do not change what is computed,
+# but for the rounding of sums over another number of devices.
 _FREE = {
     "compilation_cache",
     "data_dir",
@@ -47,8 +48,11 @@ class Workdir:
 
     def open(self) -> None:
         """Makes the folder, if it is not there, and writes config.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write("config.json", self.config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.json", self.config)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written to: {error}.") from None
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -108,7 +112,14 @@ class Workdir:
 
     def _check_config(self):
         file = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; --workdir must name a folder.")
         if not file.exists():
+            if self.checkpoints.exists():
+                raise InputError(
+                    f"{self.path} holds checkpoints but no config.json; restore it, or "
+                    "choose another --workdir."
+                )
             return
         try:
             there = json.loads(file.read_text())

@@ -6,6 +6,7 @@ from rn_jax.models import ModelEntry, create_model, list_models, register_model
 from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
 from rn_jax.stochastic_depth import (
     StochasticDepth,
+    Subset,
     expected_open_blocks,
     sample_gates,
     survival_probs,
@@ -19,6 +20,7 @@ __all__ = [
     "InputError",
     "ModelEntry",
     "StochasticDepth",
+    "Subset",
     "block_variables",
     "create_model",
     "expected_open_blocks",

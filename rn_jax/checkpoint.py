@@ -7,6 +7,7 @@ written to its end does not count.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import time
@@ -18,11 +19,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PreservationPolicy,
+)
 
 from rn_jax.errors import InputError
 
-_BEST_BY = "val_error_percent"
+
+@dataclasses.dataclass
+class _Best(PreservationPolicy):
+    """Keeps the checkpoint of one step, which is set from outside."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        return [info.step == self.step for info in checkpoints]
 
 
 class Checkpoints:
@@ -38,77 +51,62 @@ class Checkpoints:
     ):
         self._report = report
         self.directory = epath.Path(directory).absolute()
+        self._best = _Best()
         options = ocp.CheckpointManagerOptions(
-            best_fn=_error,  # without it Orbax does not keep metrics on disk
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(2),
-                    policies.BestN(
-                        get_metric_fn=_error,
-                        reverse=True,  # in descending order, of which the last is kept
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(
-        self,
-        state: Any,
-        record: dict[str, Any],
-        *,
-        val_error_percent: float | None = None,
-    ) -> None:
+    def save(self, state: Any, record: dict[str, Any], *, best: bool = False) -> None:
         """Starts saving; a checkpoint of this step that is there already stays.
 
         Args:
             state: a pytree with an attribute `step`.
             record: plain values that resuming needs, kept as JSON.
-            val_error_percent: by which the best checkpoint is chosen; None if it was
-                not measured at this step.
+            best: it is the best so far, and kept until a better one comes.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if best:
+            self._best.step = step
         tree = jax.device_get(flax.serialization.to_state_dict(state))
-        metrics = None
-        if val_error_percent is not None:
-            metrics = {_BEST_BY: val_error_percent}
+        ours = {"digest": _digest(tree), "best_step": self._best.step}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree),
-                record=ocp.args.JsonSave({**record, "digest": _digest(tree)}),
+                record=ocp.args.JsonSave({"ours": ours, "caller": record}),
             ),
-            metrics=metrics,
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole; None if there is none at all.
 
-        XX
-            Args:
-                like: a state of the same structure and shapes.
+        A damaged one is said and moved to a folder `damaged` beside the others, and the
+        one before it is taken.
 
-            Returns:
-                The state and the record, as they were saved.
+        Args:
+            like: a state of the same structure and shapes.
 
-            Raises:
-                InputError: there are checkpoints, but none of them is whole.
+        Returns:
+            The state and the record, as they were saved.
+
+        Raises:
+            InputError: there are checkpoints, but none of them is whole.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                state, record = self._read(step, like)
+                state, ours, record = self._read(step, like)
             except Exception:  # whatever a damaged file makes a reader raise
                 self._report(
                     f"The checkpoint of step {step} is damaged; trying the one before."
                 )
                 continue
             self._set_aside([s for s in steps if s > step])
+            self._best.step = ours["best_step"]
             return state, record
         if steps:
             raise InputError(
@@ -118,13 +116,8 @@ class Checkpoints:
         return None
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the lowest validation error, if there is one."""
-        errors = {
-            step: metrics[_BEST_BY]
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step))
-        }
-        return min(errors, key=lambda s: (errors[s], -s)) if errors else None
+        """Step saved last as the best, after `restore` also that of the run before."""
+        return self._best.step
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -164,14 +157,10 @@ class Checkpoints:
             except Exception:
                 time.sleep(1)  # by then those reads have ended
                 raise
-        record = dict(saved.record)
-        if record.pop("digest") != _digest(saved.state):
+        ours, record = saved.record["ours"], saved.record["caller"]
+        if ours["digest"] != _digest(saved.state):
             raise OSError("its contents do not match their checksum")
-        return flax.serialization.from_state_dict(like, saved.state), record
-
-
-def _error(metrics):
-    return metrics[_BEST_BY]
+        return flax.serialization.from_state_dict(like, saved.state), ours, record
 
 
 def _digest(tree) -> str:

@@ -21,7 +21,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         known: the names there are.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     if near:
         return InputError(f"Unknown {kind} {name!r}; near it: {', '.join(near)}.")
     return InputError(f"Unknown {kind} {name!r}; there are: {', '.join(known)}.")

@@ -30,8 +30,7 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
     """
     wanted = num_devices
     if wanted is None:
-        cores = len(os.sched_getaffinity(0))
-        wanted = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+        wanted = max(n for n in range(1, cpu_cores() + 1) if batch_size % n == 0)
     if wanted < 1:
         raise InputError(f"num_devices must be at least 1, not {num_devices}.")
     try:  # only the CPU's devices are virtual; accelerators ignore the setting
@@ -53,6 +52,13 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
             f"{math.ceil(batch_size / num_devices) * num_devices} would."
         )
     return devices[:num_devices]
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:
@@ -103,7 +109,7 @@ def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callabl
         devices=devices,
         donate_argnums=0,
     )
-    return lambda state, batch, key: pmapped(state, _split(batch, devices), key)
+    return _OverDevices(pmapped, len(devices))
 
 
 def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
@@ -113,10 +119,22 @@ def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable
     pmapped = jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices
     )
-    return lambda variables, batch: pmapped(variables, _split(batch, devices))
+    return _OverDevices(pmapped, len(devices))
 
 
-def _split(batch, devices):
-    return jax.tree.map(
-        lambda a: np.reshape(a, (len(devices), -1, *a.shape[1:])), batch
-    )
+class _OverDevices:
+    """A pmapped step(first, batch, ...) that takes the whole batch and splits it."""
+
+    def __init__(self, pmapped, num_devices):
+        self._pmapped, self._num_devices = pmapped, num_devices
+
+    def __call__(self, first, batch, *rest):
+        return self._pmapped(first, self._split(batch), *rest)
+
+    def lower(self, first, batch, *rest):
+        return self._pmapped.lower(first, self._split(batch), *rest)
+
+    def _split(self, batch):
+        return jax.tree.map(
+            lambda a: np.reshape(a, (self._num_devices, -1, *a.shape[1:])), batch
+        )

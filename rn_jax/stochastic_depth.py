@@ -10,31 +10,87 @@ counts by its survival probability (equation 5):
 
     H_l = ReLU(p_l f_l(H_{l-1}) + shortcut(H_{l-1})).
 
-Everything here is a pure function of its arguments; gates are ordinary arrays that a
-network takes as data.
+At least seven other algorithms go by the same name. `StochasticDepth` names each choice
+on which they differ. Everything here is a pure function of its arguments; gates are
+ordinary arrays that a network takes as data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, unknown_name
+
+GRANULARITIES = ("batch", "example", "subset")
+SCHEDULES = ("linear", "linear_from_zero", "uniform")
+SCALINGS = ("test", "training", "none")
+STATISTICS = ("frozen", "updated")
+
+# What other projects do under this name; see the README for where they differ.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "huang2016": {
+        "granularity": "batch",
+        "schedule": "linear",
+        "scaling": "test",
+        "closed_statistics": "frozen",
+    },
+    "timm": {
+        "granularity": "example",
+        "schedule": "linear_from_zero",
+        "scaling": "training",
+        "closed_statistics": "updated",
+    },
+    "torchvision": {  # ConvNeXt's and Swin's use of ops.stochastic_depth, mode="row"
+        "granularity": "example",
+        "schedule": "linear_from_zero",
+        "scaling": "training",
+        "closed_statistics": "updated",
+    },
+}
 
 
 @dataclass(frozen=True)
 class StochasticDepth:
-    """Settings of stochastic depth.
+    """Settings of stochastic depth. The defaults are those of Huang et al. 2016.
 
     Attributes:
         last_survival: p_L, the probability that the last block is open, in (0, 1].
             (It is _not_ a drop rate.)
+        schedule: p_l of the blocks l = 1..L:
+            "linear", 1 - l/L (1 - p_L), so that the first block can be closed too;
+            "linear_from_zero", 1 - (l-1)/(L-1) (1 - p_L), so that it never is;
+            "uniform", p_L; or a tuple of all L probabilities.
+        granularity: what a gate is drawn for:
+            "batch", a mini-batch. A closed block is not computed;
+            "example", each example. The branch is computed for all of them;
+            "subset", a fixed number of examples, round(p B) of B and at least one. The
+            branch is computed for these alone. It is one number for all blocks, so
+            `schedule` must be "uniform". The examples are drawn per device, and so
+            depend on the number of devices.
+        scaling: where the probability enters: at "test" a branch counts by p_l; in
+            "training" an open one by 1 / p_l; "none", in neither.
+        closed_statistics: BatchNorm's moving averages of a block closed for the
+            mini-batch: "frozen", or "updated", for which the branch is computed after
+            all and no time is saved. None takes what the granularity allows: "frozen"
+            for "batch". Gates of single examples are always "updated": by all examples,
+            or with "subset" by those that go through the branch.
+        num_open: if set, exactly so many blocks are open in every mini-batch (or
+            example), all choices alike likely: p_l = num_open / L, whatever
+            `last_survival` is. `schedule` must be "uniform".
 
     Raises:
-        InputError: `last_survival` is outside (0, 1].
+        InputError: a value that is not among these, or a combination without meaning.
     """
 
     last_survival: float = 0.5
+    schedule: str | tuple[float, ...] = "linear"
+    granularity: str = "batch"
+    scaling: str = "test"
+    closed_statistics: str | None = None
+    num_open: int | None = None
 
     def __post_init__(self):
         if not 0 < self.last_survival <= 1:
@@ -42,46 +98,204 @@ class StochasticDepth:
                 "last_survival, the survival probability p_L of the last block, must "
                 f"be in (0, 1], not {self.last_survival}."
             )
+        for name, choices in [
+            ("granularity", GRANULARITIES),
+            ("scaling", SCALINGS),
+            ("closed_statistics", (None, *STATISTICS)),
+        ]:
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} must be one of {', '.join(map(str, choices))}, not "
+                    f"{getattr(self, name)!r}."
+                )
+        if isinstance(self.schedule, str):
+            if self.schedule not in SCHEDULES:
+                raise InputError(
+                    f"schedule must be one of {', '.join(SCHEDULES)} or a tuple of "
+                    f"probabilities, not {self.schedule!r}."
+                )
+        else:
+            object.__setattr__(self, "schedule", tuple(self.schedule))
+            if not all(0 < p <= 1 for p in self.schedule):
+                raise InputError(
+                    f"Survival probabilities must be in (0, 1], not {self.schedule}."
+                )
+        self._check_combination()
+
+    def _check_combination(self):
+        if self.granularity == "example" and self.closed_statistics == "frozen":
+            raise InputError(
+                'granularity "example" computes the branch of every example, so '
+                'closed_statistics cannot be "frozen".'
+            )
+        if self.granularity == "subset":
+            if self.closed_statistics is not None:
+                raise InputError(
+                    'granularity "subset" closes no block for a whole mini-batch, so '
+                    "closed_statistics must be None."
+                )
+            if self.num_open is not None:
+                raise InputError(
+                    'num_open counts open blocks, but granularity "subset" has some '
+                    "examples in every block; leave one of them out."
+                )
+            if self.schedule != "uniform":
+                raise InputError(
+                    'granularity "subset" takes equally many examples in every block, '
+                    'so schedule must be "uniform".'
+                )
+        if self.num_open is not None:
+            if self.num_open < 1:
+                raise InputError(f"num_open must be at least 1, not {self.num_open}.")
+            if self.schedule != "uniform":
+                raise InputError(
+                    "num_open chooses among all blocks alike, so schedule must be "
+                    '"uniform".'
+                )
+
+    @classmethod
+    def preset(cls, preset: str, **settings: Any) -> "StochasticDepth":
+        """The rule of a project: "huang2016", "timm" or "torchvision".
+
+        Args:
+            preset: a key of `PRESETS`.
+            **settings: the remaining fields, as `last_survival`.
+
+        Raises:
+            InputError: unknown name.
+        """
+        if preset not in PRESETS:
+            raise unknown_name("preset of stochastic depth", preset, PRESETS)
+        return cls(**{**PRESETS[preset], **settings})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Subset:
+    """Gates of granularity "subset": which examples go through which block.
+
+    Attributes:
+        indices: i32[L, m], their places in the batch, without repetition.
+        weights: f32[L, m], the factors of their branches.
+    """
+
+    indices: jax.Array
+    weights: jax.Array
+
+    def __getitem__(self, index) -> "Subset":
+        return Subset(self.indices[index], self.weights[index])
 
 
 def survival_probs(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Survival probabilities by linear decay (equation 4).
+    """Survival probabilities p_l of l = 1..L: f32[L] (equation 4 for "linear").
 
-    p_l = 1 - (l / L) (1 - p_L) for l = 1..L: p_0 = 1 belongs to the input, so already
-    the first block can be closed.
-
-    Returns:
-        f32[L].
+    Raises:
+        InputError: the tuple of probabilities, or num_open, does not fit `num_blocks`.
     """
-    depth = jnp.arange(1, num_blocks + 1, dtype=jnp.float32) / max(num_blocks, 1)
+    if settings.num_open is not None:
+        if settings.num_open > num_blocks:
+            raise InputError(
+                f"num_open is {settings.num_open}, but there are {num_blocks} blocks."
+            )
+        return jnp.full(num_blocks, settings.num_open / num_blocks, jnp.float32)
+    if not isinstance(settings.schedule, str):
+        if len(settings.schedule) != num_blocks:
+            raise InputError(
+                f"schedule has {len(settings.schedule)} survival probabilities, but "
+                f"there are {num_blocks} blocks."
+            )
+        return jnp.array(settings.schedule, jnp.float32)
+    place = jnp.arange(num_blocks, dtype=jnp.float32)
+    depth = {
+        "linear": (place + 1) / max(num_blocks, 1),
+        "linear_from_zero": place / max(num_blocks - 1, 1),
+        "uniform": jnp.ones(num_blocks),
+    }[settings.schedule]
     return 1 - depth * (1 - settings.last_survival)
 
 
 def sample_gates(
-    key: jax.Array, settings: StochasticDepth, num_blocks: int
-) -> jax.Array:
-    """Gates of one mini-batch: b_l ~ Bernoulli(p_l), independent over the blocks.
+    key: jax.Array,
+    settings: StochasticDepth,
+    num_blocks: int,
+    batch_size: int | None = None,
+    first_index: int | jax.Array = 0,
+) -> jax.Array | Subset:
+    """Gates of one mini-batch, for training.
 
-    Every device that is given the same key draws the same gates, so that all skip the
-    same blocks.
+    Gates for the mini-batch depend on the key alone, so that all devices which are
+    given the same key skip the same blocks. Those of an example depend on its place in
+    the global batch besides, and a subset on the device's.
 
     Args:
         key: PRNG key of this step, such as `fold_in(key, step)`.
-        settings: the survival probabilities' settings.
+        settings: the form of stochastic depth.
         num_blocks: L.
+        batch_size: B, examples on this device; needed for single examples' gates.
+        first_index: place of this device's first example in the global batch.
 
     Returns:
-        f32[L] of zeros (closed) and ones (open).
+        f32[L] for "batch"; f32[L, 1], whose branches are computed, where
+        `closed_statistics` is "updated"; f32[L, B] for "example"; `Subset` for
+        "subset". Closed is 0, open is 1, or 1 / p_l with scaling in training.
+
+    Raises:
+        InputError: `batch_size` is needed and not given, or see `survival_probs`.
     """
-    open_ = jax.random.bernoulli(key, survival_probs(settings, num_blocks))
-    return open_.astype(jnp.float32)
+    probs = survival_probs(settings, num_blocks)
+    weights = 1 / probs if settings.scaling == "training" else jnp.ones(num_blocks)
+
+    def draw(key):
+        if settings.num_open is None:
+            is_open = jax.random.bernoulli(key, probs)
+        else:
+            order = jax.random.permutation(key, num_blocks)
+            is_open = order < settings.num_open
+        return jnp.where(is_open, weights, 0)
+
+    if settings.granularity == "batch":
+        gates = draw(key)
+        return gates[:, None] if settings.closed_statistics == "updated" else gates
+    if batch_size is None:
+        raise InputError(
+            f'granularity "{settings.granularity}" needs the batch size to draw gates.'
+        )
+    if settings.granularity == "example":
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            key, first_index + jnp.arange(batch_size)
+        )
+        return jax.vmap(draw, out_axes=1)(keys)
+    size = subset_size(settings, batch_size)
+    keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
+    indices = jax.vmap(lambda k: jax.random.permutation(k, batch_size)[:size])(keys)
+    factor = batch_size / size if settings.scaling == "training" else 1.0
+    return Subset(indices, jnp.full((num_blocks, size), factor))
+
+
+def subset_size(settings: StochasticDepth, batch_size: int) -> int:
+    """Examples of a batch that go through each block with granularity "subset"."""
+    return max(1, round(settings.last_survival * batch_size))
+
+
+def open_shares(gates: jax.Array | Subset, batch_size: int) -> jax.Array:
+    """Share of the mini-batch for which each block is open: f32[L]."""
+    if isinstance(gates, Subset):
+        num_blocks, size = gates.indices.shape
+        return jnp.full(num_blocks, size / batch_size)
+    is_open = (gates != 0).astype(jnp.float32)
+    return is_open if is_open.ndim == 1 else is_open.mean(axis=1)
 
 
 def test_gates(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Gates at test: f32[L], the survival probabilities (equation 5)."""
-    return survival_probs(settings, num_blocks)
+    """Gates at test: f32[L], p_l with scaling at test (equation 5), otherwise ones."""
+    probs = survival_probs(settings, num_blocks)
+    return probs if settings.scaling == "test" else jnp.ones_like(probs)
+
+
+# A function of that name, imported into a test file, is not a test.
+test_gates.__test__ = False
 
 
 def expected_open_blocks(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Expected number of open blocks: f32[], (3 L - 1) / 4 at p_L = 0.5."""
+    """Expected number of open blocks: f32[]; (3 L - 1) / 4 if linear with p_L = 0.5."""
     return survival_probs(settings, num_blocks).sum()

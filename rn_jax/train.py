@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from rn_jax.metrics import classification_sums
-from rn_jax.stochastic_depth import StochasticDepth, sample_gates
+from rn_jax.stochastic_depth import StochasticDepth, open_shares, sample_gates
 
 
 @flax.struct.dataclass
@@ -23,8 +23,9 @@ class TrainState:
         step: i32[], steps taken.
         params, batch_stats: the model's variables.
         opt_state: Optax's.
-        sums: metrics summed over the steps of this epoch so far.
-        open_counts: i32[L], steps in which each block was open, of the whole run.
+        sums: metrics summed over the steps since the last evaluation.
+        open_counts: f32[L], steps in which each block was open, of the whole run; a
+            step in which it was open for a share of the examples counts by that share.
     """
 
     step: jax.Array
@@ -64,7 +65,7 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(variables["params"]),
             sums=jax.tree.map(jnp.float32, ZERO_SUMS),
-            open_counts=jnp.zeros(model.num_blocks, jnp.int32),
+            open_counts=jnp.zeros(model.num_blocks),
         )
 
     return create(key)
@@ -109,8 +110,10 @@ def make_train_step(
 
         gates, open_blocks = None, jnp.ones(model.num_blocks)
         if stochastic_depth is not None:
-            gates = sample_gates(gates_key, stochastic_depth, model.num_blocks)
-            open_blocks = (gates != 0).astype(jnp.float32)
+            gates = sample_gates(
+                gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
+            )
+            open_blocks = _mean_over(open_shares(gates, len(labels)), axis_name)
         count = _sum_over(mask.sum(dtype=jnp.float32), axis_name)
 
         def loss_fn(params):
@@ -127,8 +130,8 @@ def make_train_step(
 
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
         grads, sums = _sum_over((grads, sums), axis_name)
-        if axis_name is not None:  # equal already where BatchNorm is synchronised
-            batch_stats = lax.pmean(batch_stats, axis_name)
+        # Equal already where BatchNorm is synchronised.
+        batch_stats = _mean_over(batch_stats, axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,
@@ -136,7 +139,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             sums=jax.tree.map(jnp.add, state.sums, sums),
-            open_counts=state.open_counts + open_blocks.astype(jnp.int32),
+            open_counts=state.open_counts + open_blocks,
         )
         metrics = {**sums, "grad_norm": optax.tree.norm(grads), "open": open_blocks}
         return state, metrics
@@ -168,3 +171,7 @@ def make_eval_step(
 
 def _sum_over(tree, axis_name):
     return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def _mean_over(tree, axis_name):
+    return tree if axis_name is None else lax.pmean(tree, axis_name)

@@ -42,10 +42,8 @@ def assert_equal(a, b):
 def saved(tmp_path):
     """A run with checkpoints 1, 2 (the best), 3 and 4, of which 1 is not kept."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    for step, error in [(1, 9.0), (2, 4.0), (3, None), (4, 5.0)]:
-        checkpoints.save(
-            make_state(step), {"seconds": step / 2}, val_error_percent=error
-        )
+    for step in (1, 2, 3, 4):
+        checkpoints.save(make_state(step), {"seconds": step / 2}, best=step <= 2)
     checkpoints.close()
     return tmp_path
 
@@ -57,19 +55,25 @@ def steps_in(path):
 def test_the_last_two_and_the_best_are_kept(saved):
     assert steps_in(saved) == [2, 3, 4]
     checkpoints = Checkpoints(saved / "checkpoints")
+    checkpoints.restore(make_state(0))
     assert checkpoints.best_step() == 2
     assert checkpoints.latest_step() == 4
     assert_equal(checkpoints.read(2, make_state(0)), make_state(2))
     checkpoints.close()
 
 
-def test_of_equal_errors_the_later_is_the_best(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    for step, error in enumerate([3.0, 2.0, 2.0, 4.0, 5.0, 6.0], start=1):
-        checkpoints.save(make_state(step), {}, val_error_percent=error)
+def test_the_best_is_kept_over_a_restart_until_a_better_one_comes(saved):
+    checkpoints = Checkpoints(saved / "checkpoints")
+    checkpoints.restore(make_state(0))
+    for step in (5, 6):
+        checkpoints.save(make_state(step), {})
     checkpoints.wait()
-    assert checkpoints.best_step() == 3
-    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 5, 6]
+    assert steps_in(saved) == [2, 5, 6]
+    for step in (7, 8, 9):
+        checkpoints.save(make_state(step), {}, best=step == 7)
+    checkpoints.wait()
+    assert steps_in(saved) == [7, 8, 9]
+    assert checkpoints.best_step() == 7
     checkpoints.close()
 
 
@@ -89,8 +93,8 @@ def test_restore_of_nothing_is_none(tmp_path):
 
 
 def files_of(saved, step):
-    """The files of a checkpoint's arrays, the largest first."""
-    files = [p for p in (saved / f"checkpoints/{step}/state").rglob("*") if p.is_file()]
+    """The files of a checkpoint, the largest, which holds arrays, first."""
+    files = [p for p in (saved / f"checkpoints/{step}").rglob("*") if p.is_file()]
     return sorted(files, key=lambda p: -p.stat().st_size)
 
 
@@ -133,7 +137,7 @@ def test_before_a_damaged_one_the_one_before_is_taken(saved, damage, only_data, 
     # The damaged one is out of the way but not lost, and its step can be saved again.
     assert steps_in(saved) == [2, 3]
     assert [p.name for p in (saved / "damaged").iterdir()] == ["4-1"]
-    checkpoints.save(make_state(4), {}, val_error_percent=5.0)
+    checkpoints.save(make_state(4), {})
     checkpoints.wait()
     assert steps_in(saved) == [2, 3, 4]
     checkpoints.close()
@@ -154,7 +158,7 @@ def test_the_digest_notices_what_the_format_does_not(saved):
     """A value changed in a way that decodes well."""
     file = next(Path(saved / "checkpoints/4/record").glob("metadata"))
     record = json.loads(file.read_text())
-    record["digest"] = "0" * 64
+    record["ours"]["digest"] = "0" * 64
     file.write_text(json.dumps(record))
     checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
     assert checkpoints.restore(make_state(0))[0].step == 3

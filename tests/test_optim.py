@@ -77,8 +77,8 @@ def test_kernel_mask_goes_by_name_in_a_scanned_model():
     assert mask["stage1"]["blocks"]["conv1"] == {"kernel": True}
     assert mask["stage2"]["first"]["shortcut"]["conv"] == {"kernel": True}
     assert mask["head"] == {"kernel": True, "bias": False}
-    # 19 convolutions and the fully connected layer, of which 6n - 2 = 7 pairs are
-    # stacked: every kernel of the 20 weighted layers and 2 projections is there once.
+    # All of shortcut B's 272,474 parameters but the scales and offsets of 7 BatchNorms
+    # a stage (6 in blocks, and the stem's or the projection's) and the head's biases.
     kernels = jax.tree.map(lambda m, s: s.size if m else 0, mask, shapes["params"])
     batch_norms = 2 * (16 * 7 + 32 * 7 + 64 * 7)
     assert sum(jax.tree.leaves(kernels)) == 272_474 - batch_norms - 10

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step: one device against eight, gates from the key, what a step does."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,8 @@ def make_batch(size=16, seed=0):
 
 
 def preprocess(images):
-    return data.normalize(images, np.float32([100]), np.float32([70]))
+    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
+    return data.normalize(images, np.float32([100]), np.float32([70]), dtype)
 
 
 def augment(key, images, first_index):
@@ -90,6 +93,39 @@ def test_eight_devices_compute_what_one_computes(depth):
             getattr(one, part),
             getattr(eight, part),
         )
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(num_devices):
+    """Forward and backward, for stage 1's and 2's scans and stage 2's first block."""
+    counts = []
+    for depth in (None, DEPTH):
+        _, state, step, _ = setup(num_devices, depth)
+        program = step.lower(state, make_batch(), jax.random.key(1)).compile()
+        counts.append(len(re.findall(r" conditional\(", program.as_text())))
+    assert counts[0] == 0
+    assert counts[1] >= 6
+
+
+def test_eight_devices_in_double_precision(x64):
+    """To 1e-12, so that nothing but rounding is between them."""
+    states = []
+    for num_devices in (1, 8):
+        _, state, step, devices = setup(num_devices, DEPTH)
+        state = jax.tree.map(
+            lambda a: a.astype("float64") if a.dtype == np.float32 else a, state
+        )
+        state = parallel.replicate(state, devices)
+        for i in range(2):
+            state, _ = step(state, make_batch(seed=i), jax.random.key(1))
+        states.append(jax.device_get(state))
+    for part in ("params", "batch_stats"):
+        for path, a in jax.tree_util.tree_leaves_with_path(getattr(states[0], part)):
+            b = getattr(states[1], part)
+            for key in path:
+                b = b[key.key]
+            error = np.abs(a - b).max() / np.abs(a).max()
+            assert error < 1e-12, (jax.tree_util.keystr(path), error)
 
 
 def test_statistics_of_each_device_alone_are_another_algorithm():

@@ -12,29 +12,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rn_jax.stochastic_depth import Subset
+
 
 def gated_sum(
     block: nn.Module,
+    x: jax.Array,
     shortcut: jax.Array,
-    residual: Callable[[nn.Module], jax.Array],
-    gate: jax.Array | None,
+    residual: Callable[[nn.Module, jax.Array], jax.Array],
+    gate: jax.Array | Subset | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
-    """shortcut + gate * residual, the residual branch not computed where gate is 0.
+    """shortcut + gate * residual(x), the branch not computed where the gate is 0.
 
     Args:
         block: the module whose submodules `residual` makes and calls.
-        shortcut: f[B, H, W, C].
-        residual: computes f_l(x), of the shape of `shortcut`, given `block`.
-        gate: f32[], f32[B] or None; see `if_open`.
-        on_path: f32[] or None; see `single_path`.
+        x: f[B, ...], the block's input.
+        shortcut: f[B, H, W, C], the shortcut's output.
+        residual: (block, x) -> f_l(x), of the shape of `shortcut`.
+        gate: f32[], f32[B] or None, see `if_open`; or `Subset` of i32[m] examples,
+            which alone go through the branch.
+        on_path: f32[] or None; see `single_path`. Not with `Subset`.
 
     Returns:
         f[B, H, W, C], before the activation that follows the sum.
     """
+    if isinstance(gate, Subset):
+        branch = scale(gate.weights, residual(block, x[gate.indices]))
+        return shortcut.at[gate.indices].add(branch, unique_indices=True)
 
     def open_sum(block):
-        branch, straight = residual(block), shortcut
+        branch, straight = residual(block, x), shortcut
         block.sow("intermediates", "residual", branch)
         if on_path is not None:
             straight, branch = single_path(straight, branch, on_path)

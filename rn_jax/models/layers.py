@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that several families share: convolution, BatchNorm, shortcuts."""
+"""Layers that several families share: convolution and shortcuts."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -79,11 +78,6 @@ class Conv(nn.Module):
             gradient=self.gradient,
         )
         return y if bias is None else y + bias.reshape(1, 1, 1, -1)
-
-
-# Torch's constants: eps 1e-5, momentum 0.1 (which Flax writes as 0.9). The variance is
-# taken about the mean: E[x^2] - E[x]^2 loses its digits where the mean is large.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
 class Shortcut(nn.Module):

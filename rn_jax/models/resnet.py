@@ -11,9 +11,16 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer, gated_sum
-from rn_jax.models.layers import BatchNorm, Conv, ModuleDef, Shortcut, torch_linear
-from rn_jax.models.trunk import BlockInfo, Stage, block_infos, check_per_block
-from rn_jax.stochastic_depth import StochasticDepth, sample_gates, test_gates
+from rn_jax.models.layers import Conv, ModuleDef, Shortcut, torch_linear
+from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.trunk import (
+    BlockInfo,
+    Stage,
+    block_infos,
+    check_paths,
+    resolve_gates,
+)
+from rn_jax.stochastic_depth import StochasticDepth, Subset
 
 
 class BasicBlock(nn.Module):
@@ -41,7 +48,7 @@ class BasicBlock(nn.Module):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         del train  # already in `norm`
 
-        def residual(block):
+        def residual(block, x):
             y = block.conv(block.features, 3, block.stride, name="conv1")(x)
             y = block.activation(block.norm(name="bn1")(y))
             y = block.conv(block.features, 3, name="conv2")(y)
@@ -56,7 +63,7 @@ class BasicBlock(nn.Module):
             name="shortcut",
         )(x)
         # H(x) = F(x) + x, equation 1; with a gate, x + b F(x).
-        return self.activation(gated_sum(self, shortcut, residual, gate, on_path))
+        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
 
 
 class PlainLayer(nn.Module):
@@ -108,6 +115,7 @@ class ResNet(nn.Module):
         conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
         axis_name: devices over which BatchNorm's statistics are synchronised.
         scan_unroll: blocks laid out one after another per turn of a scan's loop.
+        remat: blocks are computed again in the backward pass instead of kept.
         dtype: of the computation; parameters and statistics are float32.
     """
 
@@ -124,6 +132,7 @@ class ResNet(nn.Module):
     conv_gradient: str = "auto"
     axis_name: str | None = None
     scan_unroll: int = 1
+    remat: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -132,7 +141,7 @@ class ResNet(nn.Module):
         images: jax.Array,
         *,
         train: bool,
-        gates: jax.Array | None = None,
+        gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """Logits f[B, num_classes] of normalised images f[B, H, W, C].
@@ -141,7 +150,8 @@ class ResNet(nn.Module):
             images: normalised images.
             train: BatchNorm by the batch's own statistics, and gates drawn from
                 `rngs={"gates": key}` if there is stochastic depth and none are given.
-            gates: f32[L] or f32[L, B], used as given, in training and at test.
+            gates: f32[L], f32[L, B] or `Subset`, used as given, in training and at
+                test.
             paths: f32[L], 1 for the blocks of a single path, 0 for the others: the
                 values stay, gradients take the path alone (Veit et al. 2016).
 
@@ -153,12 +163,8 @@ class ResNet(nn.Module):
             raise InputError(
                 f"Images must be normalised floating point numbers, not {images.dtype}."
             )
-        gates = self._resolve_gates(gates, images.shape[0], train)
-        if paths is not None and not self._has_shortcut:
-            raise InputError(
-                "paths needs shortcuts: a plain network has one path only."
-            )
-        check_per_block("paths", paths, self.num_blocks, None)
+        gates = resolve_gates(self, gates, images.shape[0], train=train)
+        check_paths(self, paths)
 
         conv = partial(
             self.conv,
@@ -192,6 +198,7 @@ class ResNet(nn.Module):
                 stride=self._strides[stage - 1],
                 first_apart=not self.blocks[here.start].same_shape,
                 scan_unroll=self.scan_unroll,
+                remat=self.remat,
                 name=f"stage{stage}",
             )(
                 x,
@@ -220,7 +227,7 @@ class ResNet(nn.Module):
             self.features,
             self._strides,
             self.features[0],
-            has_shortcut=self._has_shortcut,
+            has_shortcut=self.has_shortcuts,
         )
 
     @property
@@ -228,20 +235,7 @@ class ResNet(nn.Module):
         return (1,) + (2,) * (len(self.stage_sizes) - 1)
 
     @property
-    def _has_shortcut(self):
+    def has_shortcuts(self) -> bool:
+        """Whether blocks have a shortcut beside what a gate closes."""
         block = self.block.func if isinstance(self.block, partial) else self.block
         return getattr(block, "has_shortcut", True)
-
-    def _resolve_gates(self, gates, batch, train):
-        settings = self.stochastic_depth
-        if settings is not None and not self._has_shortcut:
-            raise InputError(
-                "Stochastic depth needs shortcuts: a plain network has no residual "
-                "branch to drop."
-            )
-        if gates is None and settings is not None:
-            if not train:  # [L, 1]: every block is open, so no conditional is needed
-                return test_gates(settings, self.num_blocks)[:, None]
-            return sample_gates(self.make_rng("gates"), settings, self.num_blocks)
-        check_per_block("gates", gates, self.num_blocks, batch)
-        return gates

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import ModuleDef
+from rn_jax.stochastic_depth import Subset, sample_gates, test_gates
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Stage(nn.Module):
         features: channels of the stage's output.
         first_apart: the first block changes the shape, so it is not in the scan.
         scan_unroll: blocks laid out one after another per turn of the scan's loop.
+        remat: blocks are computed again in the backward pass instead of kept.
     """
 
     block: ModuleDef
@@ -57,6 +59,7 @@ class Stage(nn.Module):
     stride: int
     first_apart: bool
     scan_unroll: int
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -68,16 +71,19 @@ class Stage(nn.Module):
         train: bool,
     ) -> jax.Array:
         """The stage's output; `gates` f32[size(, B)], `paths` f32[size], or None."""
+
+        def call(block, x, gate, on_path):
+            return block(x, gate, on_path, train=train)
+
+        if self.remat:
+            call = nn.remat(call)
         if self.first_apart:
             first = self.block(features=self.features, stride=self.stride, name="first")
-            x = first(x, _at(gates, 0), _at(paths, 0), train=train)
+            x = call(first, x, _at(gates, 0), _at(paths, 0))
         if length := self.size - self.first_apart:
             blocks = self.block(features=self.features, stride=1, name="blocks")
             scan = nn.scan(
-                lambda block, x, gate, on_path: (
-                    block(x, gate, on_path, train=train),
-                    None,
-                ),
+                lambda block, x, gate, on_path: (call(block, x, gate, on_path), None),
                 variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=length,
@@ -119,14 +125,58 @@ def block_infos(
     return tuple(infos)
 
 
-def check_per_block(name: str, array, num_blocks: int, batch: int | None):
-    """Checks that `array` is [num_blocks], or [num_blocks, batch] if batch is given.
+def resolve_gates(
+    network: nn.Module,
+    gates: jax.Array | Subset | None,
+    batch_size: int,
+    *,
+    train: bool,
+) -> jax.Array | Subset | None:
+    """The gates that a network uses: those given, or by its stochastic depth.
+
+    Args:
+        network: has `num_blocks`, `has_shortcuts` and `stochastic_depth`.
+        gates: as the network's call was given them.
+        batch_size: B.
+        train: gates are drawn from the network's rng "gates"; otherwise they are those
+            of the test rule, as f32[L, 1]: every block is open, and no conditional is
+            needed.
 
     Raises:
-        InputError: it has another shape.
+        InputError: gates of another shape; stochastic depth without shortcuts.
     """
-    allowed = [(num_blocks,)] + ([(num_blocks, batch)] if batch is not None else [])
-    if array is not None and array.shape not in allowed:
+    settings, num_blocks = network.stochastic_depth, network.num_blocks
+    if not network.has_shortcuts and (settings or isinstance(gates, Subset)):
+        raise InputError(
+            "Stochastic depth needs shortcuts: a plain network has no residual "
+            "branch to drop."
+        )
+    if gates is None and settings is not None:
+        if not train:
+            return test_gates(settings, num_blocks)[:, None]
+        return sample_gates(network.make_rng("gates"), settings, num_blocks, batch_size)
+    if isinstance(gates, Subset):
+        _check_shape("gates.indices", gates.indices[:, 0], (num_blocks,))
+    elif gates is not None:
+        _check_shape("gates", gates, (num_blocks,), (num_blocks, batch_size))
+    return gates
+
+
+def check_paths(network: nn.Module, paths: jax.Array | None) -> None:
+    """Checks `paths`, f32[L], as a network's call was given it.
+
+    Raises:
+        InputError: another shape; a network without shortcuts.
+    """
+    if paths is None:
+        return
+    if not network.has_shortcuts:
+        raise InputError("paths needs shortcuts: a plain network has one path only.")
+    _check_shape("paths", paths, (network.num_blocks,))
+
+
+def _check_shape(name, array, *allowed):
+    if array.shape not in allowed and array.shape != (*allowed[0], 1):
         shapes = " or ".join(str(list(shape)) for shape in allowed)
         raise InputError(
             f"{name} must have shape {shapes}, one number per block, "

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tiny  # noqa: F401 - registers the network
 from absl import flags
 
 from experiments import run
@@ -43,7 +42,9 @@ def in_process(monkeypatch, argv):
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import tiny
+from tiny import TINY
+from rn_jax import register_model
+register_model("tiny", TINY)
 from experiments import run
 sys.exit(run.main())
 """

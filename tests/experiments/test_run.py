@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import time
@@ -53,7 +54,7 @@ def assert_same_run(a, b):
 OPTIONS = [
     SD,
     "--config.protocol=45k5k",
-    "--config.epochs=4",
+    "--config.epochs=6",
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
 ]
@@ -61,7 +62,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of 20 steps that nothing disturbed."""
+    """A run of 30 steps that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
     process = command.start(arguments(workdir, *OPTIONS))
     out, err = process.communicate(timeout=300)
@@ -76,15 +77,15 @@ def test_files_of_a_finished_run(finished):
         test_error_percent val_error_percent test_error_at_best_val_percent
         images_per_second wall_seconds versions git_revision"""
     assert set(names.split()) <= set(summary)
-    assert (summary["epochs"], summary["steps"]) == (4, 20)  # 1,294 // 240 = 5 a epoch
+    assert (summary["epochs"], summary["steps"]) == (6, 30)  # 1,294 // 240 = 5 an epoch
     assert summary["num_blocks"] == 4
     epochs = [ln for ln in lines(workdir) if ln["kind"] == "epoch"]
-    assert [ln["epoch"] for ln in epochs] == [1, 2, 3, 4]
+    assert [ln["epoch"] for ln in epochs] == [1, 2, 3, 4, 5, 6]
     assert summary["test_error_percent"] == epochs[-1]["test_error_percent"]
     best = min(epochs, key=lambda ln: (ln["val_error_percent"], -ln["epoch"]))
     assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
     steps = [ln for ln in lines(workdir) if ln["kind"] == "step"]
-    assert [ln["step"] for ln in steps] == list(range(2, 21, 2))
+    assert [ln["step"] for ln in steps] == list(range(2, 31, 2))
     for line in steps:
         assert {"train_loss", "learning_rate", "open_blocks"} <= set(line)
     assert {ln["open_blocks"] for ln in steps} > {4}  # some steps had closed blocks
@@ -94,7 +95,7 @@ def test_files_of_a_finished_run(finished):
         png = (workdir / f"figures/{figure}.png").read_bytes()
         assert png.startswith(b"\x89PNG") and len(png) > 10_000
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
-    assert kept[-1] == 20 and 2 <= len(kept) <= 3
+    assert kept[-1] == 30 and 2 <= len(kept) <= 3
     assert 5 * best["epoch"] in kept  # the best epoch's checkpoint
 
 
@@ -110,13 +111,13 @@ def test_output_without_a_terminal_is_plain_lines(finished):
     workdir, out = finished
     printed = out.splitlines()
     assert printed[0] == f"Run folder: {workdir}"
-    assert [ln.split(":")[0] for ln in printed[1:5]] == [
-        f"epoch {i}" for i in range(1, 5)
+    assert [ln.split(":")[0] for ln in printed[1:7]] == [
+        f"epoch {i}" for i in range(1, 7)
     ]
     assert re.fullmatch(
         r"Test error [\d.]+ %, [\d.]+ % at the best validation epoch "
         r"\(He et al. 2015 has no figure for digits\).",
-        printed[5],
+        printed[7],
     )
     assert "\r" not in out
 
@@ -153,7 +154,7 @@ def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path, 
     process = command.start(arguments(workdir, *OPTIONS))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert re.search(r"Resumed at step (\d+) of 20\.", out)
+    assert re.search(r"Resumed at step (\d+) of 30\.", out)
     assert_same_run(workdir, finished[0])
 
 
@@ -164,13 +165,13 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    step = int(re.search(r"Stopped by SIGTERM and saved at step (\d+) of 20", out)[1])
-    assert step < 20
+    step = int(re.search(r"Stopped by SIGTERM and saved at step (\d+) of 30", out)[1])
+    assert step < 30
     assert (workdir / "checkpoints" / str(step)).exists()
     process = command.start(arguments(workdir, *OPTIONS))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"Resumed at step {step} of 20." in out
+    assert f"Resumed at step {step} of 30." in out
     assert_same_run(workdir, finished[0])
 
 
@@ -193,9 +194,9 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
 ):
     """Damaged where an earlier one exists, after a run that was stopped."""
     workdir = tmp_path / "damaged"
-    stop_after(monkeypatch, 9)
-    assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert newest == 9
     for file in (workdir / f"checkpoints/{newest}/state").rglob("*"):
@@ -205,7 +206,7 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
     out = capsys.readouterr().out
     assert "The checkpoint of step 9 is damaged; trying the one before." in out
-    assert re.search(r"Resumed at step 6 of 20\.", out)
+    assert re.search(r"Resumed at step 6 of 30\.", out)
     assert_same_run(workdir, finished[0])
 
 
@@ -252,6 +253,93 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     checkpoints.close()
 
 
+def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
+    """The first step's loss is finite; the parameters after it are not."""
+    options = ["--config.checkpoint_every_steps=1", "--config.learning_rate=1e20"]
+    options += ["--config.weight_decay=1e30"]
+    assert in_process(monkeypatch, arguments(tmp_path / "w", *options)) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"not finite at step [12] .*there is no checkpoint yet", err), err
+
+
+def test_other_settings_reach_the_end_within_an_epoch(tmp_path, monkeypatch):
+    """bfloat16, one device, fewer evaluations, and a length in steps."""
+    options = [
+        "--config.dtype=bfloat16",
+        "--config.num_devices=1",
+        "--config.batch_norm=device",
+        "--config.eval_every_epochs=2",
+        "--config.epochs=9",
+        "--config.steps=13",
+        "--config.stochastic_depth={'preset': 'timm'}",
+    ]
+    with jax.numpy_dtype_promotion("standard"):
+        assert in_process(monkeypatch, arguments(tmp_path / "w", *options)) == 0
+    epochs = [ln for ln in lines(tmp_path / "w") if ln["kind"] == "epoch"]
+    assert [ln["step"] for ln in epochs] == [10, 13]
+    summary = json.loads((tmp_path / "w/summary.json").read_text())
+    assert (summary["steps"], summary["epochs"]) == (13, 2.6)
+
+
+def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr(loop, "train", lambda config, path: configs.append(config))
+    argv = [f"--config={command.ROOT}/configs/resnet110_sd.py"]
+    argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
+    assert in_process(monkeypatch, argv) == 0
+    assert configs[0]["dataset"] == "digits"
+    assert (configs[0]["epochs"], configs[0]["learning_rate"]) == (20, 0.01)
+
+
+def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    assert in_process(monkeypatch, arguments(tmp_path / "file")) == 2
+    assert "file is a file; --workdir must name a folder" in capsys.readouterr().err
+    (tmp_path / "lost/checkpoints").mkdir(parents=True)
+    assert in_process(monkeypatch, arguments(tmp_path / "lost")) == 2
+    assert "checkpoints but no config.json" in capsys.readouterr().err
+
+
+def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
+    import pty
+    import subprocess
+    import sys
+    import termios
+
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 120))
+    process = subprocess.Popen(
+        [sys.executable, "-c", command.PROGRAM, *arguments(tmp_path / "w")],
+        cwd=command.ROOT,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += (piece := os.read(master, 4096))
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+    assert process.wait() == 0
+    text = shown.decode(errors="replace")
+    assert re.search(r"epoch 1:.*loss \d\.\d+, error [\d.]+ %, \d+ images/s", text)
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d", text)  # spent and left
+
+
+@pytest.mark.slow
+def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
+    """What `make demo` trains: 3 % or less on the 360 test images."""
+    argv = [f"--config={command.ROOT}/configs/resnet110_sd.py:digits"]
+    argv += [f"--workdir={tmp_path / 'w'}", "--config.num_devices=2"]
+    assert in_process(monkeypatch, argv) == 0
+    summary = json.loads((tmp_path / "w/summary.json").read_text())
+    assert summary["test_error_percent"] <= 3
+    assert summary["params"] == 1_727_962 - 2 * 16 * 9  # one channel instead of three
+
+
 def dataclass_replace(instance, **changes):
     import dataclasses
 
@@ -270,6 +358,22 @@ BAD_INPUT = {
     ),
     "field": (["--config.epoch=3"], r"no field 'epoch': Did you mean \"epochs\""),
     "field, far": (["--config.xyzzy=3"], r"no field 'xyzzy': configs/default.py"),
+    "entry of a dict": (["--config.model_kwargs.shortcut=B"], r"is given whole, as"),
+    "entry of nothing": (
+        ["--config.stochastic_depth.last_survival=0.5"],
+        r"stochastic_depth.last_survival cannot be set alone",
+    ),
+    "derived": (["--config.model_kwargs={'num_classes': 5}"], r"cannot set num_class"),
+    "type in a dict": (
+        ["--config.stochastic_depth={'last_survival': 'a'}"],
+        r"stochastic_depth has a value of a wrong type",
+    ),
+    "combination": (
+        ["--config.stochastic_depth={'preset': 'timm', 'closed_statistics': 'frozen'}"],
+        r"cannot be \"frozen\"",
+    ),
+    "drops' type": (["--config.lr_drops=('a','b')"], r"lr_drops must be numbers"),
+    "seed": (["--config.seed=4294967296"], r"seed must be below"),
     "nested field": (
         ["--config.stochastic_depth={'survival': 0.5}"],
         r"Unknown field of stochastic_depth 'survival'; near it: last_survival",

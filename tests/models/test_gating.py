@@ -15,7 +15,8 @@ import pytest
 
 from rn_jax import StochasticDepth, block_variables
 from rn_jax.models.gating import gated_sum
-from rn_jax.models.layers import BatchNorm, Conv
+from rn_jax.models.layers import Conv
+from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 from rn_jax.models.trunk import Stage
 
@@ -297,7 +298,7 @@ def test_capturing_changes_nothing(quick_compile, images, random_variables, shor
         grads, logits, updates = usual(variables, gates)
         grads_c, logits_c, updates_c = captured(variables, gates)
         features = updates_c.pop("intermediates")
-        assert_close((grads_c, logits_c), (grads, logits), 1e-6)
+        assert_close((grads_c, logits_c), (grads, logits), 2e-6)
         assert_close(updates_c, updates, 1e-6)
         for info in model.blocks:
             if gates[info.index] == 0:  # to the last bit
@@ -419,12 +420,12 @@ class ScaledBlock(nn.Module):
         if x.shape[-1] != self.features:
             straight = self.conv(self.features, 1, self.stride, name="project")(x)
 
-        def residual(block):
+        def residual(block, x):
             y = block.conv(block.features, 3, block.stride, name="conv")(x)
             y = nn.Dropout(0.5, deterministic=not train, name="drop")(y)
             return y * block.param("strength", nn.initializers.ones, (block.features,))
 
-        return self.activation(gated_sum(self, straight, residual, gate, on_path))
+        return self.activation(gated_sum(self, x, straight, residual, gate, on_path))
 
 
 def test_a_users_block_is_gated_scanned_and_skipped(images, random_variables):
@@ -500,7 +501,8 @@ def test_gates_drawn_from_a_key(quick_compile, images, random_variables):
     again, _ = forward(jax.random.key(0))
     np.testing.assert_array_equal(again, forward(jax.random.key(0))[0])
     # Given gates are used as they are: nothing is drawn and no factor is added.
-    np.testing.assert_array_equal(
-        given(np.ones(4, "float32")), given(np.ones(4, "float32"))
+    constant, _ = model.clone(stochastic_depth=None).apply(
+        variables, images, train=True, mutable=["batch_stats"]
     )
+    np.testing.assert_allclose(given(np.ones(4, "float32")), constant, atol=1e-5)
     assert not np.allclose(given(np.ones(4, "float32")), given(0.5 * patterns[-1]))

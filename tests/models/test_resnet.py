@@ -13,7 +13,8 @@ import pytest
 import rn_jax
 from rn_jax import InputError, StochasticDepth, create_model
 from rn_jax.models import MODELS, ModelEntry
-from rn_jax.models.layers import SHORTCUTS, BatchNorm, Conv, Shortcut
+from rn_jax.models.layers import SHORTCUTS, Conv, Shortcut
+from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import PlainLayer, ResNet
 
 # --- Sizes ----------------------------------------------------------------------------
@@ -430,7 +431,7 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
             lambda: apply_small(gates=jnp.ones(2)),
             r"^gates must have shape \[3\] or \[3, 2\], .* not \[2\]",
         ),
-        (lambda: apply_small(gates=jnp.ones((3, 1))), r"not \[3, 1\]"),
+        (lambda: apply_small(gates=jnp.ones((3, 5))), r"not \[3, 5\]"),
         (lambda: apply_small(gates=jnp.ones((2, 3))), r"not \[2, 3\]"),
         (lambda: apply_small(gates=jnp.ones(())), r"not \[\]"),
         (

@@ -10,7 +10,8 @@ import pytest
 
 import rn_jax
 from rn_jax import InputError, block_variables
-from rn_jax.models.layers import BatchNorm, Conv
+from rn_jax.models.layers import Conv
+from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 from rn_jax.models.trunk import block_infos, block_name
 

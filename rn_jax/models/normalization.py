@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchNorm (Ioffe and Szegedy 2015) that keeps one array for the backward pass."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the batch's own statistics: scale * (x - mean) / std + bias.
+
+    Its derivative is written in terms of the normalised images, so that these alone are
+    kept for the backward pass, beside numbers per channel. The variance is taken about
+    the mean: E[x^2] - E[x]^2 loses its digits where the mean is large.
+
+    Args:
+        x: f[B, H, W, C].
+        scale, bias: f32[C].
+        epsilon: added to the variance.
+        axis_name: devices over which the statistics are taken together.
+
+    Returns:
+        The result, of the dtype of `x`; mean and biased variance, f32[C]. Statistics
+        are for the moving averages and pass no gradient.
+    """
+    normalized, _, mean, var = _normalize(x, epsilon, axis_name)
+    return _affine(normalized, scale, bias, x.dtype), mean, var
+
+
+@batch_norm.defjvp
+def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
+    x, scale, bias = primals
+    dx, dscale, dbias = tangents
+    normalized, rsqrt, mean, var = _normalize(x, epsilon, axis_name)
+    y = _affine(normalized, scale, bias, x.dtype)
+    dx, dscale, dbias = (t.astype(normalized.dtype) for t in (dx, dscale, dbias))
+    along = normalized * _mean(normalized * dx, axis_name)
+    dnormalized = rsqrt * (dx - _mean(dx, axis_name) - along)
+    dy = scale.astype(normalized.dtype) * dnormalized + dscale * normalized + dbias
+    zeros = jnp.zeros_like(mean)
+    return (y, mean, var), (dy.astype(x.dtype), zeros, zeros)
+
+
+def _normalize(x, epsilon, axis_name):
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = _mean(x, axis_name)
+    centered = x - mean
+    var = _mean(lax.square(centered), axis_name)
+    rsqrt = lax.rsqrt(var + epsilon)
+    return centered * rsqrt, rsqrt, mean, var
+
+
+def _affine(normalized, scale, bias, dtype):
+    scale, bias = scale.astype(normalized.dtype), bias.astype(normalized.dtype)
+    return (scale * normalized + bias).astype(dtype)
+
+
+def _mean(x, axis_name):
+    mean = x.mean(axis=(0, 1, 2))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over batch and pixels, with moving averages for use at test.
+
+    Attributes:
+        use_running_average: normalise by the moving averages instead of the batch.
+        momentum: weight of the old average; Torch's 0.1 is 0.9 here.
+        epsilon: added to the variance.
+        axis_name: devices over which statistics are synchronised.
+        dtype: of the result; None takes that of the input.
+        scale_init: of gamma, 1 in the papers.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = None
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H, W, C]."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        dtype = x.dtype if self.dtype is None else self.dtype
+        if self.use_running_average:
+            wide = jnp.promote_types(dtype, jnp.float32)
+            factor = scale * lax.rsqrt(var.value + self.epsilon)
+            offset = bias - mean.value * factor
+            y = x.astype(wide) * factor.astype(wide) + offset.astype(wide)
+            return y.astype(dtype)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, *found = batch_norm(x.astype(dtype), scale, bias, self.epsilon, axis_name)
+        if not self.is_initializing():
+            for average, new in zip((mean, var), found, strict=True):
+                new = new.astype(average.value.dtype)
+                keep = self.momentum
+                average.value = keep * average.value + (1 - keep) * new
+        return y

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every form of stochastic depth: each combination, and the rules of other projects."""
+
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rn_jax
+from rn_jax import InputError, StochasticDepth, Subset, stochastic_depth
+from rn_jax.models.resnet import ResNet
+
+L, B = 4, 6
+SCHEDULES = ("linear", "linear_from_zero", "uniform", (0.9, 0.8, 0.7, 0.6))
+STATISTICS = (None, "frozen", "updated")
+
+
+def works(granularity, schedule, statistics, num_open):
+    """The table of combinations that have a meaning, written down once more."""
+    if granularity == "example" and statistics == "frozen":
+        return False
+    if granularity == "subset":
+        return schedule == "uniform" and statistics is None and num_open is None
+    return num_open is None or schedule == "uniform"
+
+
+@pytest.mark.parametrize(
+    "granularity, schedule, scaling, statistics, num_open",
+    [
+        *itertools.product(
+            stochastic_depth.GRANULARITIES,
+            SCHEDULES,
+            stochastic_depth.SCALINGS,
+            STATISTICS,
+            (None, 2),
+        )
+    ],
+)
+def test_every_combination_works_or_is_refused_in_one_sentence(
+    granularity, schedule, scaling, statistics, num_open
+):
+    def make():
+        return StochasticDepth(
+            last_survival=0.5,
+            granularity=granularity,
+            schedule=schedule,
+            scaling=scaling,
+            closed_statistics=statistics,
+            num_open=num_open,
+        )
+
+    if not works(granularity, schedule, statistics, num_open):
+        with pytest.raises(InputError) as error:
+            make()
+        message = str(error.value)
+        assert message.endswith(".") and ". " not in message
+        return
+    settings = make()
+    probs = np.asarray(rn_jax.survival_probs(settings, L))
+    gates = rn_jax.sample_gates(jax.random.key(0), settings, L, B)
+    weights = 1 / probs if scaling == "training" else np.ones(L)
+    if granularity == "subset":
+        assert isinstance(gates, Subset) and gates.indices.shape == (L, 3)
+        for row in np.asarray(gates.indices):
+            assert len(set(row)) == 3 and set(row) <= set(range(B))
+        np.testing.assert_allclose(gates.weights, weights[:, None] * np.ones(3))
+    else:
+        shape = {"batch": (L,), "example": (L, B)}[granularity]
+        if granularity == "batch" and statistics == "updated":
+            shape = (L, 1)
+        assert gates.shape == shape
+        columns = np.asarray(gates).reshape(L, -1).T
+        for column in columns:
+            assert all(
+                g == 0 or np.isclose(g, w) for g, w in zip(column, weights, strict=True)
+            )
+            if num_open:
+                assert np.count_nonzero(column) == num_open
+    expected = probs if scaling == "test" else np.ones(L)
+    np.testing.assert_allclose(rn_jax.test_gates(settings, L), expected)
+
+
+@pytest.mark.parametrize("scaling", ["training", "none", "test"])
+@pytest.mark.parametrize("granularity", ["batch", "example", "subset"])
+def test_mean_factor_of_a_branch_in_training_is_that_at_test(granularity, scaling):
+    """But for "none", which leaves them different, as big_vision does."""
+    settings = StochasticDepth(
+        last_survival=0.5,
+        schedule="uniform",
+        granularity=granularity,
+        scaling=scaling,
+    )
+
+    def factors(key):
+        gates = rn_jax.sample_gates(key, settings, L, B)
+        if isinstance(gates, Subset):
+            dense = jnp.zeros((L, B))
+            return dense.at[jnp.arange(L)[:, None], gates.indices].set(gates.weights)
+        return jnp.broadcast_to(gates.reshape(L, -1), (L, B))
+
+    drawn = jax.vmap(factors)(jax.random.split(jax.random.key(0), 4000))
+    at_test = rn_jax.test_gates(settings, L)
+    expected = 0.5 if scaling == "none" else np.asarray(at_test)[:, None]
+    np.testing.assert_allclose(drawn.mean(axis=0), expected * np.ones((L, B)), atol=0.1)
+
+
+def test_exactly_k_blocks_are_open_and_all_choices_are_alike():
+    settings = StochasticDepth(schedule="uniform", num_open=2)
+    keys = jax.random.split(jax.random.key(1), 6000)
+    gates = np.asarray(jax.vmap(lambda k: rn_jax.sample_gates(k, settings, L))(keys))
+    assert (gates.sum(axis=1) == 2).all()
+    patterns, counts = np.unique(gates, axis=0, return_counts=True)
+    assert len(patterns) == 6  # 4 choose 2
+    np.testing.assert_allclose(counts / 6000, 1 / 6, atol=0.02)
+    with pytest.raises(InputError, match="num_open is 2, but there are 1 blocks"):
+        rn_jax.sample_gates(jax.random.key(0), settings, 1)
+
+
+def test_gates_of_examples_follow_their_place_in_the_global_batch():
+    settings = StochasticDepth.preset("timm", last_survival=0.5)
+    key = jax.random.key(2)
+    whole = rn_jax.sample_gates(key, settings, L, 8)
+    halves = [rn_jax.sample_gates(key, settings, L, 4, first) for first in (0, 4)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves, axis=1))
+    assert len(np.unique(np.asarray(whole), axis=1).T) > 1
+
+
+def test_schedule_that_does_not_fit_the_network():
+    settings = StochasticDepth(schedule=(0.9, 0.8))
+    with pytest.raises(InputError, match=r"2 survival probabilities, .* 4 blocks"):
+        rn_jax.survival_probs(settings, 4)
+    with pytest.raises(InputError, match="must be in"):
+        StochasticDepth(schedule=(0.9, 0.0))
+    with pytest.raises(InputError, match="near it: huang2016"):
+        StochasticDepth.preset("huang2015")
+
+
+# --- The networks' side
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = ResNet((2, 2), features=(4, 8))
+    images = jax.random.normal(jax.random.key(0), (B, 8, 8, 3))
+    init = jax.jit(lambda key: model.init({"params": key}, images, train=False))
+    return model, init(jax.random.key(1)), images
+
+
+def run(network, gates, train=True):
+    model, variables, images = network
+    apply = jax.jit(
+        lambda gates: model.apply(
+            variables, images, train=train, gates=gates, mutable=["batch_stats"]
+        )
+    )
+    return apply(gates)
+
+
+def test_updated_statistics_compute_the_branch_of_a_closed_block(network):
+    _, variables, _ = network
+    closed = jnp.array([0.0, 1, 1, 1])
+    frozen, updates = run(network, closed)
+    logits, updated = run(network, closed[:, None])
+    np.testing.assert_allclose(frozen, logits, atol=1e-5)
+    before = variables["batch_stats"]["stage1"]["blocks"]["bn1"]["mean"][0]
+    after = [
+        u["batch_stats"]["stage1"]["blocks"]["bn1"]["mean"][0]
+        for u in (
+            updates,
+            updated,
+        )
+    ]
+    np.testing.assert_array_equal(after[0], before)
+    assert not np.array_equal(after[1], before)
+
+
+def test_subset_is_its_examples_through_the_branch_at_test(network):
+    """Where BatchNorm's statistics are fixed, a subset is a choice of gates [L, B]."""
+    settings = StochasticDepth(
+        0.5, schedule="uniform", granularity="subset", scaling="training"
+    )
+    gates = rn_jax.sample_gates(jax.random.key(3), settings, L, B)
+    dense = jnp.zeros((L, B))
+    dense = dense.at[jnp.arange(L)[:, None], gates.indices].set(gates.weights)
+    ours, _ = run(network, gates, train=False)
+    theirs, _ = run(network, dense, train=False)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_statistics_of_a_subset_are_those_of_its_examples(network):
+    """BatchNorm sees the examples that go through the branch, and no others."""
+    _, variables, images = network
+    indices = jnp.array([[0, 2, 5]] * L)
+    _, updates = run(network, Subset(indices, jnp.ones((L, 3))))
+    block = jax.tree.map(lambda a: a[0], variables["params"]["stage1"]["blocks"])
+    stem = variables["params"]["stem_conv"]["kernel"]
+    x = _conv(images, stem)
+    x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+    y = _conv(jax.nn.relu(x)[indices[0]], block["conv1"]["kernel"])
+    found = updates["batch_stats"]["stage1"]["blocks"]["bn1"]
+    np.testing.assert_allclose(found["mean"][0], 0.1 * y.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found["var"][0], 0.9 + 0.1 * y.var((0, 1, 2)), atol=1e-5)
+
+
+def _conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+FORMS = {
+    "huang2016": StochasticDepth.preset("huang2016"),
+    "timm": StochasticDepth.preset("timm"),
+    "updated": StochasticDepth(closed_statistics="updated"),
+    "exactly k": StochasticDepth(schedule="uniform", num_open=1),
+    "subset": StochasticDepth(schedule="uniform", granularity="subset"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", rn_jax.list_models())
+def test_every_network_takes_every_form_or_says_that_it_has_no_shortcuts(name, form):
+    """Shapes only, so that the list can grow."""
+    model = rn_jax.create_model(name, stochastic_depth=FORMS[form])
+    images = jnp.zeros((4, 32, 32, 3))
+
+    def trace():
+        variables = model.init({"params": jax.random.key(0)}, images, train=False)
+        return model.apply(
+            variables,
+            images,
+            train=True,
+            rngs={"gates": jax.random.key(1)},
+            mutable=["batch_stats"],
+        )[0]
+
+    if model.has_shortcuts:
+        assert jax.eval_shape(trace).shape == (4, 10)
+    else:
+        with pytest.raises(InputError, match="needs shortcuts"):
+            jax.eval_shape(trace)
+
+
+# --- Other projects' rules, written down independently
+
+
+def test_preset_of_the_authors_code():
+    """main.lua: deathRate of block i of n is i / n * deathRate; gates per mini-batch;
+    ResidualDrop.lua: training adds the branch as it is, testing times 1 - deathRate."""
+    settings = StochasticDepth.preset("huang2016", last_survival=0.5)
+    death = np.array([i / 54 * 0.5 for i in range(1, 55)])
+    np.testing.assert_allclose(rn_jax.survival_probs(settings, 54), 1 - death, 1e-6)
+    np.testing.assert_allclose(rn_jax.test_gates(settings, 54), 1 - death, rtol=1e-6)
+    gates = np.asarray(rn_jax.sample_gates(jax.random.key(0), settings, 54))
+    assert set(np.unique(gates)) == {0.0, 1.0}
+
+
+def row_mode(x, rate, rng):
+    """timm's DropPath and torchvision's stochastic_depth(mode="row"), in numpy."""
+    keep = rng.random(len(x)) < 1 - rate
+    return x * keep[:, None] / (1 - rate)
+
+
+@pytest.mark.parametrize("preset", ["timm", "torchvision"])
+def test_preset_of_row_mode(preset):
+    settings = StochasticDepth.preset(preset, last_survival=0.6)
+    rates = np.linspace(0, 0.4, 16)  # timm's calculate_drop_path_rates; ConvNeXt's
+    np.testing.assert_allclose(rn_jax.survival_probs(settings, 16), 1 - rates, 1e-6)
+    np.testing.assert_array_equal(rn_jax.test_gates(settings, 16), np.ones(16))
+    gates = np.asarray(
+        rn_jax.sample_gates(jax.random.key(0), settings, 16, batch_size=4000)
+    )
+    rng = np.random.default_rng(0)
+    for gate, rate in zip(gates, rates, strict=True):
+        theirs = row_mode(np.ones((4000, 1)), rate, rng)[:, 0]
+        np.testing.assert_allclose(np.unique(gate), np.unique(theirs), rtol=1e-6)
+        assert abs((gate == 0).mean() - (theirs == 0).mean()) < 0.05
+        assert abs(gate.mean() - 1) < 0.05
+    assert len(np.unique(gates, axis=1).T) > 1000  # each example has gates of its own
+
+
+@pytest.fixture(scope="module")
+def torch_packages():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    # torchvision's wheel registers shape rules for operators that a CPU-only torch
+    # cannot load; nothing here uses the operators.
+    register = torch.library.register_fake
+    torch.library.register_fake = lambda *_, **__: lambda function: function
+    try:
+        ops = pytest.importorskip("torchvision.ops", reason="no torchvision")
+        layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    finally:
+        torch.library.register_fake = register
+    return types.SimpleNamespace(torch=torch, ops=ops, layers=layers)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_presets_against_the_packages(torch_packages):
+    torch, count = torch_packages.torch, 4000
+    torch.manual_seed(0)
+    rates = torch_packages.layers.calculate_drop_path_rates(0.4, 16)
+    settings = StochasticDepth.preset("timm", last_survival=0.6)
+    np.testing.assert_allclose(
+        rn_jax.survival_probs(settings, 16), 1 - np.array(rates), 1e-5
+    )
+    gates = np.asarray(rn_jax.sample_gates(jax.random.key(1), settings, 16, count))
+    ones = torch.ones(count, 1)
+    for gate, rate in zip(gates, rates, strict=True):
+        for theirs in (
+            torch_packages.layers.drop_path(ones, rate, training=True),
+            torch_packages.ops.stochastic_depth(ones, rate, "row", training=True),
+        ):
+            theirs = theirs.numpy()[:, 0]
+            np.testing.assert_allclose(np.unique(gate), np.unique(theirs), rtol=1e-5)
+            assert abs((gate == 0).mean() - (theirs == 0).mean()) < 0.05
