@@ -13,6 +13,7 @@ import jax
 
 from benchmarks import measure
 from benchmarks.training_step import Step
+from rn_jax import StochasticDepth
 
 
 def main() -> None:
@@ -27,10 +28,10 @@ def main() -> None:
     options = parser.parse_args()
 
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
-    depth = {"last_survival": options.last_survival}
+    depth = StochasticDepth(options.last_survival)
     sides = {
         "constant": Step(options.model, dtype=options.dtype, **size),
-        "stochastic": Step(options.model, dtype=options.dtype, **size, **depth),
+        "stochastic": Step(options.model, dtype=options.dtype, depth=depth, **size),
     }
     if options.peer:
         from benchmarks import torch_peer
@@ -41,7 +42,9 @@ def main() -> None:
         for name, compiled in kinds.items():
             more = {"dtype": options.dtype, "compiled": compiled, **size}
             sides[f"{name} constant"] = torch_peer.Step(options.model, **more)
-            sides[f"{name} DropPath"] = torch_peer.Step(options.model, **more, **depth)
+            sides[f"{name} DropPath"] = torch_peer.Step(
+                options.model, last_survival=options.last_survival, **more
+            )
 
     seconds = measure.alternate(sides, rounds=options.rounds)
     medians = {name: statistics.median(s) for name, s in seconds.items()}

@@ -29,14 +29,13 @@ class Step:
         *,
         batch_size: int,
         image_size: int,
-        last_survival: float | None = None,
+        depth: rn_jax.StochasticDepth | None = None,
         num_devices: int | None = None,
         dtype: str = "float32",
         **model_kwargs,
     ):
         self.devices = parallel.choose_devices(num_devices, batch_size)
         axis_name = parallel.axis_name(self.devices)
-        depth = last_survival and rn_jax.StochasticDepth(last_survival=last_survival)
         self.model = rn_jax.create_model(
             model,
             stochastic_depth=depth,
