@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.ad_checkpoint import checkpoint_name
 
 from rn_jax.errors import InputError
 from rn_jax.models.convolution import conv2d
@@ -77,7 +78,8 @@ class Conv(nn.Module):
             groups=self.groups,
             gradient=self.gradient,
         )
-        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+        y = y if bias is None else y + bias.reshape(1, 1, 1, -1)
+        return checkpoint_name(y, "conv")  # what `remat="cheap"` keeps
 
 
 class Shortcut(nn.Module):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
@@ -54,10 +55,11 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
 
 
 def _normalize(x, epsilon, axis_name):
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(_at_least_float32(x.dtype))
     mean = _mean(x, axis_name)
     centered = x - mean
     var = _mean(lax.square(centered), axis_name)
+    mean, var = checkpoint_name(mean, "statistics"), checkpoint_name(var, "statistics")
     rsqrt = lax.rsqrt(var + epsilon)
     return centered * rsqrt, rsqrt, mean, var
 
@@ -65,6 +67,10 @@ def _normalize(x, epsilon, axis_name):
 def _affine(normalized, scale, bias, dtype):
     scale, bias = scale.astype(normalized.dtype), bias.astype(normalized.dtype)
     return (scale * normalized + bias).astype(dtype)
+
+
+def _at_least_float32(dtype):
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def _mean(x, axis_name):
@@ -101,7 +107,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         dtype = x.dtype if self.dtype is None else self.dtype
         if self.use_running_average:
-            wide = jnp.promote_types(dtype, jnp.float32)
+            wide = _at_least_float32(dtype)
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             offset = bias - mean.value * factor
             y = x.astype(wide) * factor.astype(wide) + offset.astype(wide)

@@ -115,7 +115,8 @@ class ResNet(nn.Module):
         conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
         axis_name: devices over which BatchNorm's statistics are synchronised.
         scan_unroll: blocks laid out one after another per turn of a scan's loop.
-        remat: blocks are computed again in the backward pass instead of kept.
+        remat: what is computed again in the backward pass instead of kept: "none";
+            "cheap", all but convolutions and statistics; "all", whole blocks.
         dtype: of the computation; parameters and statistics are float32.
     """
 
@@ -132,7 +133,7 @@ class ResNet(nn.Module):
     conv_gradient: str = "auto"
     axis_name: str | None = None
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = None
 
     @nn.compact

@@ -41,6 +41,14 @@ class BlockInfo:
     skippable: bool
 
 
+# What the backward pass keeps of a block beside its input, by the setting `remat`.
+REMAT_POLICIES = {
+    "none": None,
+    "cheap": jax.checkpoint_policies.save_only_these_names("conv", "statistics"),
+    "all": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 class Stage(nn.Module):
     """`size` blocks of one width, the first of them with the stage's stride.
 
@@ -50,7 +58,8 @@ class Stage(nn.Module):
         features: channels of the stage's output.
         first_apart: the first block changes the shape, so it is not in the scan.
         scan_unroll: blocks laid out one after another per turn of the scan's loop.
-        remat: blocks are computed again in the backward pass instead of kept.
+        remat: what is computed again in the backward pass instead of kept: "none";
+            "cheap", all but convolutions and statistics; "all", whole blocks.
     """
 
     block: ModuleDef
@@ -59,7 +68,7 @@ class Stage(nn.Module):
     stride: int
     first_apart: bool
     scan_unroll: int
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -75,8 +84,12 @@ class Stage(nn.Module):
         def call(block, x, gate, on_path):
             return block(x, gate, on_path, train=train)
 
-        if self.remat:
-            call = nn.remat(call)
+        if self.remat not in REMAT_POLICIES:
+            raise InputError(
+                f"remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
+            )
+        if self.remat != "none":
+            call = nn.remat(call, policy=REMAT_POLICIES[self.remat])
         if self.first_apart:
             first = self.block(features=self.features, stride=self.stride, name="first")
             x = call(first, x, _at(gates, 0), _at(paths, 0))
