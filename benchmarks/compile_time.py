@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds to trace and compile a training step, by depth.
+"""Seconds to trace and compile a training step, and the memory it needs, by depth.
 
     python -m benchmarks.compile_time [--models=resnet20,resnet110,resnet1202]
 
@@ -9,12 +9,14 @@ networks alternate over the rounds.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
 
 import jax
+from matplotlib.figure import Figure
 
 from benchmarks import measure
 from benchmarks.training_step import Step
@@ -40,6 +42,16 @@ def compile_once(model: str, batch_size: int, image_size: int) -> dict[str, floa
     step()
     durations["step"] = time.perf_counter() - start
     return durations
+
+
+def temporary_mib(model: str, batch_size: int, image_size: int) -> dict[str, float]:
+    """MiB of temporary memory of the step on each device, by the setting `remat`."""
+    found = {}
+    for remat in ("none", "cheap", "all"):
+        step = Step(model, batch_size=batch_size, image_size=image_size, remat=remat)
+        program = step.step.lower(step.state, step.batch, step.key).compile()
+        found[remat] = program.memory_analysis().temp_size_in_bytes / 2**20
+    return found
 
 
 def main() -> None:
@@ -76,16 +88,46 @@ def main() -> None:
             "compile_seconds": statistics.median(f["compile"] for f in found),
             "total_seconds": statistics.median(total),
             "step_seconds": statistics.median(f["step"] for f in found),
+            "temporary_mib_per_device_by_remat": temporary_mib(
+                model, options.batch_size, options.image_size
+            ),
             f"ratio_to_{first}": measure.ratio(total, base),
         }
         row = table[model]
         print(
             f"{model}: trace {row['trace_seconds']:.2f} s, compile "
             f"{row['compile_seconds']:.2f} s, together "
-            f"{row[f'ratio_to_{first}']['median']:.2f} times {first}"
+            f"{row[f'ratio_to_{first}']['median']:.2f} times {first}; MiB by remat: "
+            + ", ".join(
+                f"{name} {mib:.0f}"
+                for name, mib in row["temporary_mib_per_device_by_remat"].items()
+            )
         )
-    path = measure.write("compile_time", {"rounds": options.rounds, "models": table})
+    result = {**vars(options), "results": table}
+    path = measure.write(f"compile_time_{jax.devices()[0].platform}", result)
+    _plot(table, path.with_suffix(".png"))
     print(path)
+
+
+def _plot(table, path):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    depths = [int(re.sub(r"\D", "", model)) for model in table]
+    for kind, style in (("total", "ko-"), ("trace", "k^--")):
+        seconds = [row[f"{kind}_seconds"] for row in table.values()]
+        label = {"total": "trace and compile", "trace": "trace"}[kind]
+        axes.plot(depths, seconds, style, label=label)
+    axes.set(
+        title="Compile time of a training step by depth (blocks in a scan)",
+        xlabel="layers",
+        ylabel="seconds",
+        xscale="log",
+        ylim=(0, None),
+    )
+    axes.set_xticks(depths, depths)
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
