@@ -221,12 +221,15 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         model: the network they belong to, which knows which blocks share a scan.
 
     Raises:
-        InputError: a stage has another number of blocks than the model.
+        InputError: a stage has another number of blocks than the model; or the
+            variables are stacked already.
     """
     apart = {b.stage: not b.same_shape for b in reversed(model.blocks)}
     sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
 
     def stack_stage(stage: int, tree):
+        if {"first", "blocks"} & set(tree):
+            raise InputError("These variables are stacked already.")
         names = sorted(tree, key=_number)
         if len(names) != sizes[stage]:
             raise InputError(

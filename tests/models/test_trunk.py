@@ -106,6 +106,12 @@ def test_stack_with_another_number_of_blocks(network):
         rn_jax.stack(unstacked, model)
 
 
+def test_stack_of_what_is_stacked_already(network):
+    model, variables = network
+    with pytest.raises(InputError, match="stacked already"):
+        rn_jax.stack(variables, model)
+
+
 @pytest.mark.parametrize("size", [1, 9, 10, 99, 100, 200])
 def test_names_sort(size):
     names = [block_name(place, size) for place in range(1, size + 1)]
