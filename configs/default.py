@@ -71,7 +71,7 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
     0.1 the deep networks do not begin to learn within a run of that size.
     """
     if config.dataset == "digits":
-        config.epochs = 20
+        config.epochs = 30
         config.batch_size = 64
         config.learning_rate = 0.01
         config.lr_drops = (0.5, 0.75)

@@ -288,7 +288,7 @@ def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
     argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
     assert in_process(monkeypatch, argv) == 0
     assert configs[0]["dataset"] == "digits"
-    assert (configs[0]["epochs"], configs[0]["learning_rate"]) == (20, 0.01)
+    assert (configs[0]["epochs"], configs[0]["learning_rate"]) == (30, 0.01)
 
 
 def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, capsys):
