@@ -113,8 +113,7 @@ def make_train_step(
             gates = sample_gates(
                 gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
             )
-            open_blocks = _mean_over(open_shares(gates, len(labels)), axis_name)
-        count = _sum_over(mask.sum(dtype=jnp.float32), axis_name)
+            open_blocks = open_shares(gates, len(labels))
 
         def loss_fn(params):
             logits, updates = model.apply(
@@ -126,12 +125,18 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             sums = classification_sums(logits, labels, mask)
-            return sums["loss"] / count, (updates["batch_stats"], sums)
+            return sums["loss"], (updates["batch_stats"], sums)
 
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+        # Devices meet here, at the end, and in BatchNorm: one that came early to a sum
+        # that could be had sooner would wait for the others and do nothing else.
+        grads, sums, open_blocks, batch_stats = lax.optimization_barrier(
+            (grads, sums, open_blocks, batch_stats)
+        )
         grads, sums = _sum_over((grads, sums), axis_name)
+        grads = jax.tree.map(lambda g: g / sums["count"], grads)
         # Equal already where BatchNorm is synchronised.
-        batch_stats = _mean_over(batch_stats, axis_name)
+        open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,

@@ -76,11 +76,12 @@ def _forward(x, kernel, stride, padding, groups):
 
 
 def _backward(stride, padding, groups, residuals, g):
-    autodiff = partial(_autodiff_gradients, stride, padding, groups)
-    if groups > 1:  # Autodiff's form is the faster one for grouped kernels.
-        return autodiff(*residuals, g)
-    own = partial(_transposed_gradients, stride, padding)
-    return lax.platform_dependent(*residuals, g, cpu=own, default=autodiff)
+    return lax.platform_dependent(
+        *residuals,
+        g,
+        cpu=partial(_transposed_gradients, stride, padding, groups),
+        default=partial(_autodiff_gradients, stride, padding, groups),
+    )
 
 
 _conv_own_vjp.defvjp(_forward, _backward)
@@ -90,33 +91,42 @@ def _autodiff_gradients(stride, padding, groups, x, kernel, g):
     return jax.vjp(lambda x, w: _conv(x, w, stride, padding, groups), x, kernel)[1](g)
 
 
-def _transposed_gradients(stride, padding, x, kernel, g):
+def _transposed_gradients(stride, padding, groups, x, kernel, g):
     """Both gradients as convolutions in the NHWC x HWIO form."""
     size, window, reach = x.shape[1:3], kernel.shape[:2], []
     for n in g.shape[1:3]:
         reach.append((n - 1) * stride + 1)  # extent of g with the stride's gaps
 
     # d loss / d x: the flipped kernel over g, gaps of the stride filled with zeros.
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    flipped = kernel[::-1, ::-1].reshape(*kernel.shape[:3], groups, -1)
+    flipped = flipped.swapaxes(2, 4).reshape(*window, -1, x.shape[3])
     dx_padding = [
         (k - 1 - low, n + low - r)
         for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
     ]
     dx = lax.conv_general_dilated(
-        g, flipped, (1, 1), dx_padding, (stride, stride), dimension_numbers=_NHWC
+        g,
+        flipped,
+        (1, 1),
+        dx_padding,
+        (stride, stride),
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
     )
 
     # d loss / d kernel: images correlated with g, summed over the batch as channels.
+    images = x.reshape(*x.shape[:3], groups, -1).transpose(4, 1, 2, 3, 0)
     dw_padding = [
         (low, k - 1 + r - n - low)
         for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
     ]
     dw = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
+        images.reshape(*images.shape[:3], -1),
         g.transpose(1, 2, 0, 3),
         (1, 1),
         dw_padding,
         rhs_dilation=(stride, stride),
         dimension_numbers=_NHWC,
+        feature_group_count=groups,
     )
     return dx, dw.transpose(1, 2, 0, 3)

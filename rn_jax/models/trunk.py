@@ -30,6 +30,8 @@ class BlockInfo:
         stage: stage it belongs to, from 1.
         index: l - 1, its place in a vector of gates, from 0.
         same_shape: output and input have one shape.
+        apart: it stands outside its stage's scan, because it changes the shape or, in
+            pre-activation networks, is the first of all.
         skippable: a gate of 0 acts on it. A layer without a shortcut that changes the
             shape cannot be skipped and ignores its gate.
     """
@@ -38,6 +40,7 @@ class BlockInfo:
     stage: int
     index: int
     same_shape: bool
+    apart: bool
     skippable: bool
 
 
@@ -55,20 +58,20 @@ class Stage(nn.Module):
     Attributes:
         block: called as `block(features=..., stride=..., name=...)`; the module it
             gives is called as `module(x, gate, on_path, train=...)`.
+        first: the same for the first block, where it stands apart.
         features: channels of the stage's output.
-        first_apart: the first block changes the shape, so it is not in the scan.
         scan_unroll: blocks laid out one after another per turn of the scan's loop.
         remat: what is computed again in the backward pass instead of kept: "none";
             "cheap", all but convolutions and statistics; "all", whole blocks.
     """
 
     block: ModuleDef
+    first: ModuleDef | None
     size: int
     features: int
     stride: int
-    first_apart: bool
     scan_unroll: int
-    remat: str = "none"
+    remat: str = "cheap"
 
     @nn.compact
     def __call__(
@@ -90,10 +93,11 @@ class Stage(nn.Module):
             )
         if self.remat != "none":
             call = nn.remat(call, policy=REMAT_POLICIES[self.remat])
-        if self.first_apart:
-            first = self.block(features=self.features, stride=self.stride, name="first")
+        apart = self.first is not None
+        if apart:
+            first = self.first(features=self.features, stride=self.stride, name="first")
             x = call(first, x, _at(gates, 0), _at(paths, 0))
-        if length := self.size - self.first_apart:
+        if length := self.size - apart:
             blocks = self.block(features=self.features, stride=1, name="blocks")
             scan = nn.scan(
                 lambda block, x, gate, on_path: (call(block, x, gate, on_path), None),
@@ -102,7 +106,7 @@ class Stage(nn.Module):
                 length=length,
                 unroll=self.scan_unroll,
             )
-            rest = slice(int(self.first_apart), None)
+            rest = slice(int(apart), None)
             x, _ = scan(blocks, x, _at(gates, rest), _at(paths, rest))
         return x
 
@@ -118,6 +122,7 @@ def block_infos(
     stem_features: int,
     *,
     has_shortcut: bool,
+    first_apart: bool = False,
 ) -> tuple[BlockInfo, ...]:
     """The blocks of a trunk in order, from its table of stages."""
     infos, width = [], stem_features
@@ -131,6 +136,7 @@ def block_infos(
                     stage=stage,
                     index=len(infos),
                     same_shape=same_shape,
+                    apart=not same_shape or (first_apart and not infos),
                     skippable=has_shortcut or same_shape,
                 )
             )
@@ -224,7 +230,7 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         InputError: a stage has another number of blocks than the model; or the
             variables are stacked already.
     """
-    apart = {b.stage: not b.same_shape for b in reversed(model.blocks)}
+    apart = {b.stage: b.apart for b in reversed(model.blocks)}
     sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
 
     def stack_stage(stage: int, tree):

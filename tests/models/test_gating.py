@@ -86,7 +86,7 @@ def test_closed_block_is_its_shortcut_bit_for_bit(random_variables, train):
     norm = partial(BatchNorm, use_running_average=not train)
     parts = {"shortcut": "A", "conv": Conv, "norm": norm, "activation": nn.relu}
     transition = BasicBlock(8, 2, **parts)
-    stage = Stage(partial(BasicBlock, **parts), 3, 4, 1, False, 1)
+    stage = Stage(partial(BasicBlock, **parts), None, 3, 4, 1, 1)
 
     x = np.random.default_rng(0).normal(size=(B, 6, 6, 4)).astype("float32")
 
@@ -176,10 +176,11 @@ def test_conditionals_are_in_the_compiled_step(gated_step):
         text = step.lower(variables, gates).compile().as_text()
         return len(re.findall(r" conditional\(", text))
 
-    # One forward and one backward for each scan's body and each block outside a scan.
+    # One forward, one where the forward's cheap part is computed again, and one
+    # backward, for each scan's body and each block outside a scan.
     places = {(b.stage, b.same_shape) for b in model.blocks if b.skippable}
     assert len(places) == (2 if model.shortcut is None else 3)
-    assert conditionals(gates) == 2 * len(places)
+    assert conditionals(gates) == 3 * len(places)
     if model.shortcut == "A":
         assert conditionals(None) == 0
         assert conditionals(np.ones((model.num_blocks, B), "float32")) == 0
@@ -298,7 +299,7 @@ def test_capturing_changes_nothing(quick_compile, images, random_variables, shor
         grads, logits, updates = usual(variables, gates)
         grads_c, logits_c, updates_c = captured(variables, gates)
         features = updates_c.pop("intermediates")
-        assert_close((grads_c, logits_c), (grads, logits), 2e-6)
+        assert_close((grads_c, logits_c), (grads, logits), 4e-6)
         assert_close(updates_c, updates, 1e-6)
         for info in model.blocks:
             if gates[info.index] == 0:  # to the last bit
@@ -458,7 +459,7 @@ def test_a_users_block_is_gated_scanned_and_skipped(images, random_variables):
         assert project is None or not all_zero(project)
         assert all_zero(mine) == (gates[info.index] == 0)
     text = grads.lower(*arguments).compile().as_text()
-    assert len(re.findall(r" conditional\(", text)) == 6
+    assert len(re.findall(r" conditional\(", text)) == 9
     assert not equal(by_params, grads(*arguments[:2], jax.random.key(1)))
 
 
