@@ -2,22 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint install
+.PHONY: demo test test-all lint install peers
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
 	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits
 
-test: lint  ## What CI runs
-	$(BIN)/python -m pytest -m "not slow"
+test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: lint  ## With everything long
-	$(BIN)/python -m pytest
+test-all: lint $(if $(PEERS),peers)  ## With everything long
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 install: .venv/test.stamp
+
+peers: .venv/peers.stamp  ## PyTorch, torchvision and timm, for tests and benchmarks
 
 .venv/train.stamp: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,4 +28,11 @@ install: .venv/test.stamp
 
 .venv/test.stamp: .venv/train.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# --no-deps: torchvision and timm would pull another torch, with its CUDA libraries.
+.venv/peers.stamp: .venv/test.stamp
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.29.2 timm==1.0.31
+	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub safetensors
 	touch $@

@@ -21,6 +21,7 @@ _FREE = {
     "compilation_cache",
     "data_dir",
     "eval_batch_size",
+    "expected_to_fail",
     "num_devices",
     "paper",
     "published_error_percent",

@@ -67,3 +67,19 @@ def random_variables():
         return jax.tree_util.tree_map_with_path(fill, shapes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, or a skip.
+
+    Its wheel registers shape rules for operators of its own extension, which a CPU-only
+    torch cannot load; the operators are not used here, so the rules are skipped.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch is an optional peer")
+    register = torch.library.register_fake
+    torch.library.register_fake = lambda *args, **kwargs: lambda function: function
+    try:
+        return pytest.importorskip("torchvision", reason="an optional peer")
+    finally:
+        torch.library.register_fake = register

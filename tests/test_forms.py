@@ -2,7 +2,6 @@
 """Every form of stochastic depth: each combination, and the rules of other projects."""
 
 import itertools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -220,9 +219,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", rn_jax.list_models())
-def test_every_network_takes_every_form_or_says_that_it_has_no_shortcuts(name, form):
+def takes_form_or_says_that_it_has_no_shortcuts(name, form):
     """Shapes only, so that the list can grow."""
     model = rn_jax.create_model(name, stochastic_depth=FORMS[form])
     images = jnp.zeros((4, 32, 32, 3))
@@ -233,15 +230,28 @@ def test_every_network_takes_every_form_or_says_that_it_has_no_shortcuts(name, f
             variables,
             images,
             train=True,
-            rngs={"gates": jax.random.key(1)},
+            rngs={"gates": jax.random.key(1), "dropout": jax.random.key(2)},
             mutable=["batch_stats"],
         )[0]
 
     if model.has_shortcuts:
-        assert jax.eval_shape(trace).shape == (4, 10)
+        assert jax.eval_shape(trace).shape == (4, model.num_classes)
     else:
         with pytest.raises(InputError, match="needs shortcuts"):
             jax.eval_shape(trace)
+
+
+@pytest.mark.parametrize("place, name", enumerate(rn_jax.list_models()))
+def test_every_network_takes_a_form(place, name):
+    """The forms in turn; each meets every fifth network."""
+    takes_form_or_says_that_it_has_no_shortcuts(name, list(FORMS)[place % len(FORMS)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", rn_jax.list_models())
+def test_every_network_takes_every_form(name, form):
+    takes_form_or_says_that_it_has_no_shortcuts(name, form)
 
 
 # --- Other projects' rules, written down independently
@@ -282,26 +292,13 @@ def test_preset_of_row_mode(preset):
     assert len(np.unique(gates, axis=1).T) > 1000  # each example has gates of its own
 
 
-@pytest.fixture(scope="module")
-def torch_packages():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    # torchvision's wheel registers shape rules for operators that a CPU-only torch
-    # cannot load; nothing here uses the operators.
-    register = torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
-    try:
-        ops = pytest.importorskip("torchvision.ops", reason="no torchvision")
-        layers = pytest.importorskip("timm.layers", reason="timm is not installed")
-    finally:
-        torch.library.register_fake = register
-    return types.SimpleNamespace(torch=torch, ops=ops, layers=layers)
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_presets_against_the_packages(torch_packages):
-    torch, count = torch_packages.torch, 4000
+def test_presets_against_the_packages(torchvision):
+    torch = pytest.importorskip("torch")
+    layers = pytest.importorskip("timm.layers", reason="timm is an optional peer")
+    count = 4000
     torch.manual_seed(0)
-    rates = torch_packages.layers.calculate_drop_path_rates(0.4, 16)
+    rates = layers.calculate_drop_path_rates(0.4, 16)
     settings = StochasticDepth.preset("timm", last_survival=0.6)
     np.testing.assert_allclose(
         rn_jax.survival_probs(settings, 16), 1 - np.array(rates), 1e-5
@@ -310,8 +307,8 @@ def test_presets_against_the_packages(torch_packages):
     ones = torch.ones(count, 1)
     for gate, rate in zip(gates, rates, strict=True):
         for theirs in (
-            torch_packages.layers.drop_path(ones, rate, training=True),
-            torch_packages.ops.stochastic_depth(ones, rate, "row", training=True),
+            layers.drop_path(ones, rate, training=True),
+            torchvision.ops.stochastic_depth(ones, rate, "row", training=True),
         ):
             theirs = theirs.numpy()[:, 0]
             np.testing.assert_allclose(np.unique(gate), np.unique(theirs), rtol=1e-5)

@@ -8,7 +8,18 @@ from typing import Any
 import flax.linen as nn
 
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.models.resnet import PlainLayer, ResNet
+from rn_jax.models.preact import (
+    BatchNormAfterAddition,
+    ConstantScaling,
+    DropoutShortcut,
+    ExclusiveGating,
+    FullPreactivation,
+    ReluBeforeAddition,
+    ReluOnlyPreactivation,
+    ShortcutOnlyGating,
+)
+from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
+from rn_jax.models.resnext import build_resnext
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,9 @@ class ModelEntry:
         paper: where it comes from.
         params: exact number of parameters with `num_classes` classes.
         num_classes: of the paper's data set.
+        image_size: side of the paper's images in pixels.
+        published: data set and test error in per cent that the paper reports.
+        expected_to_fail: it does not train in the paper.
     """
 
     build: Callable[..., nn.Module]
@@ -28,32 +42,364 @@ class ModelEntry:
     paper: str = ""
     params: int | None = None
     num_classes: int = 10
+    image_size: int = 32
+    published: str | None = None
+    expected_to_fail: bool = False
 
-
-_HE_2015 = "He et al. 2015, Deep Residual Learning for Image Recognition, section 4.2"
-
-# Depth 6n + 2 -> parameters for 10 classes. Shortcut A has none, so the plain net of
-# the same depth is of the same size.
-_CIFAR_SIZES = {
-    20: 269_722,
-    32: 464_154,
-    44: 658_586,
-    56: 853_018,
-    110: 1_727_962,
-    1202: 19_421_274,
-}
 
 MODELS: dict[str, ModelEntry] = {}
-for _depth, _params in _CIFAR_SIZES.items():
-    _n = (_depth - 2) // 6
-    MODELS[f"resnet{_depth}"] = ModelEntry(
-        ResNet, {"stage_sizes": (_n,) * 3}, _HE_2015, _params
-    )
-    MODELS[f"plain{_depth}"] = ModelEntry(
+
+
+def _add(names, build, arguments, paper, **facts):
+    """Rows of a table: name -> (parameters, arguments of its own, published error)."""
+    for name, (params, own, published) in names.items():
+        kwargs = {**arguments, **own}
+        MODELS[name] = ModelEntry(
+            build, kwargs, paper, params, published=published, **facts
+        )
+
+
+def _sections(depth, layers, number=3):
+    """`number` equal stages of a CIFAR network with blocks of so many layers."""
+    return {"stage_sizes": ((depth - 2) // (layers * number),) * number}
+
+
+_FAILS = "CIFAR-10: fails (> 20)"
+
+# --- He et al. 2015 -------------------------------------------------------------------
+
+_HE_2015 = "He et al. 2015"
+
+# Shortcut A has no parameters, so a plain net is of the size of the residual one.
+for _depth, _params, _published in (
+    (20, 269_722, "CIFAR-10: 8.75"),
+    (32, 464_154, "CIFAR-10: 7.51"),
+    (44, 658_586, "CIFAR-10: 7.17"),
+    (56, 853_018, "CIFAR-10: 6.97"),
+    (110, 1_727_962, "CIFAR-10: 6.43"),
+    (1202, 19_421_274, "CIFAR-10: 7.93"),
+):
+    _own = _sections(_depth, 2)
+    _add({f"resnet{_depth}": (_params, _own, _published)}, ResNet, {}, _HE_2015)
+    _own = {**_sections(_depth, 1), "block": PlainLayer, "shortcut": None}
+    _add({f"plain{_depth}": (_params, _own, None)}, ResNet, {}, _HE_2015)
+
+_CIFAR_BOTTLENECK = {"features": (64, 128, 256), "stem_features": 16, "shortcut": "B"}
+
+_add(
+    {
+        "resnet164": (1_704_154, _sections(164, 3), "CIFAR-10: 5.93"),
+        "resnet1001": (10_328_602, _sections(1001, 3), "CIFAR-10: 7.61"),
+    },
+    ResNet,
+    {
+        **_CIFAR_BOTTLENECK,
+        "block": Bottleneck,
+        "block_kwargs": {"stride_on": "1x1"},
+    },
+    "He et al. 2016, original units",
+)
+
+_IMAGENET = {"num_classes": 1000, "image_size": 224}
+_IMAGENET_BASIC = {"stem": "imagenet", "features": (64, 128, 256, 512)}
+_IMAGENET_BOTTLENECK = {
+    "stem": "imagenet",
+    "features": (256, 512, 1024, 2048),
+    "stem_features": 64,
+    "shortcut": "B",
+    "block": Bottleneck,
+}
+_50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
+
+_add(
+    {
+        "resnet18": (11_689_512, {"stage_sizes": (2, 2, 2, 2)}, "ImageNet: 27.88 (A)"),
+        "resnet34": (21_797_672, {"stage_sizes": _50}, "ImageNet: 24.52"),
+    },
+    ResNet,
+    {**_IMAGENET_BASIC, "shortcut": "B"},
+    _HE_2015,
+    **_IMAGENET,
+)
+_add(
+    {
+        "plain18": (11_515_688, {"stage_sizes": (4, 4, 4, 4)}, "ImageNet: 27.94"),
+        "plain34": (21_623_848, {"stage_sizes": (6, 8, 12, 6)}, "ImageNet: 28.54"),
+        "plain18_max_pool": (
+            11_515_688,
+            {"stage_sizes": (4, 4, 4, 4), "block_kwargs": {"downsample": "max_pool"}},
+            None,
+        ),
+        "plain34_max_pool": (
+            21_623_848,
+            {"stage_sizes": (6, 8, 12, 6), "block_kwargs": {"downsample": "max_pool"}},
+            None,
+        ),
+    },
+    ResNet,
+    {**_IMAGENET_BASIC, "block": PlainLayer, "shortcut": None},
+    _HE_2015,
+    **_IMAGENET,
+)
+_add(
+    {
+        "resnet50": (25_557_032, {"stage_sizes": _50}, "ImageNet: 22.85"),
+        "resnet101": (44_549_160, {"stage_sizes": _101}, "ImageNet: 21.75"),
+        "resnet152": (60_192_808, {"stage_sizes": _152}, "ImageNet: 21.43"),
+        "resnet200": (64_673_832, {"stage_sizes": _200}, "ImageNet: 21.8 (320 crop)"),
+    },
+    ResNet,
+    _IMAGENET_BOTTLENECK,
+    _HE_2015,
+    **_IMAGENET,
+)
+_add(
+    {
+        "wide_resnet50_2": (68_883_240, {"stage_sizes": _50}, None),
+        "wide_resnet101_2": (126_886_696, {"stage_sizes": _101}, None),
+    },
+    ResNet,
+    {**_IMAGENET_BOTTLENECK, "block_kwargs": {"base_width": 128}},
+    "torchvision, after Zagoruyko and Komodakis 2016",
+    **_IMAGENET,
+)
+
+# --- He et al. 2016 -------------------------------------------------------------------
+
+_TABLE_1 = "He et al. 2016, table 1"
+_110 = _sections(110, 2)
+_GATED = 1_824_186  # a 1x1 convolution with bias in each of 54 units: + 96,224
+
+_add(
+    {
+        "resnet110_scaling_0_1": (
+            1_727_962,
+            {"block_kwargs": {"shortcut_scale": 0.0, "branch_scale": 1.0}},
+            _FAILS,
+        ),
+        "resnet110_scaling_05_1": (
+            1_727_962,
+            {"block_kwargs": {"shortcut_scale": 0.5, "branch_scale": 1.0}},
+            _FAILS,
+        ),
+    },
+    ResNet,
+    {**_110, "block": ConstantScaling},
+    _TABLE_1,
+    expected_to_fail=True,
+)
+_add(
+    {
+        "resnet110_scaling_05_05": (
+            1_727_962,
+            {"block_kwargs": {"shortcut_scale": 0.5, "branch_scale": 0.5}},
+            "CIFAR-10: 12.35",
+        ),
+    },
+    ResNet,
+    {**_110, "block": ConstantScaling},
+    _TABLE_1,
+)
+_add(
+    {
+        "resnet110_exclusive_gating_0": (
+            _GATED,
+            {"block_kwargs": {"gate_bias": 0.0}},
+            "CIFAR-10: fails (> 20), to b_g = -5",
+        ),
+    },
+    ResNet,
+    {**_110, "block": ExclusiveGating},
+    _TABLE_1,
+    expected_to_fail=True,
+)
+_add(
+    {
+        "resnet110_exclusive_gating_6": (
+            _GATED,
+            {"block_kwargs": {"gate_bias": -6.0}},
+            "CIFAR-10: 8.70",
+        ),
+        "resnet110_exclusive_gating_7": (
+            _GATED,
+            {"block_kwargs": {"gate_bias": -7.0}},
+            "CIFAR-10: 9.81",
+        ),
+    },
+    ResNet,
+    {**_110, "block": ExclusiveGating},
+    _TABLE_1,
+)
+_add(
+    {
+        "resnet110_shortcut_gating_0": (
+            _GATED,
+            {"block_kwargs": {"gate_bias": 0.0}},
+            "CIFAR-10: 12.86",
+        ),
+        "resnet110_shortcut_gating_6": (
+            _GATED,
+            {"block_kwargs": {"gate_bias": -6.0}},
+            "CIFAR-10: 6.91",
+        ),
+    },
+    ResNet,
+    {**_110, "block": ShortcutOnlyGating},
+    _TABLE_1,
+)
+_add(
+    {"resnet110_conv_shortcut": (1_826_202, {"shortcut": "C"}, "CIFAR-10: 12.22")},
+    ResNet,
+    _110,
+    _TABLE_1,
+)
+_add(
+    {"resnet110_dropout_shortcut": (1_727_962, {}, _FAILS)},
+    ResNet,
+    {**_110, "block": DropoutShortcut},
+    _TABLE_1,
+    expected_to_fail=True,
+)
+
+for _place, _block, _error_110, _error_164 in (
+    ("bn_after_addition", BatchNormAfterAddition, 8.17, 6.50),
+    ("relu_before_addition", ReluBeforeAddition, 7.84, 6.14),
+    ("relu_only_preact", ReluOnlyPreactivation, 6.71, 5.91),
+):
+    _add(
+        {
+            f"resnet110_{_place}": (1_727_962, _110, f"CIFAR-10: {_error_110:.2f}"),
+            f"resnet164_{_place}": (
+                1_704_154,
+                {
+                    **_CIFAR_BOTTLENECK,
+                    **_sections(164, 3),
+                    "block_kwargs": {"bottleneck": True},
+                },
+                f"CIFAR-10: {_error_164:.2f}",
+            ),
+        },
         ResNet,
-        {"stage_sizes": (2 * _n,) * 3, "block": PlainLayer, "shortcut": None},
-        _HE_2015,
-        _params,
+        {"block": _block},
+        "He et al. 2016, table 2",
+    )
+
+_PREACT = {"block": FullPreactivation}
+_PREACT_BOTTLENECK = {
+    **_PREACT,
+    "shortcut": "B_linear",
+    "block_kwargs": {"bottleneck": True},
+}
+
+_add(
+    {"preact_resnet110": (1_727_962, _110, "CIFAR-10: 6.37")},
+    ResNet,
+    _PREACT,
+    "He et al. 2016",
+)
+_add(
+    {
+        "preact_resnet164": (1_703_258, _sections(164, 3), "CIFAR-10: 5.46"),
+        "preact_resnet1001": (10_327_706, _sections(1001, 3), "CIFAR-10: 4.92"),
+    },
+    ResNet,
+    {**_CIFAR_BOTTLENECK, **_PREACT_BOTTLENECK},
+    "He et al. 2016",
+)
+_add(
+    {
+        "preact_resnet152": (
+            60_185_128,
+            {"stage_sizes": _152},
+            "ImageNet: 21.1 (320 crop)",
+        ),
+        "preact_resnet200": (
+            64_666_152,
+            {"stage_sizes": _200},
+            "ImageNet: 20.7 (320 crop)",
+        ),
+    },
+    ResNet,
+    {
+        **_IMAGENET_BOTTLENECK,
+        **_PREACT_BOTTLENECK,
+        "block_kwargs": {"bottleneck": True, "stride_on": "3x3"},
+    },
+    "He et al. 2016",
+    **_IMAGENET,
+)
+
+# --- Zagoruyko and Komodakis 2016 -----------------------------------------------------
+
+for _depth, _width, _params in (
+    (16, 8, 10_961_370),
+    (40, 4, 8_949_210),
+    (28, 10, 36_479_194),
+):
+    _n = (_depth - 4) // 6
+    _own = {
+        "stage_sizes": (_n,) * 3,
+        "features": tuple(_width * f for f in (16, 32, 64)),
+    }
+    _add(
+        {f"wrn{_depth}_{_width}": (_params, _own, None)},
+        ResNet,
+        {**_PREACT, "stem_features": 16, "shortcut": "B_linear"},
+        "Zagoruyko and Komodakis 2016",
+    )
+
+# --- Xie et al. 2017 ------------------------------------------------------------------
+
+_XIE = "Xie et al. 2017"
+for _depth, _sizes, _rows in (
+    (
+        50,
+        _50,
+        (
+            (1, 64, 25_557_032, "23.9"),
+            (2, 40, 25_425_000, "23.0"),
+            (4, 24, 25_292_968, "22.6"),
+            (8, 14, 25_603_016, "22.3"),
+            (32, 4, 25_028_904, "22.2"),
+        ),
+    ),
+    (
+        101,
+        _101,
+        (
+            (32, 4, 44_177_704, "21.2"),
+            (2, 64, 84_198_184, "20.7"),
+            (64, 4, 83_455_272, "20.4"),
+            (32, 8, 88_791_336, None),
+        ),
+    ),
+):
+    for _c, _d, _params, _error in _rows:
+        _own = {"stage_sizes": _sizes, "cardinality": _c, "base_width": _d}
+        _published = _error and f"ImageNet: {_error}"
+        _add(
+            {f"resnext{_depth}_{_c}x{_d}d": (_params, _own, _published)},
+            build_resnext,
+            {k: v for k, v in _IMAGENET_BOTTLENECK.items() if k != "block"},
+            _XIE,
+            **_IMAGENET,
+        )
+
+for _c, _d, _params, _error in (
+    (1, 64, 4_914_250, None),
+    (2, 64, 9_130_314, None),
+    (4, 64, 17_562_442, None),
+    (8, 64, 34_426_698, "3.65"),
+    (16, 64, 68_155_210, "3.58"),
+    (1, 128, 13_775_178, None),
+    (1, 192, 27_280_970, None),
+):
+    _own = {**_sections(29, 3), "cardinality": _c, "base_width": _d}
+    _add(
+        {f"resnext29_{_c}x{_d}d": (_params, _own, _error and f"CIFAR-10: {_error}")},
+        build_resnext,
+        {"features": (256, 512, 1024), "stem_features": 64, "shortcut": "B"},
+        _XIE,
     )
 
 

@@ -32,7 +32,7 @@ class Conv(nn.Module):
         kernel_size: side of the square window.
         stride: step of the window.
         groups: feature groups.
-        use_bias: adds a bias, zero at the start.
+        use_bias: adds a bias.
         gradient: see `conv2d`.
         dtype: of the computation; None takes that of the operands.
 
@@ -48,6 +48,7 @@ class Conv(nn.Module):
     gradient: str = "auto"
     dtype: Any = None
     kernel_init: Callable = he_normal_fan_out
+    bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,9 +67,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param(
-                "bias", nn.initializers.zeros, (self.features,), jnp.float32
-            )
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv2d(
             x,
@@ -90,8 +89,9 @@ class Shortcut(nn.Module):
             "A": every stride-th pixel, zero channels appended (fb.resnet.torch);
             "A_centered": the same, half of the zero channels on either side;
             "A_pooled": 2x2 average pool, zero channels appended (Huang et al. 2016);
-            "B": 1x1 convolution and BatchNorm.
-            "C" is the convolution of B in every block.
+            "B": 1x1 convolution and BatchNorm;
+            "B_linear": the convolution alone, as pre-activation networks have it.
+            "C" is B in every block.
         features: channels of the output.
         stride: of the block.
 
@@ -113,12 +113,11 @@ class Shortcut(nn.Module):
                 f"shortcut must be one of {', '.join(SHORTCUTS)}, not {self.kind!r}."
             )
         same_shape = self.stride == 1 and x.shape[-1] == self.features
-        if self.kind == "C" or (self.kind == "B" and not same_shape):
-            return self.norm(name="bn")(
-                self.conv(self.features, 1, self.stride, name="conv")(x)
-            )
-        if same_shape:
+        if same_shape and self.kind != "C":
             return x
+        if self.kind in PROJECTIONS:
+            x = self.conv(self.features, 1, self.stride, name="conv")(x)
+            return x if self.kind == "B_linear" else self.norm(name="bn")(x)
         if self.kind == "A_pooled":
             x = average_pool(x, self.stride)
         else:
@@ -126,7 +125,14 @@ class Shortcut(nn.Module):
         return pad_channels(x, self.features, centered=self.kind == "A_centered")
 
 
-SHORTCUTS = ("A", "A_centered", "A_pooled", "B", "C")
+PROJECTIONS = ("B", "B_linear", "C")
+SHORTCUTS = ("A", "A_centered", "A_pooled", *PROJECTIONS)
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """Largest value of every window, -inf around the image: f[B, H, W, C]."""
+    around = ((padding, padding),) * 2
+    return nn.max_pool(x, (size, size), (stride, stride), padding=around)
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:

@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual and plain networks of Deep Residual Learning (He et al. 2015)."""
+"""Residual and plain networks of Deep Residual Learning (He et al. 2015).
 
-from collections.abc import Callable, Sequence
+The trunk is shared by the papers after it, whose blocks have files of their own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer, gated_sum
-from rn_jax.models.layers import Conv, ModuleDef, Shortcut, torch_linear
+from rn_jax.models.layers import (
+    Conv,
+    ModuleDef,
+    Shortcut,
+    max_pool,
+    torch_linear,
+)
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import (
     BlockInfo,
@@ -47,23 +57,95 @@ class BasicBlock(nn.Module):
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         del train  # already in `norm`
+        shortcut = identity(self, x)
+        # H(x) = F(x) + x, equation 1; with a gate, x + b F(x).
+        return self.activation(
+            gated_sum(self, x, shortcut, basic_branch, gate, on_path)
+        )
+
+
+def identity(block: nn.Module, x: jax.Array) -> jax.Array:
+    """h(x), the shortcut of a block of that kind, width and stride."""
+    parts = block.conv, block.norm
+    return Shortcut(
+        block.shortcut, block.features, block.stride, *parts, name="shortcut"
+    )(x)
+
+
+def basic_branch(block: nn.Module, x: jax.Array) -> jax.Array:
+    """F(x) of the basic block, of whose fields `block` has all."""
+    y = block.conv(block.features, 3, block.stride, name="conv1")(x)
+    y = block.activation(block.norm(name="bn1")(y))
+    y = block.conv(block.features, 3, name="conv2")(y)
+    return block.norm(name="bn2")(y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution and a shortcut (figure 5, right).
+
+    With `groups` it is the block of ResNeXt (Xie et al. 2017, figure 3c), with a
+    larger `base_width` that of wide ResNet-50 and -101.
+
+    Attributes:
+        features: channels of the output, four times the nominal width w of the stage.
+        stride: of the block.
+        shortcut: kind of shortcut, see `Shortcut`.
+        conv, norm, activation: as in `BasicBlock`.
+        groups: cardinality C, the feature groups of the 3x3 convolution.
+        base_width: d, channels of a group where w is 64; in general floor(w d / 64).
+        stride_on: "3x3" (fb.resnet.torch, torchvision), or "1x1", the first
+            convolution, as in the authors' Caffe models.
+
+    Raises:
+        InputError: `stride_on` is neither.
+    """
+
+    features: int
+    stride: int
+    shortcut: str
+    conv: ModuleDef
+    norm: ModuleDef
+    activation: Callable
+    groups: int = 1
+    base_width: int = 64
+    stride_on: str = "3x3"
+
+    has_shortcut = True
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        del train  # already in `norm`
+        width = group_width(self.features, self.base_width) * self.groups
+        first, second = bottleneck_strides(self)
 
         def residual(block, x):
-            y = block.conv(block.features, 3, block.stride, name="conv1")(x)
+            y = block.conv(width, 1, first, name="conv1")(x)
             y = block.activation(block.norm(name="bn1")(y))
-            y = block.conv(block.features, 3, name="conv2")(y)
-            return block.norm(name="bn2")(y)
+            y = block.conv(width, 3, second, groups=block.groups, name="conv2")(y)
+            y = block.activation(block.norm(name="bn2")(y))
+            y = block.conv(block.features, 1, name="conv3")(y)
+            return block.norm(name="bn3")(y)
 
-        shortcut = Shortcut(
-            self.shortcut,
-            self.features,
-            self.stride,
-            self.conv,
-            self.norm,
-            name="shortcut",
-        )(x)
-        # H(x) = F(x) + x, equation 1; with a gate, x + b F(x).
+        shortcut = identity(self, x)
         return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+
+
+def bottleneck_strides(block: nn.Module) -> tuple[int, int]:
+    """Strides of a bottleneck's first 1x1 and of its 3x3 convolution.
+
+    Raises:
+        InputError: `stride_on` is neither "1x1" nor "3x3".
+    """
+    strides = {"1x1": (block.stride, 1), "3x3": (1, block.stride)}
+    if block.stride_on not in strides:
+        raise InputError(f'stride_on must be "1x1" or "3x3", not {block.stride_on!r}.')
+    return strides[block.stride_on]
+
+
+def group_width(features: int, base_width: int) -> int:
+    """Channels of one group of a bottleneck: floor(w d / 64), with w = features / 4."""
+    return features // 4 * base_width // 64
 
 
 class PlainLayer(nn.Module):
@@ -71,6 +153,10 @@ class PlainLayer(nn.Module):
 
     Its gate interpolates between the layer (1) and the identity (0). A layer that
     changes the shape has no identity and ignores its gate.
+
+    Attributes:
+        downsample: "stride", of the convolution; or "max_pool", a convolution of
+            stride 1 and 2x2 max-pooling after it.
     """
 
     features: int
@@ -79,6 +165,7 @@ class PlainLayer(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     activation: Callable
+    downsample: str = "stride"
 
     has_shortcut = False
 
@@ -87,9 +174,18 @@ class PlainLayer(nn.Module):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         del train  # already in `norm`
 
+        if self.downsample not in ("stride", "max_pool"):
+            raise InputError(
+                f'downsample must be "stride" or "max_pool", not {self.downsample!r}.'
+            )
+
         def output(layer):
-            y = layer.conv(layer.features, 3, layer.stride, name="conv")(x)
-            return layer.activation(layer.norm(name="bn")(y))
+            stride = layer.stride if layer.downsample == "stride" else 1
+            y = layer.conv(layer.features, 3, stride, name="conv")(x)
+            y = layer.activation(layer.norm(name="bn")(y))
+            return (
+                max_pool(y, layer.stride, layer.stride) if stride < layer.stride else y
+            )
 
         if self.stride == 1 and x.shape[-1] == self.features:
             return gated_layer(self, x, output, gate)
@@ -97,18 +193,24 @@ class PlainLayer(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR residual network of depth 6n + 2 (section 4.2), or its plain counterpart.
+    """The trunk of the residual papers, and of their plain counterparts.
 
-    A 3x3 convolution, stages of blocks with a stride of 2 between them, global average
-    pooling and a fully connected layer.
+    A stem, stages of blocks with a stride of 2 between them, global average pooling and
+    a fully connected layer. On CIFAR the depth is 6n + 2 with basic and 9n + 2 with
+    bottleneck blocks (section 4.2); ImageNet's networks are those of table 1.
 
     Attributes:
         stage_sizes: blocks per stage.
         num_classes: size of the logits; None gives the pooled features f[B, C].
-        features: channels of each stage.
-        shortcut: "A", "A_centered", "A_pooled", "B" or "C"; see `Shortcut`.
+        features: channels of the output of each stage.
+        stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
+            convolution of stride 2 and 3x3 max-pooling of stride 2.
+        stem_features: channels of the stem; None: those of the first stage.
+        shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         stochastic_depth: None is constant depth.
-        block: `BasicBlock`, `PlainLayer`, or a module with their fields and call.
+        block: `BasicBlock`, `Bottleneck`, `PlainLayer`, a block of another paper here,
+            or a module with the fields and the call of `BasicBlock`.
+        block_kwargs: further fields of the block, as {"base_width": 128}.
         conv, norm, activation: what the blocks are made of. `conv` takes the fields of
             `Conv`, `norm` those of `nn.BatchNorm`.
         conv_bias: biases on convolutions, which Huang et al. 2016's code has.
@@ -123,9 +225,12 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     num_classes: int | None = 10
     features: Sequence[int] = (16, 32, 64)
+    stem: str = "small"
+    stem_features: int | None = None
     shortcut: str | None = "A"
     stochastic_depth: StochasticDepth | None = None
     block: ModuleDef = BasicBlock
+    block_kwargs: Mapping[str, Any] = FrozenDict()
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
     activation: Callable = nn.relu
@@ -133,7 +238,7 @@ class ResNet(nn.Module):
     conv_gradient: str = "auto"
     axis_name: str | None = None
     scan_unroll: int = 1
-    remat: str = "none"
+    remat: str = "cheap"
     dtype: Any = None
 
     @nn.compact
@@ -158,12 +263,14 @@ class ResNet(nn.Module):
 
         Raises:
             InputError: an argument of another shape or dtype than said here; stochastic
-                depth or paths for a network without shortcuts.
+                depth or paths for a network without shortcuts; an unknown stem.
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
                 f"Images must be normalised floating point numbers, not {images.dtype}."
             )
+        if self.stem not in ("small", "imagenet"):
+            raise InputError(f'stem must be "small" or "imagenet", not {self.stem!r}.')
         gates = resolve_gates(self, gates, images.shape[0], train=train)
         check_paths(self, paths)
 
@@ -185,19 +292,26 @@ class ResNet(nn.Module):
             conv=conv,
             norm=norm,
             activation=self.activation,
+            **self.block_kwargs,
         )
 
-        x = conv(self.features[0], 3, name="stem_conv")(images)
+        window, stride = (3, 1) if self.stem == "small" else (7, 2)
+        x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         x = self.activation(norm(name="stem_bn")(x))
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
-            indices = [b.index for b in self.blocks if b.stage == stage]
-            here = slice(indices[0], indices[-1] + 1)
+            infos = [b for b in self.blocks if b.stage == stage]
+            here = slice(infos[0].index, infos[-1].index + 1)
+            first = block if infos[0].apart else None
+            if self._preactivation and stage == 1:
+                first = partial(block, activated=True)  # by the stem, for both paths
             x = Stage(
                 block,
+                first,
                 size=size,
                 features=self.features[stage - 1],
                 stride=self._strides[stage - 1],
-                first_apart=not self.blocks[here.start].same_shape,
                 scan_unroll=self.scan_unroll,
                 remat=self.remat,
                 name=f"stage{stage}",
@@ -207,6 +321,10 @@ class ResNet(nn.Module):
                 None if paths is None else paths[here],
                 train=train,
             )
+        if self._preactivation:  # once more after the last sum
+            if self._preactivation == "bn_relu":
+                x = norm(name="final_bn")(x)
+            x = self.activation(x)
         x = x.mean(axis=(1, 2))
         if self.num_classes is None:
             return x
@@ -227,9 +345,14 @@ class ResNet(nn.Module):
             self.stage_sizes,
             self.features,
             self._strides,
-            self.features[0],
+            self._stem_features,
             has_shortcut=self.has_shortcuts,
+            first_apart=self._preactivation is not None,
         )
+
+    @property
+    def _stem_features(self):
+        return self.stem_features or self.features[0]
 
     @property
     def _strides(self):
@@ -238,5 +361,12 @@ class ResNet(nn.Module):
     @property
     def has_shortcuts(self) -> bool:
         """Whether blocks have a shortcut beside what a gate closes."""
-        block = self.block.func if isinstance(self.block, partial) else self.block
-        return getattr(block, "has_shortcut", True)
+        return getattr(self._block_class, "has_shortcut", True)
+
+    @property
+    def _preactivation(self):
+        return getattr(self._block_class, "preactivation", None)
+
+    @property
+    def _block_class(self):
+        return self.block.func if isinstance(self.block, partial) else self.block

@@ -12,17 +12,28 @@ import pytest
 from configs import default
 from experiments import setup
 from rn_jax import create_model, data
+from rn_jax.models import MODELS
 
 FOLDER = Path(default.__file__).parent
-NAMES = sorted({p.stem for p in FOLDER.glob("[!_]*.py")} - {"default"})
+BASES = {"default", "he2016", "imagenet"}  # recipes without a network
+NAMES = sorted({p.stem for p in FOLDER.glob("[!_]*.py")} - BASES)
 
 
 def load(name, *args):
     return importlib.import_module(f"configs.{name}").get_config(*args)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+# On 8 pixels all networks, on 32 those of the first papers: tracing takes time.
+CASES = [
+    (dataset, name)
+    for dataset in ("cifar10", "digits")
+    for name in NAMES
+    if dataset == "digits"
+    or load(name).paper in ("He et al. 2015", "Huang et al. 2016")
+]
+
+
+@pytest.mark.parametrize(("dataset", "name"), CASES)
 def test_config_is_complete_and_makes_a_network(name, dataset):
     config = load(name, dataset)
     assert set(config) == set(default.get_config())
@@ -41,6 +52,44 @@ def test_config_is_complete_and_makes_a_network(name, dataset):
     assert "head" in shapes["params"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_header_has_the_command_and_the_published_errors(name):
+    config, text = load(name), (FOLDER / f"{name}.py").read_text()
+    header = text.split('"""')[1]
+    assert f"python -m experiments.run --config=configs/{name}.py" in header
+    assert config.dataset in ("cifar10", "imagenet2012")
+    if published := config.published_error_percent.to_dict():
+        assert config.dataset in published
+    for error in published.values():
+        assert re.search(rf"\b{error}0? %", header), error
+
+
+def test_the_failing_networks_are_expected_to_fail():
+    failing = {name for name in NAMES if load(name).expected_to_fail}
+    assert failing == {n for n in NAMES if MODELS[load(n).model].expected_to_fail}
+    models = {load(name).model for name in failing}
+    assert models == {n for n, entry in MODELS.items() if entry.expected_to_fail}
+    assert not any(load(name).published_error_percent for name in failing)
+
+
+def test_published_errors_are_those_of_the_table_of_models():
+    """Where paper and shortcut are the same; the table has one number a network."""
+    names = {"CIFAR-10": "cifar10", "ImageNet": "imagenet2012"}
+    compared = 0
+    for name in NAMES:
+        config = load(name)
+        entry = MODELS[config.model]
+        there = re.match(r"(\S+): ([\d.]+)(?: \(([ABC])\))?", entry.published or "")
+        if not there or not entry.paper.startswith(config.paper):
+            continue
+        kind = entry.arguments.get("shortcut")
+        if config.model_kwargs.get("shortcut", kind) == (there[3] or kind):
+            here = config.published_error_percent[names[there[1]]]
+            assert here == float(there[2]), name
+            compared += 1
+    assert compared > 40
+
+
 def test_every_field_of_default_has_a_comment():
     for line in (FOLDER / "default.py").read_text().splitlines():
         if re.match(r"    config\.\w+ = ", line):
@@ -49,7 +98,7 @@ def test_every_field_of_default_has_a_comment():
 
 def test_no_config_repeats_what_it_starts_from():
     """A line that sets a field to the value it has already says nothing."""
-    for name in NAMES:
+    for name in {*NAMES, *BASES}:
         text = (FOLDER / f"{name}.py").read_text()
         bases = re.findall(r"config = (\w+)\.get_config\(dataset\)", text)
         for base in bases:
@@ -79,6 +128,120 @@ def test_resnet110_of_he_2015_warms_up():
     schedule, _ = schedule_of("resnet110_he2015", steps_per_epoch=390)
     rates = [float(schedule(s)) for s in (0, 399, 400, 32_000)]
     assert rates == pytest.approx([0.01, 0.01, 0.1, 0.01])
+
+
+def optimiser_of(config):
+    nesterov, decay = config.nesterov, config.weight_decay
+    return config.momentum, nesterov, decay, config.weight_decay_on
+
+
+def rows_of(base):
+    """The base and the configs that start from it, directly or not."""
+    rows = {base}
+    for name in NAMES * 2:  # twice: a row may stand before the row it starts from
+        text = (FOLDER / f"{name}.py").read_text()
+        if set(re.findall(r"config = (\w+)\.get_config\(dataset\)", text)) & rows:
+            rows.add(name)
+    return sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("base", "number"),
+    [
+        ("he2016", 22),
+        ("preact_resnet152", 2),
+        ("resnext29_1x64d", 3),
+        ("resnext50_1x64d", 8),
+        ("wrn16_8", 4),
+    ],
+)
+def test_rows_of_one_recipe_differ_in_the_network_alone(base, number):
+    rows = rows_of(base)
+    assert len(rows) == number
+    network = {"model", "model_kwargs", "published_error_percent", "expected_to_fail"}
+    for name in rows:
+        one, two = load(base), load(name)
+        assert {n for n in one if one[n] != two[n]} <= network
+
+
+def test_recipe_of_he_2015_on_imagenet():
+    """Batch 256, 0.1; the fixed schedule of fb.resnet.torch, 90 epochs."""
+    for name in ("plain34", "resnet18", "resnet34_c", "resnet152"):
+        config = load(name)
+        assert (config.dataset, config.batch_size) == ("imagenet2012", 256)
+        assert optimiser_of(config) == (0.9, False, 1e-4, "kernels")
+        assert config.normalization == "mean_image"
+        schedule, total = schedule_of(name, steps_per_epoch=5004)
+        assert total == 90 * 5004
+        rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 59, 60, 89)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_resnets_on_imagenet_are_those_of_the_paper():
+    """Its tables' options for shortcuts; the stride on the first 1x1 convolution."""
+    shortcuts = {n: load(n).model_kwargs.get("shortcut") for n in NAMES}
+    assert [shortcuts[n] for n in ("resnet18", "resnet34_a")] == ["A", "A"]
+    assert [shortcuts[n] for n in ("resnet34_b", "resnet34_c")] == [None, "C"]
+    assert MODELS["resnet34"].arguments["shortcut"] == "B"
+    for name in ("resnet50", "resnet101", "resnet152"):
+        assert load(name).model_kwargs.block_kwargs.stride_on == "1x1"
+
+
+def test_recipe_of_he_2016():
+    """That of 2015 on CIFAR, with 400 iterations at 0.01 in every run."""
+    base, original = load("he2016"), load("resnet110_he2015")
+    differ = {name for name in base if base[name] != original[name]}
+    assert differ == {"model", "paper", "published_error_percent"}
+    schedule, total = schedule_of("preact_resnet164", steps_per_epoch=390)
+    assert total == 64_000
+    rates = [float(schedule(s)) for s in (0, 399, 400, 31_999, 32_000, 48_000)]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.001])
+
+
+def test_recipe_of_he_2016_on_imagenet():
+    """No warm-up, divided at epochs 30 and 60, the rest as in the Torch codes."""
+    config = load("preact_resnet200")
+    assert (config.batch_size, config.normalization) == (256, "channel")
+    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    schedule, total = schedule_of("preact_resnet200", steps_per_epoch=5004)
+    assert total == 90 * 5004
+    rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_recipe_of_xie_2017_on_cifar():
+    """300 epochs, divided at 150 and 225; all examples; decay 5e-4 on everything."""
+    config = load("resnext29_16x64d")
+    assert (config.batch_size, config.protocol) == (128, "full")
+    assert config.normalization == "channel"
+    assert optimiser_of(config) == (0.9, True, 5e-4, "all")
+    schedule, total = schedule_of("resnext29_16x64d", steps_per_epoch=390)
+    assert total == 300 * 390
+    rates = [float(schedule(e * 390)) for e in (0, 149, 150, 224, 225)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_recipe_of_xie_2017_on_imagenet():
+    """Divided three times: 100 epochs, every 30."""
+    config = load("resnext101_64x4d")
+    assert (config.batch_size, config.normalization) == (256, "channel")
+    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    schedule, total = schedule_of("resnext101_64x4d", steps_per_epoch=5004)
+    assert total == 100 * 5004
+    rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60, 90)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.0001])
+
+
+def test_recipe_of_zagoruyko_2016():
+    """200 epochs, times 0.2 at 60, 120 and 160; decay 5e-4 on everything."""
+    config = load("wrn28_10_dropout")
+    assert config.model_kwargs.block_kwargs.dropout == 0.3
+    assert (config.batch_size, config.normalization) == (128, "channel")
+    assert optimiser_of(config) == (0.9, True, 5e-4, "all")
+    schedule, total = schedule_of("wrn28_10_dropout", steps_per_epoch=390)
+    assert total == 200 * 390
+    rates = [float(schedule(e * 390)) for e in (0, 59, 60, 120, 160)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004, 0.0008])
 
 
 def test_recipe_of_huang_2016():

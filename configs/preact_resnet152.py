@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-activation ResNet-152 on ImageNet (He et al. 2016, table 5).
+
+Published: 21.1 % top-1 error on the validation set, one crop of 320 pixels. Without
+warm-up; the rest is that of the Torch codes.
+
+    python -m experiments.run --config=configs/preact_resnet152.py
+"""
+
+from configs import imagenet
+
+
+def get_config(dataset="imagenet2012"):
+    config = imagenet.get_config(dataset)
+    config.model = "preact_resnet152"
+    config.normalization = "channel"
+    config.nesterov = True
+    config.weight_decay_on = "all"
+    config.paper = "He et al. 2016"
+    config.published_error_percent = {"imagenet2012": 21.1}
+    return config

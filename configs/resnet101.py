@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ResNet-101 on ImageNet (He et al. 2015, table 3).
+
+Published: 21.75 % top-1 error on the validation set, 10 crops.
+
+    python -m experiments.run --config=configs/resnet101.py
+"""
+
+from configs import imagenet
+
+
+def get_config(dataset="imagenet2012"):
+    config = imagenet.get_config(dataset)
+    config.model = "resnet101"
+    config.model_kwargs = {"block_kwargs": {"stride_on": "1x1"}}
+    config.published_error_percent = {"imagenet2012": 21.75}
+    return config

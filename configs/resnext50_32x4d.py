@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ResNeXt-50, 32x4d, on ImageNet (Xie et al. 2017, table 3).
+
+Published: 22.2 % top-1 error on the validation set, one crop of 224 pixels.
+
+    python -m experiments.run --config=configs/resnext50_32x4d.py
+"""
+
+from configs import resnext50_1x64d
+
+
+def get_config(dataset="imagenet2012"):
+    config = resnext50_1x64d.get_config(dataset)
+    config.model = "resnext50_32x4d"
+    config.published_error_percent = {"imagenet2012": 22.2}
+    return config

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wide ResNet, 28 layers 10 times as wide (Zagoruyko and Komodakis 2016).
+
+Published: this project's sources have no number for it.
+
+    python -m experiments.run --config=configs/wrn28_10.py[:DATASET]
+"""
+
+from configs import wrn16_8
+
+
+def get_config(dataset="cifar10"):
+    config = wrn16_8.get_config(dataset)
+    config.model = "wrn28_10"
+    return config

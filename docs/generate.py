@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/models.md, the table of every network, from the networks themselves.
+
+python -m docs.generate
+"""
+
+from pathlib import Path
+
+import rn_jax
+from rn_jax.analysis.cost import multiply_adds
+from rn_jax.models import MODELS
+
+PATH = Path(__file__).parent / "models.md"
+
+HEADER = """# Networks
+
+Written by `python -m docs.generate`; every number is tested. Parameters are for the
+classes of the data set (10 for CIFAR-10, 1000 for ImageNet), multiply-adds for one
+image at test, of 32x32 or 224x224 pixels, in convolutions and matrix products. Blocks
+are the length of a vector of gates. Published errors are test errors in per cent, for
+ImageNet top-1 under the paper's own evaluation. ImageNet's bottlenecks have the stride
+on the 3x3 convolution, as fb.resnet.torch and torchvision;
+`block_kwargs={"stride_on": "1x1"}` gives that of He et al. 2015.
+
+| name | paper | parameters | multiply-adds (1e6) | blocks | published error |
+| --- | --- | ---: | ---: | ---: | --- |
+"""
+
+
+def row(name: str) -> str:
+    """One line of the table, without a line break."""
+    entry, model = MODELS[name], rn_jax.create_model(name)
+    cost = multiply_adds(model, entry.image_size) / 1e6
+    return (
+        f"| {name} | {entry.paper} | {entry.params:,} | {cost:,.1f} "
+        f"| {model.num_blocks} | {entry.published or '-'} |"
+    )
+
+
+def main() -> None:
+    """Writes the file."""
+    rows = "\n".join(row(name) for name in rn_jax.list_models())
+    PATH.write_text(f"{HEADER}{rows}\n")
+    print(PATH)
+
+
+if __name__ == "__main__":
+    main()

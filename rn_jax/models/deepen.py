@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deeper networks that compute what the shallow one does (He et al. 2015)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rn_jax.errors import InputError
+from rn_jax.models import preact, resnet, resnext
+from rn_jax.models.trunk import block_name, stack, unstack
+
+# Which layer to silence so that a branch is zero: the scale and bias of its last
+# BatchNorm, or the kernel of its last convolution where no BatchNorm follows.
+_LAST_LAYER = {
+    resnet.BasicBlock: ("bn2",),
+    resnet.Bottleneck: ("bn3",),
+    resnext.SplitTransformMerge: ("bn3",),
+    resnext.EarlyConcatenation: ("bn3",),
+    preact.ReluOnlyPreactivation: ("bn3", "bn2"),
+    preact.FullPreactivation: ("conv3", "conv2"),
+}
+
+
+def deepen(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    stage_sizes: Sequence[int],
+    *,
+    key: jax.Array,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A deeper network whose added blocks are the identity: the same logits at test.
+
+    This is the paper's argument that a deeper network exists which is no worse. The
+    added blocks stand at the end of each stage. A residual block is the identity if its
+    branch is zero, which its last layer alone decides; the others start as usual, so
+    that the block can learn. A plain layer is the identity if its kernel is and its
+    BatchNorm's statistics are 0 and 1; in training, its batch has others.
+
+    Args:
+        model: a `ResNet` of basic, bottleneck, ResNeXt, plain or pre-activation blocks,
+            whose shortcuts are the identity where the shape stays (not "C").
+        variables: its "params" and "batch_stats".
+        stage_sizes: blocks per stage of the deeper network.
+        key: for the layers of the added blocks that decide nothing yet.
+
+    Returns:
+        The deeper network and its variables.
+
+    Raises:
+        InputError: a stage would lose blocks; or the block cannot be the identity and
+            learn from there: with a convolution, a gate or BatchNorm on the way of x,
+            or with a ReLU after a branch of zeros.
+    """
+    old, new = tuple(model.stage_sizes), tuple(stage_sizes)
+    if len(old) != len(new) or any(a > b for a, b in zip(old, new, strict=False)):
+        raise InputError(
+            f"stage_sizes must have {len(old)} entries, none below {old}, not {new}."
+        )
+    block = model.block
+    if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
+        raise InputError(
+            f"A block of {block.__name__} with shortcut {model.shortcut!r} cannot be "
+            "the identity and learn."
+        )
+    deeper = model.copy(stage_sizes=new)
+    image = jnp.zeros((1, 32, 32, 3))
+    fresh = unstack(jax.jit(lambda: deeper.init({"params": key}, image, train=False))())
+    grown = unstack(variables)
+    for stage, (before, size) in enumerate(zip(old, new, strict=True), start=1):
+        name = f"stage{stage}"
+        for collection, tree in grown.items():
+            mine = {
+                block_name(i, size): tree[name][block_name(i, before)]
+                for i in range(1, before + 1)
+            }
+            for i in range(before + 1, size + 1):
+                added = block_name(i, size)
+                as_identity = _identity_branch if model.has_shortcuts else _plain
+                mine[added] = as_identity(
+                    block, collection, fresh[collection][name][added]
+                )
+            tree[name] = mine
+    return deeper, stack(grown, deeper)
+
+
+def _identity_branch(block, collection, tree):
+    if collection != "params":
+        return tree
+    last = next(layer for layer in _LAST_LAYER[block] if layer in tree)
+    return {**tree, last: jax.tree.map(jnp.zeros_like, tree[last])}
+
+
+def _plain(block, collection, tree):
+    del block
+    if collection != "params":
+        # The variance that BatchNorm's epsilon makes 1.
+        return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - _EPSILON}}
+    kernel = tree["conv"]["kernel"]
+    center = kernel.shape[0] // 2
+    identity = jnp.zeros_like(kernel).at[center, center].set(jnp.eye(kernel.shape[-1]))
+    return {**tree, "conv": {**tree["conv"], "kernel": identity}}
+
+
+_EPSILON = 1e-5  # of BatchNorm here

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our networks against torchvision's and akamaster's, with the same weights."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rn_jax
+from rn_jax import InputError, create_model, data
+from rn_jax.interop import from_torch, read_weights
+
+torch = pytest.importorskip("torch", reason="PyTorch is an optional peer")
+
+
+# Block and settings of torchvision's ResNet, for networks of few blocks in every run.
+KINDS = {
+    "resnet18": ("BasicBlock", {}),
+    "resnet50": ("Bottleneck", {}),
+    "resnext50_32x4d": ("Bottleneck", {"groups": 32, "width_per_group": 4}),
+}
+FEW = (2, 1, 1, 1)
+WHOLE = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+
+
+def randomised(model, seed=0):
+    """No two weights alike, of sizes that keep activations near 1."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.ndim > 1:
+                new = rng.normal(size=value.shape) / np.sqrt(value[0].numel())
+            elif name.endswith("var") or name.endswith("weight"):
+                new = rng.uniform(0.5, 1.5, value.shape)
+            elif value.ndim:
+                new = 0.2 * rng.normal(size=value.shape)
+            else:
+                continue
+            value.copy_(torch.from_numpy(new))
+    return model
+
+
+def relative_error(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_blocks_are_torchvisions(name, torchvision):
+    block, settings = KINDS[name]
+    module = torchvision.models.resnet
+    peer = module.ResNet(getattr(module, block), FEW, num_classes=7, **settings)
+    compare(name, peer, stage_sizes=FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_networks_are_torchvisions(name, torchvision):
+    compare(name, torchvision.models.get_model(name, num_classes=7))
+
+
+def compare(name, peer, **fields):
+    """Logits and gradients in float64, at test and in training; logits in float32."""
+    peer = randomised(peer.double())
+    images = np.random.default_rng(1).normal(size=(8, 64, 64, 3))  # 2x2 at the end
+    weights = np.random.default_rng(2).normal(size=(8, 7))
+    at_test = None
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        variables = from_torch(name, peer.state_dict(), **fields)
+        model = create_model(name, num_classes=7, **fields)
+
+        def loss(params, images, train):
+            all_variables = {**variables, "params": params}
+            mutable = ["batch_stats"] if train else []
+            logits, _ = model.apply(all_variables, images, train=train, mutable=mutable)
+            return (logits * weights).sum(), logits
+
+        run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+        for train in (False, True):
+            peer.train(train)
+            peer.zero_grad()
+            x = torch.from_numpy(images.transpose(0, 3, 1, 2)).requires_grad_()
+            their_logits = peer(x)
+            (their_logits * torch.from_numpy(weights)).sum().backward()
+            (_, logits), (by_params, by_images) = run(
+                variables["params"], images, train
+            )
+            their_logits = their_logits.detach().numpy()
+            assert relative_error(logits, their_logits) < 1e-8
+            at_test = their_logits if not train else at_test
+            theirs = x.grad.numpy().transpose(0, 2, 3, 1)
+            assert relative_error(by_images, theirs) < 1e-8
+
+            gradients = {key: p.grad for key, p in peer.named_parameters()}
+            statistics = {
+                key: value
+                for key, value in peer.state_dict().items()
+                if "running" in key
+            }
+            theirs = from_torch(name, gradients | statistics, **fields)["params"]
+            largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+            jax.tree.map(
+                lambda a, b, most=largest: np.testing.assert_allclose(
+                    a, b, rtol=0, atol=1e-8 * most
+                ),
+                by_params,
+                theirs,
+            )
+
+    single = jax.tree.map(lambda a: a.astype("float32"), variables)
+    ours = jax.jit(lambda x: model.apply(single, x, train=False))(
+        images.astype("float32")
+    )
+    assert relative_error(ours, at_test) < 1e-4
+
+
+# --- akamaster's trained networks on the real test set --------------------------------
+
+
+class AkamasterBlock(torch.nn.Module):
+    """The block of github.com/akamaster/pytorch_resnet_cifar10, by its description."""
+
+    def __init__(self, channels, features, stride):
+        super().__init__()
+        nn = torch.nn
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.stride, self.extra = stride, features - channels
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if self.extra:
+            x = x[:, :, :: self.stride, :: self.stride]
+            half = self.extra // 2
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, half, half))
+        return (x + y).relu()
+
+
+class Akamaster(torch.nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(16)
+        channels = 16
+        for stage, features in enumerate((16, 32, 64), 1):
+            blocks = []
+            for i in range(n):
+                stride = 2 if stage > 1 and i == 0 else 1
+                blocks.append(AkamasterBlock(channels, features, stride))
+                channels = features
+            setattr(self, f"layer{stage}", torch.nn.Sequential(*blocks))
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    """CIFAR-10's test set as akamaster normalises it, and its labels."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder:
+        pytest.skip("TFDS_DATA_DIR is not set")
+    examples = data.load("cifar10", data_dir=folder).test
+    images = examples.images.astype("float32") / 255
+    images -= np.array([0.485, 0.456, 0.406], "float32")
+    return images / np.array([0.229, 0.224, 0.225], "float32"), examples.labels
+
+
+@pytest.mark.parametrize(
+    "depth, error", [(20, 8.27), pytest.param(32, 7.37, marks=pytest.mark.slow)]
+)
+def test_akamasters_trained_networks(depth, error, test_set):
+    folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
+    if not folder:
+        pytest.skip("RN_JAX_TEST_WEIGHTS is not set")
+    weights = read_weights(Path(folder) / f"akamaster_resnet{depth}.th")
+    name, (images, labels) = f"resnet{depth}", test_set
+    assert len(labels) == 10_000
+    variables = from_torch(name, weights)
+    model = create_model(name, shortcut="A_centered")
+    run = jax.jit(lambda x: model.apply(variables, x, train=False).argmax(-1))
+    ours = np.concatenate([run(part) for part in np.split(images, 10)])
+    peer = Akamaster((depth - 2) // 6).eval()
+    peer.load_state_dict({k.removeprefix("module."): v for k, v in weights.items()})
+    with torch.no_grad():
+        theirs = np.concatenate(
+            [
+                peer(torch.from_numpy(part.transpose(0, 3, 1, 2))).argmax(1).numpy()
+                for part in np.split(images, 10)
+            ]
+        )
+    assert abs((ours != labels).sum() - error * 100) <= 2
+    assert (ours == theirs).sum() >= 9_998
+
+
+# --- Bad input ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet20_weights():
+    return Akamaster(3).state_dict()
+
+
+def test_round_trip_of_names_and_shapes(resnet20_weights):
+    variables = from_torch("resnet20", resnet20_weights)
+    model = create_model("resnet20")
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, variables, expected)
+    assert all(jax.tree.leaves(same))
+    second = rn_jax.unstack(variables)["params"]["stage2"]["block02"]["conv1"]["kernel"]
+    theirs = resnet20_weights["layer2.1.conv1.weight"].numpy()
+    np.testing.assert_array_equal(second, theirs.transpose(2, 3, 1, 0))
+    stem = variables["params"]["stem_conv"]["kernel"]
+    assert not np.shares_memory(stem, resnet20_weights["conv1.weight"].numpy())
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"linear.weight": None}, "no classifier named fc or linear"),
+        ({"layer3.2.bn2.bias": None}, "for resnet20 lack layer3.2.bn2.bias"),
+        ({"more": np.ones(2)}, "resnet20 has no place for more"),
+        ({"conv1.weight": np.ones((16, 1, 3, 3))}, r"conv1.weight has shape \(3, 3, 1"),
+    ],
+)
+def test_weights_that_do_not_fit(resnet20_weights, change, match):
+    weights = dict(resnet20_weights) | change
+    weights = {key: value for key, value in weights.items() if value is not None}
+    with pytest.raises(InputError, match=match):
+        from_torch("resnet20", weights)
+
+
+def test_files(tmp_path, resnet20_weights):
+    torch.save({"state_dict": resnet20_weights}, tmp_path / "a.pth")
+    read = read_weights(tmp_path / "a.pth")
+    assert set(read) == set(resnet20_weights)
+    safetensors = pytest.importorskip("safetensors.numpy")
+    arrays = {key: value.numpy() for key, value in resnet20_weights.items()}
+    safetensors.save_file(arrays, tmp_path / "a.safetensors")
+    read = read_weights(tmp_path / "a.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, read, arrays)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    with pytest.raises(InputError, match="There is no file"):
+        read_weights(tmp_path / "none.pth")
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=r"neither \.safetensors nor"):
+        read_weights(tmp_path / "a.zip")
+    (tmp_path / "b.pth").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be read as weights alone"):
+        read_weights(tmp_path / "b.pth")
+    torch.save({"code": Path}, tmp_path / "c.pth")  # more than weights
+    with pytest.raises(InputError, match="cannot be read as weights alone"):
+        read_weights(tmp_path / "c.pth")

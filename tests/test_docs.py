@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/models.md is what the networks say."""
+
+import pytest
+
+import rn_jax
+from docs import generate
+from rn_jax.models import MODELS
+
+LINES = generate.PATH.read_text().splitlines()[len(generate.HEADER.splitlines()) :]
+ROWS = {line.split("|")[1].strip(): line for line in LINES}
+
+
+def test_every_model_is_in_the_docs():
+    assert generate.PATH.read_text().startswith(generate.HEADER)
+    assert list(ROWS) == rn_jax.list_models()
+    for name, line in ROWS.items():
+        entry = MODELS[name]
+        assert entry.paper in line and f"| {entry.params:,} |" in line
+        assert f"| {rn_jax.create_model(name).num_blocks} |" in line
+        assert f"| {entry.published or '-'} |" in line
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnext50_32x4d"])
+def test_rows(name):
+    assert ROWS[name] == generate.row(name)
+
+
+@pytest.mark.slow
+def test_all_rows():
+    assert list(ROWS.values()) == [generate.row(name) for name in ROWS]
