@@ -11,6 +11,7 @@ import statistics
 
 import jax
 
+import rn_jax
 from benchmarks import measure
 from benchmarks.training_step import Step
 from rn_jax import StochasticDepth
@@ -42,9 +43,10 @@ def main() -> None:
         for name, compiled in kinds.items():
             more = {"dtype": options.dtype, "compiled": compiled, **size}
             sides[f"{name} constant"] = torch_peer.Step(options.model, **more)
-            sides[f"{name} DropPath"] = torch_peer.Step(
-                options.model, last_survival=options.last_survival, **more
-            )
+            if rn_jax.models.MODELS[options.model].image_size == 32:
+                sides[f"{name} DropPath"] = torch_peer.Step(
+                    options.model, last_survival=options.last_survival, **more
+                )
 
     seconds = measure.alternate(sides, rounds=options.rounds)
     medians = {name: statistics.median(s) for name, s in seconds.items()}

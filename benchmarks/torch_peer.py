@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
+from rn_jax.errors import InputError
+
 
 def _timm():
     """timm, which imports torchvision.
@@ -74,11 +76,30 @@ class CifarResNet(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
 
 
+def build(model: str, last_survival: float | None) -> nn.Module:
+    """The network of that name: a CIFAR ResNet of basic blocks, or torchvision's.
+
+    Raises:
+        InputError: there is no peer of that name, or none with stochastic depth.
+    """
+    if model in {f"resnet{6 * n + 2}" for n in (3, 5, 7, 9, 18, 200)}:
+        depth = int(model.removeprefix("resnet"))
+        return CifarResNet((depth - 2) // 6, last_survival)
+    _timm()  # so that torchvision can be imported
+    import torchvision
+
+    if model not in torchvision.models.list_models() or last_survival is not None:
+        raise InputError(
+            f"PyTorch has no {model} to compare with, or no DropPath in it."
+        )
+    return torchvision.models.get_model(model)
+
+
 class Step:
     """A training step on random images; calling it takes one and waits.
 
     Args:
-        model: "resnet" and a depth of 6n + 2.
+        model: see `build`.
         batch_size: images per step.
         image_size: side of the images in pixels.
         last_survival: 1 - the last DropPath's rate; None for constant depth.
@@ -101,8 +122,7 @@ class Step:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
-        depth = int(model.removeprefix("resnet"))
-        net = CifarResNet((depth - 2) // 6, last_survival).to(self.device).train()
+        net = build(model, last_survival).to(self.device).train()
         self.net = net.to(memory_format=torch.channels_last)
         self.forward = torch.compile(self.net) if compiled else self.net
         self.optimizer = torch.optim.SGD(

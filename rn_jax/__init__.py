@@ -3,6 +3,7 @@
 
 from rn_jax.errors import InputError
 from rn_jax.models import ModelEntry, create_model, list_models, register_model
+from rn_jax.models.deepen import deepen
 from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
 from rn_jax.stochastic_depth import (
     StochasticDepth,
@@ -23,6 +24,7 @@ __all__ = [
     "Subset",
     "block_variables",
     "create_model",
+    "deepen",
     "expected_open_blocks",
     "list_models",
     "register_model",

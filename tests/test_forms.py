@@ -241,7 +241,7 @@ def takes_form_or_says_that_it_has_no_shortcuts(name, form):
             jax.eval_shape(trace)
 
 
-@pytest.mark.parametrize("place, name", enumerate(rn_jax.list_models()))
+@pytest.mark.parametrize("place, name", list(enumerate(rn_jax.list_models())))
 def test_every_network_takes_a_form(place, name):
     """The forms in turn; each meets every fifth network."""
     takes_form_or_says_that_it_has_no_shortcuts(name, list(FORMS)[place % len(FORMS)])

@@ -45,7 +45,7 @@ def _count(jaxpr) -> int:
             (contracted, _), _ = params["dimension_numbers"]
             lengths = (equation.invars[0].aval.shape[axis] for axis in contracted)
             total += math.prod(out.shape) * math.prod(lengths)
-        elif name in ("cond", "platform_index"):
+        elif name == "cond":
             total += max(
                 (_count(b.jaxpr) for b in params.get("branches", ())), default=0
             )

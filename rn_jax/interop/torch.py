@@ -12,6 +12,7 @@ import numpy as np
 
 from rn_jax.errors import InputError
 from rn_jax.models import create_model
+from rn_jax.models.resnet import BasicBlock, Bottleneck
 from rn_jax.models.trunk import stack, unstack
 
 # Our layer -> theirs, in the stem and the head, and for the parts of a shortcut.
@@ -51,7 +52,8 @@ def from_torch(
         {"params": ..., "batch_stats": ...} of arrays in the dtypes of `state_dict`.
 
     Raises:
-        InputError: unknown name; weights missing, left over, or of another shape.
+        InputError: unknown name, or one without a PyTorch counterpart; weights missing,
+            left over, or of another shape.
     """
     weights = {
         key.removeprefix("module."): _array(value)
@@ -64,7 +66,9 @@ def from_torch(
             f"The weights for {name} have no classifier named fc or linear."
         )
     classes = len(weights[f"{head}.weight"])
-    model = create_model(name, num_classes=classes, **fields)
+    model = create_model(name, **{"num_classes": classes, **fields})
+    if model.block not in (BasicBlock, Bottleneck):
+        raise InputError(f"No PyTorch project is known here that has {name}.")
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)

@@ -146,11 +146,17 @@ _add(
         "resnet50": (25_557_032, {"stage_sizes": _50}, "ImageNet: 22.85"),
         "resnet101": (44_549_160, {"stage_sizes": _101}, "ImageNet: 21.75"),
         "resnet152": (60_192_808, {"stage_sizes": _152}, "ImageNet: 21.43"),
-        "resnet200": (64_673_832, {"stage_sizes": _200}, "ImageNet: 21.8 (320 crop)"),
     },
     ResNet,
     _IMAGENET_BOTTLENECK,
     _HE_2015,
+    **_IMAGENET,
+)
+_add(
+    {"resnet200": (64_673_832, {"stage_sizes": _200}, "ImageNet: 21.8 (320 crop)")},
+    ResNet,
+    _IMAGENET_BOTTLENECK,
+    "He et al. 2016, original units",
     **_IMAGENET,
 )
 _add(
@@ -348,6 +354,13 @@ for _depth, _width, _params in (
         "Zagoruyko and Komodakis 2016",
     )
 
+_add(
+    {"wrn28_10_dropout": (36_479_194, {"block_kwargs": {"dropout": 0.3}}, None)},
+    ResNet,
+    MODELS["wrn28_10"].arguments,
+    "Zagoruyko and Komodakis 2016",
+)
+
 # --- Xie et al. 2017 ------------------------------------------------------------------
 
 _XIE = "Xie et al. 2017"
@@ -409,7 +422,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Args:
         name: one of `list_models()`.
         **kwargs: fields of its class, as `num_classes`, `stochastic_depth`, `shortcut`,
-            `axis_name`, `dtype`.
+            `axis_name`, `dtype`. `block_kwargs` are added to the name's own.
 
     Raises:
         InputError: unknown name, or a field that the class does not have.
@@ -417,10 +430,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
     entry = MODELS[name]
+    fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
+    own = entry.arguments.get("block_kwargs", {})
+    if "block_kwargs" in kwargs:
+        fields["block_kwargs"] = {**own, **kwargs["block_kwargs"]}
     try:
-        return entry.build(
-            **{"num_classes": entry.num_classes, **entry.arguments, **kwargs}
-        )
+        return entry.build(**fields)
     except TypeError as error:
         raise InputError(f"{name} cannot be made: {error}.") from error
 

@@ -2,6 +2,7 @@
 """Deeper networks that compute what the shallow one does (He et al. 2015)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError
 from rn_jax.models import preact, resnet, resnext
+from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import block_name, stack, unstack
 
 # Which layer to silence so that a branch is zero: the scale and bias of its last
@@ -50,7 +52,8 @@ def deepen(
         The deeper network and its variables.
 
     Raises:
-        InputError: a stage would lose blocks; or the block cannot be the identity and
+        InputError: a stage would lose blocks; the norm or the activation is another
+            than the default; or the block cannot be the identity and
             learn from there: with a convolution, a gate or BatchNorm on the way of x,
             or with a ReLU after a branch of zeros.
     """
@@ -59,7 +62,9 @@ def deepen(
         raise InputError(
             f"stage_sizes must have {len(old)} entries, none below {old}, not {new}."
         )
-    block = model.block
+    block = model.block.func if isinstance(model.block, partial) else model.block
+    if model.norm is not BatchNorm or model.activation is not nn.relu:
+        raise InputError("deepen needs this library's BatchNorm and ReLU.")
     if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
         raise InputError(
             f"A block of {block.__name__} with shortcut {model.shortcut!r} cannot be "
@@ -104,4 +109,4 @@ def _plain(block, collection, tree):
     return {**tree, "conv": {**tree["conv"], "kernel": identity}}
 
 
-_EPSILON = 1e-5  # of BatchNorm here
+_EPSILON = BatchNorm.epsilon

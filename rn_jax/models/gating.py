@@ -54,6 +54,43 @@ def gated_sum(
     return if_open(block, gate, open_sum, closed)
 
 
+def exclusive_sum(
+    block: nn.Module,
+    x: jax.Array,
+    shortcut: jax.Array,
+    gate_and_residual: Callable[[nn.Module, jax.Array], tuple[jax.Array, jax.Array]],
+    gate: jax.Array | Subset | None,
+    on_path: jax.Array | None = None,
+) -> jax.Array:
+    """(1 - b g(x)) * shortcut + b g(x) * F(x): the block's own gate g divides the sum.
+
+    Args:
+        block, x, shortcut, on_path: as in `gated_sum`.
+        gate_and_residual: (block, x) -> (g(x), F(x)), of the shape of `shortcut`; not
+            computed where b is 0.
+        gate: b, as in `gated_sum`.
+    """
+    if isinstance(gate, Subset):
+        g, branch = gate_and_residual(block, x[gate.indices])
+        g, straight = scale(gate.weights, g), shortcut[gate.indices]
+        mixed = (1 - g) * straight + g * branch
+        return shortcut.at[gate.indices].set(mixed, unique_indices=True)
+
+    def open_sum(block):
+        g, branch = gate_and_residual(block, x)
+        g = g if gate is None else scale(gate, g)
+        straight, branch = (1 - g) * shortcut, g * branch
+        block.sow("intermediates", "residual", branch)
+        if on_path is not None:
+            straight, branch = single_path(straight, branch, on_path)
+        return straight + branch
+
+    closed = shortcut
+    if on_path is not None:
+        closed, _ = single_path(shortcut, shortcut, on_path)
+    return if_open(block, gate, open_sum, closed)
+
+
 def gated_layer(
     layer: nn.Module,
     x: jax.Array,

@@ -56,11 +56,10 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
 
 def _normalize(x, epsilon, axis_name):
     x = x.astype(_at_least_float32(x.dtype))
-    mean, var = _moments(x, axis_name)
-    centered = x - mean
-    mean, var = checkpoint_name(mean, "statistics"), checkpoint_name(var, "statistics")
+    # Named before they are used: rematerialisation keeps what has the name.
+    mean, var = checkpoint_name(_moments(x, axis_name), "statistics")
     rsqrt = lax.rsqrt(var + epsilon)
-    return centered * rsqrt, rsqrt, mean, var
+    return (x - mean) * rsqrt, rsqrt, mean, var
 
 
 def _affine(normalized, scale, bias, dtype):

@@ -12,10 +12,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from rn_jax.models.gating import gated_sum
+from rn_jax.models.gating import exclusive_sum, gated_sum
 from rn_jax.models.layers import PROJECTIONS, ModuleDef
 from rn_jax.models.resnet import basic_branch, bottleneck_strides, identity
-from rn_jax.stochastic_depth import Subset
 
 
 class _Unit(nn.Module):
@@ -66,7 +65,7 @@ class ExclusiveGating(_Unit):
     """(1 - g(x)) * x + g(x) * F(x), g(x) = sigmoid(W_g x + b_g) (figure 2c).
 
     A gate b multiplies g(x): (1 - b g(x)) * x + b g(x) * F(x), so a closed unit is the
-    identity and computes neither F nor g. For `paths` the branch is g(x) * (F(x) - x).
+    identity and computes neither F nor g.
 
     Attributes:
         gate_bias: b_g at the start; the paper searched from 0 to -10.
@@ -78,14 +77,14 @@ class ExclusiveGating(_Unit):
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         del train  # already in `norm`
+
+        def gate_and_residual(block, x):
+            return _gate(block, x), basic_branch(block, x)
+
         shortcut = identity(self, x)
-
-        straight = shortcut[gate.indices] if isinstance(gate, Subset) else shortcut
-
-        def residual(block, x):
-            return _gate(block, x) * (basic_branch(block, x) - straight)
-
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+        return self.activation(
+            exclusive_sum(self, x, shortcut, gate_and_residual, gate, on_path)
+        )
 
 
 class ShortcutOnlyGating(_Unit):
@@ -210,6 +209,8 @@ class ReluBeforeAddition(_OrderedUnit):
 
 class ReluOnlyPreactivation(_OrderedUnit):
     """F is ReLU-W-BN-ReLU-W-BN, and nothing follows the sum (figure 4d).
+
+    The shortcut takes the input as it is, also where a convolution is on it.
 
     Attributes:
         activated: the input is activated already, as that of the first unit is.

@@ -271,8 +271,13 @@ class ResNet(nn.Module):
             )
         if self.stem not in ("small", "imagenet"):
             raise InputError(f'stem must be "small" or "imagenet", not {self.stem!r}.')
+        fields = getattr(self._block_class, "__dataclass_fields__", self.block_kwargs)
+        if unknown := sorted(set(self.block_kwargs) - set(fields)):
+            raise InputError(
+                f"{self._block_class.__name__} has no field {', '.join(unknown)}."
+            )
         gates = resolve_gates(self, gates, images.shape[0], train=train)
-        check_paths(self, paths)
+        check_paths(self, paths, gates)
 
         conv = partial(
             self.conv,

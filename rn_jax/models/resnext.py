@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rn_jax.errors import unknown_name
+from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.gating import gated_sum
 from rn_jax.models.layers import ModuleDef
 from rn_jax.models.resnet import Bottleneck, ResNet, group_width, identity
@@ -111,7 +111,8 @@ def build_resnext(
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
     kwargs = {"groups": cardinality, "base_width": base_width}
-    return ResNet(**{"block": FORMS[form], "block_kwargs": kwargs, **fields})
+    kwargs |= fields.pop("block_kwargs", {})
+    return ResNet(block=FORMS[form], block_kwargs=kwargs, **fields)
 
 
 def convert_form(
@@ -128,8 +129,10 @@ def convert_form(
         source, target: "a", "b" or "c".
 
     Raises:
-        InputError: unknown form.
+        InputError: unknown form; biases on the convolutions.
     """
+    if model.conv_bias:
+        raise InputError("convert_form maps convolutions without biases only.")
     for form in (source, target):
         if form not in FORMS:
             raise unknown_name("form", form, FORMS)

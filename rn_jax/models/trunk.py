@@ -181,16 +181,20 @@ def resolve_gates(
     return gates
 
 
-def check_paths(network: nn.Module, paths: jax.Array | None) -> None:
+def check_paths(
+    network: nn.Module, paths: jax.Array | None, gates: jax.Array | Subset | None
+) -> None:
     """Checks `paths`, f32[L], as a network's call was given it.
 
     Raises:
-        InputError: another shape; a network without shortcuts.
+        InputError: another shape; a network without shortcuts; gates that are subsets.
     """
     if paths is None:
         return
     if not network.has_shortcuts:
         raise InputError("paths needs shortcuts: a plain network has one path only.")
+    if isinstance(gates, Subset):
+        raise InputError("paths cannot be taken while gates are subsets of examples.")
     _check_shape("paths", paths, (network.num_blocks,))
 
 

@@ -21,6 +21,7 @@ KINDS = {
     "resnet18": ("BasicBlock", {}),
     "resnet50": ("Bottleneck", {}),
     "resnext50_32x4d": ("Bottleneck", {"groups": 32, "width_per_group": 4}),
+    "wide_resnet50_2": ("Bottleneck", {"width_per_group": 128}),
 }
 FEW = (2, 1, 1, 1)
 WHOLE = (
@@ -58,7 +59,15 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_are_torchvisions(name, torchvision):
     block, settings = KINDS[name]
     module = torchvision.models.resnet
@@ -249,6 +258,12 @@ def test_weights_that_do_not_fit(resnet20_weights, change, match):
     weights = {key: value for key, value in weights.items() if value is not None}
     with pytest.raises(InputError, match=match):
         from_torch("resnet20", weights)
+
+
+def test_names_without_a_counterpart():
+    for name in ("wrn16_8", "preact_resnet110"):
+        with pytest.raises(InputError, match=f"No PyTorch project .* {name}"):
+            from_torch(name, {"fc.weight": np.ones((3, 2))})
 
 
 def test_files(tmp_path, resnet20_weights):

@@ -151,16 +151,16 @@ def test_auto_equals_xla_everywhere(x64, stride, kernel, groups):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(closed))
 
 
-def compiled_forms(place, gradient, stride, kernel):
+def compiled_forms(place, gradient, stride, kernel, groups=1):
     """The dimension orders of all convolutions in the compiled gradient.
 
     A 1x1 convolution that XLA has made a matrix product counts as "dot".
     """
     # XLA swaps image and kernel where the window is larger than the output.
-    x, w, _ = operands((16, 16), kernel, stride, square(kernel // 2), 1)
+    x, w, _ = operands((16, 16), kernel, stride, square(kernel // 2), groups)
     xs, w = np.stack([x] * 3).astype("float32"), w.astype("float32")
     step = jax.jit(
-        jax.value_and_grad(loss_in(place, gradient, stride, kernel, 1), (0, 1))
+        jax.value_and_grad(loss_in(place, gradient, stride, kernel, groups), (0, 1))
     )
     text = step.lower(xs, w, True).compile().as_text()
     assert {"scan": " while(", "cond": " conditional("}[place] in text
@@ -170,10 +170,12 @@ def compiled_forms(place, gradient, stride, kernel):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's form")
 @pytest.mark.parametrize("place", ["scan", "cond"])
-@pytest.mark.parametrize("stride, kernel", [(1, 3), (2, 3), (1, 1), (2, 1), (2, 7)])
-def test_cpu_gradients_are_ordinary_convolutions_in_control_flow(place, stride, kernel):
+@pytest.mark.parametrize(
+    "case", [(1, 3), (2, 3), (1, 1), (2, 1), (2, 7), (1, 3, 2), (2, 3, 2)]
+)
+def test_cpu_gradients_are_ordinary_convolutions_in_control_flow(place, case):
     # Any other form falls to a loop that is 10 to 100 times slower.
-    forms = compiled_forms(place, "auto", stride, kernel)
+    forms = compiled_forms(place, "auto", *case)
     assert len(forms) >= 3  # forward and two gradients
     assert set(forms) - {"dot"} == {ORDINARY}
 

@@ -151,3 +151,24 @@ def test_unknown_remat_is_said():
     model = ResNet((1,), features=(4,), remat="some")
     with pytest.raises(InputError, match="remat must be one of none, cheap, all"):
         model.init({"params": jax.random.key(0)}, jnp.zeros((1, 4, 4, 1)), train=False)
+
+
+@pytest.mark.parametrize("remat, expected", [("none", 3), ("cheap", 3), ("all", 5)])
+def test_devices_meet_once_for_the_statistics_of_a_layer(remat, expected):
+    """Once forward, and not again where the backward pass computes the cheap part."""
+    model = ResNet((2,), features=(4,), axis_name="devices", remat=remat)
+    images = jnp.zeros((2, 6, 6, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return (logits**2).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss), axis_env=[("devices", 2)])(
+        variables["params"]
+    )
+    # The stem's, and two in the body of the scan of stage 1.
+    assert str(program).count("all_gather[") == expected

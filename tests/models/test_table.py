@@ -85,7 +85,7 @@ GOLDEN = {
     # Zagoruyko and Komodakis 2016.
     "wrn16_8": 10_961_370,
     "wrn40_4": 8_949_210,
-    "wrn28_10": 36_479_194,
+    **dict.fromkeys(("wrn28_10", "wrn28_10_dropout"), 36_479_194),
     # Xie et al. 2017.
     "resnext50_1x64d": 25_557_032,
     "resnext50_2x40d": 25_425_000,
@@ -117,7 +117,10 @@ VARIANTS = [
     ("preact_resnet164", {"num_classes": 100}, 1_726_388),
     ("preact_resnet1001", {"num_classes": 100}, 10_350_836),
     ("wrn28_10", {"num_classes": 100}, 36_536_884),
-    ("wrn28_10", {"block_kwargs": {"dropout": 0.3}}, 36_479_194),
+    # More settings of a block are added to the name's own.
+    ("preact_resnet164", {"block_kwargs": {"dropout": 0.3}}, 1_703_258),
+    ("wide_resnet50_2", {"block_kwargs": {"stride_on": "1x1"}}, 68_883_240),
+    ("resnext50_32x4d", {"block_kwargs": {"stride_on": "1x1"}}, 25_028_904),
     ("resnext29_8x64d", {"num_classes": 100}, 34_518_948),
     ("resnext29_16x64d", {"num_classes": 100}, 68_247_460),
     ("resnext29_1x64d", {"num_classes": 100}, 5_006_500),
@@ -191,8 +194,8 @@ def test_depth_is_what_the_name_says(shapes):
                 projections += 1
             else:
                 layers += leaf.shape[0] if "blocks" in keys else 1
-        if name.startswith("wrn"):  # 6n + 4 counts the projections, not the classifier
-            layers += projections - 1
+        if name.startswith("wrn"):  # by custom 6n + 4 counts the three projections,
+            layers += projections - 1  # beside the path, and not the classifier
         assert layers == int(re.search(r"\d+", name).group()), name
 
 
@@ -242,7 +245,9 @@ KINDS = [
     "preact_resnet110",
     "preact_resnet164",
     "preact_resnet152",
+    "wide_resnet50_2",
     "wrn16_8",
+    "wrn28_10_dropout",
     "resnext50_32x4d",
 ]
 
@@ -269,16 +274,29 @@ def test_every_name_has_a_kind():
 
     def kind(name):
         model = create_model(name)
-        flags = {
-            k: v for k, v in model.block_kwargs.items() if isinstance(v, str | bool)
-        }
-        return model.block, model.shortcut == "C", tuple(flags.items())
+        return model.block, model.shortcut == "C", tuple(sorted(model.block_kwargs))
 
     covered = {kind(name) for name in KINDS}
     assert not {name for name in rn_jax.list_models() if kind(name) not in covered}
 
 
-@pytest.mark.parametrize("name", KINDS)
+# Kinds that differ from another in what tests of their own hold: in `make test-all`.
+LONG = {
+    "plain18_max_pool",
+    "resnet164_bn_after_addition",
+    "resnet164_relu_before_addition",
+    "resnet164_relu_only_preact",
+    "resnet110_conv_shortcut",
+    "wide_resnet50_2",
+    "preact_resnet152",
+    "wrn16_8",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in KINDS],
+)
 def test_gates_and_one_training_step(name, quick_compile, random_variables):
     model = narrow(name)
     size = 8 if model.stem == "small" else 16
