@@ -123,30 +123,48 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             (needs torch). A dict with the entry "state_dict" gives that entry.
 
     Raises:
-        InputError: no such file; another kind of file; or one that holds more than
-            weights.
+        InputError: no such file; another kind of file; one that is damaged or holds
+            more than weights; a package that is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    if path.suffix not in (".pt", ".pth", ".th", ".bin"):
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".th", ".bin"):
         raise InputError(
             f"{path.name} is neither .safetensors nor one of PyTorch's .pt, .pth, .th "
             "and .bin."
         )
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    try:
+        content = read(path)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"Reading {path.name} needs the package {error.name}."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds no weights by name.")
+    return content.get("state_dict", content)
+
+
+def _read_safetensors(path):
+    import safetensors
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a file of safetensors.") from error
+
+
+def _read_torch(path):
     import pickle
 
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(
             f"{path} cannot be read as weights alone; it is damaged or holds other "
             "Python objects."
         ) from error
-    return content.get("state_dict", content)

@@ -286,6 +286,12 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "b.pth").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read as weights alone"):
         read_weights(tmp_path / "b.pth")
+    torch.save(torch.ones(2), tmp_path / "d.pth")
+    with pytest.raises(InputError, match="holds no weights by name"):
+        read_weights(tmp_path / "d.pth")
+    (tmp_path / "e.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is not a file of safetensors"):
+        read_weights(tmp_path / "e.safetensors")
     torch.save({"code": Path}, tmp_path / "c.pth")  # more than weights
     with pytest.raises(InputError, match="cannot be read as weights alone"):
         read_weights(tmp_path / "c.pth")
