@@ -18,6 +18,7 @@ import time
 
 import jax
 
+import rn_jax
 from benchmarks import measure
 from benchmarks.skip import exactly_open
 from benchmarks.training_step import Step
@@ -29,7 +30,7 @@ KINDS = {
     "convolution": r"conv_general_dilated|convolution|cudnn|implicit_gemm",
     "kept arrays, zeroed": r"wrapped_broadcast|/broadcast\.\d+$",
     "kept arrays, written and read": r"dynamic_(update_)?(slice|index)|dynamic-",
-    "BatchNorm": r"/bn\d?/|stem_bn",
+    "BatchNorm": r"/(stem_|final_)?bn(\d|_after)?/",
     "activation and sum": r"select_n|relu|/max|add_any|/add$",
 }
 REST = "other"
@@ -109,7 +110,7 @@ def main() -> None:
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
     depth = None
     if options.open is not None:
-        num_blocks = Step(options.model, **size).model.num_blocks
+        num_blocks = rn_jax.create_model(options.model).num_blocks
         depth = exactly_open(options.open, num_blocks)
     step = Step(options.model, depth=depth, remat=options.remat, **size)
     kinds, clock = profile(step, options.steps)

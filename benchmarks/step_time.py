@@ -14,7 +14,7 @@ import jax
 import rn_jax
 from benchmarks import measure
 from benchmarks.training_step import Step
-from rn_jax import StochasticDepth
+from rn_jax import InputError, StochasticDepth
 
 
 def main() -> None:
@@ -28,6 +28,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
 
+    try:
+        compare(options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Times the sides in turn, prints their ratios and writes them to results/."""
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
     depth = StochasticDepth(options.last_survival)
     sides = {

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same networks in PyTorch, as a peer to be timed against. An optional install."""
 
+import contextlib
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -9,22 +11,21 @@ from torch import nn
 from rn_jax.errors import InputError
 
 
-def _timm():
-    """timm, which imports torchvision.
+@contextlib.contextmanager
+def importable_torchvision():
+    """Lets torchvision, and timm which imports it, be imported with a CPU-only torch.
 
     torchvision's wheel registers shape rules for operators of its own extension, which
-    a CPU-only torch cannot load; the operators are not used here, so the rules are
-    skipped.
+    such a torch cannot load; the operators are not used here, so the rules are skipped.
     """
     register, torch.library.register_fake = (
         torch.library.register_fake,
         lambda *args, **kwargs: lambda function: function,
     )
     try:
-        import timm.layers
+        yield
     finally:
         torch.library.register_fake = register
-    return timm
 
 
 class Block(nn.Module):
@@ -39,7 +40,9 @@ class Block(nn.Module):
         self.stride, self.extra = stride, features - channels
         self.drop_path = nn.Identity()
         if drop:
-            self.drop_path = _timm().layers.DropPath(drop)
+            with importable_torchvision():
+                from timm.layers import DropPath
+            self.drop_path = DropPath(drop)
 
     def forward(self, x):
         """[B, C, H, W] in channels_last memory."""
@@ -85,8 +88,8 @@ def build(model: str, last_survival: float | None) -> nn.Module:
     if model in {f"resnet{6 * n + 2}" for n in (3, 5, 7, 9, 18, 200)}:
         depth = int(model.removeprefix("resnet"))
         return CifarResNet((depth - 2) // 6, last_survival)
-    _timm()  # so that torchvision can be imported
-    import torchvision
+    with importable_torchvision():
+        import torchvision
 
     if model not in torchvision.models.list_models() or last_survival is not None:
         raise InputError(

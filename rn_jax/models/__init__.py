@@ -59,9 +59,9 @@ def _add(names, build, arguments, paper, **facts):
         )
 
 
-def _sections(depth, layers, number=3):
-    """`number` equal stages of a CIFAR network with blocks of so many layers."""
-    return {"stage_sizes": ((depth - 2) // (layers * number),) * number}
+def _sections(depth, layers):
+    """Three equal stages of a CIFAR network with blocks of so many layers."""
+    return {"stage_sizes": ((depth - 2) // (3 * layers),) * 3}
 
 
 _FAILS = "CIFAR-10: fails (> 20)"
@@ -107,7 +107,6 @@ _IMAGENET_BOTTLENECK = {
     "features": (256, 512, 1024, 2048),
     "stem_features": 64,
     "shortcut": "B",
-    "block": Bottleneck,
 }
 _50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
 
@@ -148,14 +147,14 @@ _add(
         "resnet152": (60_192_808, {"stage_sizes": _152}, "ImageNet: 21.43"),
     },
     ResNet,
-    _IMAGENET_BOTTLENECK,
+    {**_IMAGENET_BOTTLENECK, "block": Bottleneck},
     _HE_2015,
     **_IMAGENET,
 )
 _add(
     {"resnet200": (64_673_832, {"stage_sizes": _200}, "ImageNet: 21.8 (320 crop)")},
     ResNet,
-    _IMAGENET_BOTTLENECK,
+    {**_IMAGENET_BOTTLENECK, "block": Bottleneck},
     "He et al. 2016, original units",
     **_IMAGENET,
 )
@@ -165,7 +164,11 @@ _add(
         "wide_resnet101_2": (126_886_696, {"stage_sizes": _101}, None),
     },
     ResNet,
-    {**_IMAGENET_BOTTLENECK, "block_kwargs": {"base_width": 128}},
+    {
+        **_IMAGENET_BOTTLENECK,
+        "block": Bottleneck,
+        "block_kwargs": {"base_width": 128},
+    },
     "torchvision, after Zagoruyko and Komodakis 2016",
     **_IMAGENET,
 )
@@ -393,7 +396,7 @@ for _depth, _sizes, _rows in (
         _add(
             {f"resnext{_depth}_{_c}x{_d}d": (_params, _own, _published)},
             build_resnext,
-            {k: v for k, v in _IMAGENET_BOTTLENECK.items() if k != "block"},
+            _IMAGENET_BOTTLENECK,
             _XIE,
             **_IMAGENET,
         )
@@ -431,8 +434,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         raise unknown_name("model", name, MODELS)
     entry = MODELS[name]
     fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
-    own = entry.arguments.get("block_kwargs", {})
     if "block_kwargs" in kwargs:
+        own = entry.arguments.get("block_kwargs", {})
         fields["block_kwargs"] = {**own, **kwargs["block_kwargs"]}
     try:
         return entry.build(**fields)

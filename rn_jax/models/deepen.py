@@ -62,7 +62,7 @@ def deepen(
         raise InputError(
             f"stage_sizes must have {len(old)} entries, none below {old}, not {new}."
         )
-    block = model.block.func if isinstance(model.block, partial) else model.block
+    block = model.block_class
     if model.norm is not BatchNorm or model.activation is not nn.relu:
         raise InputError("deepen needs this library's BatchNorm and ReLU.")
     if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
@@ -70,6 +70,9 @@ def deepen(
             f"A block of {block.__name__} with shortcut {model.shortcut!r} cannot be "
             "the identity and learn."
         )
+    as_identity = _identity_layer
+    if model.has_shortcuts:
+        as_identity = partial(_identity_block, _LAST_LAYER[block])
     deeper = model.copy(stage_sizes=new)
     image = jnp.zeros((1, 32, 32, 3))
     fresh = unstack(jax.jit(lambda: deeper.init({"params": key}, image, train=False))())
@@ -77,36 +80,28 @@ def deepen(
     for stage, (before, size) in enumerate(zip(old, new, strict=True), start=1):
         name = f"stage{stage}"
         for collection, tree in grown.items():
-            mine = {
-                block_name(i, size): tree[name][block_name(i, before)]
-                for i in range(1, before + 1)
-            }
+            mine = dict(fresh[collection][name])
+            for i in range(1, before + 1):
+                mine[block_name(i, size)] = tree[name][block_name(i, before)]
             for i in range(before + 1, size + 1):
                 added = block_name(i, size)
-                as_identity = _identity_branch if model.has_shortcuts else _plain
-                mine[added] = as_identity(
-                    block, collection, fresh[collection][name][added]
-                )
+                mine[added] = as_identity(collection, mine[added])
             tree[name] = mine
     return deeper, stack(grown, deeper)
 
 
-def _identity_branch(block, collection, tree):
+def _identity_block(last_layers, collection, tree):
     if collection != "params":
         return tree
-    last = next(layer for layer in _LAST_LAYER[block] if layer in tree)
+    last = next(layer for layer in last_layers if layer in tree)
     return {**tree, last: jax.tree.map(jnp.zeros_like, tree[last])}
 
 
-def _plain(block, collection, tree):
-    del block
+def _identity_layer(collection, tree):
     if collection != "params":
         # The variance that BatchNorm's epsilon makes 1.
-        return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - _EPSILON}}
+        return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - BatchNorm.epsilon}}
     kernel = tree["conv"]["kernel"]
     center = kernel.shape[0] // 2
     identity = jnp.zeros_like(kernel).at[center, center].set(jnp.eye(kernel.shape[-1]))
     return {**tree, "conv": {**tree["conv"], "kernel": identity}}
-
-
-_EPSILON = BatchNorm.epsilon

@@ -42,15 +42,12 @@ def gated_sum(
         return shortcut.at[gate.indices].add(branch, unique_indices=True)
 
     def open_sum(block):
-        branch, straight = residual(block, x), shortcut
+        branch = residual(block, x)
         block.sow("intermediates", "residual", branch)
-        if on_path is not None:
-            straight, branch = single_path(straight, branch, on_path)
+        straight, branch = single_path(shortcut, branch, on_path)
         return straight + branch if gate is None else straight + scale(gate, branch)
 
-    closed = shortcut
-    if on_path is not None:
-        closed, _ = single_path(shortcut, shortcut, on_path)
+    closed, _ = single_path(shortcut, shortcut, on_path)
     return if_open(block, gate, open_sum, closed)
 
 
@@ -79,15 +76,12 @@ def exclusive_sum(
     def open_sum(block):
         g, branch = gate_and_residual(block, x)
         g = g if gate is None else scale(gate, g)
-        straight, branch = (1 - g) * shortcut, g * branch
+        branch = g * branch
         block.sow("intermediates", "residual", branch)
-        if on_path is not None:
-            straight, branch = single_path(straight, branch, on_path)
+        straight, branch = single_path((1 - g) * shortcut, branch, on_path)
         return straight + branch
 
-    closed = shortcut
-    if on_path is not None:
-        closed, _ = single_path(shortcut, shortcut, on_path)
+    closed, _ = single_path(shortcut, shortcut, on_path)
     return if_open(block, gate, open_sum, closed)
 
 
@@ -163,7 +157,7 @@ def scale(gate: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def single_path(
-    shortcut: jax.Array, branch: jax.Array, on_path: jax.Array
+    shortcut: jax.Array, branch: jax.Array, on_path: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """The two terms of a block's sum, with gradients through one of them alone.
 
@@ -173,8 +167,10 @@ def single_path(
     Args:
         shortcut: f[B, H, W, C].
         branch: f[B, H, W, C].
-        on_path: f32[], 0 or 1.
+        on_path: f32[], 0 or 1; None leaves both terms as they are.
     """
+    if on_path is None:
+        return shortcut, branch
     return _scale_gradient(shortcut, 1 - on_path), _scale_gradient(branch, on_path)
 
 

@@ -7,40 +7,17 @@ activation stand. Wide residual networks (Zagoruyko and Komodakis 2016) are full
 pre-activation units with more channels and, as an option, dropout.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 
 from rn_jax.models.gating import exclusive_sum, gated_sum
-from rn_jax.models.layers import PROJECTIONS, ModuleDef
-from rn_jax.models.resnet import basic_branch, bottleneck_strides, identity
-
-
-class _Unit(nn.Module):
-    """Fields of every unit here.
-
-    Attributes:
-        features: channels of the output.
-        stride: of the unit; of a bottleneck's first 1x1 convolution.
-        shortcut: kind of shortcut where the unit changes its shape, see `Shortcut`.
-        conv, norm, activation: as in `BasicBlock`.
-    """
-
-    features: int
-    stride: int
-    shortcut: str
-    conv: ModuleDef
-    norm: ModuleDef
-    activation: Callable
-
-    has_shortcut = True
-
+from rn_jax.models.layers import PROJECTIONS
+from rn_jax.models.resnet import Block, basic_branch, bottleneck_strides, identity
 
 # --- Table 1: what is on the shortcut -------------------------------------------------
 
 
-class ConstantScaling(_Unit):
+class ConstantScaling(Block):
     """shortcut_scale * x + branch_scale * F(x) (figure 2b).
 
     A gate multiplies the branch: shortcut_scale * x + b branch_scale * F(x).
@@ -61,7 +38,7 @@ class ConstantScaling(_Unit):
         return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
 
 
-class ExclusiveGating(_Unit):
+class ExclusiveGating(Block):
     """(1 - g(x)) * x + g(x) * F(x), g(x) = sigmoid(W_g x + b_g) (figure 2c).
 
     A gate b multiplies g(x): (1 - b g(x)) * x + b g(x) * F(x), so a closed unit is the
@@ -87,7 +64,7 @@ class ExclusiveGating(_Unit):
         )
 
 
-class ShortcutOnlyGating(_Unit):
+class ShortcutOnlyGating(Block):
     """(1 - g(x)) * x + F(x) (figure 2d).
 
     A gate b multiplies F alone: a closed unit is (1 - g(x)) * x.
@@ -108,7 +85,7 @@ class ShortcutOnlyGating(_Unit):
         )
 
 
-class DropoutShortcut(_Unit):
+class DropoutShortcut(Block):
     """dropout(x) + F(x) (figure 2f); a gate multiplies F alone.
 
     Attributes:
@@ -143,7 +120,7 @@ def _gate(block, x: jax.Array) -> jax.Array:
 # --- Table 2: where the activations are -----------------------------------------------
 
 
-class _OrderedUnit(_Unit):
+class _OrderedUnit(Block):
     """Further fields of the units of table 2.
 
     Attributes:

@@ -33,25 +33,29 @@ from rn_jax.models.trunk import (
 from rn_jax.stochastic_depth import StochasticDepth, Subset
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (figure 5, left).
+class Block(nn.Module):
+    """Fields of every block of the trunk; each paper adds its own and the call.
 
     Attributes:
         features: channels of the output.
-        stride: of the first convolution and of the shortcut.
-        shortcut: kind of shortcut, see `Shortcut`.
+        stride: of the block, and of its shortcut.
+        shortcut: kind of shortcut, see `Shortcut`; None for plain networks.
         conv, norm, activation: called as `conv(features, kernel_size, stride)`,
             `norm()` and `activation(x)`.
     """
 
     features: int
     stride: int
-    shortcut: str
+    shortcut: str | None
     conv: ModuleDef
     norm: ModuleDef
     activation: Callable
 
     has_shortcut = True
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut (figure 5, left)."""
 
     @nn.compact
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
@@ -80,19 +84,16 @@ def basic_branch(block: nn.Module, x: jax.Array) -> jax.Array:
     return block.norm(name="bn2")(y)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolution and a shortcut (figure 5, right).
 
     With `groups` it is the block of ResNeXt (Xie et al. 2017, figure 3c), with a
     larger `base_width` that of wide ResNet-50 and -101.
 
     Attributes:
-        features: channels of the output, four times the nominal width w of the stage.
-        stride: of the block.
-        shortcut: kind of shortcut, see `Shortcut`.
-        conv, norm, activation: as in `BasicBlock`.
         groups: cardinality C, the feature groups of the 3x3 convolution.
-        base_width: d, channels of a group where w is 64; in general floor(w d / 64).
+        base_width: d, channels of a group where w, a quarter of `features`, is 64; in
+            general floor(w d / 64).
         stride_on: "3x3" (fb.resnet.torch, torchvision), or "1x1", the first
             convolution, as in the authors' Caffe models.
 
@@ -100,17 +101,9 @@ class Bottleneck(nn.Module):
         InputError: `stride_on` is neither.
     """
 
-    features: int
-    stride: int
-    shortcut: str
-    conv: ModuleDef
-    norm: ModuleDef
-    activation: Callable
     groups: int = 1
     base_width: int = 64
     stride_on: str = "3x3"
-
-    has_shortcut = True
 
     @nn.compact
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
@@ -148,7 +141,7 @@ def group_width(features: int, base_width: int) -> int:
     return features // 4 * base_width // 64
 
 
-class PlainLayer(nn.Module):
+class PlainLayer(Block):
     """One 3x3 convolution of a plain network (figure 3, middle): no shortcut.
 
     Its gate interpolates between the layer (1) and the identity (0). A layer that
@@ -159,12 +152,6 @@ class PlainLayer(nn.Module):
             stride 1 and 2x2 max-pooling after it.
     """
 
-    features: int
-    stride: int
-    shortcut: str | None
-    conv: ModuleDef
-    norm: ModuleDef
-    activation: Callable
     downsample: str = "stride"
 
     has_shortcut = False
@@ -271,10 +258,10 @@ class ResNet(nn.Module):
             )
         if self.stem not in ("small", "imagenet"):
             raise InputError(f'stem must be "small" or "imagenet", not {self.stem!r}.')
-        fields = getattr(self._block_class, "__dataclass_fields__", self.block_kwargs)
+        fields = getattr(self.block_class, "__dataclass_fields__", self.block_kwargs)
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             raise InputError(
-                f"{self._block_class.__name__} has no field {', '.join(unknown)}."
+                f"{self.block_class.__name__} has no field {', '.join(unknown)}."
             )
         gates = resolve_gates(self, gates, images.shape[0], train=train)
         check_paths(self, paths, gates)
@@ -366,12 +353,13 @@ class ResNet(nn.Module):
     @property
     def has_shortcuts(self) -> bool:
         """Whether blocks have a shortcut beside what a gate closes."""
-        return getattr(self._block_class, "has_shortcut", True)
+        return getattr(self.block_class, "has_shortcut", True)
 
     @property
     def _preactivation(self):
-        return getattr(self._block_class, "preactivation", None)
+        return getattr(self.block_class, "preactivation", None)
 
     @property
-    def _block_class(self):
+    def block_class(self) -> type[nn.Module]:
+        """The block's class, also where `block` is a partial of it."""
         return self.block.func if isinstance(self.block, partial) else self.block

@@ -6,7 +6,7 @@ train with. Forms (a) and (b) lay the branches out. `convert_form` maps weights 
 the three, which compute the same function.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,23 +15,14 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.gating import gated_sum
-from rn_jax.models.layers import ModuleDef
-from rn_jax.models.resnet import Bottleneck, ResNet, group_width, identity
+from rn_jax.models.resnet import Block, Bottleneck, ResNet, group_width, identity
 
 
-class _Branches(nn.Module):
+class _Branches(Block):
     """Fields of forms (a) and (b): those of `Bottleneck`, the stride on the 3x3."""
 
-    features: int
-    stride: int
-    shortcut: str
-    conv: ModuleDef
-    norm: ModuleDef
-    activation: Callable
     groups: int = 32
     base_width: int = 4
-
-    has_shortcut = True
 
 
 def branch(block: nn.Module, x: jax.Array, i: int) -> jax.Array:
@@ -178,13 +169,9 @@ def _split(tree, form, groups):
     for layer in _layers(form):
         if layer in tree:
             whole, axis = tree.pop(layer), _BY_BRANCH[layer]
-            parts = jax.tree.map(
-                lambda leaf, axis=axis: jnp.split(leaf, groups, axis), whole
-            )
             for i in range(1, groups + 1):
                 tree[f"{branch_name(i)}_{layer}"] = jax.tree.map(
-                    lambda part, i=i: part[i - 1],
-                    parts,
-                    is_leaf=lambda node: isinstance(node, list),
+                    lambda leaf, i=i, axis=axis: jnp.split(leaf, groups, axis)[i - 1],
+                    whole,
                 )
     return tree

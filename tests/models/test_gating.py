@@ -268,9 +268,9 @@ def test_gates_of_ones_equal_no_gates(
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_capturing_changes_nothing(quick_compile, images, random_variables, shortcut):
+def test_capturing_changes_nothing(x64, images, random_variables, shortcut):
     model = small(shortcut=shortcut)
-    variables = random_variables(model, IMAGE, "float32")
+    variables = random_variables(model, IMAGE, "float64")
 
     def run(variables, gates, **options):
         def loss(params, gates):
@@ -295,12 +295,12 @@ def test_capturing_changes_nothing(quick_compile, images, random_variables, shor
     )
     usual = jax.jit(partial(run, mutable=["batch_stats"]))
     for gates in ([1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]):
-        gates = np.array(gates, "float32")
+        gates = np.array(gates, "float64")
         grads, logits, updates = usual(variables, gates)
         grads_c, logits_c, updates_c = captured(variables, gates)
         features = updates_c.pop("intermediates")
-        assert_close((grads_c, logits_c), (grads, logits), 4e-6)
-        assert_close(updates_c, updates, 1e-6)
+        assert_close((grads_c, logits_c), (grads, logits), 1e-12)
+        assert_close(updates_c, updates, 1e-12)
         for info in model.blocks:
             if gates[info.index] == 0:  # to the last bit
                 assert grads_c[1][info.index] == 0

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from by_numpy import np_conv, np_norm
 
 from rn_jax import create_model
 from rn_jax.models import preact
@@ -14,20 +15,6 @@ from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
 
 SHAPE = (3, 6, 6, 8)
-
-
-def conv(x, p, stride):
-    kernel = p["kernel"]
-    k = len(kernel)
-    x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    size = (x.shape[1] - k) // stride + 1
-    reach = slice(0, (size - 1) * stride + 1, stride)
-    y = sum(
-        x[:, i:][:, reach][:, :, j:][:, :, reach] @ kernel[i, j]
-        for i in range(k)
-        for j in range(k)
-    )
-    return y + p.get("bias", 0)
 
 
 def relu(x):
@@ -43,21 +30,20 @@ class Reference:
 
     def bn(self, x, name, p=None, s=None):
         p, s = p or self.p[name], s or self.s[name]
-        mean, var = s["mean"], s["var"]
         if self.train:
-            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-        return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
+            s = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
+        return np_norm(x, p, s)
 
     def w(self, x, i):
-        return conv(x, self.p[f"conv{i}"], self.stride if i == 1 else 1)
+        return np_conv(x, self.p[f"conv{i}"], self.stride if i == 1 else 1)
 
     def g(self, x):
-        return 1 / (1 + np.exp(-conv(x, self.p["gate"], self.stride)))
+        return 1 / (1 + np.exp(-np_conv(x, self.p["gate"], self.stride)))
 
     def h(self, x, features):
         if "shortcut" in self.p:
             p = self.p["shortcut"]
-            y = conv(x, p["conv"], self.stride)
+            y = np_conv(x, p["conv"], self.stride)
             if "bn" in p:
                 y = self.bn(y, None, p["bn"], self.s["shortcut"]["bn"])
             return y

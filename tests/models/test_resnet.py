@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_numpy import np_conv, np_norm
 
 import rn_jax
 from rn_jax import InputError, StochasticDepth, create_model
@@ -94,24 +95,6 @@ def test_blocks():
 
 
 # --- Every value by NumPy -------------------------------------------------------------
-
-
-def np_conv(x, params, stride=1):
-    kernel = params["kernel"]
-    k = kernel.shape[0]
-    x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    height, width = ((n - k) // stride + 1 for n in x.shape[1:3])
-    y = np.zeros((len(x), height, width, kernel.shape[3]))
-    for i in range(height):
-        for j in range(width):
-            window = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
-            y[:, i, j] = np.tensordot(window, kernel, 3)
-    return y + params.get("bias", 0)
-
-
-def np_norm(x, params, stats):
-    y = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
-    return y * params["scale"] + params["bias"]
 
 
 def np_shortcut_a(x, kind, stride, features):
