@@ -84,8 +84,8 @@ def test_networks_are_torchvisions(name, torchvision):
 def compare(name, peer, **fields):
     """Logits and gradients in float64, at test and in training; logits in float32."""
     peer = randomised(peer.double())
-    images = np.random.default_rng(1).normal(size=(8, 64, 64, 3))  # 2x2 at the end
-    weights = np.random.default_rng(2).normal(size=(8, 7))
+    images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))  # 2x2 at the end
+    weights = np.random.default_rng(2).normal(size=(4, 7))
     at_test = None
 
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -122,17 +122,12 @@ def compare(name, peer, **fields):
             }
             theirs = from_torch(name, gradients | statistics, **fields)["params"]
             largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
-            jax.tree.map(
-                lambda a, b, most=largest: np.testing.assert_allclose(
-                    a, b, rtol=0, atol=1e-8 * most
-                ),
-                by_params,
-                theirs,
-            )
+            errors = jax.tree.map(lambda a, b: np.abs(a - b).max(), by_params, theirs)
+            assert max(jax.tree.leaves(errors)) < 1e-8 * largest
 
     single = jax.tree.map(lambda a: a.astype("float32"), variables)
-    ours = jax.jit(lambda x: model.apply(single, x, train=False))(
-        images.astype("float32")
+    ours = jax.jit(lambda variables, x: model.apply(variables, x, train=False))(
+        single, images.astype("float32")
     )
     assert relative_error(ours, at_test) < 1e-4
 
