@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training steps to be timed, by the same factories that experiments use."""
 
+from functools import cached_property, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,8 @@ class Step:
             weight_decay=1e-4,
             decay="all",
         )
-        state = train.create_state(
+        self.create_state = partial(
+            train.create_state,
             jax.random.key(0),
             model=self.model,
             tx=tx,
@@ -63,11 +66,15 @@ class Step:
             stochastic_depth=depth,
             axis_name=axis_name,
         )
-        self.state = parallel.replicate(state, self.devices)
         self.step = parallel.compile_train_step(step, self.devices)
         self.batch = make_batch(batch_size, image_size)
         self.key = jax.random.key(1)
         self.open_shares = []
+
+    @cached_property
+    def state(self) -> train.TrainState:
+        """On all devices; made when it is first asked for."""
+        return parallel.replicate(self.create_state(), self.devices)
 
     def __call__(self) -> None:
         """One step."""

@@ -45,6 +45,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.momentum = 0.9  # of the running sum of gradients
     config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes
     config.weight_decay = 1e-4  # factor of the L2 penalty's gradient
+    config.aux_loss_weight = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
     config.weight_decay_on = "kernels"  # or all: BatchNorm's and biases too
 
     # Randomness and devices

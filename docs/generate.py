@@ -15,12 +15,14 @@ PATH = Path(__file__).parent / "models.md"
 HEADER = """# Networks
 
 Written by `python -m docs.generate`; every number is tested. Parameters are for the
-classes of the data set (10 for CIFAR-10, 1000 for ImageNet), multiply-adds for one
-image at test, of 32x32 or 224x224 pixels, in convolutions and matrix products. Blocks
-are the length of a vector of gates. Published errors are test errors in per cent, for
-ImageNet top-1 under the paper's own evaluation. ImageNet's bottlenecks have the stride
-on the 3x3 convolution, as fb.resnet.torch and torchvision;
-`block_kwargs={"stride_on": "1x1"}` gives that of He et al. 2015.
+classes of the data set (10 for CIFAR-10 and MNIST, 1000 for ImageNet), multiply-adds
+for one image at test, of 32x32, 28x28 or 224x224 pixels, in convolutions and matrix
+products; auxiliary heads have parameters, and no part at test. Blocks are the length
+of a vector of gates: residual units, dense or highway layers, layers of a plain network
+or of VGG. Published errors are test errors in per cent, for ImageNet top-1 under the
+paper's own evaluation. ImageNet's bottlenecks have the stride on the 3x3 convolution,
+as fb.resnet.torch and torchvision; `block_kwargs={"stride_on": "1x1"}` gives that of He
+et al. 2015. `stem="small"` makes an ImageNet network one for images of 32 pixels.
 
 | name | paper | parameters | multiply-adds (1e6) | blocks | published error |
 | --- | --- | ---: | ---: | ---: | --- |
@@ -30,7 +32,7 @@ on the 3x3 convolution, as fb.resnet.torch and torchvision;
 def row(name: str) -> str:
     """One line of the table, without a line break."""
     entry, model = MODELS[name], rn_jax.create_model(name)
-    cost = multiply_adds(model, entry.image_size) / 1e6
+    cost = multiply_adds(model, entry.image_size, entry.channels) / 1e6
     return (
         f"| {name} | {entry.paper} | {entry.params:,} | {cost:,.1f} "
         f"| {model.num_blocks} | {entry.published or '-'} |"

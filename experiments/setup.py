@@ -104,6 +104,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         tx=tx,
         preprocess=augment,
         stochastic_depth=stochastic_depth,
+        aux_loss_weight=config["aux_loss_weight"],
         axis_name=axis_name,
     )
     eval_step = train.make_eval_step(
@@ -219,6 +220,7 @@ _AT_LEAST = {
     "lr_factor": 0,
     "momentum": 0,
     "weight_decay": 0,
+    "aux_loss_weight": 0,
     "seed": 0,
     "split_seed": 0,
 }

@@ -77,6 +77,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     stochastic_depth: StochasticDepth | None = None,
+    aux_loss_weight: float = 0.3,
     axis_name: str | None = None,
 ) -> Callable:
     """Makes the training step.
@@ -87,6 +88,8 @@ def make_train_step(
         preprocess: (key, uint8[B, H, W, C], index of the first example in the global
             batch) -> normalised and augmented f[B, H, W, C].
         stochastic_depth: None is constant depth.
+        aux_loss_weight: of each auxiliary head's loss in the loss that is minimised and
+            reported (Szegedy et al. 2015, section 5). Only GoogLeNet has such heads.
         axis_name: devices over which the batch is split. The gradient is that of the
             mean over the whole batch.
 
@@ -122,10 +125,13 @@ def make_train_step(
                 train=True,
                 gates=gates,
                 rngs={"dropout": dropout_key},
-                mutable=["batch_stats"],
+                mutable=["batch_stats", "aux_logits"],
             )
             sums = classification_sums(logits, labels, mask)
-            return sums["loss"], (updates["batch_stats"], sums)
+            for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
+                aux = classification_sums(aux_logits, labels, mask)
+                sums["loss"] += aux_loss_weight * aux["loss"]
+            return sums["loss"], (updates.get("batch_stats", {}), sums)
 
         grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
         # Devices meet here, at the end, and in BatchNorm: one that came early to a sum

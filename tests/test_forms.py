@@ -241,7 +241,19 @@ def takes_form_or_says_that_it_has_no_shortcuts(name, form):
             jax.eval_shape(trace)
 
 
-@pytest.mark.parametrize("place, name", list(enumerate(rn_jax.list_models())))
+# Tracing layer by layer takes seconds: in `make test-all`, where every form is tried.
+DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {
+    name for name in rn_jax.list_models() if name.startswith("densenet")
+}
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in DEEP else [])
+        for pair in enumerate(rn_jax.list_models())
+    ],
+)
 def test_every_network_takes_a_form(place, name):
     """The forms in turn; each meets every fifth network."""
     takes_form_or_says_that_it_has_no_shortcuts(name, list(FORMS)[place % len(FORMS)])

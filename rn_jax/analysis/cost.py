@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 
-def multiply_adds(model: nn.Module, image_size: int) -> int:
+def multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> int:
     """Multiply-adds of convolutions and matrix products for one image at test.
 
     The papers' "FLOPs". Counted from the traced program, a scan's body as often as it
@@ -19,8 +19,9 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
     Args:
         model: one of rn_jax's networks.
         image_size: side of the image in pixels.
+        channels: of the image.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
 
     def init(image):
         return model.init({"params": jax.random.key(0)}, image, train=False)

@@ -2,7 +2,8 @@
 """Weights of PyTorch models: torchvision's, and akamaster's ResNets for CIFAR."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 
 from rn_jax.errors import InputError
 from rn_jax.models import create_model
-from rn_jax.models.resnet import BasicBlock, Bottleneck
+from rn_jax.models.alexnet import AlexNet
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.googlenet import GoogLeNet
+from rn_jax.models.network import Network
+from rn_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from rn_jax.models.trunk import stack, unstack
+from rn_jax.models.vgg import VGG
 
-# Our layer -> theirs, in the stem and the head, and for the parts of a shortcut.
-_LAYERS = {"stem_conv": "conv1", "stem_bn": "bn1", "head": "fc"}
-_SHORTCUT = {"conv": "downsample.0", "bn": "downsample.1"}
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -34,7 +37,7 @@ def from_torch(
 ) -> dict[str, Any]:
     """The variables of a network from a PyTorch model's weights.
 
-    Reads torchvision's ResNets, wide ResNets and ResNeXts, and, for "resnet20" to
+    Reads torchvision's networks under torchvision's names, and, for "resnet20" to
     "resnet1202", akamaster's, whose shortcut is `shortcut="A_centered"` here. The
     number of classes is that of the weights:
 
@@ -46,10 +49,10 @@ def from_torch(
         state_dict: name -> tensor or array, as `model.state_dict()` gives it. A prefix
             "module." of every name is dropped.
         **fields: those of the network that decide its shapes, if not as in the table:
-            `stage_sizes`, `shortcut`, `stem`.
+            `stage_sizes`, `shortcut`, `stem`, `aux_heads`.
 
     Returns:
-        {"params": ..., "batch_stats": ...} of arrays in the dtypes of `state_dict`.
+        Collections "params" and "batch_stats" of arrays in the dtypes of `state_dict`.
 
     Raises:
         InputError: unknown name, or one without a PyTorch counterpart; weights missing,
@@ -60,27 +63,33 @@ def from_torch(
         for key, value in state_dict.items()
         if not key.endswith(_IGNORED)
     }
-    head = "linear" if "linear.weight" in weights else "fc"
-    if f"{head}.weight" not in weights:
-        raise InputError(
-            f"The weights for {name} have no classifier named fc or linear."
-        )
-    classes = len(weights[f"{head}.weight"])
-    model = create_model(name, **{"num_classes": classes, **fields})
-    if model.block not in (BasicBlock, Bottleneck):
+    model = create_model(name, **fields)
+    layout = _LAYOUTS.get(type(model))
+    if layout is None or not layout.has(model):
         raise InputError(f"No PyTorch project is known here that has {name}.")
+    if head := next((h for h in layout.heads if f"{h}.weight" in weights), None):
+        classes = len(weights[f"{head}.weight"])
+    else:
+        raise InputError(
+            f"The weights for {name} have no classifier named "
+            f"{' or '.join(layout.heads)}."
+        )
+    model = model.copy(**{"num_classes": classes, **fields})
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)
     shapes = jax.eval_shape(unstack, shapes)
 
     def take(path, leaf):
-        theirs = _their_name([part.key for part in path][1:], head)
+        *module, kind = [part.key for part in path][1:]
+        module = "/".join(module)
+        theirs = head if module == "head" else layout.module(module, model)
+        theirs = f"{theirs}.{_LEAVES[kind]}"
         if theirs not in weights:
             raise InputError(f"The weights for {name} lack {theirs}.")
         value = weights.pop(theirs)
-        if path[-1].key == "kernel":  # O, I, h, w -> h, w, I, O
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        if kind == "kernel":
+            value = _kernel(value, layout.flattened(model).get(module))
         if value.shape != leaf.shape:
             raise InputError(
                 f"{theirs} has shape {value.shape} in our layout, but {name} needs "
@@ -97,16 +106,114 @@ def from_torch(
     return stack(variables, model)
 
 
-def _their_name(path: list[str], head: str) -> str:
-    """Path of a leaf in the unstacked layout -> its name in the state_dict."""
-    leaf = _LEAVES[path[-1]]
-    if path[0] == "head":
-        return f"{head}.{leaf}"
-    if path[0] in _LAYERS:
-        return f"{_LAYERS[path[0]]}.{leaf}"
-    stage, block = (int(re.search(r"\d+$", part).group()) for part in path[:2])
-    layer = _SHORTCUT[path[3]] if path[2] == "shortcut" else path[2]
-    return f"layer{stage}.{block - 1}.{layer}.{leaf}"
+def _kernel(value, channels):
+    """OIhw -> hwIO; O, Chw -> hwC, O after a flattened map; O, I -> I, O."""
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    if channels and value.shape[1] % channels == 0:
+        value = value.reshape(len(value), channels, -1).swapaxes(1, 2)
+    return value.reshape(len(value), -1).T
+
+
+# --- Our modules, as paths in the unstacked layout, and theirs ------------------------
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How PyTorch projects name the modules of a family.
+
+    Attributes:
+        heads: their names of the classifier.
+        module: (path of ours, network) -> theirs.
+        has: which networks of the family they have.
+        flattened: network -> our layers that follow a flattened map, with the channels
+            of that map.
+    """
+
+    heads: tuple[str, ...]
+    module: Callable[[str, Network], str]
+    has: Callable[[Network], bool]
+    flattened: Callable[[Network], Mapping[str, int]] = lambda model: {}
+
+
+def _resnet(path, model):
+    stem = {"stem_conv": "conv1", "stem_bn": "bn1"}
+    if path in stem:
+        return stem[path]
+    stage, block, *layer = path.split("/")
+    shortcut = {"conv": "downsample.0", "bn": "downsample.1"}
+    layer = shortcut[layer[1]] if layer[0] == "shortcut" else layer[0]
+    return f"layer{_number(stage)}.{_number(block) - 1}.{layer}"
+
+
+def _densenet(path, model):
+    ends = {"stem_conv": "conv0", "stem_bn": "norm0", "final_bn": "norm5"}
+    if path in ends:
+        return f"features.{ends[path]}"
+    *place, layer = path.split("/")
+    layer = layer.replace("bn", "norm")
+    if len(place) == 1:
+        return f"features.{place[0]}.{layer}"
+    stage, number = map(_number, place)
+    return f"features.denseblock{stage}.denselayer{number}.{layer}"
+
+
+def _vgg(path, model):
+    """A Sequential of convolution, (BatchNorm,) ReLU, ..., pooling counts its parts."""
+    classifier = {"fc1": 0, "fc2": 3}
+    if path in classifier:
+        return f"classifier.{classifier[path]}"
+    stage, layer, part = path.split("/")
+    index = next(b.index for b in model.blocks if b.name == f"{stage}/{layer}")
+    place = index * (3 if model.batch_norm else 2) + _number(stage) - 1
+    return f"features.{place + (part == 'bn')}"
+
+
+def _alexnet(path, model):
+    theirs = {"fc1": "classifier.1", "fc2": "classifier.4"}
+    convolutions = zip(range(1, 6), (0, 3, 6, 8, 10), strict=True)
+    theirs |= {f"conv{ours}": f"features.{place}" for ours, place in convolutions}
+    return theirs[path]
+
+
+def _googlenet(path, model):
+    theirs = {
+        "branch2_reduce": "branch2.0",
+        "branch2": "branch2.1",
+        "branch3_reduce": "branch3.0",
+        "branch3": "branch3.1",
+        "branch4": "branch4.1",
+        "fc": "fc1",
+        "head": "fc2",
+    }
+    return ".".join(theirs.get(part, part) for part in path.split("/"))
+
+
+def _number(name):
+    return int(re.search(r"\d+$", name).group())
+
+
+_LAYOUTS = {
+    ResNet: _Layout(
+        ("fc", "linear"), _resnet, lambda m: m.block in (BasicBlock, Bottleneck)
+    ),
+    DenseNet: _Layout(("classifier",), _densenet, lambda m: m.stem == "imagenet"),
+    VGG: _Layout(
+        ("classifier.6",),
+        _vgg,
+        lambda m: m.stem == "imagenet",
+        lambda m: {"fc1": m.features[-1]},
+    ),
+    AlexNet: _Layout(
+        ("classifier.6",), _alexnet, lambda m: m.towers == 1, lambda m: {"fc1": 256}
+    ),
+    GoogLeNet: _Layout(
+        ("fc",),
+        _googlenet,
+        lambda m: m.batch_norm,
+        lambda m: {"aux1/fc": 128, "aux2/fc": 128},
+    ),
+}
 
 
 def _array(value: Any) -> np.ndarray:

@@ -3,11 +3,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
 from rn_jax.errors import InputError, unknown_name
+from rn_jax.models.alexnet import AlexNet
+from rn_jax.models.densenet import DenseNet, build_densenet
+from rn_jax.models.googlenet import GoogLeNet
+from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.preact import (
     BatchNormAfterAddition,
     ConstantScaling,
@@ -20,6 +26,7 @@ from rn_jax.models.preact import (
 )
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
+from rn_jax.models.vgg import VGG
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class ModelEntry:
         params: exact number of parameters with `num_classes` classes.
         num_classes: of the paper's data set.
         image_size: side of the paper's images in pixels.
+        channels: of the paper's images.
         published: data set and test error in per cent that the paper reports.
         expected_to_fail: it does not train in the paper.
     """
@@ -43,6 +51,7 @@ class ModelEntry:
     params: int | None = None
     num_classes: int = 10
     image_size: int = 32
+    channels: int = 3
     published: str | None = None
     expected_to_fail: bool = False
 
@@ -417,6 +426,141 @@ for _c, _d, _params, _error in (
         {"features": (256, 512, 1024), "stem_features": 64, "shortcut": "B"},
         _XIE,
     )
+
+
+# --- Huang et al. 2017 ----------------------------------------------------------------
+
+_DENSENET = "Huang et al. 2017"
+for _depth, _k, _params, _error in (
+    (40, 12, 1_019_722, "5.24"),
+    (100, 12, 6_979_642, "4.10"),
+    (100, 24, 27_249_082, "3.74"),
+):
+    _own = {"depth": _depth, "growth_rate": _k}
+    _add(
+        {f"densenet{_depth}_{_k}": (_params, _own, f"CIFAR-10: {_error}")},
+        build_densenet,
+        {},
+        _DENSENET,
+    )
+for _depth, _k, _params, _error in (
+    (100, 12, 769_162, "4.51"),
+    (250, 24, 15_324_406, "3.62"),
+    (190, 40, 25_624_430, "3.46"),
+    (40, 36, 1_542_682, "4.58"),  # wide ones, of the authors' code
+    (40, 48, 2_733_130, "3.99"),
+    (40, 60, 4_261_690, "4.01"),
+):
+    _own = {"depth": _depth, "growth_rate": _k}
+    _add(
+        {f"densenet_bc{_depth}_{_k}": (_params, _own, f"CIFAR-10: {_error}")},
+        build_densenet,
+        {"bottleneck": True, "compression": 0.5},
+        _DENSENET,
+    )
+for _depth, _k, _sizes, _params, _error in (
+    (121, 32, (6, 12, 24, 16), 7_978_856, "25.02"),
+    (169, 32, (6, 12, 32, 32), 14_149_480, "23.80"),
+    (201, 32, (6, 12, 48, 32), 20_013_928, "22.58"),
+    (264, 32, (6, 12, 64, 48), 33_337_704, "22.15"),
+    (161, 48, (6, 12, 36, 24), 28_681_000, "22.2"),
+):
+    _own = {"stage_sizes": _sizes, "growth_rate": _k, "stem_features": 2 * _k}
+    _add(
+        {f"densenet{_depth}": (_params, _own, f"ImageNet: {_error}")},
+        DenseNet,
+        {"stem": "imagenet", "bottleneck": True, "compression": 0.5},
+        _DENSENET,
+        **_IMAGENET,
+    )
+
+# --- Srivastava et al. 2015 -----------------------------------------------------------
+
+_add(
+    {"highway19": (2_256_838, {}, "CIFAR-10: 7.54")},
+    HighwayNet,
+    {},
+    "Srivastava et al. 2015 (1507.06228)",
+)
+_add(
+    {"highway50_mnist": (289_660, {}, None)},
+    HighwayMLP,
+    {},
+    "Srivastava et al. 2015 (1505.00387)",
+    image_size=28,
+    channels=1,
+)
+
+# --- Before residual networks ---------------------------------------------------------
+
+for _depth, _sizes, _params, _params_bn, _published in (
+    (11, (1, 1, 2, 2, 2), 132_863_336, 132_868_840, None),
+    (13, (2, 2, 2, 2, 2), 133_047_848, 133_053_736, None),
+    (16, (2, 2, 3, 3, 3), 138_357_544, 138_365_992, "ImageNet: 27.0 (dense)"),
+    (19, (2, 2, 4, 4, 4), 143_667_240, 143_678_248, "ImageNet: 27.3 (dense)"),
+):
+    _own = {"stage_sizes": _sizes}
+    _add(
+        {f"vgg{_depth}": (_params, _own, _published)},
+        VGG,
+        {},
+        "Simonyan and Zisserman 2015",
+        **_IMAGENET,
+    )
+    _add(
+        {f"vgg{_depth}_bn": (_params_bn, _own, None)},
+        VGG,
+        {"batch_norm": True},
+        "torchvision, after Simonyan and Zisserman 2015",
+        **_IMAGENET,
+    )
+_add(
+    {"vgg15": (14_991_946, {}, None)},
+    VGG,
+    {
+        "stage_sizes": (2, 2, 3, 3, 3),
+        "batch_norm": True,
+        "stem": "small",
+        "conv_dropout": (0.3, 0.4, 0.4, 0.4, 0.4),
+        "norm": partial(BatchNorm, epsilon=1e-3),
+    },
+    "Veit et al. 2016",
+)
+_add(
+    {"googlenet_2014": (13_378_280, {}, "ImageNet: top-5 10.07")},
+    GoogLeNet,
+    {},
+    "Szegedy et al. 2015",
+    **_IMAGENET,
+)
+_add(
+    {"googlenet": (13_004_888, {}, None)},
+    GoogLeNet,
+    {
+        "batch_norm": True,
+        "large_kernel": 3,
+        "last_pool": 2,
+        "aux_grid": 4,
+        "dropout": 0.2,
+        "norm": partial(BatchNorm, epsilon=1e-3),
+    },
+    "torchvision, after Szegedy et al. 2015",
+    **_IMAGENET,
+)
+_add(
+    {"alexnet_2012": (60_965_224, {"towers": 2}, "ImageNet: 40.7 (10 crops)")},
+    AlexNet,
+    {},
+    "Krizhevsky et al. 2012",
+    **_IMAGENET,
+)
+_add(
+    {"alexnet": (61_100_840, {}, None)},
+    AlexNet,
+    {},
+    "torchvision, after Krizhevsky 2014",
+    **_IMAGENET,
+)
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

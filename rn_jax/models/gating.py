@@ -5,7 +5,7 @@ A gate is one number per block, f32[], or one per block and example, f32[B]. Non
 that the network is used without gates: nothing is multiplied and nothing is skipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -83,6 +83,36 @@ def exclusive_sum(
 
     closed, _ = single_path(shortcut, shortcut, on_path)
     return if_open(block, gate, open_sum, closed)
+
+
+def gated_features(
+    layer: nn.Module,
+    maps: Sequence[jax.Array],
+    features: int,
+    compute: Callable[[nn.Module, Sequence[jax.Array]], jax.Array],
+    gate: jax.Array | Subset | None,
+) -> jax.Array:
+    """gate * compute(maps), zeros and not computed where the gate is 0 (DenseNet).
+
+    Args:
+        layer: the module whose submodules `compute` makes and calls.
+        maps: f[B, H, W, C_i] each.
+        features: channels of the result.
+        compute: (layer, maps) -> f[B, H, W, features].
+        gate: as in `gated_sum`.
+    """
+    zeros = jnp.zeros((*maps[0].shape[:-1], features), maps[0].dtype)
+    if isinstance(gate, Subset):
+        new = compute(layer, [m[gate.indices] for m in maps])
+        new = scale(gate.weights, new)
+        return zeros.at[gate.indices].set(new, unique_indices=True)
+
+    def open_layer(layer):
+        new = compute(layer, maps)
+        layer.sow("intermediates", "residual", new)
+        return new if gate is None else scale(gate, new)
+
+    return if_open(layer, gate, open_layer, zeros)
 
 
 def gated_layer(

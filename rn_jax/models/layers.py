@@ -7,7 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from rn_jax.errors import InputError
@@ -22,7 +24,7 @@ torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """Convolution with `kernel_size // 2` zeros on every side.
+    """Convolution with zeros on every side.
 
     Stride 2 pads as the papers' Torch code does, one row and column on each side of a
     3x3 window; "SAME" would pad one side alone.
@@ -32,6 +34,7 @@ class Conv(nn.Module):
         kernel_size: side of the square window.
         stride: step of the window.
         groups: feature groups.
+        padding: rows and columns of zeros on each side; None: kernel_size // 2.
         use_bias: adds a bias.
         gradient: see `conv2d`.
         dtype: of the computation; None takes that of the operands.
@@ -44,6 +47,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     groups: int = 1
+    padding: int | None = None
     use_bias: bool = False
     gradient: str = "auto"
     dtype: Any = None
@@ -69,11 +73,12 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        padding = size // 2 if self.padding is None else self.padding
         y = conv2d(
             x,
             kernel,
             stride=self.stride,
-            padding=((size // 2, size // 2),) * 2,
+            padding=((padding, padding),) * 2,
             groups=self.groups,
             gradient=self.gradient,
         )
@@ -129,10 +134,48 @@ PROJECTIONS = ("B", "B_linear", "C")
 SHORTCUTS = ("A", "A_centered", "A_pooled", *PROJECTIONS)
 
 
-def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """Largest value of every window, -inf around the image: f[B, H, W, C]."""
-    around = ((padding, padding),) * 2
-    return nn.max_pool(x, (size, size), (stride, stride), padding=around)
+def max_pool(
+    x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
+) -> jax.Array:
+    """Largest value of every window: f[B, H, W, C] -> f[B, H', W', C].
+
+    An image smaller than the window, as small images become in networks made for large
+    ones, is pooled as a whole.
+
+    Args:
+        x: f[B, H, W, C].
+        size: side of the window.
+        stride: its step.
+        padding: rows and columns of -inf on each side.
+        ceil_mode: a last window reaches past the border (Caffe, and Torch's option of
+            that name) instead of being left out.
+    """
+    window, around = [], []
+    for n in x.shape[1:3]:
+        n = n + 2 * padding
+        window.append(min(size, n))
+        rest = -(n - window[-1]) % stride if ceil_mode else 0
+        around.append((padding, padding + rest))
+    return nn.max_pool(x, tuple(window), (stride, stride), padding=around)
+
+
+def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
+    """Means of size x size cells that cover the image: f[B, H, W, C] -> f[B, s, s, C].
+
+    Cell i of s spans the pixels floor(i H / s) to ceil((i + 1) H / s) - 1; cells
+    overlap where s does not divide H, and repeat pixels where H is below s (Torch's
+    AdaptiveAvgPool2d).
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        if n == size:
+            continue
+        cell, pixel = np.arange(size)[:, None], np.arange(n)
+        inside = (pixel >= cell * n // size) & (pixel < -(-(cell + 1) * n // size))
+        weights = (inside / inside.sum(axis=1, keepdims=True)).astype(x.dtype)
+        mean = jnp.tensordot(x, weights, (axis, 1), precision=lax.Precision.HIGHEST)
+        x = jnp.moveaxis(mean, -1, axis)
+    return x
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:

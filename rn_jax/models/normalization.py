@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm (Ioffe and Szegedy 2015) that keeps one array for the backward pass."""
+"""BatchNorm, which keeps one array for the backward pass, and AlexNet's LRN."""
 
 from collections.abc import Callable
 from functools import partial
@@ -88,7 +88,9 @@ def _mean(x, axis_name):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over batch and pixels, with moving averages for use at test.
+    """BatchNorm over batch and pixels (Ioffe and Szegedy 2015).
+
+    Moving averages are kept for use at test.
 
     Attributes:
         use_running_average: normalise by the moving averages instead of the batch.
@@ -129,3 +131,32 @@ class BatchNorm(nn.Module):
                 keep = self.momentum
                 average.value = keep * average.value + (1 - keep) * new
         return y
+
+
+def local_response_norm(
+    x: jax.Array,
+    *,
+    size: int = 5,
+    k: float = 2.0,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    groups: int = 1,
+) -> jax.Array:
+    """x_i / (k + alpha * sum of x_j^2 over `size` channels about i) ^ beta.
+
+    Krizhevsky et al. 2012, section 3.3, with the paper's constants. (Caffe and Torch
+    divide alpha by `size`.)
+
+    Args:
+        x: f[B, H, W, C].
+        size: channels of the sum, fewer at the ends.
+        k, alpha, beta: as in the formula.
+        groups: parts of the channels that are normalised apart, as two towers are.
+    """
+    squares = lax.square(x.astype(_at_least_float32(x.dtype)))
+    squares = squares.reshape(*x.shape[:-1], groups, -1)
+    around = ((0, 0),) * 4 + ((size // 2, (size - 1) // 2),)
+    window, steps = (1, 1, 1, 1, size), (1,) * 5
+    zero = jnp.zeros((), squares.dtype)
+    total = lax.reduce_window(squares, zero, lax.add, window, steps, around)
+    return x * ((k + alpha * total.reshape(x.shape)) ** -beta).astype(x.dtype)

@@ -10,27 +10,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer, gated_sum
-from rn_jax.models.layers import (
-    Conv,
-    ModuleDef,
-    Shortcut,
-    max_pool,
-    torch_linear,
-)
-from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.trunk import (
-    BlockInfo,
-    Stage,
-    block_infos,
-    check_paths,
-    resolve_gates,
-)
-from rn_jax.stochastic_depth import StochasticDepth, Subset
+from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
+from rn_jax.models.network import Network, check_stem
+from rn_jax.models.trunk import BlockInfo, Stage, block_infos
+from rn_jax.stochastic_depth import Subset
 
 
 class Block(nn.Module):
@@ -179,7 +166,7 @@ class PlainLayer(Block):
         return output(self)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """The trunk of the residual papers, and of their plain counterparts.
 
     A stem, stages of blocks with a stride of 2 between them, global average pooling and
@@ -188,45 +175,30 @@ class ResNet(nn.Module):
 
     Attributes:
         stage_sizes: blocks per stage.
-        num_classes: size of the logits; None gives the pooled features f[B, C].
         features: channels of the output of each stage.
         stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
             convolution of stride 2 and 3x3 max-pooling of stride 2.
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
-        stochastic_depth: None is constant depth.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer`, a block of another paper here,
             or a module with the fields and the call of `BasicBlock`.
         block_kwargs: further fields of the block, as {"base_width": 128}.
-        conv, norm, activation: what the blocks are made of. `conv` takes the fields of
-            `Conv`, `norm` those of `nn.BatchNorm`.
         conv_bias: biases on convolutions, which Huang et al. 2016's code has.
-        conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
-        axis_name: devices over which BatchNorm's statistics are synchronised.
         scan_unroll: blocks laid out one after another per turn of a scan's loop.
         remat: what is computed again in the backward pass instead of kept: "none";
             "cheap", all but convolutions and statistics; "all", whole blocks.
-        dtype: of the computation; parameters and statistics are float32.
     """
 
     stage_sizes: Sequence[int]
-    num_classes: int | None = 10
     features: Sequence[int] = (16, 32, 64)
     stem: str = "small"
     stem_features: int | None = None
     shortcut: str | None = "A"
-    stochastic_depth: StochasticDepth | None = None
     block: ModuleDef = BasicBlock
     block_kwargs: Mapping[str, Any] = FrozenDict()
-    conv: ModuleDef = Conv
-    norm: ModuleDef = BatchNorm
-    activation: Callable = nn.relu
     conv_bias: bool = False
-    conv_gradient: str = "auto"
-    axis_name: str | None = None
     scan_unroll: int = 1
     remat: str = "cheap"
-    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -237,47 +209,15 @@ class ResNet(nn.Module):
         gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits f[B, num_classes] of normalised images f[B, H, W, C].
-
-        Args:
-            images: normalised images.
-            train: BatchNorm by the batch's own statistics, and gates drawn from
-                `rngs={"gates": key}` if there is stochastic depth and none are given.
-            gates: f32[L], f32[L, B] or `Subset`, used as given, in training and at
-                test.
-            paths: f32[L], 1 for the blocks of a single path, 0 for the others: the
-                values stay, gradients take the path alone (Veit et al. 2016).
-
-        Raises:
-            InputError: an argument of another shape or dtype than said here; stochastic
-                depth or paths for a network without shortcuts; an unknown stem.
-        """
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(
-                f"Images must be normalised floating point numbers, not {images.dtype}."
-            )
-        if self.stem not in ("small", "imagenet"):
-            raise InputError(f'stem must be "small" or "imagenet", not {self.stem!r}.')
+        """See `Network`; an unknown stem raises an InputError too."""
+        check_stem(self.stem)
         fields = getattr(self.block_class, "__dataclass_fields__", self.block_kwargs)
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             raise InputError(
                 f"{self.block_class.__name__} has no field {', '.join(unknown)}."
             )
-        gates = resolve_gates(self, gates, images.shape[0], train=train)
-        check_paths(self, paths, gates)
-
-        conv = partial(
-            self.conv,
-            use_bias=self.conv_bias,
-            gradient=self.conv_gradient,
-            dtype=self.dtype,
-        )
-        norm = partial(
-            self.norm,
-            use_running_average=not train,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-        )
+        gates = self.check(images, gates, paths, train=train)
+        conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         block = partial(
             self.block,
             shortcut=self.shortcut,
@@ -317,18 +257,7 @@ class ResNet(nn.Module):
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
-        x = x.mean(axis=(1, 2))
-        if self.num_classes is None:
-            return x
-        head = nn.Dense(
-            self.num_classes, dtype=self.dtype, kernel_init=torch_linear, name="head"
-        )
-        return head(x)
-
-    @property
-    def num_blocks(self) -> int:
-        """L, the length of a vector of gates."""
-        return sum(self.stage_sizes)
+        return self.classify(x.mean(axis=(1, 2)))
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import ModuleDef
-from rn_jax.stochastic_depth import Subset, sample_gates, test_gates
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,19 @@ REMAT_POLICIES = {
     "cheap": jax.checkpoint_policies.save_only_these_names("conv", "statistics"),
     "all": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def rematerialised(call: Callable, remat: str) -> Callable:
+    """`call(module, ...)`, of which the backward pass keeps what `remat` says.
+
+    Raises:
+        InputError: `remat` is neither "none", "cheap" nor "all".
+    """
+    if remat not in REMAT_POLICIES:
+        raise InputError(
+            f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}."
+        )
+    return call if remat == "none" else nn.remat(call, policy=REMAT_POLICIES[remat])
 
 
 class Stage(nn.Module):
@@ -87,12 +99,7 @@ class Stage(nn.Module):
         def call(block, x, gate, on_path):
             return block(x, gate, on_path, train=train)
 
-        if self.remat not in REMAT_POLICIES:
-            raise InputError(
-                f"remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
-            )
-        if self.remat != "none":
-            call = nn.remat(call, policy=REMAT_POLICIES[self.remat])
+        call = rematerialised(call, self.remat)
         apart = self.first is not None
         if apart:
             first = self.first(features=self.features, stride=self.stride, name="first")
@@ -125,86 +132,46 @@ def block_infos(
     first_apart: bool = False,
 ) -> tuple[BlockInfo, ...]:
     """The blocks of a trunk in order, from its table of stages."""
-    infos, width = [], stem_features
-    rows = zip(stage_sizes, features, strides, strict=True)
-    for stage, (size, out, stride) in enumerate(rows, start=1):
-        for place in range(1, size + 1):
-            same_shape = place > 1 or (stride == 1 and width == out)
-            infos.append(
-                BlockInfo(
-                    name=f"stage{stage}/{block_name(place, size)}",
-                    stage=stage,
-                    index=len(infos),
-                    same_shape=same_shape,
-                    apart=not same_shape or (first_apart and not infos),
-                    skippable=has_shortcut or same_shape,
-                )
-            )
-        width = out
-    return tuple(infos)
+    widths = (stem_features, *features)
+
+    def facts(stage, place):
+        before, out = widths[stage - 1], widths[stage]
+        same_shape = place > 1 or (strides[stage - 1] == 1 and before == out)
+        return {
+            "same_shape": same_shape,
+            "apart": not same_shape or (first_apart and stage == place == 1),
+            "skippable": has_shortcut or same_shape,
+        }
+
+    return number_blocks(stage_sizes, block_name, facts)
 
 
-def resolve_gates(
-    network: nn.Module,
-    gates: jax.Array | Subset | None,
-    batch_size: int,
-    *,
-    train: bool,
-) -> jax.Array | Subset | None:
-    """The gates that a network uses: those given, or by its stochastic depth.
+def number_blocks(
+    stage_sizes: Sequence[int],
+    name: Callable[[int, int], str],
+    facts: Callable[[int, int], Mapping[str, bool]],
+) -> tuple[BlockInfo, ...]:
+    """A `BlockInfo` for every block of a network, in order.
 
     Args:
-        network: has `num_blocks`, `has_shortcuts` and `stochastic_depth`.
-        gates: as the network's call was given them.
-        batch_size: B.
-        train: gates are drawn from the network's rng "gates"; otherwise they are those
-            of the test rule, as f32[L, 1]: every block is open, and no conditional is
-            needed.
-
-    Raises:
-        InputError: gates of another shape; stochastic depth without shortcuts.
+        stage_sizes: blocks per stage.
+        name: (place in the stage, its size) -> the block's name in it.
+        facts: (stage, place in it), both from 1 -> the remaining fields.
     """
-    settings, num_blocks = network.stochastic_depth, network.num_blocks
-    if not network.has_shortcuts and (settings or isinstance(gates, Subset)):
-        raise InputError(
-            "Stochastic depth needs shortcuts: a plain network has no residual "
-            "branch to drop."
+    places = [
+        (stage, place, size)
+        for stage, size in enumerate(stage_sizes, start=1)
+        for place in range(1, size + 1)
+    ]
+    return tuple(
+        BlockInfo(
+            name=f"stage{stage}/{name(place, size)}",
+            stage=stage,
+            index=index,
+            **facts(stage, place),
         )
-    if gates is None and settings is not None:
-        if not train:
-            return test_gates(settings, num_blocks)[:, None]
-        return sample_gates(network.make_rng("gates"), settings, num_blocks, batch_size)
-    if isinstance(gates, Subset):
-        _check_shape("gates.indices", gates.indices[:, 0], (num_blocks,))
-    elif gates is not None:
-        _check_shape("gates", gates, (num_blocks,), (num_blocks, batch_size))
-    return gates
-
-
-def check_paths(
-    network: nn.Module, paths: jax.Array | None, gates: jax.Array | Subset | None
-) -> None:
-    """Checks `paths`, f32[L], as a network's call was given it.
-
-    Raises:
-        InputError: another shape; a network without shortcuts; gates that are subsets.
-    """
-    if paths is None:
-        return
-    if not network.has_shortcuts:
-        raise InputError("paths needs shortcuts: a plain network has one path only.")
-    if isinstance(gates, Subset):
-        raise InputError("paths cannot be taken while gates are subsets of examples.")
-    _check_shape("paths", paths, (network.num_blocks,))
-
-
-def _check_shape(name, array, *allowed):
-    if array.shape not in allowed and array.shape != (*allowed[0], 1):
-        shapes = " or ".join(str(list(shape)) for shape in allowed)
-        raise InputError(
-            f"{name} must have shape {shapes}, one number per block, "
-            f"not {list(array.shape)}."
-        )
+        for index, (stage, place, size) in enumerate(places)
+    )
 
 
 # --- One layout for files and surgery, one for speed ----------------------------------
@@ -240,6 +207,8 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     def stack_stage(stage: int, tree):
         if {"first", "blocks"} & set(tree):
             raise InputError("These variables are stacked already.")
+        if not any(name.startswith("block") for name in tree):
+            return dict(tree)  # layers that no scan runs
         names = sorted(tree, key=_number)
         if len(names) != sizes[stage]:
             raise InputError(
@@ -298,8 +267,13 @@ def _unstack_stage(stage: int, tree):
 
 
 def block_name(place: int, size: int) -> str:
-    """Name of a stage's block, from 1, with leading zeros so that names sort."""
+    """Name of a scanned stage's block, from 1, with zeros so that names sort."""
     return f"block{place:0{max(2, len(str(size)))}d}"
+
+
+def layer_name(place: int, size: int) -> str:
+    """The same in a stage without a scan, whose layers have names in both layouts."""
+    return block_name(place, size).replace("block", "layer")
 
 
 def _is_stage(name: str) -> bool:

@@ -31,9 +31,17 @@ CASES = [
     if dataset == "digits"
     or load(name).paper in ("He et al. 2015", "Huang et al. 2016")
 ]
+# Tracing layer by layer takes seconds: in `make test-all`.
+DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {n for n in NAMES if "densenet" in n}
 
 
-@pytest.mark.parametrize(("dataset", "name"), CASES)
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[1] in DEEP else [])
+        for case in CASES
+    ],
+)
 def test_config_is_complete_and_makes_a_network(name, dataset):
     config = load(name, dataset)
     assert set(config) == set(default.get_config())
@@ -57,7 +65,7 @@ def test_header_has_the_command_and_the_published_errors(name):
     config, text = load(name), (FOLDER / f"{name}.py").read_text()
     header = text.split('"""')[1]
     assert f"python -m experiments.run --config=configs/{name}.py" in header
-    assert config.dataset in ("cifar10", "imagenet2012")
+    assert config.dataset in ("cifar10", "imagenet2012", "mnist")
     if published := config.published_error_percent.to_dict():
         assert config.dataset in published
     for error in published.values():
@@ -153,6 +161,9 @@ def rows_of(base):
         ("resnext29_1x64d", 3),
         ("resnext50_1x64d", 8),
         ("wrn16_8", 4),
+        ("densenet40_12", 6),
+        ("densenet121", 5),
+        ("vgg16", 4),
     ],
 )
 def test_rows_of_one_recipe_differ_in_the_network_alone(base, number):
@@ -242,6 +253,60 @@ def test_recipe_of_zagoruyko_2016():
     assert total == 200 * 390
     rates = [float(schedule(e * 390)) for e in (0, 59, 60, 120, 160)]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004, 0.0008])
+
+
+def test_recipe_of_huang_2017():
+    """300 epochs of batches of 64, divided at 50 and 75 %; ImageNet as in Torch."""
+    config = load("densenet_bc190_40")
+    assert (config.batch_size, config.protocol) == (64, "full")
+    assert config.normalization == "channel"
+    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    schedule, total = schedule_of("densenet_bc190_40", steps_per_epoch=781)
+    assert total == 300 * 781
+    rates = [float(schedule(e * 781)) for e in (0, 149, 150, 224, 225)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    config = load("densenet201")
+    assert (config.batch_size, config.normalization) == (256, "channel")
+    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    schedule, total = schedule_of("densenet201", steps_per_epoch=5004)
+    assert total == 90 * 5004
+    rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_recipe_of_srivastava_2015():
+    """The authors' solver: 0.025, divided at 100k, 150k and 175k of 200k; batch 100."""
+    config = load("highway19")
+    assert (config.batch_size, config.augment_pad) == (100, 8)
+    assert optimiser_of(config) == (0.9, True, 1e-3, "kernels")
+    schedule, total = schedule_of("highway19", steps_per_epoch=500)
+    assert total == 200_000
+    rates = [float(schedule(s)) for s in (0, 99_999, 100_000, 150_000, 175_000)]
+    assert rates == pytest.approx([0.025, 0.025, 0.0025, 0.00025, 0.000025])
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "decay", "epochs", "rates"),
+    [
+        ("vgg19", 256, 5e-4, 74, {0: 1e-2, 17: 1e-2, 18: 1e-3, 36: 1e-4, 54: 1e-5}),
+        ("alexnet_2012", 128, 5e-4, 90, {0: 1e-2, 22: 1e-3, 44: 1e-4, 66: 1e-5}),
+        (
+            "googlenet_2014",
+            *(32, 2e-4, 250),
+            {7: 1e-2, 8: 0.96e-2, 16: 0.9216e-2, 249: 0.96**31 * 1e-2},
+        ),
+    ],
+)
+def test_recipes_of_2012_to_2014(name, batch_size, decay, epochs, rates):
+    """0.01, momentum 0.9; divided three times, or by 4 % every 8 epochs."""
+    config = load(name)
+    assert (config.dataset, config.batch_size) == ("imagenet2012", batch_size)
+    assert (config.momentum, config.nesterov) == (0.9, False)
+    assert config.weight_decay == decay
+    schedule, total = schedule_of(name, steps_per_epoch=5004)
+    assert total == epochs * 5004
+    found = {epoch: float(schedule(epoch * 5004)) for epoch in rates}
+    assert found == pytest.approx(rates)
 
 
 def test_recipe_of_huang_2016():

@@ -35,7 +35,15 @@ WHOLE = (
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "densenet121",
+    "densenet169",
+    "densenet201",
+    "densenet161",
+    "vgg11",
+    "vgg16_bn",
 )
+# Compared in another size; that their weights fit is shown for each.
+OTHERS = ("vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn")
 
 
 def randomised(model, seed=0):
@@ -78,12 +86,60 @@ def test_blocks_are_torchvisions(name, torchvision):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_networks_are_torchvisions(name, torchvision):
-    compare(name, torchvision.models.get_model(name, num_classes=7))
+    fields = {} if "res" in name else {"dropout": 0.0}
+    compare(name, torchvision.models.get_model(name, num_classes=7), **fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_of_other_depths_fit(name, torchvision):
+    peer = torchvision.models.get_model(name, num_classes=7)
+    variables = from_torch(name, peer.state_dict())
+    count = sum(p.numel() for p in peer.parameters())
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+def test_dense_layers_are_torchvisions(quick_compile, torchvision):
+    sizes = {"growth_rate": 8, "num_classes": 7}
+    peer = torchvision.models.DenseNet(
+        block_config=(2, 1, 1, 2), num_init_features=16, **sizes
+    )
+    fields = {"stage_sizes": (2, 1, 1, 2), "growth_rate": 8, "stem_features": 16}
+    compare("densenet121", peer, **fields)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
+    nn, module = torch.nn, torchvision.models.vgg
+    parts = module.make_layers([8, "M", 16, 16, "M", 16, 16, "M"], batch_norm)
+    peer = module.VGG(parts, num_classes=7, init_weights=False)
+    peer.classifier = nn.Sequential(
+        *(nn.Linear(16 * 49, 32), nn.ReLU(), nn.Dropout()),
+        *(nn.Linear(32, 32), nn.ReLU(), nn.Dropout()),
+        nn.Linear(32, 7),
+    )
+    fields = {"stage_sizes": (1, 2, 2), "features": (8, 16, 16), "hidden": (32, 32)}
+    name = "vgg11_bn" if batch_norm else "vgg11"
+    compare(name, peer, dropout=0.0, **fields)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "alexnet"])
+def test_these_are_torchvisions(name, quick_compile, torchvision):
+    settings = {"init_weights": False} if name == "googlenet" else {}
+    peer = torchvision.models.get_model(name, num_classes=7, **settings)
+    more = {"aux_dropout": 0.0} if name == "googlenet" else {}
+    compare(name, peer, dropout=0.0, **more)
 
 
 def compare(name, peer, **fields):
-    """Logits and gradients in float64, at test and in training; logits in float32."""
+    """Logits and gradients in float64, at test and in training; logits in float32.
+
+    Those of auxiliary heads too. Dropout is off on both sides.
+    """
     peer = randomised(peer.double())
+    for module in peer.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     images = np.random.default_rng(1).normal(size=(4, 64, 64, 3))  # 2x2 at the end
     weights = np.random.default_rng(2).normal(size=(4, 7))
     at_test = None
@@ -94,27 +150,37 @@ def compare(name, peer, **fields):
 
         def loss(params, images, train):
             all_variables = {**variables, "params": params}
-            mutable = ["batch_stats"] if train else []
-            logits, _ = model.apply(all_variables, images, train=train, mutable=mutable)
-            return (logits * weights).sum(), logits
+            mutable = ["batch_stats", "aux_logits"] if train else []
+            logits, updates = model.apply(
+                all_variables, images, train=train, mutable=mutable
+            )
+            aux = updates.get("aux_logits", {})
+            aux = [aux[name]["logits"][0] for name in sorted(aux, reverse=True)]
+            outputs = [logits, *aux]
+            return sum((y * weights).sum() for y in outputs), outputs
 
         run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
         for train in (False, True):
             peer.train(train)
-            peer.zero_grad()
+            peer.zero_grad(set_to_none=True)
             x = torch.from_numpy(images.transpose(0, 3, 1, 2)).requires_grad_()
-            their_logits = peer(x)
-            (their_logits * torch.from_numpy(weights)).sum().backward()
-            (_, logits), (by_params, by_images) = run(
+            theirs = peer(x)  # GoogLeNet's are logits, of aux2 and of aux1
+            theirs = [theirs] if isinstance(theirs, torch.Tensor) else list(theirs)
+            sum((y * torch.from_numpy(weights)).sum() for y in theirs).backward()
+            (_, outputs), (by_params, by_images) = run(
                 variables["params"], images, train
             )
-            their_logits = their_logits.detach().numpy()
-            assert relative_error(logits, their_logits) < 1e-8
-            at_test = their_logits if not train else at_test
+            theirs = [y.detach().numpy() for y in theirs]
+            for ours, their in zip(outputs, theirs, strict=True):
+                assert relative_error(ours, their) < 1e-8
+            at_test = theirs[0] if not train else at_test
             theirs = x.grad.numpy().transpose(0, 2, 3, 1)
             assert relative_error(by_images, theirs) < 1e-8
 
-            gradients = {key: p.grad for key, p in peer.named_parameters()}
+            gradients = {  # without heads at test
+                key: torch.zeros_like(p) if p.grad is None else p.grad
+                for key, p in peer.named_parameters()
+            }
             statistics = {
                 key: value
                 for key, value in peer.state_dict().items()

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 import rn_jax
-from rn_jax import create_model
+from rn_jax import create_model, data, optim, train
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.resnet import ResNet
+from rn_jax.models.vgg import VGG
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
 # the definitions of the papers by plain arithmetic, and of torchvision's models.
@@ -103,6 +107,39 @@ GOLDEN = {
     "resnext29_16x64d": 68_155_210,
     "resnext29_1x128d": 13_775_178,
     "resnext29_1x192d": 27_280_970,
+    # Huang et al. 2017; the paper's 16 channels first, 2 k for BC.
+    "densenet40_12": 1_019_722,
+    "densenet100_12": 6_979_642,
+    "densenet100_24": 27_249_082,
+    "densenet_bc100_12": 769_162,
+    "densenet_bc250_24": 15_324_406,
+    "densenet_bc190_40": 25_624_430,
+    "densenet_bc40_36": 1_542_682,
+    "densenet_bc40_48": 2_733_130,
+    "densenet_bc40_60": 4_261_690,
+    "densenet121": 7_978_856,
+    "densenet169": 14_149_480,
+    "densenet201": 20_013_928,
+    "densenet264": 33_337_704,
+    "densenet161": 28_681_000,
+    # Highway networks; the fully connected one by 784 x 50, 49 layers, 50 x 10.
+    "highway19": 2_256_838,
+    "highway50_mnist": 39_250 + 49 * 2 * 2_550 + 510,
+    # Before residual networks: torchvision's, and the forms of the papers.
+    "vgg11": 132_863_336,
+    "vgg11_bn": 132_868_840,
+    "vgg13": 133_047_848,
+    "vgg13_bn": 133_053_736,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248,
+    # The convolutions of vgg16_bn, a layer of 512 with BatchNorm, the classifier.
+    "vgg15": 14_714_688 + 8_448 + 512 * 513 + 1_024 + 5_130,
+    "googlenet_2014": 13_378_280,
+    "googlenet": 13_004_888,
+    "alexnet_2012": 60_965_224,
+    "alexnet": 61_100_840,
 }
 
 # Sizes with other classes or fields: (name, fields) -> parameters.
@@ -124,6 +161,16 @@ VARIANTS = [
     ("resnext29_8x64d", {"num_classes": 100}, 34_518_948),
     ("resnext29_16x64d", {"num_classes": 100}, 68_247_460),
     ("resnext29_1x64d", {"num_classes": 100}, 5_006_500),
+    ("densenet40_12", {"num_classes": 100}, 1_060_132),
+    ("densenet_bc100_12", {"num_classes": 100}, 800_032),
+    # The authors' code: 2 k channels first in basic networks as well.
+    ("densenet40_12", {"stem_features": 24}, 1_059_298),
+    ("densenet100_12", {"stem_features": 24}, 7_083_538),
+    ("googlenet", {"aux_heads": False}, 6_624_904),
+    ("googlenet_2014", {"aux_heads": False}, 6_998_552),
+    # BatchNorm without biases, and true 5x5 convolutions.
+    ("googlenet", {"large_kernel": 5, "aux_heads": False}, 7_005_832),
+    ("googlenet", {"large_kernel": 5}, 13_385_816),
 ]
 
 # Multiply-adds of one 224x224 image in 1e9 (torchvision's metadata and arithmetic).
@@ -147,16 +194,29 @@ MULTIPLY_ADDS = [
     ("resnext50_32x4d", {}, 4.230),
     ("resnext101_32x8d", {}, 16.414),
     ("resnext101_64x4d", {}, 15.460),
+    ("densenet121", {}, 2.834),
+    ("densenet161", {}, 7.728),
+    ("densenet169", {}, 3.360),
+    ("densenet201", {}, 4.291),
+    ("vgg11", {}, 7.609),
+    ("vgg13_bn", {}, 11.308),
+    ("vgg16", {}, 15.470),
+    ("vgg19_bn", {}, 19.632),
+    ("googlenet", {}, 1.498),
+    ("alexnet", {}, 0.714),
 ]
 
 
-def image_shape(model, batch=1):
-    size = 32 if model.stem == "small" else 64
-    return (batch, size, size, 3)
+def image_shape(name, batch=1):
+    """Small where the parameters do not depend on it, as with GoogLeNet's heads."""
+    entry = MODELS[name]
+    size = min(entry.image_size, 224 if name == "googlenet_2014" else 64)
+    return (batch, size, size, entry.channels)
 
 
-def shapes_of(model):
-    image = jax.ShapeDtypeStruct(image_shape(model), jnp.float32)
+def shapes_of(name, **fields):
+    model = create_model(name, **fields)
+    image = jax.ShapeDtypeStruct(image_shape(name), jnp.float32)
     init = partial(model.init, train=False)
     return jax.eval_shape(init, {"params": jax.random.key(0)}, image)
 
@@ -168,7 +228,7 @@ def count(tree):
 @pytest.fixture(scope="module")
 def shapes():
     """name -> shapes of its variables, traced once."""
-    return {name: shapes_of(create_model(name)) for name in rn_jax.list_models()}
+    return {name: shapes_of(name) for name in rn_jax.list_models()}
 
 
 def test_golden_counts_are_those_of_the_table_and_of_the_networks(shapes):
@@ -179,7 +239,19 @@ def test_golden_counts_are_those_of_the_table_and_of_the_networks(shapes):
 
 @pytest.mark.parametrize("name, fields, params", VARIANTS)
 def test_counts_of_variants(name, fields, params):
-    assert count(shapes_of(create_model(name, **fields))["params"]) == params
+    assert count(shapes_of(name, **fields)["params"]) == params
+
+
+# Weighted layers of networks whose names do not say it. The fully connected highway
+# network counts its hidden layers, and the classifier comes to them.
+DEPTH = {
+    "alexnet": 8,
+    "alexnet_2012": 8,
+    "googlenet": 22,
+    "googlenet_2014": 22,
+    "highway50_mnist": 51,
+    "densenet264": 265,  # (6 + 12 + 64 + 48) x 2, three transitions, first and last
+}
 
 
 def test_depth_is_what_the_name_says(shapes):
@@ -188,15 +260,18 @@ def test_depth_is_what_the_name_says(shapes):
         layers = projections = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree["params"]):
             keys = [key.key for key in path]
-            if keys[-1] != "kernel" or "gate" in keys:
+            if keys[-1] != "kernel" or "gate" in keys or keys[0].startswith("aux"):
                 continue
+            if "inception" in keys[0] and not keys[1].startswith("branch2"):
+                continue  # beside the 1x1 and 3x3 convolutions of another branch
             if "shortcut" in keys:
                 projections += 1
             else:
                 layers += leaf.shape[0] if "blocks" in keys else 1
         if name.startswith("wrn"):  # by custom 6n + 4 counts the three projections,
             layers += projections - 1  # beside the path, and not the classifier
-        assert layers == int(re.search(r"\d+", name).group()), name
+        depth = DEPTH.get(name) or int(re.search(r"\d+", name).group())
+        assert layers == depth, name
 
 
 @pytest.mark.parametrize("name, fields, expected", MULTIPLY_ADDS)
@@ -249,12 +324,30 @@ KINDS = [
     "wrn16_8",
     "wrn28_10_dropout",
     "resnext50_32x4d",
+    "densenet40_12",
+    "densenet_bc100_12",
+    "densenet121",
+    "highway19",
+    "highway50_mnist",
+    "vgg16",
+    "vgg16_bn",
+    "vgg15",
 ]
+
+# The other families' fields of a network with few blocks and few channels.
+NARROW = {
+    DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
+    HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
+    HighwayMLP: {"depth": 4, "width": 8},
+    VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (8,)},
+}
 
 
 def narrow(name, **fields):
     """The network of that name with two stages, few blocks and few channels."""
     model = create_model(name, num_classes=3)
+    if type(model) in NARROW:
+        return model.copy(**NARROW[type(model)], **fields)
     bottleneck = model.features[0] != (model.stem_features or model.features[0])
     features = (16, 32) if bottleneck else (4, 8)
     kwargs = dict(model.block_kwargs)
@@ -274,10 +367,14 @@ def test_every_name_has_a_kind():
 
     def kind(name):
         model = create_model(name)
+        if not isinstance(model, ResNet):
+            choices = ("bottleneck", "stem", "batch_norm")
+            return type(model), *(getattr(model, choice, None) for choice in choices)
         return model.block, model.shortcut == "C", tuple(sorted(model.block_kwargs))
 
     covered = {kind(name) for name in KINDS}
-    assert not {name for name in rn_jax.list_models() if kind(name) not in covered}
+    left = {name for name in rn_jax.list_models() if kind(name) not in covered}
+    assert left == {name for name in left if create_model(name).num_blocks == 0}
 
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
@@ -290,6 +387,10 @@ LONG = {
     "wide_resnet50_2",
     "preact_resnet152",
     "wrn16_8",
+    "densenet40_12",
+    "densenet121",
+    "vgg16",
+    "vgg15",
 }
 
 
@@ -299,8 +400,8 @@ LONG = {
 )
 def test_gates_and_one_training_step(name, quick_compile, random_variables):
     model = narrow(name)
-    size = 8 if model.stem == "small" else 16
-    shape = (size, size, 3)
+    size = 16 if getattr(model, "stem", None) == "imagenet" else 8
+    shape = (size, size, MODELS[name].channels)
     variables = random_variables(model, shape)
     images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
     ones, zeros = np.ones(model.num_blocks, "float32"), np.zeros(model.num_blocks)
@@ -354,7 +455,7 @@ def on_the_branch(name, layer, info):
     if layer in ("shortcut", "bn_after"):
         return False
     if layer == "gate":
-        return "exclusive" in name
+        return "exclusive" in name or "highway" in name
     if layer == "bn1" and ("preact_resnet" in name or "wrn" in name):
         # One BN-ReLU feeds both paths where a convolution is on the shortcut.
         return info.same_shape or name == "preact_resnet110"
@@ -365,32 +466,90 @@ def on_the_branch(name, layer, info):
 def test_one_training_step_by_shape_for_every_name():
     """The step of every other name is traced whole, though not run."""
     for name in rn_jax.list_models():
-        model = create_model(name)
-        images = jax.ShapeDtypeStruct(image_shape(model, 2), jnp.float32)
-        variables = shapes_of(model)
-
-        def loss(params, stats, images, model=model):
-            logits, _ = model.apply(
-                {"params": params, "batch_stats": stats},
-                images,
-                train=True,
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
-            )
-            return (logits**2).sum()
-
-        grads = jax.eval_shape(
-            jax.grad(loss), variables["params"], variables["batch_stats"], images
+        step, state, batch = training_step(create_model(name), image_shape(name, 2))
+        after, sums = jax.eval_shape(step, state, batch, jax.random.key(0))
+        assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(
+            lambda a: a.shape, state
         )
-        assert jax.tree.map(lambda a: a.shape, grads) == jax.tree.map(
-            lambda a: a.shape, variables["params"]
-        )
+        assert sums["loss"].shape == ()
+
+
+def training_step(model, shape):
+    """The step of `train`, the shapes of its state, and those of a batch."""
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.1),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay="all",
+    )
+    step = train.make_train_step(
+        model=model,
+        tx=tx,
+        preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
+    )
+    create = partial(train.create_state, model=model, tx=tx, image_shape=shape[1:])
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "mask": jax.ShapeDtypeStruct(shape[:1], jnp.bool),
+    }
+    return step, jax.eval_shape(create, jax.random.key(0)), batch
+
+
+def one_training_step(name):
+    """Every parameter moves, and the loss is finite."""
+    model = narrow(name) if name in KINDS else create_model(name, num_classes=3)
+    size = 16 if getattr(model, "stem", None) == "imagenet" else 8
+    shape = (4, size, size, MODELS[name].channels)
+    step, state, batch = training_step(model, shape)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.9, leaf.shape).astype(leaf.dtype) - 0.3, state
+    )
+    stats = jax.tree.map(lambda leaf: leaf + 0.4, state.batch_stats)
+    state = state.replace(step=np.int32(0), batch_stats=stats)
+    batch = {
+        "image": rng.integers(0, 256, shape).astype("uint8"),
+        "label": np.array([0, 1, 2, 1], "int32"),
+        "mask": np.ones(4, bool),
+    }
+    after, sums = jax.jit(step)(state, batch, jax.random.key(0))
+    assert np.isfinite(sums["loss"]) and after.step == 1
+    moved = jax.tree.map(lambda a, b: np.any(a != b), after.params, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet_bc100_12", "highway50_mnist"])
+def test_one_training_step(name, quick_compile):
+    one_training_step(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {*KINDS, "googlenet", "googlenet_2014", "alexnet", "alexnet_2012"}
+        - {"resnet20", "densenet_bc100_12", "highway50_mnist"}
+    ),
+)
+def test_one_training_step_of_every_trunk(name, quick_compile):
+    one_training_step(name)
 
 
 def test_imagenet_networks_take_small_images():
     """With the small stem each also trains on 32x32."""
-    for name in ("resnet18", "plain34", "resnet50", "preact_resnet200"):
-        model = create_model(name, stem="small", num_classes=10)
-        tree = shapes_of(model)["params"]
-        assert tree["stem_conv"]["kernel"].shape[:2] == (3, 3)
+    convolutions = {
+        **dict.fromkeys(("resnet18", "plain34", "resnet50"), "stem_conv"),
+        **dict.fromkeys(("preact_resnet200", "densenet121"), "stem_conv"),
+        **dict.fromkeys(("googlenet", "googlenet_2014"), "conv1"),
+        **dict.fromkeys(("alexnet", "alexnet_2012"), "conv1"),
+    }
+    for name, first in convolutions.items():
+        tree = shapes_of(name, stem="small", num_classes=10)["params"]
+        layer = tree[first].get("conv", tree[first])
+        assert layer["kernel"].shape[:2] == (3, 3)
         assert tree["head"]["kernel"].shape[1] == 10
+    for name in ("vgg11", "vgg16_bn"):  # their first convolution is small already
+        tree = shapes_of(name, stem="small", num_classes=10)["params"]
+        assert tree["fc1"]["kernel"].shape == (512, 512)

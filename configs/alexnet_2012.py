@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AlexNet in two towers on ImageNet (Krizhevsky et al. 2012).
+
+Published: 40.7 % top-1 error on the validation set, ten crops. The paper divides the
+rate three times, when the validation error stops falling; here every 22 of 90 epochs.
+
+    python -m experiments.run --config=configs/alexnet_2012.py
+"""
+
+from configs import default, imagenet
+
+
+def get_config(dataset="imagenet2012"):
+    config = imagenet.get_config(dataset)
+    config.model = "alexnet_2012"
+    config.batch_size = 128
+    config.learning_rate = 0.01
+    config.lr_drops = (22, 44, 66)
+    config.weight_decay = 5e-4
+    config.weight_decay_on = "all"
+    config.paper = "Krizhevsky et al. 2012"
+    config.published_error_percent = {"imagenet2012": 40.7}
+    return default.with_dataset(config)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AlexNet: in two towers (Krizhevsky et al. 2012), and in one (Krizhevsky 2014)."""
+
+import flax.linen as nn
+import jax
+
+from rn_jax.errors import InputError
+from rn_jax.models.layers import adaptive_average_pool, max_pool, torch_linear
+from rn_jax.models.network import Network, check_stem
+from rn_jax.models.normalization import local_response_norm
+
+# Channels of the five convolutions, by the number of towers.
+_FEATURES = {1: (64, 192, 384, 256, 256), 2: (96, 256, 384, 384, 256)}
+
+
+class AlexNet(Network):
+    """Five convolutions and three fully connected layers (2012, figure 2).
+
+    Attributes:
+        towers: 2 is the paper's network: two halves of the channels, which meet in the
+            third convolution and the fully connected layers only; local response
+            normalisation after the first two convolutions, within a tower; dropout
+            after the fully connected layers. 1 is torchvision's, of "One weird trick":
+            other widths, no normalisation, dropout before the fully connected layers.
+        stem: "imagenet", an 11x11 convolution of stride 4 and fully connected layers of
+            4096 on 6x6 cells; or "small", for images of 32 pixels: a 3x3 convolution of
+            stride 1 and fully connected layers of 512 on 3x3 cells.
+        dropout: rate at the two fully connected layers.
+    """
+
+    towers: int = 1
+    stem: str = "imagenet"
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        self.check(images, gates, paths, train=train)
+        if self.towers not in _FEATURES:
+            raise InputError(f"towers must be 1 or 2, not {self.towers}.")
+        check_stem(self.stem)
+        two, groups = self.towers == 2, self.towers
+        small = self.stem == "small"
+        kernel_init = nn.initializers.normal(0.01) if two else torch_linear
+        ones = nn.initializers.ones if two else nn.initializers.zeros  # section 5
+        conv, _ = self.layers(train=train, use_bias=True, kernel_init=kernel_init)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        widths = iter(_FEATURES[self.towers])
+
+        def layer(x, i, kernel_size, **fields):
+            c = conv(next(widths), kernel_size, name=f"conv{i}", **fields)
+            return self.activation(c(x))
+
+        def pool(x):
+            return max_pool(x, 3, 2)
+
+        def normalize(x):
+            return local_response_norm(x, groups=2) if two else x
+
+        if small:
+            x = layer(images, 1, 3)
+        else:
+            x = layer(images, 1, 11, stride=4, padding=2)
+        x = pool(normalize(x))
+        x = layer(x, 2, 5, groups=groups, bias_init=ones)
+        x = pool(normalize(x))
+        x = layer(x, 3, 3)
+        x = layer(x, 4, 3, groups=groups, bias_init=ones)
+        x = pool(layer(x, 5, 3, groups=groups, bias_init=ones))
+        if self.num_classes is None:
+            return x.mean(axis=(1, 2))
+        x = adaptive_average_pool(x, 3 if small else 6).reshape(len(x), -1)
+        for i in (1, 2):
+            x = x if two else drop(x)
+            fc = nn.Dense(
+                512 if small else 4096,
+                dtype=self.dtype,
+                kernel_init=kernel_init,
+                bias_init=ones,
+                name=f"fc{i}",
+            )
+            x = self.activation(fc(x))
+            x = drop(x) if two else x
+        return self.classify(x, kernel_init=kernel_init)

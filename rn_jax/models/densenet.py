@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DenseNet: Densely Connected Convolutional Networks (Huang et al. 2017).
+
+Every layer of a dense block takes the feature maps of all layers before it:
+x_l = H_l([x_0, x_1, ..., x_{l-1}]) (equation 2). The maps are handed on as a list and
+laid side by side inside a layer. Layers that are computed again in the backward pass so
+keep each map once, and activation memory grows linearly with depth.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rn_jax.errors import InputError
+from rn_jax.models.gating import gated_features, single_path
+from rn_jax.models.layers import ModuleDef, average_pool, max_pool
+from rn_jax.models.network import Network, check_stem
+from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
+from rn_jax.stochastic_depth import Subset
+
+
+class DenseLayer(nn.Module):
+    """H_l: BN, ReLU and 3x3 convolution, after a 1x1 convolution with `bottleneck`.
+
+    Attributes:
+        growth_rate: k, feature maps that the layer adds.
+        bottleneck: BN-ReLU-1x1(4k) before BN-ReLU-3x3(k) (DenseNet-B).
+        dropout: rate of dropout after every convolution.
+        conv, norm, activation: called as `conv(features, kernel_size)`, `norm()` and
+            `activation(x)`.
+    """
+
+    growth_rate: int
+    bottleneck: bool
+    dropout: float
+    conv: ModuleDef
+    norm: ModuleDef
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, maps, gate=None, *, train: bool):
+        """x_l, f[B, H, W, growth_rate], of [x_0, ..., x_{l-1}], each f[B, H, W, C_i].
+
+        A gate multiplies x_l; where it is 0, x_l is zero and not computed.
+        """
+
+        def new_features(layer, maps):
+            drop = nn.Dropout(layer.dropout, deterministic=not train)
+            y = jnp.concatenate(maps, axis=-1)
+            y = layer.activation(layer.norm(name="bn1")(y))
+            if layer.bottleneck:
+                y = drop(layer.conv(4 * layer.growth_rate, 1, name="conv1")(y))
+                y = layer.activation(layer.norm(name="bn2")(y))
+                return drop(layer.conv(layer.growth_rate, 3, name="conv2")(y))
+            return drop(layer.conv(layer.growth_rate, 3, name="conv1")(y))
+
+        return gated_features(self, maps, self.growth_rate, new_features, gate)
+
+
+class DenseBlock(nn.Module):
+    """`size` dense layers one after another (figure 1).
+
+    Attributes:
+        layer: called as `layer(name=...)`.
+        size: number of layers.
+        remat: see `DenseNet`.
+    """
+
+    layer: ModuleDef
+    size: int
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x, gates=None, paths=None, *, train: bool):
+        """f[B, H, W, C] -> f[B, H, W, C + size * growth_rate]; x comes first in it.
+
+        Args:
+            x: f[B, H, W, C].
+            gates: f32[size], f32[size, B], `Subset` or None.
+            paths: f32[size] or None.
+            train: dropout is on.
+        """
+
+        if self.remat not in ("none", "all"):
+            raise InputError(f'remat must be "none" or "all", not {self.remat!r}.')
+        plain = (
+            self.remat == "none"
+            or self.is_initializing()
+            or self.is_mutable_collection("intermediates")  # captured values get out
+        )
+        call = _call if plain else _call_again
+        maps = [x]
+        for i in range(self.size):
+            layer = self.layer(name=layer_name(i + 1, self.size))
+            # [x_0, x_1, ..., x_l]
+            maps = call(layer, maps, None if gates is None else gates[i], train)
+            if paths is not None:  # x_l = H_l([...]) beside all that passes by it
+                *others, new = maps
+                others = [single_path(m, m, paths[i])[0] for m in others]
+                maps = [*others, single_path(new, new, paths[i])[1]]
+        return jnp.concatenate(maps, axis=-1)
+
+
+def _call(layer, maps, gate, train):
+    return [*maps, layer(maps, gate, train=train)]
+
+
+def _call_again(layer, maps, gate, train):
+    """The same, computed again in the backward pass from `maps`, which alone are kept.
+
+    Not by `nn.remat`, whose barriers XLA drops on a CPU: it would merge the second
+    computation with the first. `_whole` keeps them apart.
+    """
+    alone, variables = layer.clone(parent=None), layer.variables
+    mutable = [name for name in variables if layer.is_mutable_collection(name)]
+    key = layer.make_rng("dropout") if train and layer.dropout else None
+    subset = isinstance(gate, Subset)
+    weights, indices = (gate.weights, gate.indices) if subset else (gate, None)
+
+    def pure(maps, variables, weights, indices, key):
+        gate = weights if indices is None else Subset(indices, weights)
+        rngs = {} if key is None else {"dropout": key}
+        new, updates = alone.apply(
+            variables, maps, gate, train=train, rngs=rngs, mutable=mutable
+        )
+        return [*maps, new], updates
+
+    def backward(arguments, g):
+        *floats, indices, key = arguments
+
+        def gradients(floats, g):
+            _, vjp = jax.vjp(lambda *floats: pure(*floats, indices, key), *floats)
+            return vjp(g)
+
+        return *_whole(gradients, floats, g), None, None
+
+    again = jax.custom_vjp(pure)
+    again.defvjp(lambda *arguments: (pure(*arguments), arguments), backward)
+    maps, updates = again(maps, variables, weights, indices, key)
+    for collection, tree in updates.items():
+        for name, value in tree.items():
+            layer.put_variable(collection, name, value)
+    return maps
+
+
+def _whole(gradients, floats, g):
+    """gradients(floats, g), begun when g is there and ended before any of it is used.
+
+    On a CPU as one side of a conditional on what XLA cannot know, g not being NaN.
+    """
+
+    def on_cpu(floats, g):
+        first = jax.tree.leaves(g)[0]
+        is_number = ~jnp.isnan(first[(0,) * first.ndim])
+        nan = partial(jax.tree.map, lambda leaf: jnp.full_like(leaf, jnp.nan))
+        return lax.cond(is_number, gradients, lambda x, g: tuple(nan(x)), floats, g)
+
+    def elsewhere(floats, g):
+        return gradients(*lax.optimization_barrier((floats, g)))
+
+    return lax.platform_dependent(floats, g, cpu=on_cpu, default=elsewhere)
+
+
+class Transition(nn.Module):
+    """BN, ReLU, 1x1 convolution and 2x2 average pooling between two dense blocks.
+
+    Attributes:
+        features: channels of the output.
+        dropout: rate of dropout after the convolution.
+        conv, norm, activation: as in `DenseLayer`.
+    """
+
+    features: int
+    dropout: float
+    conv: ModuleDef
+    norm: ModuleDef
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """f[B, H, W, C] -> f[B, H / 2, W / 2, features]."""
+        x = self.activation(self.norm(name="bn")(x))
+        x = self.conv(self.features, 1, name="conv")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return average_pool(x, 2)
+
+
+class DenseNet(Network):
+    """Dense blocks with transitions between them (figure 2, tables 1 and 2).
+
+    A gate multiplies the new features of a layer: 0 makes them zero and skips their
+    computation; the features of the layers before pass by.
+
+    Attributes:
+        stage_sizes: layers per dense block.
+        growth_rate: k.
+        bottleneck: layers with a 1x1 convolution to 4k channels first (B).
+        compression: theta, the share of its channels that a transition keeps (C).
+        stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
+            convolution of stride 2, BN, ReLU and 3x3 max-pooling of stride 2.
+        stem_features: channels of the stem.
+        dropout: rate after every convolution but the first. The paper has 0.2 where it
+            trains without augmentation.
+        remat: what is computed again in the backward pass instead of kept: "none", and
+            memory grows with the square of the depth; or "all" layers.
+    """
+
+    stage_sizes: Sequence[int]
+    growth_rate: int = 12
+    bottleneck: bool = False
+    compression: float = 1.0
+    stem: str = "small"
+    stem_features: int = 16
+    dropout: float = 0.0
+    remat: str = "none"
+
+    has_shortcuts = True
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | Subset | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        gates = self.check(images, gates, paths, train=train)
+        conv, norm = self.layers(train=train)
+        check_stem(self.stem)
+        parts = {"conv": conv, "norm": norm, "activation": self.activation}
+
+        if self.stem == "small":  # no BN and ReLU: the first layer begins with them
+            x = conv(self.stem_features, 3, name="stem_conv")(images)
+        else:
+            x = conv(self.stem_features, 7, 2, name="stem_conv")(images)
+            x = self.activation(norm(name="stem_bn")(x))
+            x = max_pool(x, 3, 2, padding=1)
+
+        def layer(name):
+            fields = self.growth_rate, self.bottleneck, self.dropout
+            return DenseLayer(*fields, **parts, name=name)
+
+        first = 0
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            here = slice(first, first + size)
+            x = DenseBlock(layer, size, self.remat, name=f"stage{stage}")(
+                x,
+                None if gates is None else gates[here],
+                None if paths is None else paths[here],
+                train=train,
+            )
+            first += size
+            if stage < len(self.stage_sizes):
+                kept = math.floor(self.compression * x.shape[-1])
+                transition = Transition(
+                    kept, self.dropout, **parts, name=f"transition{stage}"
+                )
+                x = transition(x, train=train)
+        x = self.activation(norm(name="final_bn")(x))
+        return self.classify(x.mean(axis=(1, 2)))
+
+    @cached_property
+    def blocks(self) -> tuple[BlockInfo, ...]:
+        """The dense layers, in order. Each adds channels, and each can be skipped."""
+        facts = {"same_shape": False, "apart": True, "skippable": True}
+        return number_blocks(self.stage_sizes, layer_name, lambda stage, place: facts)
+
+
+def build_densenet(
+    *,
+    depth: int,
+    growth_rate: int,
+    bottleneck: bool = False,
+    compression: float = 1.0,
+    **fields: Any,
+) -> DenseNet:
+    """The DenseNet of L layers for CIFAR and SVHN: basic, B, C and BC (section 3).
+
+    Three dense blocks of (L - 4) / 3 layers, or (L - 4) / 6 with bottlenecks. The first
+    convolution has 16 channels, or 2k for BC.
+
+    Args:
+        depth: L.
+        growth_rate: k.
+        bottleneck: B.
+        compression: theta; below 1 is C.
+        **fields: of `DenseNet`.
+
+    Raises:
+        InputError: no network of that kind has that depth.
+    """
+    layers = 6 if bottleneck else 3
+    if depth <= 4 or (depth - 4) % layers:
+        raise InputError(f"depth must be {layers} n + 4, not {depth}.")
+    both = bottleneck and compression < 1
+    return DenseNet(
+        **{
+            "stage_sizes": ((depth - 4) // layers,) * 3,
+            "growth_rate": growth_rate,
+            "bottleneck": bottleneck,
+            "compression": compression,
+            "stem_features": 2 * growth_rate if both else 16,
+            **fields,
+        }
+    )

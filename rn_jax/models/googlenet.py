@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GoogLeNet: Going Deeper with Convolutions (Szegedy et al. 2015)."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rn_jax.models.layers import ModuleDef, adaptive_average_pool, max_pool
+from rn_jax.models.network import Network, check_stem
+from rn_jax.models.normalization import local_response_norm
+
+# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj of every module.
+INCEPTION = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+class ConvUnit(nn.Module):
+    """Convolution, BatchNorm where there is `norm`, and ReLU.
+
+    Attributes:
+        features: channels of the output.
+        kernel_size, stride: of the convolution.
+        conv, norm, activation: called as `conv(features, kernel_size, stride)`,
+            `norm()`, where it is not None, and `activation(x)`.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    conv: ModuleDef
+    norm: ModuleDef | None
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        x = self.conv(self.features, self.kernel_size, self.stride, name="conv")(x)
+        x = x if self.norm is None else self.norm(name="bn")(x)
+        return self.activation(x)
+
+
+class Inception(nn.Module):
+    """Four branches side by side (figure 2b): 1x1, 3x3, 5x5, and pooling.
+
+    Attributes:
+        features: channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and pool projection.
+        conv, norm, activation: as in `ConvUnit`.
+        large_kernel: 5, as in the paper, or 3, as in torchvision.
+    """
+
+    features: Sequence[int]
+    conv: ModuleDef
+    norm: ModuleDef | None
+    activation: Callable = nn.relu
+    large_kernel: int = 5
+
+    @nn.compact
+    def __call__(self, x):
+        """f[B, H, W, C] -> f[B, H, W, sum of the branches' channels]."""
+
+        def unit(features, kernel_size, name):
+            parts = self.conv, self.norm, self.activation
+            return ConvUnit(features, kernel_size, 1, *parts, name=name)
+
+        one, reduce_3, three, reduce_5, five, projection = self.features
+        pooled = max_pool(x, 3, 1, padding=1)
+        branches = [
+            unit(one, 1, "branch1")(x),
+            unit(three, 3, "branch2")(unit(reduce_3, 1, "branch2_reduce")(x)),
+            unit(five, self.large_kernel, "branch3")(
+                unit(reduce_5, 1, "branch3_reduce")(x)
+            ),
+            unit(projection, 1, "branch4")(pooled),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier on an intermediate map, for the training loss alone (section 5).
+
+    Average pooling, 1x1 convolution to 128 channels, 1024 units, dropout, logits.
+
+    Attributes:
+        num_classes: size of the logits.
+        unit: called as `unit(features, kernel_size, name=...)`.
+        grid: None pools 5x5 windows with stride 3, as in the paper, where the map is so
+            large; 4 takes the means of 4x4 cells, as torchvision and smaller maps.
+        dropout: its rate.
+        dtype: of the computation.
+    """
+
+    num_classes: int
+    unit: ModuleDef
+    grid: int | None
+    dropout: float
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        """f[B, H, W, C] -> logits f[B, num_classes], which are sown too."""
+        if self.grid is None and min(x.shape[1:3]) >= 5:
+            x = nn.avg_pool(x, (5, 5), (3, 3), count_include_pad=False)
+        else:
+            x = adaptive_average_pool(x, self.grid or 4)
+        x = self.unit(128, 1, name="conv")(x)
+        x = nn.relu(nn.Dense(1024, dtype=self.dtype, name="fc")(x.reshape(len(x), -1)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        if not self.is_initializing():
+            self.sow("aux_logits", "logits", logits)
+        return logits
+
+
+class GoogLeNet(Network):
+    """Nine Inception modules with two auxiliary heads, after 4a and 4d (figure 3).
+
+    The heads are there in training alone: their logits are sown in the collection
+    "aux_logits", and the training step adds their losses with a weight of 0.3.
+
+    Attributes:
+        batch_norm: after every convolution, in place of its bias and of the local
+            response normalisations of the stem.
+        large_kernel: 5; 3 is torchvision's in place of the 5x5 convolutions.
+        last_pool: window of the pooling before 5a: 3, or torchvision's 2.
+        aux_heads: whether there are auxiliary heads.
+        aux_grid: see `AuxiliaryHead`.
+        dropout: rate before the classifier; 0.2 in torchvision.
+        aux_dropout: rate in the auxiliary heads.
+        stem: "imagenet", or "small" for images of 32 pixels, whose first convolution is
+            3x3 with stride 1 and no pooling after it.
+    """
+
+    batch_norm: bool = False
+    large_kernel: int = 5
+    last_pool: int = 3
+    aux_heads: bool = True
+    aux_grid: int | None = None
+    dropout: float = 0.4
+    aux_dropout: float = 0.7
+    stem: str = "imagenet"
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        self.check(images, gates, paths, train=train)
+        check_stem(self.stem)
+        small = self.stem == "small"
+        xavier = nn.initializers.glorot_uniform()
+        conv, norm = self.layers(
+            train=train, use_bias=not self.batch_norm, kernel_init=xavier
+        )
+        parts = conv, norm if self.batch_norm else None, self.activation
+
+        def unit(features, kernel_size, stride=1, *, name):
+            return ConvUnit(features, kernel_size, stride, *parts, name=name)
+
+        def normalize(x):
+            return x if self.batch_norm else local_response_norm(x)
+
+        def auxiliary(x, name):
+            wanted = self.aux_heads and self.num_classes is not None
+            if wanted and (train or self.is_initializing()):
+                rest = unit, self.aux_grid, self.aux_dropout, self.dtype
+                head = AuxiliaryHead(self.num_classes, *rest, name=name)
+                head(x, train=train)
+
+        if small:
+            x = normalize(unit(64, 3, name="conv1")(images))
+        else:
+            x = max_pool(unit(64, 7, 2, name="conv1")(images), 3, 2, ceil_mode=True)
+            x = normalize(x)
+        x = unit(192, 3, name="conv3")(unit(64, 1, name="conv2")(x))
+        x = max_pool(normalize(x), 3, 2, ceil_mode=True)
+        for name, features in INCEPTION.items():
+            module = Inception(
+                features, *parts, self.large_kernel, name=f"inception{name}"
+            )
+            x = module(x)
+            if name == "3b":
+                x = max_pool(x, 3, 2, ceil_mode=True)
+            elif name == "4a":
+                auxiliary(x, "aux1")
+            elif name == "4d":
+                auxiliary(x, "aux2")
+            elif name == "4e":
+                x = max_pool(x, self.last_pool, 2, ceil_mode=True)
+        x = x.mean(axis=(1, 2))
+        if self.num_classes is None:
+            return x
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return self.classify(x, kernel_init=xavier)

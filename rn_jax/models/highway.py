@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Highway networks (Srivastava, Greff and Schmidhuber 2015: 1505.00387, 1507.06228).
+
+A layer learns how much of its input to carry on unchanged:
+
+    y = H(x) * T(x) + x * (1 - T(x)),   T(x) = sigmoid(W_T x + b_T)   (equation 3).
+
+With b_T below 0 a network of any depth begins as one that carries its input.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+
+import flax.linen as nn
+import jax
+
+from rn_jax.models.gating import exclusive_sum
+from rn_jax.models.layers import ModuleDef, max_pool, torch_linear
+from rn_jax.models.network import Network
+from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
+from rn_jax.stochastic_depth import Subset
+
+
+class HighwayLayer(nn.Module):
+    """H(x) * T(x) + x * (1 - T(x)), of convolutions or of fully connected layers.
+
+    A gate b multiplies T(x): 0 closes the transform gate, and the layer is the
+    identity. T(x) is sown in "intermediates" as "transform_gate".
+
+    Attributes:
+        features: channels or units of input and output.
+        linear: called as `linear(features, name=..., ...)`: the layer of W_H and W_T.
+        activation: of H.
+        gate_bias: b_T at the start.
+    """
+
+    features: int
+    linear: ModuleDef
+    activation: Callable = nn.relu
+    gate_bias: float = -2.0
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        """f[..., features] -> f[..., features]."""
+        del train  # no difference
+
+        def gate_and_transform(layer, x):
+            bias = nn.initializers.constant(layer.gate_bias)
+            t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
+            layer.sow("intermediates", "transform_gate", t)
+            h = layer.activation(layer.linear(layer.features, name="transform")(x))
+            return t, h
+
+        return exclusive_sum(self, x, x, gate_and_transform, gate, on_path)
+
+
+class _Highway(Network, kw_only=True):
+    """What the convolutional and the fully connected network share.
+
+    Attributes:
+        gate_bias: b_T at the start.
+        scan_unroll, remat: as in `ResNet`.
+    """
+
+    gate_bias: float = -2.0
+    scan_unroll: int = 1
+    remat: str = "cheap"
+
+    has_shortcuts = True
+
+    def _stage(self, stage, linear, features, x, gates, paths, train):
+        """The highway layers of one stage, in a scan."""
+
+        def layer(features, stride, name):
+            del stride  # highway layers keep the shape
+            fields = self.activation, self.gate_bias
+            return HighwayLayer(features, linear, *fields, name=name)
+
+        places = [info.index for info in self.blocks if info.stage == stage]
+        here = slice(places[0], places[-1] + 1)
+        settings = {"scan_unroll": self.scan_unroll, "remat": self.remat}
+        return Stage(
+            layer,
+            None,
+            size=len(places),
+            features=features,
+            stride=1,
+            **settings,
+            name=f"stage{stage}",
+        )(
+            x,
+            None if gates is None else gates[here],
+            None if paths is None else paths[here],
+            train=train,
+        )
+
+    def _infos(self, stage_sizes):
+        facts = {"same_shape": True, "apart": False, "skippable": True}
+        return number_blocks(stage_sizes, block_name, lambda stage, place: facts)
+
+
+class HighwayNet(_Highway):
+    """The convolutional highway network for CIFAR (1507.06228, section 4.2).
+
+    Each stage is a plain 3x3 convolution with ReLU and highway layers of its width,
+    with 2x2 max-pooling between the stages; then a 1x1 convolution and global average
+    pooling. Dropout is on the input, after each pooling and before the classifier.
+
+    Attributes:
+        stage_sizes: highway layers per stage.
+        features: channels of each stage.
+        last_features: channels of the 1x1 convolution at the end.
+        dropout: its rate.
+    """
+
+    stage_sizes: Sequence[int] = (4, 5, 5)
+    features: Sequence[int] = (32, 80, 128)
+    last_features: int = 100
+    dropout: float = 0.2
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | Subset | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        gates = self.check(images, gates, paths, train=train)
+        conv, _ = self.layers(train=train, use_bias=True)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        x = drop(images)
+        for stage, features in enumerate(self.features, start=1):
+            if stage > 1:
+                x = drop(max_pool(x, 2, 2))
+            x = self.activation(conv(features, 3, name=f"conv{stage}")(x))
+            x = self._stage(stage, conv, features, x, gates, paths, train)
+        x = self.activation(conv(self.last_features, 1, name="last_conv")(x))
+        return self.classify(drop(x.mean(axis=(1, 2))))
+
+    @cached_property
+    def blocks(self) -> tuple[BlockInfo, ...]:
+        """The highway layers, in order."""
+        return self._infos(self.stage_sizes)
+
+
+class HighwayMLP(_Highway):
+    """The fully connected highway network for MNIST (1505.00387, section 3).
+
+    A plain layer, depth - 1 highway layers and the classifier.
+
+    Attributes:
+        depth: hidden layers, the first of them plain.
+        width: units of each.
+    """
+
+    depth: int = 50
+    width: int = 50
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | Subset | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        gates = self.check(images, gates, paths, train=train)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
+        x = images.reshape(len(images), -1)
+        x = self.activation(dense(self.width, name="fc")(x))
+        return self.classify(self._stage(1, dense, self.width, x, gates, paths, train))
+
+    @cached_property
+    def blocks(self) -> tuple[BlockInfo, ...]:
+        """The highway layers, in order."""
+        return self._infos((self.depth - 1,))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VGG: Very Deep Convolutional Networks (Simonyan and Zisserman 2015, table 1)."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import flax.linen as nn
+import jax
+
+from rn_jax.models.gating import gated_layer
+from rn_jax.models.layers import (
+    ModuleDef,
+    adaptive_average_pool,
+    max_pool,
+)
+from rn_jax.models.network import Network, check_stem
+from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
+
+_normal = nn.initializers.normal(0.01)
+
+
+class VGGLayer(nn.Module):
+    """3x3 convolution, BatchNorm in the networks that have it, ReLU and dropout.
+
+    Its gate interpolates between the layer (1) and the identity (0). A layer that
+    changes the number of channels has no identity and ignores its gate.
+
+    Attributes:
+        features: channels of the output.
+        conv, norm, activation: called as `conv(features, kernel_size)`, `norm()`, where
+            it is not None, and `activation(x)`.
+        dropout: rate of dropout.
+    """
+
+    features: int
+    conv: ModuleDef
+    norm: ModuleDef | None
+    activation: Callable
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, gate=None, *, train: bool):
+        """f[B, H, W, C] -> f[B, H, W, features]."""
+
+        def output(layer):
+            y = layer.conv(layer.features, 3, name="conv")(x)
+            y = y if layer.norm is None else layer.norm(name="bn")(y)
+            drop = nn.Dropout(layer.dropout, deterministic=not train)
+            return drop(layer.activation(y))
+
+        if x.shape[-1] == self.features:
+            return gated_layer(self, x, output, gate)
+        return output(self)
+
+
+class VGGStage(nn.Module):
+    """Layers of one width and 2x2 max-pooling.
+
+    Attributes:
+        layer: called as `layer(dropout=..., name=...)`.
+        size: number of layers.
+        dropout: rate after each layer but the last.
+    """
+
+    layer: ModuleDef
+    size: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, gates=None, *, train: bool):
+        """f[B, H, W, C] -> f[B, H / 2, W / 2, features]; gates f32[size(, B)]."""
+        for i in range(self.size):
+            rate = self.dropout if i + 1 < self.size else 0.0
+            layer = self.layer(dropout=rate, name=layer_name(i + 1, self.size))
+            x = layer(x, None if gates is None else gates[i], train=train)
+        return max_pool(x, 2, 2)
+
+
+class VGG(Network):
+    """Stages of 3x3 convolutions and fully connected layers.
+
+    Attributes:
+        stage_sizes: convolutions per stage; (2, 2, 3, 3, 3) is column D, VGG-16.
+        features: channels of each stage.
+        batch_norm: after every convolution, which then has no use for its bias but, as
+            in torchvision, keeps it.
+        stem: "imagenet": the last map as 7x7 cells, two fully connected layers of 4096,
+            each followed by dropout. "small", for images of 32 pixels: the last map's
+            mean, dropout, one fully connected layer of 512, BatchNorm if `batch_norm`,
+            and dropout. The convolutions are the same.
+        hidden: widths of the fully connected layers, if others.
+        dropout: rate around the fully connected layers.
+        conv_dropout: rate after each convolution of a stage but its last, by stage.
+    """
+
+    stage_sizes: Sequence[int]
+    features: Sequence[int] = (64, 128, 256, 512, 512)
+    batch_norm: bool = False
+    stem: str = "imagenet"
+    hidden: Sequence[int] | None = None
+    dropout: float = 0.5
+    conv_dropout: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `Network`."""
+        gates = self.check(images, gates, paths, train=train)
+        conv, norm = self.layers(train=train, use_bias=True)
+        check_stem(self.stem)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        x, first = images, 0
+        for stage, size in enumerate(self.stage_sizes, start=1):
+
+            def layer(dropout, name, features=self.features[stage - 1]):
+                parts = conv, norm if self.batch_norm else None, self.activation
+                return VGGLayer(features, *parts, dropout, name=name)
+
+            here = slice(first, first + size)
+            rate = self.conv_dropout[stage - 1]
+            x = VGGStage(layer, size, rate, name=f"stage{stage}")(
+                x, None if gates is None else gates[here], train=train
+            )
+            first += size
+        if self.num_classes is None:
+            return x.mean(axis=(1, 2))
+        if self.stem == "imagenet":
+            hidden, norm = (4096, 4096), None
+            x = adaptive_average_pool(x, 7)
+        else:
+            hidden, norm = (512,), norm if self.batch_norm else None
+            x = drop(x.mean(axis=(1, 2), keepdims=True))
+        x = x.reshape(len(x), 1, 1, -1)
+        for i, width in enumerate(self.hidden or hidden, start=1):
+            fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
+            x = fc(x)
+            x = x if norm is None else norm(name=f"fc{i}_bn")(x)
+            x = drop(self.activation(x))
+        return self.classify(x[:, 0, 0], kernel_init=_normal)
+
+    @cached_property
+    def blocks(self) -> tuple[BlockInfo, ...]:
+        """The convolutional layers, in order."""
+
+        def facts(stage, place):
+            before = (3, *self.features)[stage - 1]
+            same = place > 1 or before == self.features[stage - 1]
+            return {"same_shape": same, "apart": True, "skippable": same}
+
+        return number_blocks(self.stage_sizes, layer_name, facts)

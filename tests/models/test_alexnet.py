@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AlexNet: local response normalisation and both forms by NumPy, towers, dropout."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from rn_jax import InputError, create_model
+from rn_jax.models.normalization import local_response_norm
+
+
+def np_lrn(x):
+    """Section 3.3: k = 2, n = 5, alpha = 1e-4, beta = 0.75."""
+    y = np.empty_like(x)
+    channels = x.shape[-1]
+    for i in range(channels):
+        near = x[..., max(0, i - 2) : min(channels, i + 3)]
+        y[..., i] = x[..., i] / (2 + 1e-4 * (near**2).sum(axis=-1)) ** 0.75
+    return y
+
+
+def test_local_response_norm_by_numpy(x64):
+    x = 100 * np.random.default_rng(0).normal(size=(2, 3, 3, 8))
+    np.testing.assert_allclose(local_response_norm(x), np_lrn(x), rtol=1e-12)
+    towers = np.concatenate([np_lrn(x[..., :4]), np_lrn(x[..., 4:])], axis=-1)
+    np.testing.assert_allclose(local_response_norm(x, groups=2), towers, rtol=1e-12)
+    assert not np.allclose(towers, np_lrn(x))
+    single = local_response_norm(x.astype("float32"))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, np_lrn(x), rtol=1e-5)
+
+
+def np_conv_grouped(x, params, stride, padding, groups):
+    kernel, bias = params["kernel"], params["bias"]
+    k, width = len(kernel), kernel.shape[-1] // groups
+    x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    size = (x.shape[1] - k) // stride + 1
+    y = np.empty((len(x), size, size, kernel.shape[-1]))
+    inputs = np.split(x, groups, axis=-1)
+    for i in range(size):
+        for j in range(size):
+            rows = slice(i * stride, i * stride + k)
+            columns = slice(j * stride, j * stride + k)
+            for g, part in enumerate(inputs):
+                mine = slice(g * width, (g + 1) * width)
+                window = part[:, rows, columns]
+                y[:, i, j, mine] = np.tensordot(window, kernel[..., mine], 3)
+    return np.maximum(y + bias, 0)
+
+
+def np_pool(x):
+    size = (x.shape[1] - 3) // 2 + 1
+    rows = [
+        [x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(size)]
+        for i in range(size)
+    ]
+    return np.transpose(rows, (2, 0, 1, 3))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_convolutions_by_numpy(quick_compile, random_variables, name):
+    """Up to the last pooling, at 95 pixels: maps of 22 or 23, 11, 5 and 2."""
+    model = create_model(name, num_classes=None)
+    variables = random_variables(model, (95, 95, 3))
+    variables = jax.tree.map(lambda leaf: leaf * 1.5, variables)
+    x = np.random.default_rng(0).normal(size=(1, 95, 95, 3)).astype("float32")
+    found = jax.jit(partial(model.apply, train=False))(variables, x)
+
+    p, towers = variables["params"], model.towers
+    norm = (lambda x: x) if towers == 1 else by_tower
+    y = np_pool(norm(np_conv_grouped(x, p["conv1"], 4, 2, 1)))
+    y = np_pool(norm(np_conv_grouped(y, p["conv2"], 1, 2, towers)))
+    y = np_conv_grouped(y, p["conv3"], 1, 1, 1)
+    y = np_conv_grouped(y, p["conv4"], 1, 1, towers)
+    y = np_pool(np_conv_grouped(y, p["conv5"], 1, 1, towers))
+    expected = y.mean(axis=(1, 2))
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def by_tower(x):
+    return np.concatenate([np_lrn(part) for part in np.split(x, 2, -1)], axis=-1)
+
+
+def shapes_of(model, size=64):
+    image = np.zeros((1, size, size, 3), "float32")
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+
+
+def test_images_of_any_size():
+    """Parameters do not depend on the size, in either stem."""
+    for name in ("alexnet", "alexnet_2012"):
+        for stem, fc, hidden in (("imagenet", 6, 4096), ("small", 3, 512)):
+            model = create_model(name, stem=stem)
+            shapes = shapes_of(model, 32)["params"]
+            assert shapes == shapes_of(model, 64)["params"]
+            assert shapes["fc1"]["kernel"].shape == (fc * fc * 256, hidden)
+
+
+def test_dropout_is_after_the_layers_in_2012_and_before_them_in_torchvision():
+    for name, widths in (("alexnet", [2304, 512]), ("alexnet_2012", [512, 512])):
+        model = create_model(name, stem="small", num_classes=10)
+        x = np.zeros((2, 32, 32, 3), "float32")
+        run = partial(
+            model.apply,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["intermediates"],
+            capture_intermediates=True,
+        )
+        _, updates = jax.eval_shape(run, shapes_of(model), x)
+        dropout = updates["intermediates"]["Dropout_0"]["__call__"]
+        assert [y.shape[1] for y in dropout] == widths
+        assert model.dropout == 0.5
+
+
+def test_biases_of_one_as_in_the_paper(quick_compile):
+    model = create_model("alexnet_2012", stem="small")
+    x = np.zeros((1, 8, 8, 3), "float32")
+    params = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)["params"]
+    ones = {name for name, layer in params.items() if np.all(layer["bias"] == 1)}
+    assert ones == {"conv2", "conv4", "conv5", "fc1", "fc2"}
+    assert abs(np.std(params["conv3"]["kernel"]) - 0.01) < 1e-4
+
+
+def test_bad_settings_are_refused():
+    for fields in ({"towers": 3}, {"stem": "large"}):
+        with pytest.raises(InputError, match="must be"):
+            shapes_of(create_model("alexnet", **fields))

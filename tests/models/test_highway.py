@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Highway layers by NumPy, their gates, and the networks of both papers."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from by_numpy import np_conv
+
+from rn_jax import create_model
+from rn_jax.analysis.highway import gate_sums
+from rn_jax.models.highway import HighwayLayer, HighwayMLP, HighwayNet
+from rn_jax.models.layers import Conv
+
+
+def np_linear(x, params):
+    if params["kernel"].ndim == 4:
+        return np_conv(x, params)
+    return x @ params["kernel"] + params["bias"]
+
+
+def np_highway(x, params, gate=1.0):
+    t = gate / (1 + np.exp(-np_linear(x, params["gate"])))
+    return t * np.maximum(np_linear(x, params["transform"]), 0) + (1 - t) * x
+
+
+CONV = partial(Conv, kernel_size=3, use_bias=True)
+
+
+@pytest.mark.parametrize("linear, shape", [(CONV, (3, 5, 5, 4)), (nn.Dense, (3, 4))])
+def test_layer_by_numpy(x64, linear, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    layer = HighwayLayer(4, linear)
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)["params"]
+    run = jax.jit(lambda gate: layer.apply({"params": params}, x, gate, train=False))
+    for gate in (None, 0.3, 1.0):
+        expected = np_highway(x, params, 1.0 if gate is None else gate)
+        found = run(None if gate is None else np.array(gate))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        assert not np.allclose(expected, x)
+    np.testing.assert_array_equal(run(np.array(0.0)), x)  # closed: the identity
+    by_example = np.array([0.0, 0.5, 1.0])
+    expected = [np_highway(x[i : i + 1], params, b) for i, b in enumerate(by_example)]
+    np.testing.assert_allclose(run(by_example), np.concatenate(expected), atol=1e-12)
+
+    # With the transform gate fully open it is the plain layer.
+    params["gate"]["bias"] = np.full(4, 1e3)
+    plain = np.maximum(np_linear(x, params["transform"]), 0)
+    opened = layer.apply({"params": params}, x, train=False)
+    np.testing.assert_allclose(opened, plain, rtol=0, atol=1e-12)
+
+
+def test_bias_of_the_gates_is_a_setting(quick_compile):
+    for bias in (-1.0, -4.0):
+        model = create_model("highway50_mnist", depth=3, gate_bias=bias)
+        image = np.zeros((1, 28, 28, 1), "float32")
+        params = jax.jit(partial(model.init, train=False))(jax.random.key(0), image)
+        layers = params["params"]["stage1"]["blocks"]
+        assert layers["gate"]["bias"].shape == (2, 50)
+        assert np.all(layers["gate"]["bias"] == bias)
+        assert not np.any(layers["transform"]["bias"])
+
+
+@pytest.mark.parametrize("depth", [10, 100])
+def test_fully_connected_networks_of_any_depth(depth):
+    model = create_model("highway50_mnist", depth=depth)
+    assert model.num_blocks == depth - 1
+    image = np.zeros((1, 28, 28, 1), "float32")
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    hidden = (depth - 1) * 2 * (50 * 50 + 50)
+    assert count == 784 * 50 + 50 + hidden + 50 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    "model, shape",
+    [
+        (HighwayNet(stage_sizes=(2, 1), features=(4, 6), last_features=5), (8, 8, 3)),
+        (HighwayMLP(depth=4, width=6), (5, 5, 1)),
+    ],
+)
+def test_network_by_numpy_and_its_gate_sums(x64, random_variables, model, shape):
+    variables = random_variables(model, shape, "float64")
+    x = np.random.default_rng(1).normal(size=(6, *shape))
+    run = partial(model.apply, train=False, mutable=["intermediates"])
+    logits, updates = jax.jit(run)(variables, x)
+
+    params, sums = variables["params"], []
+
+    def highway(x, stage, i):
+        layer = jax.tree.map(lambda leaf: leaf[i], params[f"stage{stage}"]["blocks"])
+        t = 1 / (1 + np.exp(-np_linear(x, layer["gate"])))
+        sums.append(t.reshape(len(x), -1).sum(axis=1))
+        return np_highway(x, layer)
+
+    if isinstance(model, HighwayNet):
+        y = highway(highway(np.maximum(np_conv(x, params["conv1"]), 0), 1, 0), 1, 1)
+        y = y.reshape(6, 4, 2, 4, 2, 4).max(axis=(2, 4))
+        y = highway(np.maximum(np_conv(y, params["conv2"]), 0), 2, 0)
+        y = np.maximum(np_conv(y, params["last_conv"]), 0).mean(axis=(1, 2))
+    else:
+        y = np.maximum(np_linear(x.reshape(6, -1), params["fc"]), 0)
+        for i in range(3):
+            y = highway(y, 1, i)
+    expected = np_linear(y, params["head"])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+
+    labels = np.array([0, 1, 1, 0, 3, 3])
+    found = gate_sums(updates["intermediates"], labels, 4)
+    expected = [[s[labels == c].mean() for c in (0, 1, 3)] for s in sums]
+    np.testing.assert_allclose(found[:, [0, 1, 3]], expected, rtol=1e-12)
+    assert np.isnan(found[:, 2]).all()
+
+
+def test_dropout_is_where_the_recipe_has_it(quick_compile):
+    """On the input, after each pooling and before the classifier; with rate 0.2."""
+    model = HighwayNet(stage_sizes=(1, 1), features=(4, 4), last_features=6)
+    x = np.ones((400, 4, 4, 3), "float32")
+    key = jax.random.key(0)
+    variables = jax.jit(partial(model.init, train=False))(key, x)
+    run = partial(
+        model.apply, train=True, mutable=["intermediates"], capture_intermediates=True
+    )
+    _, updates = jax.jit(run)(variables, x, rngs={"dropout": jax.random.key(1)})
+    dropout = updates["intermediates"]["Dropout_0"]["__call__"]
+    assert [y.shape for y in dropout] == [(400, 4, 4, 3), (400, 2, 2, 4), (400, 6)]
+    values = np.asarray(dropout[0])
+    np.testing.assert_allclose(np.unique(values), [0, 1 / 0.8], rtol=1e-6)
+    assert abs((values == 0).mean() - 0.2) < 0.02
