@@ -17,7 +17,6 @@ def get_config(dataset="imagenet2012"):
     config.learning_rate = 0.01
     config.lr_drops = (22, 44, 66)
     config.weight_decay = 5e-4
-    config.weight_decay_on = "all"
     config.paper = "Krizhevsky et al. 2012"
     config.published_error_percent = {"imagenet2012": 40.7}
     return default.with_dataset(config)

@@ -4,7 +4,8 @@
 Published: top-5 alone: 10.07 % on the validation set, one model and one crop. The rate
 falls by 4 % every 8 epochs; where it starts, the batch, the decay and the length are
 those of the re-training in Caffe. Not as in the paper: it averages the weights over
-time, and trained asynchronously.
+time, trained asynchronously, and on crops of 8 to 100 % of the area and of aspects
+from 3/4 to 4/3.
 
     python -m experiments.run --config=configs/googlenet_2014.py
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Highway network of 19 layers (Srivastava et al. 2015, 1507.06228).
 
-Published: 7.54 % test error on CIFAR-10, the best of several runs (mean 7.72).
+Published: 7.54 % test error on CIFAR-10, the best of several runs (mean 7.72), and
+32.24 % on CIFAR-100, as others quote it.
 200,000 iterations, as in the authors' solver. Not as there: it has global contrast
 normalisation, and twice the rate on biases.
 
@@ -23,5 +24,5 @@ def get_config(dataset="cifar10"):
     config.weight_decay = 1e-3
     config.augment_pad = 8
     config.paper = "Srivastava et al. 2015"
-    config.published_error_percent = {"cifar10": 7.54}
+    config.published_error_percent = {"cifar10": 7.54, "cifar100": 32.24}
     return default.with_dataset(config)

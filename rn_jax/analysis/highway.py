@@ -5,8 +5,12 @@ import jax
 import jax.numpy as jnp
 
 
-def gate_sums(features, labels: jax.Array, num_classes: int) -> jax.Array:
+def gate_sums(
+    features, labels: jax.Array, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
     """Sums of the transform gates of every layer, by class (Srivastava et al. 2015).
+
+    Both results add up over batches; their quotient is the mean sum of a class.
 
     Args:
         features: the collection "intermediates", as
@@ -16,11 +20,12 @@ def gate_sums(features, labels: jax.Array, num_classes: int) -> jax.Array:
         num_classes: K.
 
     Returns:
-        f[L, K]: T(x) summed over a layer's units and pixels, mean over the images of a
-        class. 0 is a layer that only carries; NaN stands where a class has no image.
+        f32[L, K]: T(x) summed over a layer's units and pixels and over the images of a
+        class; 0 is a layer that only carries. f32[K]: images of each class.
     """
-    stages = [features[f"stage{i}"]["blocks"] for i in range(1, len(features) + 1)]
-    gates = [stage["transform_gate"][0] for stage in stages]  # f[n, B, ...]
-    sums = jnp.concatenate([g.reshape(*g.shape[:2], -1).sum(axis=2) for g in gates])
+    stages = sorted(name for name in features if name.startswith("stage"))
+    sums = jnp.concatenate(
+        [features[name]["blocks"]["transform_gate_sum"][0] for name in stages]
+    )  # f[L, B]
     members = jax.nn.one_hot(labels, num_classes, dtype=sums.dtype)  # f[B, K]
-    return sums @ members / members.sum(axis=0)
+    return sums @ members, members.sum(axis=0)

@@ -44,6 +44,10 @@ def from_torch(
         model = create_model("resnet50", num_classes=1000)
         logits = model.apply(from_torch("resnet50", weights), images, train=False)
 
+    torchvision's trained GoogLeNet comes without auxiliary heads, for which `aux_heads`
+    is False, and takes images of mean 0.5 and deviation 0.5 in every channel: its
+    `transform_input` makes them from the usual ones.
+
     Args:
         name: of `list_models()`.
         state_dict: name -> tensor or array, as `model.state_dict()` gives it. A prefix
@@ -59,7 +63,7 @@ def from_torch(
             left over, or of another shape.
     """
     weights = {
-        key.removeprefix("module."): _array(value)
+        _current(key): _array(value)
         for key, value in state_dict.items()
         if not key.endswith(_IGNORED)
     }
@@ -74,7 +78,7 @@ def from_torch(
             f"The weights for {name} have no classifier named "
             f"{' or '.join(layout.heads)}."
         )
-    model = model.copy(**{"num_classes": classes, **fields})
+    model = create_model(name, **{"num_classes": classes, **fields})
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)
@@ -104,6 +108,12 @@ def from_torch(
             f"{' and more' if len(weights) > 3 else ''}."
         )
     return stack(variables, model)
+
+
+def _current(key):
+    """The name without DataParallel's prefix, and norm1 for an old DenseNet's norm.1."""
+    key = key.removeprefix("module.")
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
 
 
 def _kernel(value, channels):

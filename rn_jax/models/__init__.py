@@ -483,7 +483,10 @@ _add(
     "Srivastava et al. 2015 (1507.06228)",
 )
 _add(
-    {"highway50_mnist": (289_660, {}, None)},
+    {
+        "highway10_mnist": (85_660, {"depth": 10, "gate_bias": -1.0}, None),
+        "highway50_mnist": (289_660, {}, None),
+    },
     HighwayMLP,
     {},
     "Srivastava et al. 2015 (1505.00387)",

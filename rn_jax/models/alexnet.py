@@ -46,10 +46,11 @@ class AlexNet(Network):
         if self.towers not in _FEATURES:
             raise InputError(f"towers must be 1 or 2, not {self.towers}.")
         check_stem(self.stem)
-        two, groups = self.towers == 2, self.towers
+        two = self.towers == 2
         small = self.stem == "small"
         kernel_init = nn.initializers.normal(0.01) if two else torch_linear
-        ones = nn.initializers.ones if two else nn.initializers.zeros  # section 5
+        # Section 5: the layers after some of the ReLUs begin with positive inputs.
+        bias_init = nn.initializers.ones if two else nn.initializers.zeros
         conv, _ = self.layers(train=train, use_bias=True, kernel_init=kernel_init)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         widths = iter(_FEATURES[self.towers])
@@ -69,11 +70,11 @@ class AlexNet(Network):
         else:
             x = layer(images, 1, 11, stride=4, padding=2)
         x = pool(normalize(x))
-        x = layer(x, 2, 5, groups=groups, bias_init=ones)
+        x = layer(x, 2, 5, groups=self.towers, bias_init=bias_init)
         x = pool(normalize(x))
         x = layer(x, 3, 3)
-        x = layer(x, 4, 3, groups=groups, bias_init=ones)
-        x = pool(layer(x, 5, 3, groups=groups, bias_init=ones))
+        x = layer(x, 4, 3, groups=self.towers, bias_init=bias_init)
+        x = pool(layer(x, 5, 3, groups=self.towers, bias_init=bias_init))
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         x = adaptive_average_pool(x, 3 if small else 6).reshape(len(x), -1)
@@ -83,7 +84,7 @@ class AlexNet(Network):
                 512 if small else 4096,
                 dtype=self.dtype,
                 kernel_init=kernel_init,
-                bias_init=ones,
+                bias_init=bias_init,
                 name=f"fc{i}",
             )
             x = self.activation(fc(x))

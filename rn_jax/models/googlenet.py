@@ -2,6 +2,7 @@
 """GoogLeNet: Going Deeper with Convolutions (Szegedy et al. 2015)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from rn_jax.models.layers import ModuleDef, adaptive_average_pool, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
+
+_xavier = nn.initializers.glorot_uniform()  # of the re-training in Caffe
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj of every module.
 INCEPTION = {
@@ -94,6 +97,7 @@ class AuxiliaryHead(nn.Module):
     Attributes:
         num_classes: size of the logits.
         unit: called as `unit(features, kernel_size, name=...)`.
+        activation: after the first fully connected layer.
         grid: None pools 5x5 windows with stride 3, as in the paper, where the map is so
             large; 4 takes the means of 4x4 cells, as torchvision and smaller maps.
         dropout: its rate.
@@ -102,6 +106,7 @@ class AuxiliaryHead(nn.Module):
 
     num_classes: int
     unit: ModuleDef
+    activation: Callable
     grid: int | None
     dropout: float
     dtype: jnp.dtype | None = None
@@ -114,9 +119,10 @@ class AuxiliaryHead(nn.Module):
         else:
             x = adaptive_average_pool(x, self.grid or 4)
         x = self.unit(128, 1, name="conv")(x)
-        x = nn.relu(nn.Dense(1024, dtype=self.dtype, name="fc")(x.reshape(len(x), -1)))
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
+        x = self.activation(dense(1024, name="fc")(x.reshape(len(x), -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        logits = dense(self.num_classes, name="head")(x)
         if not self.is_initializing():
             self.sow("aux_logits", "logits", logits)
         return logits
@@ -163,23 +169,23 @@ class GoogLeNet(Network):
         self.check(images, gates, paths, train=train)
         check_stem(self.stem)
         small = self.stem == "small"
-        xavier = nn.initializers.glorot_uniform()
         conv, norm = self.layers(
-            train=train, use_bias=not self.batch_norm, kernel_init=xavier
+            train=train, use_bias=not self.batch_norm, kernel_init=_xavier
         )
         parts = conv, norm if self.batch_norm else None, self.activation
 
         def unit(features, kernel_size, stride=1, *, name):
             return ConvUnit(features, kernel_size, stride, *parts, name=name)
 
-        def normalize(x):
-            return x if self.batch_norm else local_response_norm(x)
+        def normalize(x):  # with the constants of Caffe, which the paper leaves out
+            return x if self.batch_norm else local_response_norm(x, k=1, alpha=2e-5)
 
         def auxiliary(x, name):
             wanted = self.aux_heads and self.num_classes is not None
             if wanted and (train or self.is_initializing()):
-                rest = unit, self.aux_grid, self.aux_dropout, self.dtype
-                head = AuxiliaryHead(self.num_classes, *rest, name=name)
+                rest = self.aux_grid, self.aux_dropout, self.dtype
+                first = self.num_classes, unit, self.activation
+                head = AuxiliaryHead(*first, *rest, name=name)
                 head(x, train=train)
 
         if small:
@@ -206,4 +212,4 @@ class GoogLeNet(Network):
         if self.num_classes is None:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return self.classify(x, kernel_init=xavier)
+        return self.classify(x, kernel_init=_xavier)

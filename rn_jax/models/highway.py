@@ -13,7 +13,9 @@ from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import ModuleDef, max_pool, torch_linear
 from rn_jax.models.network import Network
@@ -25,7 +27,8 @@ class HighwayLayer(nn.Module):
     """H(x) * T(x) + x * (1 - T(x)), of convolutions or of fully connected layers.
 
     A gate b multiplies T(x): 0 closes the transform gate, and the layer is the
-    identity. T(x) is sown in "intermediates" as "transform_gate".
+    identity. The sum of T(x) over an example's units and pixels, f[B], is sown in
+    "intermediates" as "transform_gate_sum", as the 2015 papers show it; without b.
 
     Attributes:
         features: channels or units of input and output.
@@ -47,7 +50,9 @@ class HighwayLayer(nn.Module):
         def gate_and_transform(layer, x):
             bias = nn.initializers.constant(layer.gate_bias)
             t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
-            layer.sow("intermediates", "transform_gate", t)
+            wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+            total = wide.reshape(len(t), -1).sum(axis=1)
+            layer.sow("intermediates", "transform_gate_sum", total)
             h = layer.activation(layer.linear(layer.features, name="transform")(x))
             return t, h
 
@@ -128,6 +133,8 @@ class HighwayNet(_Highway):
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""
+        if len(self.features) != len(self.stage_sizes):
+            raise InputError("features and stage_sizes must be of one length.")
         gates = self.check(images, gates, paths, train=train)
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -153,7 +160,7 @@ class HighwayMLP(_Highway):
     A plain layer, depth - 1 highway layers and the classifier.
 
     Attributes:
-        depth: hidden layers, the first of them plain.
+        depth: hidden layers, the first of them plain; at least 2.
         width: units of each.
     """
 
@@ -170,6 +177,8 @@ class HighwayMLP(_Highway):
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""
+        if self.depth < 2:
+            raise InputError(f"depth must be at least 2, not {self.depth}.")
         gates = self.check(images, gates, paths, train=train)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
         x = images.reshape(len(images), -1)

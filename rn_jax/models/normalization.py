@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -157,6 +158,6 @@ def local_response_norm(
     squares = squares.reshape(*x.shape[:-1], groups, -1)
     around = ((0, 0),) * 4 + ((size // 2, (size - 1) // 2),)
     window, steps = (1, 1, 1, 1, size), (1,) * 5
-    zero = jnp.zeros((), squares.dtype)
+    zero = np.zeros((), squares.dtype)  # known while tracing: gradients need that
     total = lax.reduce_window(squares, zero, lax.add, window, steps, around)
     return x * ((k + alpha * total.reshape(x.shape)) ** -beta).astype(x.dtype)

@@ -201,14 +201,14 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         InputError: a stage has another number of blocks than the model; or the
             variables are stacked already.
     """
+    if not any("/block" in block.name for block in model.blocks):
+        return {name: dict(tree) for name, tree in variables.items()}  # no scans
     apart = {b.stage: b.apart for b in reversed(model.blocks)}
     sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
 
     def stack_stage(stage: int, tree):
         if {"first", "blocks"} & set(tree):
             raise InputError("These variables are stacked already.")
-        if not any(name.startswith("block") for name in tree):
-            return dict(tree)  # layers that no scan runs
         names = sorted(tree, key=_number)
         if len(names) != sizes[stage]:
             raise InputError(

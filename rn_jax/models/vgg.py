@@ -7,6 +7,7 @@ from functools import cached_property
 import flax.linen as nn
 import jax
 
+from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer
 from rn_jax.models.layers import (
     ModuleDef,
@@ -90,7 +91,8 @@ class VGG(Network):
             and dropout. The convolutions are the same.
         hidden: widths of the fully connected layers, if others.
         dropout: rate around the fully connected layers.
-        conv_dropout: rate after each convolution of a stage but its last, by stage.
+        conv_dropout: rate after each convolution of a stage but its last, by stage;
+            none if empty.
     """
 
     stage_sizes: Sequence[int]
@@ -99,7 +101,7 @@ class VGG(Network):
     stem: str = "imagenet"
     hidden: Sequence[int] | None = None
     dropout: float = 0.5
-    conv_dropout: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+    conv_dropout: Sequence[float] = ()
 
     @nn.compact
     def __call__(
@@ -111,6 +113,12 @@ class VGG(Network):
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""
+        stages = len(self.stage_sizes)
+        if len(self.features) != stages or len(self.conv_dropout) not in (0, stages):
+            raise InputError(
+                f"features and conv_dropout must have one entry for each of {stages} "
+                "stages."
+            )
         gates = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train, use_bias=True)
         check_stem(self.stem)
@@ -124,7 +132,7 @@ class VGG(Network):
                 return VGGLayer(features, *parts, dropout, name=name)
 
             here = slice(first, first + size)
-            rate = self.conv_dropout[stage - 1]
+            rate = self.conv_dropout[stage - 1] if self.conv_dropout else 0.0
             x = VGGStage(layer, size, rate, name=f"stage{stage}")(
                 x, None if gates is None else gates[here], train=train
             )

@@ -32,6 +32,14 @@ def test_local_response_norm_by_numpy(x64):
     np.testing.assert_allclose(single, np_lrn(x), rtol=1e-5)
 
 
+def test_gradient_of_local_response_norm(x64):
+    x, v = 100 * np.random.default_rng(0).normal(size=(2, 1, 2, 2, 8))
+    total = jax.jit(lambda x: (local_response_norm(x, groups=2) ** 3).sum())
+    slope = (jax.grad(total)(x) * v).sum()
+    numeric = (total(x + 1e-6 * v) - total(x - 1e-6 * v)) / 2e-6
+    np.testing.assert_allclose(slope, numeric, rtol=1e-6)
+
+
 def np_conv_grouped(x, params, stride, padding, groups):
     kernel, bias = params["kernel"], params["bias"]
     k, width = len(kernel), kernel.shape[-1] // groups

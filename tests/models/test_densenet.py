@@ -127,6 +127,38 @@ def test_layers_computed_again_have_the_same_gradients(x64):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(closed))
 
 
+@pytest.mark.slow
+def test_layers_computed_again_on_several_devices(quick_compile):
+    """Synchronised BatchNorm within the second computation, against one device."""
+    x = np.random.default_rng(1).normal(size=(4, 5, 5, 4)).astype("float32")
+    variables = jax.tree.map(np.float32, random_block(x, True))
+
+    def step(axis_name, x):
+        norm = partial(BatchNorm, use_running_average=False, axis_name=axis_name)
+        layer = partial(DenseLayer, K, True, 0.0, Conv, norm, nn.relu)
+
+        def loss(params):
+            y, _ = DenseBlock(layer, 2, "all").apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return (y**2).sum()
+
+        grads = jax.grad(loss)(variables["params"])
+        return grads if axis_name is None else jax.lax.psum(grads, axis_name)
+
+    whole = jax.jit(partial(step, None))(x)
+    halves = jax.pmap(partial(step, "devices"), axis_name="devices")(
+        x.reshape(2, 2, *x.shape[1:])
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a[0], b, rtol=1e-4, atol=1e-4 * np.abs(b).max()
+        ),
+        halves,
+        whole,
+    )
+
+
 def test_layers_computed_again_drop_the_same_values(x64):
     """The gradient is that of the very function whose value was taken."""
     x, v = np.random.default_rng(1).normal(size=(2, 3, 5, 5, 4))
@@ -148,16 +180,19 @@ def test_transition_by_numpy(x64):
     x = np.random.default_rng(1).normal(size=(3, 6, 6, 4))
     norm = partial(BatchNorm, use_running_average=True)
     transition = Transition(2, 0.0, Conv, norm, nn.relu)
-    variables = transition.init(jax.random.key(0), x, train=False)
-    p, s = jax.device_get((variables["params"], variables["batch_stats"]))
+    shapes = jax.eval_shape(lambda: transition.init(KEY, x, train=False))
+    rng = np.random.default_rng(2)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.2, 1, leaf.shape), shapes)
+    p, s = variables["params"], variables["batch_stats"]
     y = np_conv(np_relu_norm(x, p["bn"], s["bn"], False), p["conv"])
     expected = y.reshape(3, 3, 2, 3, 2, 2).mean(axis=(2, 4))
     found = transition.apply(variables, x, train=False)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_dropout_is_after_every_convolution_but_the_first(quick_compile):
-    model = DenseNet((1, 1), growth_rate=8, bottleneck=True, dropout=0.2)
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_dropout_is_after_every_convolution_but_the_first(quick_compile, bottleneck):
+    model = DenseNet((1, 1), growth_rate=8, bottleneck=bottleneck, dropout=0.2)
     x = np.random.default_rng(0).normal(size=(64, 4, 4, 3)).astype("float32")
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
     run = partial(
@@ -169,9 +204,9 @@ def test_dropout_is_after_every_convolution_but_the_first(quick_compile):
     _, updates = jax.jit(run)(variables, x, rngs={"dropout": jax.random.key(1)})
     features = updates["intermediates"]
     layer = features["stage1"]["layer01"]
+    convolutions = ("conv1", "conv2")[: 1 + bottleneck]
     dropped = [
-        (layer["conv1"], layer["Dropout_0"], 0),
-        (layer["conv2"], layer["Dropout_0"], 1),
+        *((layer[name], layer["Dropout_0"], i) for i, name in enumerate(convolutions)),
         (features["transition1"]["conv"], features["transition1"]["Dropout_0"], 0),
     ]
     for conv, drop, call in dropped:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """GoogLeNet: the Inception block, and heads that are there for the loss alone."""
 
-import importlib
 from functools import partial
 
 import flax.linen as nn
@@ -48,32 +47,6 @@ def test_inception_by_numpy(x64, random_variables, large_kernel):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
-def test_inception_is_torchvisions(x64, torchvision):
-    torch = pytest.importorskip("torch")
-    module = importlib.import_module("torchvision.models.googlenet")
-    peer = module.Inception(3, 2, 3, 4, 5, 6, 7).double().eval()
-    from rn_jax.interop.torch import _googlenet, _kernel
-
-    norm = partial(nn.BatchNorm, use_running_average=True, epsilon=1e-3)
-    block = Inception((2, 3, 4, 5, 6, 7), Conv, norm, large_kernel=3)
-    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
-    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x))
-    weights = {key: value.numpy() for key, value in peer.state_dict().items()}
-    leaves = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
-
-    def take(path, leaf):
-        *path, kind = [part.key for part in path][1:]
-        name = f"{_googlenet('/'.join(path), None)}.{leaves.get(kind, kind)}"
-        if kind == "kernel":
-            return _kernel(weights[name.replace("kernel", "weight")], None)
-        return weights[name]
-
-    variables = jax.tree_util.tree_map_with_path(take, shapes)
-    theirs = peer(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    ours = block.apply(variables, x)
-    np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), rtol=0, atol=1e-10)
-
-
 def unit(features, kernel_size, *, name):
     return ConvUnit(
         features, kernel_size, 1, partial(Conv, use_bias=True), None, nn.relu, name=name
@@ -83,22 +56,23 @@ def unit(features, kernel_size, *, name):
 def test_auxiliary_head_pools_as_in_the_paper(quick_compile):
     """5x5 windows of stride 3: 14 pixels become 4; torchvision takes a grid of 4."""
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 6)).astype("float32")
-    for grid, inputs in ((None, 4 * 4 * 128), (4, 4 * 4 * 128)):
-        head = AuxiliaryHead(7, unit, grid, 0.7)
-        variables = jax.jit(partial(head.init, train=False))(jax.random.key(0), x)
-        assert set(variables) == {"params"}
-        assert variables["params"]["fc"]["kernel"].shape == (inputs, 1024)
-    pooled = [
-        [x[:, 3 * i : 3 * i + 5, 3 * j : 3 * j + 5].mean((1, 2)) for j in range(4)]
-        for i in range(4)
-    ]
-    pooled = np.transpose(pooled, (2, 0, 1, 3))
+    init = partial(AuxiliaryHead(7, unit, nn.relu, None, 0.7).init, train=False)
+    variables = jax.jit(init)(jax.random.key(0), x)
+    assert set(variables) == {"params"}
     p = jax.device_get(variables["params"])
-    y = np.maximum(np_conv(pooled, p["conv"]["conv"]), 0).reshape(2, -1)
-    y = np.maximum(y @ p["fc"]["kernel"] + p["fc"]["bias"], 0)
-    expected = y @ p["head"]["kernel"] + p["head"]["bias"]
-    found = AuxiliaryHead(7, unit, None, 0.7).apply(variables, x, train=False)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    windows = [slice(3 * i, 3 * i + 5) for i in range(4)]
+    cells = [slice(i * 14 // 4, -(-(i + 1) * 14 // 4)) for i in range(4)]
+    found = {}
+    for grid, places in ((None, windows), (4, cells)):
+        pooled = [[x[:, i, j].mean((1, 2)) for j in places] for i in places]
+        pooled = np.transpose(pooled, (2, 0, 1, 3))
+        y = np.maximum(np_conv(pooled, p["conv"]["conv"]), 0).reshape(2, -1)
+        y = np.maximum(y @ p["fc"]["kernel"] + p["fc"]["bias"], 0)
+        expected = y @ p["head"]["kernel"] + p["head"]["bias"]
+        head = AuxiliaryHead(7, unit, nn.relu, grid, 0.7)
+        found[grid] = head.apply(variables, x, train=False)
+        np.testing.assert_allclose(found[grid], expected, rtol=0, atol=1e-5)
+    assert not np.allclose(found[None], found[4], atol=1e-4)
 
 
 def shapes_of(model, size=32):

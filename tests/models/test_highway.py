@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from by_numpy import np_conv
 
-from rn_jax import create_model
+from rn_jax import InputError, create_model
 from rn_jax.analysis.highway import gate_sums
 from rn_jax.models.highway import HighwayLayer, HighwayMLP, HighwayNet
 from rn_jax.models.layers import Conv
@@ -110,10 +110,17 @@ def test_network_by_numpy_and_its_gate_sums(x64, random_variables, model, shape)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
 
     labels = np.array([0, 1, 1, 0, 3, 3])
-    found = gate_sums(updates["intermediates"], labels, 4)
-    expected = [[s[labels == c].mean() for c in (0, 1, 3)] for s in sums]
-    np.testing.assert_allclose(found[:, [0, 1, 3]], expected, rtol=1e-12)
-    assert np.isnan(found[:, 2]).all()
+    found, counts = gate_sums(updates["intermediates"], labels, 4)
+    expected = [[s[labels == c].sum() for c in range(4)] for s in sums]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_array_equal(counts, [2, 2, 0, 2])
+
+
+def test_bad_sizes_are_refused():
+    x = np.zeros((1, 8, 8, 3), "float32")
+    for model in (HighwayMLP(depth=1), HighwayNet(features=(4, 8))):
+        with pytest.raises(InputError, match=r"depth must be|of one length"):
+            jax.eval_shape(partial(model.init, train=False), jax.random.key(0), x)
 
 
 def test_dropout_is_where_the_recipe_has_it(quick_compile):
