@@ -111,7 +111,7 @@ def from_torch(
 
 
 def _current(key):
-    """The name without DataParallel's prefix, and norm1 for an old DenseNet's norm.1."""
+    """Without DataParallel's prefix, and norm1 for the norm.1 of old DenseNets."""
     key = key.removeprefix("module.")
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
 
