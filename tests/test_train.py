@@ -78,7 +78,13 @@ def run(num_devices, stochastic_depth, steps=3):
     return jax.device_get(state), seen
 
 
-@pytest.mark.parametrize("depth", [None, DEPTH], ids=["constant", "stochastic"])
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param(None, id="constant", marks=pytest.mark.slow),
+        pytest.param(DEPTH, id="stochastic"),
+    ],
+)
 def test_eight_devices_compute_what_one_computes(depth):
     """Loss, gates, parameters and statistics, with BatchNorm over the whole batch."""
     one, seen_one = run(1, depth)

@@ -142,7 +142,7 @@ def wait_for_step(workdir, process, step):
     raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
 
 
-@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("step", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path, step):
     """After a checkpoint within an epoch, and after one at an epoch's end."""
     workdir = tmp_path / "killed"

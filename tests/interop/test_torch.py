@@ -117,7 +117,9 @@ def test_dense_layers_are_torchvisions(quick_compile, torchvision):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    "batch_norm", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
     nn, module = torch.nn, torchvision.models.vgg
     parts = module.make_layers([8, "M", 16, 16, "M", 16, 16, "M"], batch_norm)
@@ -132,6 +134,23 @@ def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
     compare(name, peer, dropout=0.0, **fields)
 
 
+@pytest.mark.parametrize("name", ["googlenet", "alexnet"])
+def test_logits_are_torchvisions(name, quick_compile, torchvision):
+    """Float32, at test; the rest of `compare` is in `make test-all`."""
+    settings = {"init_weights": False} if name == "googlenet" else {}
+    peer = torchvision.models.get_model(name, num_classes=7, **settings)
+    peer = randomised(peer).eval()
+    images = np.random.default_rng(1).normal(size=(2, 127, 127, 3)).astype("float32")
+    theirs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy()
+    model, variables = (
+        create_model(name, num_classes=7),
+        from_torch(name, peer.state_dict()),
+    )
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "alexnet"])
 def test_these_are_torchvisions(name, quick_compile, torchvision):
     settings = {"init_weights": False} if name == "googlenet" else {}

@@ -16,7 +16,7 @@ import pytest
 from rn_jax import StochasticDepth, block_variables
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.gating import gated_sum
-from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.highway import HighwayMLP
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
@@ -344,9 +344,7 @@ def test_named_features_without_capturing_all(images, random_variables):
 THREE_BLOCKS = [
     ResNet((2, 1), num_classes=3, features=(4, 8), shortcut="A"),
     ResNet((2, 1), num_classes=3, features=(4, 8), shortcut="B"),
-    DenseNet((2, 1), num_classes=3, growth_rate=3, stem_features=4),
     DenseNet((2, 1), num_classes=3, growth_rate=3, stem_features=4, remat="all"),
-    HighwayNet((2, 1), num_classes=3, features=(4, 6), last_features=5),
     HighwayMLP(depth=4, width=6, num_classes=3),
 ]
 
