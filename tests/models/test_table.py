@@ -370,7 +370,7 @@ NARROW = {
     DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
     HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
     HighwayMLP: {"depth": 4, "width": 8},
-    VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (8,)},
+    VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (32,)},
 }
 
 
@@ -378,6 +378,8 @@ def narrow(name, **fields):
     """The network of that name with two stages, few blocks and few channels."""
     model = create_model(name, num_classes=3)
     if type(model) in NARROW:
+        if rates := getattr(model, "conv_dropout", None):
+            fields["conv_dropout"] = rates[:2]
         return model.copy(**NARROW[type(model)], **fields)
     bottleneck = model.features[0] != (model.stem_features or model.features[0])
     features = (16, 32) if bottleneck else (4, 8)
