@@ -3,12 +3,15 @@
 
     python -m benchmarks.densenet [--models=densenet100_24,densenet_bc190_40]
 
-MiB of temporary memory on one device by `memory_analysis()`, and seconds to trace and
-to compile. `--compile_only` names networks of which the compile time alone is wanted.
-With --rounds the step is timed too, the two settings in turn.
+MiB of temporary memory on one device by `memory_analysis()`, with `remat` "none" and
+"all": XLA plans memory before LLVM sees the program, so LLVM does not optimise here.
+`--compile_only` names networks of which the seconds to trace and to compile the step as
+it is trained are wanted. Every program has a process of its own, ended after
+`--limit` seconds; the result is written after each.
 """
 
 import argparse
+import multiprocessing
 import time
 
 import jax
@@ -16,19 +19,34 @@ import jax
 from benchmarks import measure
 from benchmarks.training_step import Step
 
+# What makes XLA's CPU compiler hand programs on unoptimised.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
-def compiled(step: Step) -> dict[str, float]:
+
+def compiled(model: str, *, optimised: bool, **settings) -> dict[str, float]:
     """Seconds to trace and to compile the step, and MiB of its temporary memory."""
+    step = Step(model, num_devices=1, **settings)
     start = time.perf_counter()
     state = jax.eval_shape(step.create_state)
     lowered = step.step.lower(state, step.batch, step.key)
     traced = time.perf_counter()
-    program = lowered.compile()
+    on_cpu = jax.default_backend() == "cpu"
+    program = lowered.compile(UNOPTIMISED if on_cpu and not optimised else None)
     return {
+        "optimised": optimised or not on_cpu,
         "trace_seconds": traced - start,
         "compile_seconds": time.perf_counter() - traced,
         "temporary_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
     }
+
+
+def within(limit: float, model: str, **settings) -> dict[str, float]:
+    """`compiled` in a process of its own; with `stopped_after_seconds` if too slow."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            return pool.apply_async(compiled, (model,), settings).get(limit)
+        except multiprocessing.TimeoutError:
+            return {"optimised": settings["optimised"], "stopped_after_seconds": limit}
 
 
 def main() -> None:
@@ -37,34 +55,26 @@ def main() -> None:
     parser.add_argument("--compile_only", default="densenet_bc250_24")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=1200)
     options = parser.parse_args()
+    programs = [
+        (model, {"remat": remat, "optimised": False})
+        for model in filter(None, options.models.split(","))
+        for remat in ("none", "all")
+    ] + [
+        (model, {"remat": "none", "optimised": True})
+        for model in filter(None, options.compile_only.split(","))
+    ]
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
-    size["num_devices"] = 1
-    table = {}
-    for model in options.models.split(","):
-        sides = {remat: Step(model, remat=remat, **size) for remat in ("none", "all")}
-        row = table[model] = {remat: compiled(step) for remat, step in sides.items()}
-        for remat, found in row.items():
-            report(f"{model}, remat {remat}", found)
-        if options.rounds:
-            seconds = measure.alternate(sides, rounds=options.rounds)
-            ratio = row["all / none"] = measure.ratio(seconds["all"], seconds["none"])
-            print(f"{model}: a step takes {ratio['median']:.2f} times as long")
-    for model in filter(None, options.compile_only.split(",")):
-        table[model] = {"none": compiled(Step(model, **size))}
-        report(model, table[model]["none"])
-    result = {**vars(options), "results": table}
-    print(measure.write(f"densenet_{jax.devices()[0].platform}", result))
-
-
-def report(name: str, found: dict[str, float]) -> None:
-    """Prints one line."""
-    print(
-        f"{name}: {found['temporary_mib']:.0f} MiB, trace "
-        f"{found['trace_seconds']:.0f} s, compile {found['compile_seconds']:.0f} s",
-        flush=True,
-    )
+    results = []
+    for model, settings in programs:
+        found = within(options.limit, model, **settings, **size)
+        results.append({"model": model, **settings, **found})
+        print(results[-1], flush=True)
+        path = measure.write(
+            f"densenet_{jax.default_backend()}", {**vars(options), "results": results}
+        )
+    print(path)
 
 
 if __name__ == "__main__":
