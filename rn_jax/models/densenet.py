@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rn_jax.errors import InputError
-from rn_jax.models.gating import gated_features, single_path
+from rn_jax.models.gating import gated_features, scale_gradient
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
@@ -83,7 +83,7 @@ class DenseBlock(nn.Module):
         Args:
             x: f[B, H, W, C].
             gates: f32[size], f32[size, B], `Subset` or None.
-            paths: f32[size] or None.
+            paths: f32[size], f32[size, B] or None.
             train: dropout is on.
         """
 
@@ -102,8 +102,8 @@ class DenseBlock(nn.Module):
             maps = call(layer, maps, None if gates is None else gates[i], train)
             if paths is not None:  # x_l = H_l([...]) beside all that passes by it
                 *others, new = maps
-                others = [single_path(m, m, paths[i])[0] for m in others]
-                maps = [*others, single_path(new, new, paths[i])[1]]
+                others = [scale_gradient(m, 1 - paths[i]) for m in others]
+                maps = [*others, scale_gradient(new, paths[i])]
         return jnp.concatenate(maps, axis=-1)
 
 
@@ -226,6 +226,7 @@ class DenseNet(Network):
     remat: str = "none"
 
     has_shortcuts = True
+    norm_first = True
 
     @nn.compact
     def __call__(
@@ -253,16 +254,9 @@ class DenseNet(Network):
             fields = self.growth_rate, self.bottleneck, self.dropout
             return DenseLayer(*fields, **parts, name=name)
 
-        first = 0
         for stage, size in enumerate(self.stage_sizes, start=1):
-            here = slice(first, first + size)
-            x = DenseBlock(layer, size, self.remat, name=f"stage{stage}")(
-                x,
-                None if gates is None else gates[here],
-                None if paths is None else paths[here],
-                train=train,
-            )
-            first += size
+            block = DenseBlock(layer, size, self.remat, name=f"stage{stage}")
+            x = block(x, *self.of_stage(stage, gates, paths), train=train)
             if stage < len(self.stage_sizes):
                 kept = math.floor(self.compression * x.shape[-1])
                 transition = Transition(

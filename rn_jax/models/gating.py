@@ -32,7 +32,7 @@ def gated_sum(
         residual: (block, x) -> f_l(x), of the shape of `shortcut`.
         gate: f32[], f32[B] or None, see `if_open`; or `Subset` of i32[m] examples,
             which alone go through the branch.
-        on_path: f32[] or None; see `single_path`. Not with `Subset`.
+        on_path: f32[], f32[B] or None; see `single_path`. Not with `Subset`.
 
     Returns:
         f[B, H, W, C], before the activation that follows the sum.
@@ -197,13 +197,15 @@ def single_path(
     Args:
         shortcut: f[B, H, W, C].
         branch: f[B, H, W, C].
-        on_path: f32[], 0 or 1; None leaves both terms as they are.
+        on_path: f32[] or, a path for each example, f32[B], 0 or 1; None leaves both
+            terms as they are.
     """
     if on_path is None:
         return shortcut, branch
-    return _scale_gradient(shortcut, 1 - on_path), _scale_gradient(branch, on_path)
+    return scale_gradient(shortcut, 1 - on_path), scale_gradient(branch, on_path)
 
 
-def _scale_gradient(x, factor):
+def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x f[B, ...], of which the gradient is multiplied by `factor`, f32[] or f32[B]."""
     constant = lax.stop_gradient(x)
-    return constant + factor.astype(x.dtype) * (x - constant)  # x - x is exactly 0
+    return constant + scale(factor, x - constant)  # x - x is exactly 0

@@ -81,23 +81,16 @@ class _Highway(Network, kw_only=True):
             fields = self.activation, self.gate_bias
             return HighwayLayer(features, linear, *fields, name=name)
 
-        places = [info.index for info in self.blocks if info.stage == stage]
-        here = slice(places[0], places[-1] + 1)
-        settings = {"scan_unroll": self.scan_unroll, "remat": self.remat}
         return Stage(
             layer,
             None,
-            size=len(places),
+            size=sum(block.stage == stage for block in self.blocks),
             features=features,
             stride=1,
-            **settings,
+            scan_unroll=self.scan_unroll,
+            remat=self.remat,
             name=f"stage{stage}",
-        )(
-            x,
-            None if gates is None else gates[here],
-            None if paths is None else paths[here],
-            train=train,
-        )
+        )(x, *self.of_stage(stage, gates, paths), train=train)
 
     def _infos(self, stage_sizes):
         facts = {"same_shape": True, "apart": False, "skippable": True}

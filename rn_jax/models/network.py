@@ -30,7 +30,8 @@ class Network(nn.Module, kw_only=True):
       none are given.
     - `gates`: f32[L], f32[L, B] or `Subset`, used as given, in training and at test.
     - `paths`: f32[L], 1 for the blocks of a single path, 0 for the others: the values
-      stay, gradients take the path alone (Veit et al. 2016).
+      stay, gradients take the path alone (Veit et al. 2016). f32[L, B] has a path for
+      each example.
 
     An argument of another shape or dtype, and stochastic depth or paths for a network
     without shortcuts, raise an InputError.
@@ -56,6 +57,8 @@ class Network(nn.Module, kw_only=True):
 
     # Whether blocks have a shortcut beside what a gate closes.
     has_shortcuts = False
+    # Whether BatchNorm comes before its convolution.
+    norm_first = False
 
     @property
     def blocks(self) -> tuple[BlockInfo, ...]:
@@ -66,6 +69,17 @@ class Network(nn.Module, kw_only=True):
     def num_blocks(self) -> int:
         """L, the length of a vector of gates."""
         return len(self.blocks)
+
+    def of_stage(self, stage: int, *per_block: Any) -> tuple[Any, ...]:
+        """The part of each argument that belongs to a stage's blocks.
+
+        Args:
+            stage: from 1.
+            *per_block: gates or paths of all blocks, or None, which stays None.
+        """
+        places = [block.index for block in self.blocks if block.stage == stage]
+        here = slice(places[0], places[-1] + 1)
+        return tuple(None if array is None else array[here] for array in per_block)
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
         """`conv` and `norm` with the network's settings, ready to be given to blocks.
@@ -116,7 +130,7 @@ class Network(nn.Module, kw_only=True):
             )
         self._check_gates(gates, len(images))
         if paths is not None:
-            self._check_paths(paths, gates)
+            self._check_paths(paths, gates, len(images))
         if gates is not None or self.stochastic_depth is None:
             return gates
         settings, num_blocks = self.stochastic_depth, self.num_blocks
@@ -138,7 +152,7 @@ class Network(nn.Module, kw_only=True):
         elif gates is not None:
             _check_shape("gates", gates, (num_blocks,), (num_blocks, batch_size))
 
-    def _check_paths(self, paths, gates):
+    def _check_paths(self, paths, gates, batch_size):
         if not self.has_shortcuts:
             raise InputError(
                 "paths needs shortcuts: a plain network has one path only."
@@ -147,7 +161,8 @@ class Network(nn.Module, kw_only=True):
             raise InputError(
                 "paths cannot be taken while gates are subsets of examples."
             )
-        _check_shape("paths", paths, (self.num_blocks,))
+        num_blocks = self.num_blocks
+        _check_shape("paths", paths, (num_blocks,), (num_blocks, batch_size))
 
 
 def check_stem(stem: str) -> None:

@@ -233,9 +233,8 @@ class ResNet(Network):
         if self.stem == "imagenet":
             x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
-            infos = [b for b in self.blocks if b.stage == stage]
-            here = slice(infos[0].index, infos[-1].index + 1)
-            first = block if infos[0].apart else None
+            apart = any(b.apart for b in self.blocks if b.stage == stage)
+            first = block if apart else None
             if self._preactivation and stage == 1:
                 first = partial(block, activated=True)  # by the stem, for both paths
             x = Stage(
@@ -247,12 +246,7 @@ class ResNet(Network):
                 scan_unroll=self.scan_unroll,
                 remat=self.remat,
                 name=f"stage{stage}",
-            )(
-                x,
-                None if gates is None else gates[here],
-                None if paths is None else paths[here],
-                train=train,
-            )
+            )(x, *self.of_stage(stage, gates, paths), train=train)
         if self._preactivation:  # once more after the last sum
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
@@ -283,6 +277,11 @@ class ResNet(Network):
     def has_shortcuts(self) -> bool:
         """Whether blocks have a shortcut beside what a gate closes."""
         return getattr(self.block_class, "has_shortcut", True)
+
+    @property
+    def norm_first(self) -> bool:
+        """Whether BatchNorm comes before its convolution."""
+        return self._preactivation == "bn_relu"
 
     @property
     def _preactivation(self):

@@ -94,7 +94,7 @@ class Stage(nn.Module):
         *,
         train: bool,
     ) -> jax.Array:
-        """The stage's output; `gates` f32[size(, B)], `paths` f32[size], or None."""
+        """The stage's output; `gates` f32[size(, B)], `paths` the same, or None."""
 
         def call(block, x, gate, on_path):
             return block(x, gate, on_path, train=train)

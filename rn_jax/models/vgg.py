@@ -124,19 +124,16 @@ class VGG(Network):
         check_stem(self.stem)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
-        x, first = images, 0
+        x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
 
             def layer(dropout, name, features=self.features[stage - 1]):
                 parts = conv, norm if self.batch_norm else None, self.activation
                 return VGGLayer(features, *parts, dropout, name=name)
 
-            here = slice(first, first + size)
             rate = self.conv_dropout[stage - 1] if self.conv_dropout else 0.0
-            x = VGGStage(layer, size, rate, name=f"stage{stage}")(
-                x, None if gates is None else gates[here], train=train
-            )
-            first += size
+            convolutions = VGGStage(layer, size, rate, name=f"stage{stage}")
+            x = convolutions(x, *self.of_stage(stage, gates), train=train)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         if self.stem == "imagenet":
