@@ -16,6 +16,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.model = placeholder(str)  # a name of rn_jax.list_models()
     config.model_kwargs = ConfigDict()  # more of its fields, as {'shortcut': 'B'}
     config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
+    config.stochastic_depth_from_epoch = 0  # epochs of constant depth before it begins
     config.dtype = "float32"  # of the computation: float32 or bfloat16
 
     # Data
@@ -23,7 +24,9 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.data_dir = placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.protocol = "full"  # full: train on all; 45k5k: hold out a tenth to validate
     config.split_seed = 0  # which examples are held out
-    config.normalization = "mean_image"  # or channel: mean and deviation per channel
+    config.normalization = (
+        "mean_image"  # channel: mean and deviation per channel; imagenet
+    )
     config.augment = True  # zero-pad and crop, and flip
     config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
     config.augment_flip = placeholder(bool)  # None: what suits the data set

@@ -184,7 +184,8 @@ class _Run:
             "epoch": epoch,
             "learning_rate": float(exp.schedule(self.step - 1)),
         }
-        train_mean = metrics.means(jax.device_get(state.sums))
+        sums = jax.device_get(state.sums)
+        train_mean = metrics.means(sums)
         line |= {f"train_{name}": value for name, value in train_mean.items()}
         parts = {"val": exp.val_examples, "test": exp.test_examples}
         for part, examples in parts.items():
@@ -194,6 +195,7 @@ class _Run:
         opened = np.asarray(state.open_counts)
         if len(opened):
             line["open_blocks"] = float(opened.sum() / self.step)
+            line["first_gradient"] = float(sums["gradient"] / sums["count"])
         if not all(
             math.isfinite(line[name]) for name in line if name.endswith("_loss")
         ):
@@ -226,10 +228,12 @@ class _Run:
             "params": self.state.params,
             "batch_stats": self.state.batch_stats,
         }
+        begun = self.step > exp.gates_from_step
+        eval_step = exp.eval_step if begun else exp.constant_eval_step
         size = math.ceil(config["eval_batch_size"] / len(exp.devices))
         total = collections.Counter()
         for batch in data.eval_batches(examples, batch_size=size * len(exp.devices)):
-            sums = jax.device_get(exp.eval_step(variables, batch))
+            sums = jax.device_get(eval_step(variables, batch))
             total.update({name: float(value) for name, value in sums.items()})
         return total
 

@@ -29,8 +29,11 @@ class Experiment:
         steps_per_epoch, total_steps: of the training part.
         schedule: learning rate by step.
         initial_state: before the first step, on all devices.
+        gates_from_step: steps before stochastic depth begins.
         train_step: (state, batch, key) -> (state, metrics), compiled.
-        eval_step: (variables, batch) -> sums, compiled.
+        eval_step: (variables, batch) -> sums, compiled; by the test rule.
+        constant_eval_step: the same of constant depth, for the steps before.
+        preprocess: pixels to normalised images.
         key: of all randomness in the training step.
     """
 
@@ -46,8 +49,11 @@ class Experiment:
     total_steps: int
     schedule: Callable
     initial_state: train.TrainState
+    gates_from_step: int
     train_step: Callable
     eval_step: Callable
+    constant_eval_step: Callable
+    preprocess: Callable
     key: jax.Array
 
 
@@ -63,6 +69,13 @@ def build(config: Mapping[str, Any]) -> Experiment:
 
     spec = data.get_spec(config["dataset"])
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
+    if config["stochastic_depth_from_epoch"] and (
+        stochastic_depth is None or stochastic_depth.granularity == "subset"
+    ):
+        raise InputError(
+            "stochastic_depth_from_epoch needs stochastic_depth of a granularity other "
+            'than "subset".'
+        )
     derived = {
         "num_classes": spec.num_classes,
         "stochastic_depth": stochastic_depth,
@@ -99,16 +112,24 @@ def build(config: Mapping[str, Any]) -> Experiment:
     )
     preprocess, augment = _preprocessing(config, spec, train_examples)
     axis_name = parallel.axis_name(devices)
+    gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
     train_step = train.make_train_step(
         model=model,
         tx=tx,
         preprocess=augment,
         stochastic_depth=stochastic_depth,
+        gates_from_step=gates_from_step,
         aux_loss_weight=config["aux_loss_weight"],
         axis_name=axis_name,
     )
-    eval_step = train.make_eval_step(
-        model=model, preprocess=preprocess, axis_name=axis_name
+    eval_step, constant_eval_step = (
+        parallel.compile_eval_step(
+            train.make_eval_step(
+                model=network, preprocess=preprocess, axis_name=axis_name
+            ),
+            devices,
+        )
+        for network in (model, model.clone(stochastic_depth=None))
     )
     return Experiment(
         config=config,
@@ -123,8 +144,11 @@ def build(config: Mapping[str, Any]) -> Experiment:
         total_steps=total_steps,
         schedule=schedule,
         initial_state=parallel.replicate(state, devices),
+        gates_from_step=gates_from_step,
         train_step=parallel.compile_train_step(train_step, devices),
-        eval_step=parallel.compile_eval_step(eval_step, devices),
+        eval_step=eval_step,
+        constant_eval_step=constant_eval_step,
+        preprocess=preprocess,
         key=steps_key,
     )
 
@@ -221,6 +245,7 @@ _AT_LEAST = {
     "momentum": 0,
     "weight_decay": 0,
     "aux_loss_weight": 0,
+    "stochastic_depth_from_epoch": 0,
     "seed": 0,
     "split_seed": 0,
 }

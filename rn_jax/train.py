@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and evaluation steps: pure functions made by keyword-only factories."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -23,7 +23,9 @@ class TrainState:
         step: i32[], steps taken.
         params, batch_stats: the model's variables.
         opt_state: Optax's.
-        sums: metrics summed over the steps since the last evaluation.
+        sums: metrics summed over the steps since the last evaluation. "gradient" is the
+            mean magnitude of the first block's first kernel's gradient times the number
+            of examples (Huang et al. 2016, figure 7).
         open_counts: f32[L], steps in which each block was open, of the whole run; a
             step in which it was open for a share of the examples counts by that share.
     """
@@ -36,7 +38,7 @@ class TrainState:
     open_counts: jax.Array
 
 
-ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0, "gradient": 0.0}
 
 
 def create_state(
@@ -77,6 +79,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     stochastic_depth: StochasticDepth | None = None,
+    gates_from_step: int = 0,
     aux_loss_weight: float = 0.3,
     axis_name: str | None = None,
 ) -> Callable:
@@ -88,6 +91,7 @@ def make_train_step(
         preprocess: (key, uint8[B, H, W, C], index of the first example in the global
             batch) -> normalised and augmented f[B, H, W, C].
         stochastic_depth: None is constant depth.
+        gates_from_step: steps of constant depth before it begins.
         aux_loss_weight: of each auxiliary head's loss in the loss that is minimised and
             reported (Szegedy et al. 2015, section 5). Only GoogLeNet has such heads.
         axis_name: devices over which the batch is split. The gradient is that of the
@@ -116,6 +120,8 @@ def make_train_step(
             gates = sample_gates(
                 gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
             )
+            if gates_from_step:
+                gates = jnp.where(state.step < gates_from_step, 1, gates)
             open_blocks = open_shares(gates, len(labels))
 
         def loss_fn(params):
@@ -141,6 +147,7 @@ def make_train_step(
         )
         grads, sums = _sum_over((grads, sums), axis_name)
         grads = jax.tree.map(lambda g: g / sums["count"], grads)
+        sums["gradient"] = first_gradient(grads) * sums["count"]
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -156,6 +163,32 @@ def make_train_step(
         return state, metrics
 
     return step
+
+
+def first_gradient(grads: Mapping[str, Any]) -> jax.Array:
+    """Mean magnitude of the gradient of the first block's first kernel: f32[].
+
+    Huang et al. 2016, figure 7, draw it for the first convolution of the first residual
+    block. 0 for a network without blocks.
+
+    Args:
+        grads: of the parameters, in the layout that networks take.
+    """
+    if "stage1" not in grads:
+        return jnp.zeros(())
+    stage = grads["stage1"]
+    if "first" in stage:
+        block = stage["first"]
+    elif "blocks" in stage:
+        block = jax.tree.map(lambda g: g[0], stage["blocks"])
+    else:
+        block = stage[min(stage)]
+    kernel = next(
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(block)
+        if path[-1].key == "kernel" and path[0].key != "shortcut"
+    )
+    return jnp.abs(kernel).mean().astype(jnp.float32)
 
 
 def make_eval_step(

@@ -37,7 +37,12 @@ def augment(key, images, first_index):
     )
 
 
-def setup(num_devices, stochastic_depth=None, batch_norm_axis=parallel.AXIS):
+def setup(
+    num_devices,
+    stochastic_depth=None,
+    batch_norm_axis=parallel.AXIS,
+    gates_from_step=0,
+):
     devices = jax.devices()[:num_devices]
     axis_name = parallel.axis_name(devices)
     model = ResNet(
@@ -59,6 +64,7 @@ def setup(num_devices, stochastic_depth=None, batch_norm_axis=parallel.AXIS):
         tx=tx,
         preprocess=augment,
         stochastic_depth=stochastic_depth,
+        gates_from_step=gates_from_step,
         axis_name=axis_name,
     )
     return (
@@ -253,3 +259,69 @@ def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
         )
     moved = after.params["stem_conv"]["kernel"] != state.params["stem_conv"]["kernel"]
     assert moved.any()
+
+
+def test_stochastic_depth_begins_at_its_step():
+    """Exactly k open blocks from then on (Veit et al. 2016), all of them before."""
+    short = StochasticDepth(num_open=1, schedule="uniform", scaling="training")
+    _, state, step, _ = setup(1, short, gates_from_step=2)
+    opened, losses = [], []
+    for i in range(4):
+        state, seen = step(state, make_batch(seed=i), jax.random.key(1))
+        opened.append(seen["open"].tolist())
+        losses.append(seen["loss"])
+    assert opened[:2] == [[1.0] * 4] * 2
+    assert [sum(row) for row in opened[2:]] == [1, 1]
+    # In the first steps nothing but constant depth: no factor 1 / p_l either.
+    _, state, step, _ = setup(1)
+    for i in range(2):
+        state, seen = step(state, make_batch(seed=i), jax.random.key(1))
+        np.testing.assert_allclose(seen["loss"], losses[i], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "grads, expected",
+    [
+        ({"stem_conv": {"kernel": [9.0]}, "head": {"kernel": [9.0]}}, 0),
+        ({"stage1": {"first": {"conv1": {"kernel": [1.0, -3.0]}}}}, 2),
+        (
+            {
+                "stage1": {
+                    "blocks": {
+                        "bn1": {"scale": [[7.0], [8.0]]},
+                        "conv1": {"kernel": [[-1.0, 2.0], [5.0, 5.0]]},
+                        "conv2": {"kernel": [[6.0, 6.0], [6.0, 6.0]]},
+                    }
+                },
+                "stage2": {"first": {"conv1": {"kernel": [9.0]}}},
+            },
+            1.5,
+        ),
+        (
+            {
+                "stage1": {
+                    "layer01": {"conv": {"bias": [8.0], "kernel": [-4.0]}},
+                    "layer02": {"conv": {"kernel": [9.0]}},
+                }
+            },
+            4,
+        ),
+    ],
+    ids=["no blocks", "first block apart", "scanned blocks", "layers"],
+)
+def test_gradient_of_the_first_kernel(grads, expected):
+    is_leaf = lambda value: isinstance(value, list)  # noqa: E731
+    grads = jax.tree.map(np.float32, grads, is_leaf=is_leaf)
+    assert train.first_gradient(grads) == expected
+
+
+def test_first_gradient_is_logged_as_a_mean_over_examples():
+    _, state, step, _ = setup(8)
+    seen = []
+    for i in range(2):
+        state, sums = step(state, make_batch(seed=i), jax.random.key(1))
+        seen.append(float(sums["gradient"]) / 16)
+    assert 0 < min(seen) and max(seen) < 1
+    assert float(state.sums["gradient"]) == pytest.approx(16 * sum(seen))
+    # It is that of the mean loss, so no more than its norm over all parameters.
+    assert seen[-1] < float(sums["grad_norm"])
