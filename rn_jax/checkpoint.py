@@ -72,7 +72,7 @@ class Checkpoints:
         if best:
             self._best.step = step
         tree = jax.device_get(flax.serialization.to_state_dict(state))
-        ours = {"digest": _digest(tree), "best_step": self._best.step}
+        ours = {"digest": digest(tree), "best_step": self._best.step}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -158,16 +158,16 @@ class Checkpoints:
                 time.sleep(1)  # by then those reads have ended
                 raise
         ours, record = saved.record["ours"], saved.record["caller"]
-        if ours["digest"] != _digest(saved.state):
+        if ours["digest"] != digest(saved.state):
             raise OSError("its contents do not match their checksum")
         return flax.serialization.from_state_dict(like, saved.state), ours, record
 
 
-def _digest(tree) -> str:
+def digest(tree: Any) -> str:
     """SHA-256 over every leaf in order: zero-filled files can decompress to zeros."""
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()

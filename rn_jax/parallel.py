@@ -94,6 +94,16 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     )
 
 
+def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
+    """Arrays on the devices, one axis of each split over them.
+
+    Compiled functions of such arrays run on all of the devices.
+    """
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    spec = jax.sharding.PartitionSpec(*[None] * axis, AXIS)
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec))
+
+
 def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     """step(state, batch, key), with the batch split over the devices.
 

@@ -28,7 +28,9 @@ from rn_jax.errors import InputError, unknown_name
 
 Batch = dict[str, np.ndarray]
 
-NORMALIZATIONS = ("channel", "mean_image")
+# Mean and standard deviation of ImageNet's channels, for pixels from 0 to 1.
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALIZATIONS = ("channel", "mean_image", "imagenet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -491,7 +493,9 @@ def normalization(examples: Examples, kind: str) -> Normalization:
 
     Args:
         examples: the part that is trained on (without the validation part).
-        kind: "channel": mean and std of each channel, both float32[C]. "mean_image":
+        kind: "channel": mean and std of each channel, both float32[C]. "imagenet":
+            those of ImageNet's training set, whatever the examples, as trained networks
+            of PyTorch projects take their images. "mean_image":
             the mean image, float32[H, W, C], and one std, float32[], as in the code of
             Huang et al. 2016, which takes the std over all pixel values *before* the
             mean image is subtracted. So it is about the one overall mean, and what is
@@ -506,6 +510,8 @@ def normalization(examples: Examples, kind: str) -> Normalization:
         raise InputError(
             f"Unknown normalization {kind!r}: known: {', '.join(NORMALIZATIONS)}."
         )
+    if kind == "imagenet":
+        return Normalization(*(np.float32(255) * np.float32(v) for v in _IMAGENET))
     n = len(examples)
     if n == 0:
         raise InputError("There are no examples to take a mean of.")

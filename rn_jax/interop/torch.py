@@ -110,6 +110,28 @@ def from_torch(
     return stack(variables, model)
 
 
+def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields in which the network that such weights belong to differs from the table's.
+
+    `create_model(name, **torch_fields(name, weights))` computes what the PyTorch model
+    does: akamaster's ResNets for CIFAR have shortcut A with zeros on both sides, and
+    torchvision's trained GoogLeNet comes without auxiliary heads.
+
+    Args:
+        name: of `list_models()`.
+        state_dict: as `from_torch` takes it.
+
+    Raises:
+        InputError: unknown name.
+    """
+    model = create_model(name)
+    if isinstance(model, ResNet) and model.stem == "small" and model.shortcut == "A":
+        return {"shortcut": "A_centered"}
+    if isinstance(model, GoogLeNet):
+        return {"aux_heads": any("aux" in key for key in state_dict)}
+    return {}
+
+
 def _current(key):
     """Without DataParallel's prefix, and norm1 for the norm.1 of old DenseNets."""
     key = key.removeprefix("module.")
