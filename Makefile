@@ -34,5 +34,5 @@ peers: .venv/peers.stamp  ## PyTorch, torchvision and timm, for tests and benchm
 .venv/peers.stamp: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.29.2 timm==1.0.31
-	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub safetensors
+	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub
 	touch $@

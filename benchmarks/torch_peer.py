@@ -48,11 +48,14 @@ class Block(nn.Module):
         """[B, C, H, W] in channels_last memory."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.drop_path(self.bn2(self.conv2(y)))
-        if self.extra:
-            x = F.pad(
-                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra)
-            )
-        return F.relu(x + y)
+        return F.relu(self.shortcut(x) + y)
+
+    def shortcut(self, x):
+        """Of the block's stride, with zeros for the new channels."""
+        if not self.extra:
+            return x
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra))
 
 
 class CifarResNet(nn.Module):

@@ -41,7 +41,7 @@ def learning_curves(
         axes.grid(alpha=0.3)
         _mark_rate_changes(axes, epochs)
         axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mark_rate_changes(axes, epochs):
@@ -78,10 +78,11 @@ def survival(
         title=title, xlabel="block $l$", ylabel="share of steps open", ylim=(0, 1.05)
     )
     axes.legend(loc="lower left")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path):
+def save(figure: Figure, path: epath.PathLike) -> None:
+    """Writes the PNG, and the folder it lies in."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies of a trained network, ours or imported, with figures and a report.
+
+python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
+    [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...]
+python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
+"""
+
+import argparse
+import ast
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from experiments import report, subject
+from experiments.studies import STUDIES, Lab, Options
+from experiments.subject import Subject
+from rn_jax.checkpoint import digest
+from rn_jax.errors import InputError, unknown_name
+
+# Test images of a study on a CPU, unless --images says otherwise.
+CPU_IMAGES = 2000
+# What must be equal for a finished study to be taken as it is.
+_IDENTITY = ("weights_sha256", "images", "draws", "seed", "gates", "bounds")
+
+# What the whole network's gates are, as the figures' titles say it.
+_GATES = {
+    "keep": "survival probabilities kept as factors",
+    "drop": "survival probabilities dropped",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(
+            f"{message[0].upper()}{message[1:]}; --help shows all options."
+        )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        description=__doc__.splitlines()[0], usage=__doc__.partition("\n\n")[2]
+    )
+    add = parser.add_argument
+    add("--workdir", help="folder of a finished run")
+    add("--model", help="name of rn_jax.list_models(), for imported weights")
+    add("--weights", help="file: .safetensors, .pt, .pth, .th or .bin")
+    add("--dataset", help="that the imported weights are for")
+    add("--model_kwargs", default="{}", help="more fields of that model, as a dict")
+    add("--normalization", default="imagenet", help="of the images of that model")
+    add("--data_dir", help="of that data set; default: as TFDS finds it")
+    add("--study", default="all", help=f"of {', '.join(STUDIES)}; or all")
+    add("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
+    add("--images", type=int, help="test images; default: all, on a CPU 2,000")
+    add("--draws", type=int, default=10, help="random draws for each point")
+    add("--seed", type=int, default=0, help="of the draws")
+    add("--factors", default="keep", choices=("keep", "drop"), help="p_l at test")
+    add("--bounds", default="5-17,19-35", help="path lengths whose share is told")
+    add("--batch_size", type=int, default=250, help="test images at a time")
+    add("--compare", default="", help="runs, or folders of analyses, to lay over it")
+    add("--force", action="store_true", help="do finished studies again")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+    try:
+        analyze(_parse(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"rn_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "rn_jax: Interrupted; the same command goes on with the next study.",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def analyze(options: argparse.Namespace) -> None:
+    """Does the studies that are not done yet, then draws and tells all of them.
+
+    Raises:
+        InputError: what the user can mend, in one sentence.
+    """
+    names = _study_names(options.study)
+    for name, least in (("images", 1), ("draws", 1), ("seed", 0), ("batch_size", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, not {value}.")
+    bounds = _bounds(options.bounds)
+    network = _subject(options)
+    out = epath.Path(options.out or _default_out(options))
+    networks = {network.label: (out, network)}
+    for path in filter(None, options.compare.split(",")):
+        label, other = _other(path, names)
+        if label in networks:
+            raise InputError(f"Two networks are named {label}; rename a folder.")
+        networks[label] = (out / label, other)
+
+    results: dict[str, dict[str, Any]] = {name: {} for name in names}
+    reasons: dict[str, dict[str, str]] = {name: {} for name in names}
+    for label, (folder, found) in networks.items():
+        if isinstance(found, Mapping):  # an earlier analysis
+            for name in names:
+                if name in found:
+                    results[name][label] = found[name]
+                else:
+                    reasons[name][label] = "its folder does not hold this study"
+            continue
+        settings = _options(options, found, bounds)
+        done = _study_all(found, names, settings, folder, options)
+        for name, (result, reason) in done.items():
+            if result is None:
+                reasons[name][label] = reason
+            else:
+                results[name][label] = result
+    report.write(out, results, reasons)
+    print(f"Report: {out / 'report.md'}")
+
+
+def _study_names(text):
+    names = list(STUDIES) if text == "all" else text.split(",")
+    for name in names:
+        if name not in STUDIES:
+            raise unknown_name("study", name, STUDIES)
+    return names
+
+
+def _bounds(text):
+    found = [re.fullmatch(r"(\d+)-(\d+)", part) for part in text.split(",") if part]
+    if not all(found) or any(int(f[1]) > int(f[2]) for f in found):
+        raise InputError(f"--bounds must be ranges such as 5-17,19-35, not {text!r}.")
+    return tuple((int(f[1]), int(f[2])) for f in found)
+
+
+def _subject(options) -> Subject:
+    imported = [getattr(options, name) for name in ("model", "weights", "dataset")]
+    if options.workdir and not any(imported):
+        return subject.from_run(options.workdir)
+    if options.workdir or not all(imported):
+        raise InputError(
+            "Name a finished run by --workdir, or imported weights by --model, "
+            "--weights and --dataset."
+        )
+    try:
+        model_kwargs = ast.literal_eval(options.model_kwargs)
+    except (SyntaxError, ValueError):
+        model_kwargs = None
+    if not isinstance(model_kwargs, dict):
+        raise InputError(
+            f"--model_kwargs must be a dict such as \"{{'shortcut': 'B'}}\", not "
+            f"{options.model_kwargs!r}."
+        )
+    return subject.from_weights(
+        options.weights,
+        model=options.model,
+        dataset=options.dataset,
+        normalization=options.normalization,
+        model_kwargs=model_kwargs,
+        data_dir=options.data_dir,
+    )
+
+
+def _default_out(options):
+    if options.workdir:
+        return epath.Path(options.workdir) / "analysis"
+    return epath.Path("runs") / f"analysis-{epath.Path(options.weights).stem}"
+
+
+def _other(path, names):
+    """Label of a network to lay over, and it, or its studies by name if done."""
+    folder = epath.Path(path)
+    if (folder / "summary.json").exists():
+        found = subject.from_run(path)
+        return found.label, found
+    found = {}
+    for name in names:
+        if (file := folder / f"{name}.json").exists():
+            found[name] = json.loads(file.read_text())
+    if not found:
+        raise InputError(
+            f"{path} is neither a finished run nor the folder of an analysis with one "
+            "of these studies."
+        )
+    return next(iter(found.values()))["label"], found
+
+
+def _options(options, network, bounds) -> Options:
+    available = len(network.test)
+    images = options.images
+    if images is None:
+        on_cpu = network.devices[0].platform == "cpu"
+        images = min(available, CPU_IMAGES) if on_cpu else available
+    if images > available:
+        raise InputError(
+            f"--images is {images}, but {network.dataset} has {available} test images."
+        )
+    return Options(images, options.draws, options.seed, options.factors, bounds)
+
+
+def _study_all(network, names, settings, folder, options):
+    """Name -> (JSON, None), or (None, why the study cannot be done)."""
+    common = _common(network, settings)
+    done, earlier = {}, {}
+    for name in STUDIES:  # of earlier calls, for those that build on them
+        file = folder / f"{name}.json"
+        if file.exists() and not (options.force and name in names):
+            found = json.loads(file.read_text())
+            differ = [f for f in _IDENTITY if found.get(f) != common[f]]
+            if not differ:
+                earlier[name] = found
+            elif name in names:
+                shown = ", ".join(
+                    f"{f} {found.get(f)} there and {common[f]} here" for f in differ
+                )
+                raise InputError(
+                    f"{file} is a finished study of other settings ({shown}); choose "
+                    "another --out, or --force to do it again."
+                )
+    lab = Lab(network, settings, batch_size=options.batch_size, earlier=earlier)
+    for name in names:
+        if reason := STUDIES[name].missing(network):
+            done[name] = None, reason
+        elif name in earlier:
+            done[name] = earlier[name], None
+        else:
+            start = time.perf_counter()
+            result = STUDIES[name].run(lab)
+            result = {
+                "study": name,
+                **common,
+                "baseline_error_percent": lab.baseline,
+                "seconds": time.perf_counter() - start,
+                **result,
+            }
+            earlier[name] = json.loads(json.dumps(result))  # as it is read back
+            _write(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            done[name] = earlier[name], None
+            print(f"{network.label} {name}: {result['seconds']:.0f} s", flush=True)
+    return done
+
+
+def _common(network: Subject, settings: Options) -> dict[str, Any]:
+    gates = "all 1"
+    if network.stochastic_depth is not None:
+        gates = _GATES[settings.factors]
+    device = network.devices[0]
+    return {
+        "label": network.label,
+        "source": network.source,
+        "model": network.model_name,
+        "dataset": network.dataset,
+        "num_blocks": network.model.num_blocks,
+        "num_classes": network.model.num_classes,
+        "has_shortcuts": network.model.has_shortcuts,
+        "weights_sha256": digest(network.variables),
+        "images": settings.images,
+        "test_images": len(network.test),
+        "draws": settings.draws,
+        "seed": settings.seed,
+        "gates": gates,
+        "bounds": [list(pair) for pair in settings.bounds],
+        "command": " ".join(["python -m experiments.analyze", *sys.argv[1:]]),
+        "device": f"{len(network.devices)} x {device.device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            **{n: importlib.metadata.version(n) for n in ("jax", "flax", "numpy")},
+        },
+    }
+
+
+def _write(path, text):
+    """A file beside the old one, then in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network to be studied: from a finished run, or from imported weights."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+from etils import epath
+
+import rn_jax
+from experiments import setup
+from experiments.workdir import Workdir
+from rn_jax import data, parallel
+from rn_jax.checkpoint import Checkpoints
+from rn_jax.errors import InputError
+from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.models.network import Network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and what it is studied on.
+
+    Attributes:
+        label: short, for legends and folders.
+        source: the run's folder or the file of weights, as given.
+        model_name: of `list_models()`.
+        model: without parameters, and without synchronised BatchNorm.
+        variables: in host memory.
+        stochastic_depth: with which it was trained; None is constant depth.
+        dataset: its name.
+        preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
+        train, test: examples.
+        devices: to compute on.
+        run: the run's config, its lines "epoch" of metrics.jsonl and its summary; None
+            for imported weights.
+    """
+
+    label: str
+    source: str
+    model_name: str
+    model: Network
+    variables: Mapping[str, Any]
+    stochastic_depth: rn_jax.StochasticDepth | None
+    dataset: str
+    preprocess: Callable
+    train: data.Examples
+    test: data.Examples
+    devices: Sequence[jax.Device]
+    run: Mapping[str, Any] | None
+
+
+def from_run(path: str) -> Subject:
+    """The network of a finished run, after its last epoch.
+
+    Raises:
+        InputError: no such run, one that has not ended, or one that cannot be read.
+    """
+    folder = epath.Path(path)
+    if not (folder / "summary.json").exists():
+        state = "has not ended" if (folder / "config.json").exists() else "is not there"
+        raise InputError(
+            f"The run {path} {state}: a finished one has a summary.json; the command "
+            "that began it goes on with it."
+        )
+    config = json.loads((folder / "config.json").read_text())
+    lines = Workdir(path, config).lines("metrics.jsonl")
+    experiment = setup.build(config)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    restored = checkpoints.restore(experiment.initial_state)
+    checkpoints.close()
+    if restored is None:
+        raise InputError(f"The run {path} has no checkpoint.")
+    state = flax.serialization.to_state_dict(jax.device_get(restored[0]))
+    return Subject(
+        label=folder.name,
+        source=path,
+        model_name=config["model"],
+        model=experiment.model.clone(axis_name=None),
+        variables={name: state[name] for name in ("params", "batch_stats")},
+        stochastic_depth=experiment.stochastic_depth,
+        dataset=config["dataset"],
+        preprocess=experiment.preprocess,
+        train=experiment.train_examples,
+        test=experiment.test_examples,
+        devices=experiment.devices,
+        run={
+            "config": config,
+            "epochs": [line for line in lines if line["kind"] == "epoch"],
+            "summary": json.loads((folder / "summary.json").read_text()),
+        },
+    )
+
+
+def from_weights(
+    file: str,
+    *,
+    model: str,
+    dataset: str,
+    normalization: str,
+    model_kwargs: Mapping[str, Any],
+    data_dir: str | None,
+) -> Subject:
+    """A network with imported weights, of PyTorch projects that `from_torch` reads.
+
+    Args:
+        file: .safetensors, .pt, .pth, .th or .bin.
+        model: name of `list_models()`.
+        dataset: its name.
+        normalization: of the images, see `data.normalization`.
+        model_kwargs: fields of the network, if others than those of the project that
+            the weights come from.
+        data_dir: of the data set; None: as TFDS finds it.
+
+    Raises:
+        InputError: a name or a file that cannot be used.
+    """
+    spec = data.get_spec(dataset)
+    weights = read_weights(file)
+    fields = {**torch_fields(model, weights), **model_kwargs}
+    variables = from_torch(model, weights, **fields)
+    classes = variables["params"]["head"]["kernel"].shape[-1]
+    if classes != spec.num_classes:
+        raise InputError(
+            f"The weights {file} tell {classes} classes apart, but {dataset} has "
+            f"{spec.num_classes}."
+        )
+    devices = parallel.choose_devices(None, parallel.cpu_cores())
+    examples = data.load(dataset, data_dir=data_dir)
+    stats = data.normalization(examples.train, normalization)
+    return Subject(
+        label=epath.Path(file).stem,
+        source=file,
+        model_name=model,
+        model=rn_jax.create_model(model, num_classes=classes, **fields),
+        variables=jax.tree.map(np.asarray, variables),
+        stochastic_depth=None,
+        dataset=dataset,
+        preprocess=lambda images: data.normalize(images, stats.mean, stats.std),
+        train=examples.train,
+        test=examples.test,
+        devices=devices,
+        run=None,
+    )
