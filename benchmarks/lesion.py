@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deleting each block in turn: by gates, by edited parameters, and in PyTorch.
 
-    python -m benchmarks.lesion --model=resnet32 [--images=2000] [--rounds=3]
+    python -m benchmarks.lesion --model=resnet32 [--images=500] [--rounds=4]
 
 One round of a side is the whole study, every block deleted once over all images.
 "gates" is what `experiments.analyze` runs: one compiled function, closed blocks
@@ -36,11 +36,11 @@ class ByGates:
         self.count = lesion.make_count_errors(model=model, preprocess=preprocess)
         self.gates = np.ones(model.num_blocks, np.float32)
 
-    def __call__(self) -> None:
-        """All lesions."""
-        for block in range(len(self.gates)):
-            gates = lesion.without(self.gates, [block])
-            jax.block_until_ready(self.count(self.variables, gates, self.batches))
+    def __call__(self) -> list[int]:
+        """Errors of all lesions."""
+        every = range(len(self.gates))
+        gates = (lesion.without(self.gates, [block]) for block in every)
+        return [int(self.count(self.variables, g, self.batches)) for g in gates]
 
 
 class ByEditing:
@@ -58,15 +58,19 @@ class ByEditing:
 
         self.count = count
 
-    def __call__(self) -> None:
-        """All lesions."""
+    def __call__(self) -> list[int]:
+        """Errors of all lesions."""
+        errors = []
         for block in self.model.blocks:
+            wrong = 0
             variables = rn_jax.stack(self._without(block), self.model)
             variables = parallel.replicate(jax.device_get(variables), self.devices)
             for i in range(len(self.batches["label"])):
                 batch = jax.tree.map(lambda a, i=i: a[i], self.batches)
                 batch = parallel.split_examples(batch, self.devices)
-                jax.block_until_ready(self.count(variables, batch))
+                wrong += int(self.count(variables, batch))
+            errors.append(wrong)
+        return errors
 
     def _without(self, block):
         edited = jax.tree.map(lambda leaf: leaf, self.unstacked)
@@ -116,9 +120,9 @@ def by_torch(model, batches):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet32", help="CIFAR, of basic blocks")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--peer", choices=("torch",))
     options = parser.parse_args()
 
@@ -137,6 +141,7 @@ def main() -> None:
     }
     if options.peer:
         sides["torch"] = by_torch(options.model, batches)
+    assert sides["gates"]() == sides["edited"](), "the two ways differ"
     seconds = measure.alternate(sides, rounds=options.rounds, warmup=1)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = {

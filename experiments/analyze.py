@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,23 @@ from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError, unknown_name
+from rn_jax.models.resnet import ResNet
 
 # Test images of a study on a CPU, unless --images says otherwise.
 CPU_IMAGES = 2000
 # What must be equal for a finished study to be taken as it is.
-_IDENTITY = ("weights_sha256", "images", "draws", "seed", "gates", "bounds")
+_IDENTITY = (
+    "model",
+    "model_kwargs",
+    "dataset",
+    "normalization",
+    "weights_sha256",
+    "images",
+    "draws",
+    "seed",
+    "gates",
+    "bounds",
+)
 
 # What the whole network's gates are, as the figures' titles say it.
 _GATES = {
@@ -54,9 +67,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", help="name of rn_jax.list_models(), for imported weights")
     add("--weights", help="file: .safetensors, .pt, .pth, .th or .bin")
     add("--dataset", help="that the imported weights are for")
-    add("--model_kwargs", default="{}", help="more fields of that model, as a dict")
-    add("--normalization", default="imagenet", help="of the images of that model")
-    add("--data_dir", help="of that data set; default: as TFDS finds it")
+    add("--model_kwargs", help="more fields of that model, as a dict")
+    add("--normalization", help="of that model's images; default: imagenet")
+    add("--data_dir", help="of the data set; default: the run's, or as TFDS finds it")
     add("--study", default="all", help=f"of {', '.join(STUDIES)}; or all")
     add("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
     add("--images", type=int, help="test images; default: all, on a CPU 2,000")
@@ -73,8 +86,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        analyze(_parse(sys.argv[1:] if argv is None else argv))
+        options = _parse(argv)
+        options.command = shlex.join(["python", "-m", "experiments.analyze", *argv])
+        analyze(options)
     except InputError as error:
         print(f"rn_jax: {error}", file=sys.stderr)
         return 2
@@ -90,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def analyze(options: argparse.Namespace) -> None:
     """Does the studies that are not done yet, then draws and tells all of them.
 
+    Args:
+        options: as `_parse` gives them, and the `command` that they came from.
+
     Raises:
         InputError: what the user can mend, in one sentence.
     """
@@ -101,31 +120,29 @@ def analyze(options: argparse.Namespace) -> None:
     bounds = _bounds(options.bounds)
     network = _subject(options)
     out = epath.Path(options.out or _default_out(options))
-    networks = {network.label: (out, network)}
+    labs = {network.label: _lab(network, names, bounds, out, options)}
+    finished: dict[str, Mapping[str, Any]] = {}
     for path in filter(None, options.compare.split(",")):
-        label, other = _other(path, names)
-        if label in networks:
+        label, other = _other(path, options)
+        if label in labs or label in finished:
             raise InputError(f"Two networks are named {label}; rename a folder.")
-        networks[label] = (out / label, other)
-
-    results: dict[str, dict[str, Any]] = {name: {} for name in names}
-    reasons: dict[str, dict[str, str]] = {name: {} for name in names}
-    for label, (folder, found) in networks.items():
-        if isinstance(found, Mapping):  # an earlier analysis
+        if isinstance(other, Subject):
+            labs[label] = _lab(other, names, bounds, out / label, options)
+        else:
+            finished[label] = other
+    try:
+        for lab, common, folder in labs.values():
             for name in names:
-                if name in found:
-                    results[name][label] = found[name]
-                else:
-                    reasons[name][label] = "its folder does not hold this study"
-            continue
-        settings = _options(options, found, bounds)
-        done = _study_all(found, names, settings, folder, options)
-        for name, (result, reason) in done.items():
-            if result is None:
-                reasons[name][label] = reason
-            else:
-                results[name][label] = result
-    report.write(out, results, reasons)
+                _study(name, lab, common, folder)
+    finally:  # also of what there is when it is interrupted
+        found = {label: lab.earlier for label, (lab, _, _) in labs.items()} | finished
+        reasons = {
+            label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
+            for label, (lab, _, _) in labs.items()
+        }
+        done = {name for studies in found.values() for name in studies}
+        shown = [name for name in STUDIES if name in done.union(names)]
+        report.write(out, shown, found, reasons)
     print(f"Report: {out / 'report.md'}")
 
 
@@ -146,15 +163,16 @@ def _bounds(text):
 
 def _subject(options) -> Subject:
     imported = [getattr(options, name) for name in ("model", "weights", "dataset")]
-    if options.workdir and not any(imported):
-        return subject.from_run(options.workdir)
+    theirs = [*imported, options.model_kwargs, options.normalization]
+    if options.workdir and not any(theirs):
+        return subject.from_run(options.workdir, data_dir=options.data_dir)
     if options.workdir or not all(imported):
         raise InputError(
-            "Name a finished run by --workdir, or imported weights by --model, "
+            "Name a finished run by --workdir alone, or imported weights by --model, "
             "--weights and --dataset."
         )
     try:
-        model_kwargs = ast.literal_eval(options.model_kwargs)
+        model_kwargs = ast.literal_eval(options.model_kwargs or "{}")
     except (SyntaxError, ValueError):
         model_kwargs = None
     if not isinstance(model_kwargs, dict):
@@ -166,7 +184,7 @@ def _subject(options) -> Subject:
         options.weights,
         model=options.model,
         dataset=options.dataset,
-        normalization=options.normalization,
+        normalization=options.normalization or "imagenet",
         model_kwargs=model_kwargs,
         data_dir=options.data_dir,
     )
@@ -178,20 +196,16 @@ def _default_out(options):
     return epath.Path("runs") / f"analysis-{epath.Path(options.weights).stem}"
 
 
-def _other(path, names):
+def _other(path, options):
     """Label of a network to lay over, and it, or its studies by name if done."""
     folder = epath.Path(path)
     if (folder / "summary.json").exists():
-        found = subject.from_run(path)
+        found = subject.from_run(path, data_dir=options.data_dir)
         return found.label, found
-    found = {}
-    for name in names:
-        if (file := folder / f"{name}.json").exists():
-            found[name] = json.loads(file.read_text())
+    found = {n: f for n in STUDIES if (f := _read(folder, n)) is not None}
     if not found:
         raise InputError(
-            f"{path} is neither a finished run nor the folder of an analysis with one "
-            "of these studies."
+            f"{path} is neither a finished run nor the folder of an analysis."
         )
     return next(iter(found.values()))["label"], found
 
@@ -209,60 +223,73 @@ def _options(options, network, bounds) -> Options:
     return Options(images, options.draws, options.seed, options.factors, bounds)
 
 
-def _study_all(network, names, settings, folder, options):
-    """Name -> (JSON, None), or (None, why the study cannot be done)."""
-    common = _common(network, settings)
-    done, earlier = {}, {}
-    for name in STUDIES:  # of earlier calls, for those that build on them
-        file = folder / f"{name}.json"
-        if file.exists() and not (options.force and name in names):
-            found = json.loads(file.read_text())
-            differ = [f for f in _IDENTITY if found.get(f) != common[f]]
-            if not differ:
-                earlier[name] = found
-            elif name in names:
-                shown = ", ".join(
-                    f"{f} {found.get(f)} there and {common[f]} here" for f in differ
-                )
-                raise InputError(
-                    f"{file} is a finished study of other settings ({shown}); choose "
-                    "another --out, or --force to do it again."
-                )
+def _lab(network, names, bounds, folder, options):
+    """The lab, what all of its studies' JSON begins with, and the folder they go to.
+
+    Raises:
+        InputError: a study that is wanted is there, of other settings.
+    """
+    settings = _options(options, network, bounds)
+    common = {**_common(network, settings), "command": options.command}
+    earlier = {}
+    for name in STUDIES:
+        found = _read(folder, name)
+        if found is None or (options.force and name in names):
+            continue
+        differ = [f for f in _IDENTITY if found.get(f) != common[f]]
+        if not differ:
+            earlier[name] = found
+        elif name in names:
+            shown = ", ".join(
+                f"{f} {found.get(f)} there and {common[f]} here" for f in differ
+            )
+            raise InputError(
+                f"{folder / name}.json is a finished study of other settings "
+                f"({shown}); choose another --out, or --force to do it again."
+            )
     lab = Lab(network, settings, batch_size=options.batch_size, earlier=earlier)
-    for name in names:
-        if reason := STUDIES[name].missing(network):
-            done[name] = None, reason
-        elif name in earlier:
-            done[name] = earlier[name], None
-        else:
-            start = time.perf_counter()
-            result = STUDIES[name].run(lab)
-            result = {
-                "study": name,
-                **common,
-                "baseline_error_percent": lab.baseline,
-                "seconds": time.perf_counter() - start,
-                **result,
-            }
-            earlier[name] = json.loads(json.dumps(result))  # as it is read back
-            _write(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
-            done[name] = earlier[name], None
-            print(f"{network.label} {name}: {result['seconds']:.0f} s", flush=True)
-    return done
+    return lab, common, folder
+
+
+def _study(name, lab, common, folder):
+    """Does a study and writes its JSON, if it is not done and can be."""
+    if name in lab.earlier or STUDIES[name].missing(lab.subject):
+        return
+    start = time.perf_counter()
+    result = STUDIES[name].run(lab)
+    result = {
+        "study": name,
+        **common,
+        "baseline_error_percent": lab.baseline,
+        "seconds": time.perf_counter() - start,
+        **result,
+    }
+    text = json.dumps(result, indent=1)
+    _write(folder / f"{name}.json", text + "\n")
+    lab.earlier[name] = json.loads(text)
+    print(f"{lab.subject.label} {name}: {result['seconds']:.0f} s", flush=True)
+
+
+def _read(folder, name):
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _common(network: Subject, settings: Options) -> dict[str, Any]:
-    gates = "all 1"
-    if network.stochastic_depth is not None:
-        gates = _GATES[settings.factors]
+    depth = network.stochastic_depth
+    scaled = depth is not None and depth.scaling == "test"
+    gates = _GATES[settings.factors] if scaled else "all 1"
     device = network.devices[0]
     return {
         "label": network.label,
         "source": network.source,
         "model": network.model_name,
+        "model_kwargs": json.loads(json.dumps(dict(network.model_kwargs))),
         "dataset": network.dataset,
+        "normalization": network.normalization,
         "num_blocks": network.model.num_blocks,
         "num_classes": network.model.num_classes,
+        "residual": isinstance(network.model, ResNet) and network.model.has_shortcuts,
         "has_shortcuts": network.model.has_shortcuts,
         "weights_sha256": digest(network.variables),
         "images": settings.images,
@@ -271,7 +298,6 @@ def _common(network: Subject, settings: Options) -> dict[str, Any]:
         "seed": settings.seed,
         "gates": gates,
         "bounds": [list(pair) for pair in settings.bounds],
-        "command": " ".join(["python -m experiments.analyze", *sys.argv[1:]]),
         "device": f"{len(network.devices)} x {device.device_kind}",
         "versions": {
             "python": platform.python_version(),

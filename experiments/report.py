@@ -2,7 +2,7 @@
 """The report of an analysis: its figures, and in words what is seen in them."""
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,51 +18,70 @@ Result = Mapping[str, Any]
 UNHARMED = 1.0
 # Points that one deleted block must cost to be called needed.
 NEEDED = 5.0
+# Share of the mean path length below which the gradient's mean length counts as short.
+SHORTER = 0.8
 
 
 def write(
     folder: epath.Path,
-    results: Mapping[str, Mapping[str, Result]],
-    reasons: Mapping[str, Mapping[str, str]],
+    studies: Sequence[str],
+    found: Mapping[str, Mapping[str, Result]],
+    reasons: Mapping[str, Mapping[str, str | None]],
 ) -> None:
     """Draws NAME.png of every study and writes report.md.
 
     Args:
         folder: where they go.
-        results: study -> label of the network -> its JSON.
-        reasons: study -> label -> why the study could not be done.
+        studies: names, in order.
+        found: label of the network -> study -> its JSON.
+        reasons: label -> study -> why it cannot be done, or None.
     """
-    networks = {label: r for found in results.values() for label, r in found.items()}
-    lines = ["# Studies of " + ", ".join(networks), "", *_networks(networks), ""]
-    for study, found in results.items():
+    folder.mkdir(parents=True, exist_ok=True)
+    networks = {label: next(iter(r.values())) for label, r in found.items() if r}
+    lines = [f"# Studies of {', '.join(found)}", "", *_networks(networks), ""]
+    for study in studies:
         section = SECTIONS[study]
         lines += [f"## {section.title}", ""]
-        if found:
-            title = f"{section.title}\n{_conditions(found)}"
-            section.draw(found, folder / f"{study}.png", title=title)
+        results = {label: r[study] for label, r in found.items() if study in r}
+        if results:
+            title = f"{section.title}\n{_conditions(results)}"
+            section.draw(results, folder / f"{study}.png", title=title)
             lines += [f"![{section.title}]({study}.png)", "", section.question]
-        for label, result in found.items():
-            lines += ["", f"**{label}.** {section.tell(result)}"]
-        if section.compare and len(found) > 1:
-            lines += ["", section.compare(found)]
-        for label, reason in reasons[study].items():
-            lines += ["", f"**{label}.** Not done: {reason}."]
+        for label in found:
+            if label in results:
+                told = section.tell(results[label])
+            else:
+                reason = reasons.get(label, {}).get(study)
+                told = f"Not done: {reason or 'not asked for, or interrupted'}."
+            lines += ["", f"**{label}.** {told}"]
+        if section.compare and len(results) > 1:
+            lines += ["", section.compare(results)]
         lines += [""]
-    lines += _summary(results, networks)
-    folder.mkdir(parents=True, exist_ok=True)
+    lines += [*_summary(found, networks), *_times(found)]
     (folder / "report.md").write_text("\n".join(lines))
 
 
-def _conditions(found):
+def _conditions(results):
     """Data, images and gates of every network, for the title of a figure."""
     return "\n".join(
         textwrap.fill(
-            f"{label}: {r['model']} on {r['dataset']}, {r['images']:,} of "
-            f"{r['test_images']:,} test images, gates {r['gates']}",
+            f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}, gates "
+            f"{r['gates']}",
             width=88,
         )
-        for label, r in found.items()
+        for label, r in results.items()
     )
+
+
+def _times(found):
+    """What each study took, and where."""
+    rows = [
+        [label, study, f"{r['seconds']:.0f}", r["device"]]
+        for label, results in found.items()
+        for study, r in results.items()
+    ]
+    head = ["network", "study", "seconds", "devices"]
+    return ["## Time", "", *_table(head, rows), ""]
 
 
 def _networks(networks):
@@ -102,19 +121,21 @@ def _damages(result):
 def _tell_delete_one(result):
     inner, across = _damages(result)
     base = result["baseline_error_percent"]
+    kind = "blocks that keep the shape of their input" if len(across) else "blocks"
     told = (
-        f"The whole network errs on {base:.2f} %. Deleting one of {len(inner)} blocks "
-        f"that keep the shape of their input costs {np.median(inner):.2f} points at "
-        f"the median and {inner.max():.2f} at most; {(inner <= UNHARMED).sum()} of "
-        f"them cost {UNHARMED:g} point or less."
+        f"The whole network errs on {base:.2f} %. Deleting one of {len(inner)} {kind} "
+        f"costs {np.median(inner):.2f} points at the median and {inner.max():.2f} at "
+        f"most; {(inner <= UNHARMED).sum()} of them cost {UNHARMED:g} point or less."
     )
     if len(across):
         costs = ", ".join(f"{cost:.2f}" for cost in across)
         told += f" The transitions, whose shortcut stays, cost {costs} points."
     if fixed := sum(not block["deletable"] for block in result["blocks"]):
         told += f" {fixed} layers change the shape and cannot be deleted."
-    if result["has_shortcuts"]:
+    if result["residual"]:
         return f"{told} {_agreement(result)}"
+    if result["has_shortcuts"]:
+        return f"{told} The paper deletes nothing from such a network."
     chance = 100 * (1 - 1 / result["num_classes"])
     halfway = (base + chance) / 2
     broken = (inner + base > halfway).sum()
@@ -209,7 +230,7 @@ def _tell_path_lengths(result):
     told = f"All 2^{blocks} paths: {_lengths(result['paths'])}."
     if "open_blocks" in result:
         told += (
-            f" Blocks open in a step of training: {_lengths(result['open_blocks'])}. "
+            f" Blocks open in training: {_lengths(result['open_blocks'])}. "
             f"Paths through them: {_lengths(result['paths_in_training'])}."
         )
     return told + (
@@ -219,14 +240,13 @@ def _tell_path_lengths(result):
 
 
 def _tell_path_gradients(result):
-    means = np.array(result["norm_mean"])
+    means = np.array(result["relative_mean"])
     lengths = np.arange(len(means))
-    positive = means > 0
-    slope = stats.linregress(lengths[positive], np.log(means[positive])).slope
+    known = means > 0
+    slope = np.polyfit(lengths[known], np.log(means[known]), 1)[0]
     contribution, everything = result["contribution"], result["paths"]
     low, high = contribution["interval_95"]
     held = float(np.sum(everything["weights"][low : high + 1]))
-    shorter = contribution["mean"] < everything["mean"]
     change = (
         f"shrinks by a factor of {np.exp(-slope):.2f}"
         if slope < 0
@@ -234,16 +254,17 @@ def _tell_path_gradients(result):
     )
     verdict = (
         "As in the paper, the gradient comes through paths that are shorter than most."
-        if shorter
+        if contribution["mean"] < SHORTER * everything["mean"]
         else "The paper found the gradient in the short paths; here it is not."
     )
+    plain = result["contribution_of_norms"]["interval_95"]
     return (
-        f"With every block on a path the norm of its gradient {change} (fitted over "
-        f"all lengths, {result['paths_per_length']} paths of each). Times the number "
-        f"of paths, 95 % of the gradient comes through lengths {low} to {high}, mean "
-        f"{contribution['mean']:.1f}; {100 * held:.3g} % of all paths are there, whose "
-        f"mean is {everything['mean']:.1f}. {verdict} (The paper: 5 to 17 of 54 "
-        "blocks, 0.45 % of the paths.)"
+        f"With every block on a path its gradient {change} (fitted over all lengths). "
+        f"Times the number of paths, 95 % of the gradient comes through lengths {low} "
+        f"to {high}, mean {contribution['mean']:.1f}; {100 * held:.3g} % of all paths "
+        f"are there, whose mean is {everything['mean']:.1f}. {verdict} (The paper: 5 "
+        "to 17 of 54 blocks, 0.45 % of the paths. Norms that are not divided by their "
+        f"image's, and so come from the hardest images, give {plain[0]} to {plain[1]}.)"
     )
 
 
@@ -274,18 +295,18 @@ def _tell_gradient_magnitude(result):
 
 def _compare_gradients(found):
     (first, one), *others = found.items()
+    ours = dict(zip(one["epochs"], one["first_gradient"], strict=True))
+    rates = dict(zip(one["epochs"], one["learning_rate"], strict=True))
     told = []
     for label, other in others:
-        pairs = zip(one["first_gradient"], other["first_gradient"], strict=False)
-        ratios = np.array([a / b for a, b in pairs])
-        rates = np.array(one["learning_rate"])[: len(ratios)]
-        after = ratios[rates < rates.max()]
-        late = f", {np.median(after):.2f} after the rate drops" if len(after) else ""
-        told.append(
-            f"{first} over {label}: {np.median(ratios):.2f} at the median of the "
-            f"epochs{late}."
-        )
-    return f"**Ratio of the gradients.** {' '.join(told)}"
+        theirs = dict(zip(other["epochs"], other["first_gradient"], strict=True))
+        ratios = {e: ours[e] / theirs[e] for e in ours if theirs.get(e)}
+        after = [r for e, r in ratios.items() if rates[e] < max(rates.values())]
+        if ratios:
+            late = f", {np.median(after):.2f} after the rate drops" if after else ""
+            median = np.median(list(ratios.values()))
+            told.append(f"{first} over {label}: {median:.2f} at the median{late}.")
+    return f"**Ratio of the gradients by epoch.** {' '.join(told)}"
 
 
 def _tell_layer_responses(result):
@@ -335,9 +356,8 @@ def _tell_survival_damage(result):
         + (
             "No relation can be told from chance."
             if p > 0.05
-            else "Early blocks cost more."
-            if (rho > 0) == (result["by"] == "p_l")
-            else "Late blocks cost more."
+            else f"Where {name} is larger, deleting costs "
+            f"{'more' if rho > 0 else 'less'}."
         )
     )
 
@@ -345,13 +365,12 @@ def _tell_survival_damage(result):
 # --- The summary across networks ------------------------------------------------------
 
 
-def _summary(results, networks):
+def _summary(found, networks):
     if len(networks) < 2:
         return []
 
     def of(study, label, value):
-        found = results.get(study, {}).get(label)
-        return "" if found is None else value(found)
+        return value(found[label][study]) if study in found[label] else ""
 
     rows = [
         [
@@ -359,7 +378,7 @@ def _summary(results, networks):
             f"{network['baseline_error_percent']:.2f}",
             of("delete_one", label, lambda r: f"{np.median(_damages(r)[0]):.2f}"),
             of("delete_one", label, lambda r: f"{_damages(r)[0].max():.2f}"),
-            of("delete_many", label, lambda r: f"{np.median(_at(r, 5)):.2f}"),
+            of("delete_many", label, _five_deleted),
             of("depth_dial", label, lambda r: f"{_unharmed_depth(r, 'damage')}"),
             of("path_gradients", label, lambda r: f"{r['contribution']['mean']:.1f}"),
         ]
@@ -377,9 +396,10 @@ def _summary(results, networks):
     return ["## Across networks", "", *_table(head, rows), ""]
 
 
-def _at(result, k):
-    """Errors of the draws with k blocks deleted, or the most that there are."""
-    return result["error_percent"][min(k, len(result["deleted"])) - 1]
+def _five_deleted(result):
+    if 5 not in result["deleted"]:
+        return ""
+    return f"{np.median(result['error_percent'][result['deleted'].index(5)]):.2f}"
 
 
 @dataclass(frozen=True)
@@ -429,10 +449,10 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "path_gradients": Section(
         "Gradient by path length",
-        "Gradient that reaches the image along single paths, for training images "
-        "without augmentation and BatchNorm by its moving averages; times the number "
-        "of paths it gives the lengths that carry the gradient (Veit et al. 2016, "
-        "4.3).",
+        "Gradient that reaches the image along single paths, over the whole gradient "
+        "of the image, for training images without augmentation and BatchNorm by its "
+        "moving averages; times the number of paths it gives the lengths that carry "
+        "the gradient (Veit et al. 2016, 4.3).",
         study_plots.path_gradients,
         _tell_path_gradients,
     ),

@@ -26,7 +26,7 @@ SWAPS = (1, 2, 4, 6, 8, 12, 16, 20)
 MOST_DELETED = 20
 # Training images of a draw, each with a path of its own, and test images of the layers'
 # responses.
-GRADIENT_BATCH = 64
+GRADIENT_BATCH = 100
 RESPONSE_IMAGES = 200
 # Depths at which the dial stops.
 DIAL_STOPS = 20
@@ -59,7 +59,8 @@ class Lab:
         subject: the network.
         options: how to study it.
         batch_size: test images at a time.
-        earlier: results of finished studies by name, used where another builds on them.
+        earlier: results of finished studies by name, as JSON has them; another study
+            may build on them.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Lab:
         self.num_blocks = subject.model.num_blocks
         devices = len(subject.devices)
         self._batch_size = math.ceil(batch_size / devices) * devices
-        self._earlier = earlier
+        self.earlier = dict(earlier)
         functions = {"model": self.model, "preprocess": subject.preprocess}
         self._count_errors = lesion.make_count_errors(**functions)
         self._path_gradient = paths.make_path_gradient(**functions)
@@ -132,8 +133,8 @@ class Lab:
     @cached_property
     def deletions(self) -> list[float | None]:
         """Test error in percent with each block deleted; None where it cannot be."""
-        if "delete_one" in self._earlier:
-            return [b["error_percent"] for b in self._earlier["delete_one"]["blocks"]]
+        if "delete_one" in self.earlier:
+            return [b["error_percent"] for b in self.earlier["delete_one"]["blocks"]]
         return [
             self.error(lesion.without(self.gates, [block.index]))
             if block.skippable
@@ -173,12 +174,13 @@ class Lab:
         norms = self._path_gradient(self.variables, self.gates, batch, taken)
         return np.asarray(norms, np.float64)
 
-    def response_moments(self) -> list[Mapping[str, jax.Array]]:
-        """Of the first test images, in batches of one size."""
+    def response_moments(self) -> tuple[int, list[Mapping[str, jax.Array]]]:
+        """How many of the first test images, and their moments, in batches."""
+        devices = len(self.subject.devices)
         images = self.subject.test.images[:RESPONSE_IMAGES]
-        size = len(self.subject.devices) * min(16, len(images))
+        size = devices * max(1, min(32, len(images)) // devices)
         starts = range(0, len(images) - size + 1, size)
-        return [
+        return size * len(starts), [
             self._response_moments(
                 self.variables,
                 self.gates,
@@ -189,11 +191,17 @@ class Lab:
             for start in self.each(starts, "layer_responses")
         ]
 
+    @property
+    def test_images(self) -> str:
+        """What lesions are measured on, in words."""
+        return f"{self.options.images:,} of {len(self.subject.test):,} test images"
+
 
 def delete_one(lab: Lab) -> dict[str, Any]:
     """Error after deleting each block in turn (Veit et al. 2016, figures 3 and 4)."""
     same = {block.same_shape for block in lab.blocks}
     return {
+        "measured_on": lab.test_images,
         "blocks": [
             {
                 "name": block.name,
@@ -205,7 +213,7 @@ def delete_one(lab: Lab) -> dict[str, Any]:
                 "error_percent": error,
             }
             for block, error in zip(lab.blocks, lab.deletions, strict=True)
-        ]
+        ],
     }
 
 
@@ -221,7 +229,12 @@ def delete_many(lab: Lab) -> dict[str, Any]:
         ]
         for k in lab.each(deleted, "delete_many")
     ]
-    return {"deletable": deletable, "deleted": deleted, "error_percent": errors}
+    return {
+        "measured_on": lab.test_images,
+        "deletable": deletable,
+        "deleted": deleted,
+        "error_percent": errors,
+    }
 
 
 def permute(lab: Lab) -> dict[str, Any]:
@@ -238,7 +251,7 @@ def permute(lab: Lab) -> dict[str, Any]:
                     "error_percent": lab.error(lab.gates[order], lab.reordered(order)),
                 }
             )
-    return {"pairs": len(pairs), "orders": orders}
+    return {"measured_on": lab.test_images, "pairs": len(pairs), "orders": orders}
 
 
 def path_lengths(lab: Lab) -> dict[str, Any]:
@@ -256,8 +269,11 @@ def path_lengths(lab: Lab) -> dict[str, Any]:
     elif settings is not None:
         found |= {"open_blocks": lab.survival, "paths_in_training": lab.survival / 2}
     return {
-        name: _about(paths.length_distribution(p), lab.options)
-        for name, p in found.items()
+        "measured_on": "the number of blocks alone",
+        **{
+            name: _about(paths.length_distribution(p), lab.options)
+            for name, p in found.items()
+        },
     }
 
 
@@ -279,31 +295,39 @@ def _about(weights, options):
 def path_gradients(lab: Lab) -> dict[str, Any]:
     """Gradient at the input along single paths, by their length (figure 6).
 
-    Every draw is a batch of random training images, each with a random path.
+    A random path for each of the same random training images at every length. A few
+    images that the network gets wrong have nearly all of the gradient, so "relative"
+    divides each by the whole gradient of its image, and every image counts alike; the
+    paper's norms are there too.
     """
     rng, draws, depth = lab.rng("path_gradients"), lab.options.draws, lab.num_blocks
     devices = len(lab.subject.devices)
     size = math.ceil(GRADIENT_BATCH / devices) * devices
-    batches = rng.integers(len(lab.subject.train), size=(depth + 1, draws, size))
+    batches = rng.integers(len(lab.subject.train), size=(draws, size))
+    whole = np.array([lab.path_gradients(chosen, None) for chosen in batches])
     norms = np.array(
         [
             [
                 lab.path_gradients(chosen, paths.draw_paths(rng, depth, length, size))
-                for chosen in batches[length]
+                for chosen in batches
             ]
             for length in lab.each(range(depth + 1), "path_gradients")
         ]
-    ).reshape(depth + 1, -1)
-    whole = [lab.path_gradients(chosen, None).mean() for chosen in batches[0]]
+    )
+    known = whole > 0  # an image classified beyond all doubt has no gradient
+    norms, whole = norms[:, known], whole[known]
+    relative = (norms / whole).mean(axis=1)
     distribution = paths.length_distribution(np.full(depth, 0.5))
     return {
-        "paths_per_length": draws * size,
+        "measured_on": f"{len(whole):,} training images, each with a path per length",
         "batch_norm": "moving averages, as in evaluation",
+        "whole_norm_mean": float(whole.mean()),
         "norm_mean": norms.mean(axis=1).tolist(),
         "norm_quartiles": np.quantile(norms, (0.25, 0.5, 0.75), axis=1).T.tolist(),
-        "whole_gradient": float(np.mean(whole)),
+        "relative_mean": relative.tolist(),
         "paths": _about(distribution, lab.options),
-        "contribution": _about(distribution * norms.mean(axis=1), lab.options),
+        "contribution": _about(distribution * relative, lab.options),
+        "contribution_of_norms": _about(distribution * norms.mean(axis=1), lab.options),
     }
 
 
@@ -311,10 +335,11 @@ def short_paths(lab: Lab) -> dict[str, Any]:
     """Training with exactly k blocks open in every mini-batch (section 4.3)."""
     run, settings = lab.subject.run, lab.subject.stochastic_depth
     return {
+        "measured_on": f"{len(lab.subject.test):,} test images, in training",
         "epochs": [line["epoch"] for line in run["epochs"]],
         "test_error_by_epoch": [line["test_error_percent"] for line in run["epochs"]],
         "open_in_training": settings and settings.num_open,
-        "from_epoch": run["config"].get("stochastic_depth_from_epoch", 0),
+        "from_epoch": run["config"]["stochastic_depth_from_epoch"],
         "test_error_percent": run["summary"]["test_error_percent"],
         "stochastic_depth": settings is not None,
         "paths_in_training": path_lengths(lab).get("paths_in_training"),
@@ -325,6 +350,7 @@ def gradient_magnitude(lab: Lab) -> dict[str, Any]:
     """Mean magnitude of the first convolution's gradient by epoch."""
     lines = lab.subject.run["epochs"]
     return {
+        "measured_on": "all training images, in training",
         "epochs": [line["epoch"] for line in lines],
         "learning_rate": [line["learning_rate"] for line in lines],
         "first_gradient": [line["first_gradient"] for line in lines],
@@ -333,8 +359,13 @@ def gradient_magnitude(lab: Lab) -> dict[str, Any]:
 
 def layer_responses(lab: Lab) -> dict[str, Any]:
     """Standard deviation of every layer's output."""
-    found = responses.standard_deviations(lab.response_moments())
-    return {"layers": list(found), "standard_deviation": list(found.values())}
+    images, moments = lab.response_moments()
+    found = responses.standard_deviations(moments)
+    return {
+        "measured_on": f"{images:,} of {len(lab.subject.test):,} test images",
+        "layers": list(found),
+        "standard_deviation": list(found.values()),
+    }
 
 
 def depth_dial(lab: Lab) -> dict[str, Any]:
@@ -356,6 +387,7 @@ def depth_dial(lab: Lab) -> dict[str, Any]:
     stops = np.linspace(0, len(closing), min(DIAL_STOPS, len(closing)) + 1)
     closed = sorted({int(stop) for stop in stops})
     return {
+        "measured_on": lab.test_images,
         "closed": closed,
         "open": [lab.num_blocks - k for k in closed],
         "error_percent": {
@@ -378,6 +410,7 @@ def survival_damage(lab: Lab) -> dict[str, Any]:
     inner = deletable & ~np.array([mark["transition"] for mark in marks])
     damage = np.array(lab.damage)
     return {
+        "measured_on": lab.test_images,
         "by": by,
         "x": x.tolist(),
         "damage_points": damage.tolist(),

@@ -29,10 +29,12 @@ class Subject:
         label: short, for legends and folders.
         source: the run's folder or the file of weights, as given.
         model_name: of `list_models()`.
+        model_kwargs: further fields of the network that decide what it computes.
         model: without parameters, and without synchronised BatchNorm.
         variables: in host memory.
         stochastic_depth: with which it was trained; None is constant depth.
         dataset: its name.
+        normalization: of its images, see `data.normalization`.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
         train, test: examples.
         devices: to compute on.
@@ -43,10 +45,12 @@ class Subject:
     label: str
     source: str
     model_name: str
+    model_kwargs: Mapping[str, Any]
     model: Network
     variables: Mapping[str, Any]
     stochastic_depth: rn_jax.StochasticDepth | None
     dataset: str
+    normalization: str
     preprocess: Callable
     train: data.Examples
     test: data.Examples
@@ -54,8 +58,12 @@ class Subject:
     run: Mapping[str, Any] | None
 
 
-def from_run(path: str) -> Subject:
+def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """The network of a finished run, after its last epoch.
+
+    Args:
+        path: the run's folder, which is only read.
+        data_dir: of the data set; None: as in training.
 
     Raises:
         InputError: no such run, one that has not ended, or one that cannot be read.
@@ -68,22 +76,25 @@ def from_run(path: str) -> Subject:
             "that began it goes on with it."
         )
     config = json.loads((folder / "config.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     lines = Workdir(path, config).lines("metrics.jsonl")
-    experiment = setup.build(config)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    restored = checkpoints.restore(experiment.initial_state)
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"The run {path} has no checkpoint.")
-    state = flax.serialization.to_state_dict(jax.device_get(restored[0]))
+    # On the devices that are here now; what is computed does not depend on them.
+    here = {"num_devices": None, "data_dir": data_dir or config["data_dir"]}
+    experiment = setup.build({**config, **here})
+    state = _last_state(folder, summary["steps"], experiment.initial_state)
+    stochastic_depth = experiment.stochastic_depth
+    if summary["steps"] <= experiment.gates_from_step:  # it ended before it began
+        stochastic_depth = None
     return Subject(
         label=folder.name,
         source=path,
         model_name=config["model"],
-        model=experiment.model.clone(axis_name=None),
+        model_kwargs=config["model_kwargs"],
+        model=experiment.model.clone(axis_name=None, stochastic_depth=stochastic_depth),
         variables={name: state[name] for name in ("params", "batch_stats")},
-        stochastic_depth=experiment.stochastic_depth,
+        stochastic_depth=stochastic_depth,
         dataset=config["dataset"],
+        normalization=config["normalization"],
         preprocess=experiment.preprocess,
         train=experiment.train_examples,
         test=experiment.test_examples,
@@ -91,9 +102,23 @@ def from_run(path: str) -> Subject:
         run={
             "config": config,
             "epochs": [line for line in lines if line["kind"] == "epoch"],
-            "summary": json.loads((folder / "summary.json").read_text()),
+            "summary": summary,
         },
     )
+
+
+def _last_state(folder, step, like):
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        state = checkpoints.read(step, like)
+    except Exception as error:  # whatever a damaged file makes a reader raise
+        raise InputError(
+            f"The checkpoint of step {step}, the last of the run {folder}, is missing "
+            "or damaged."
+        ) from error
+    finally:
+        checkpoints.close()
+    return flax.serialization.to_state_dict(jax.device_get(state))
 
 
 def from_weights(
@@ -121,6 +146,7 @@ def from_weights(
     """
     spec = data.get_spec(dataset)
     weights = read_weights(file)
+    devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     fields = {**torch_fields(model, weights), **model_kwargs}
     variables = from_torch(model, weights, **fields)
     classes = variables["params"]["head"]["kernel"].shape[-1]
@@ -129,17 +155,18 @@ def from_weights(
             f"The weights {file} tell {classes} classes apart, but {dataset} has "
             f"{spec.num_classes}."
         )
-    devices = parallel.choose_devices(None, parallel.cpu_cores())
     examples = data.load(dataset, data_dir=data_dir)
     stats = data.normalization(examples.train, normalization)
     return Subject(
         label=epath.Path(file).stem,
         source=file,
         model_name=model,
-        model=rn_jax.create_model(model, num_classes=classes, **fields),
+        model_kwargs=fields,
+        model=rn_jax.create_model(model, **{"num_classes": classes, **fields}),
         variables=jax.tree.map(np.asarray, variables),
         stochastic_depth=None,
         dataset=dataset,
+        normalization=normalization,
         preprocess=lambda images: data.normalize(images, stats.mean, stats.std),
         train=examples.train,
         test=examples.test,

@@ -186,7 +186,7 @@ def first_gradient(grads: Mapping[str, Any]) -> jax.Array:
     kernel = next(
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(block)
-        if path[-1].key == "kernel" and path[0].key != "shortcut"
+        if path[-1].key == "kernel" and path[0].key not in ("shortcut", "gate")
     )
     return jnp.abs(kernel).mean().astype(jnp.float32)
 

@@ -138,16 +138,7 @@ def path_gradients(results: Results, path: epath.PathLike, *, title: str) -> Non
     for (label, result), style in _styled(results):
         look = {**style, "markersize": 3, "label": label}
         panels[0].plot(result["paths"]["weights"], **look)
-        panels[1].plot(result["norm_mean"], **look)
-        low, _, high = np.transpose(result["norm_quartiles"])
-        panels[1].fill_between(
-            np.arange(len(low)),
-            low,
-            high,
-            color=style["color"],
-            alpha=0.2,
-            linewidth=0,
-        )
+        panels[1].plot(result["relative_mean"], **look)
         weights = np.array(result["contribution"]["weights"])
         panels[2].plot(weights / weights.sum(), **look)
         low, high = result["contribution"]["interval_95"]
@@ -160,8 +151,8 @@ def path_gradients(results: Results, path: epath.PathLike, *, title: str) -> Non
         )
     panels[0].set(ylabel="share of all paths", title="how many there are")
     panels[1].set(
-        ylabel="gradient norm per example (nats)",
-        title="gradient of one path: mean, middle half",
+        ylabel="norm, over that of the whole gradient",
+        title="gradient along one path",
         yscale="log",
     )
     panels[2].set(ylabel="share of the gradient", title="their product")

@@ -47,8 +47,8 @@ def np_branch(x, params, stats, stride):
     return np_norm(y, params["bn2"], stats["bn2"])
 
 
-def np_logits(variables, images, removed):
-    """The network `SMALL` without the branches of some blocks, which are not called."""
+def np_logits(variables, images, removed=(), order=(0, 1, 2, 3, 4)):
+    """The network `SMALL` with its branches in an order, and without some of them."""
     tree = unstack(variables)
     params, moments = tree["params"], tree["batch_stats"]
     x = np_norm(
@@ -56,7 +56,7 @@ def np_logits(variables, images, removed):
     )
     x = np.maximum(x, 0)
     for index, block in enumerate(SMALL.blocks):
-        stage, name = block.name.split("/")
+        stage, name = SMALL.blocks[order[index]].name.split("/")
         stride = 1 if block.same_shape else 2
         shortcut = x[:, ::stride, ::stride]
         if stride == 2:  # zeros for the new channels
@@ -89,6 +89,19 @@ def test_a_lesion_by_gates_is_the_network_without_the_block(random_variables):
         assert count_errors(variables, gates, batches) == wrong
         counts.add(wrong)
     assert len(counts) > 1  # it makes a difference which block is removed
+
+
+def test_a_network_in_another_order(random_variables):
+    variables = random_variables(SMALL, IMAGE)
+    images = np.random.default_rng(1).normal(size=(3, *IMAGE))
+    run = jax.jit(partial(SMALL.apply, train=False))
+    trained = np_logits(variables, images)
+    for order in ([1, 0, 2, 3, 4], [0, 1, 2, 4, 3], [1, 0, 2, 4, 3]):
+        moved = lesion.reorder(jax.device_get(unstack(variables)), SMALL, order)
+        expected = np_logits(variables, images, order=order)
+        assert np.abs(expected - trained).max() > 1e-2
+        ours = run(moved, images.astype("float32"))
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_one_compiled_function_for_all_lesions_and_orders(random_variables):

@@ -4,6 +4,8 @@
 import importlib
 import json
 import os
+import shutil
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +15,16 @@ import pytest
 from command import CACHE
 from tiny import TINY
 
-from experiments import analyze, loop, studies, subject
+from experiments import analyze, loop, report, studies, subject
 from experiments.studies import STUDIES
-from rn_jax import StochasticDepth, survival_probs
+from rn_jax import StochasticDepth, data, stack, survival_probs, unstack
+from rn_jax.analysis import lesion
 from rn_jax.models import MODELS
+from rn_jax.models.alexnet import AlexNet
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.highway import HighwayMLP
+from rn_jax.models.resnet import PlainLayer, ResNet
+from rn_jax.models.vgg import VGG
 
 ALL = ["--draws=2", "--batch_size=100", "--seed=3"]
 
@@ -121,7 +129,7 @@ def test_distributions_of_the_run(analysis):
     assert lengths["open_blocks"]["weights"][4] == pytest.approx(7 * 6 * 5 * 4 / 8**4)
     assert lengths["paths_in_training"]["mean"] == pytest.approx(11 / 8)
     gradients = read(analysis, "path_gradients")
-    product = np.array(gradients["norm_mean"]) * lengths["paths"]["weights"]
+    product = np.array(gradients["relative_mean"]) * lengths["paths"]["weights"]
     np.testing.assert_allclose(gradients["contribution"]["weights"], product)
     assert len(read(analysis, "layer_responses")["layers"]) == 8
     assert len(read(analysis, "gradient_magnitude")["first_gradient"]) == 2
@@ -138,6 +146,57 @@ def test_draws_come_from_the_seed(run, analysis, tmp_path):
             for name, field in (("delete_many", "error_percent"), ("permute", "orders"))
         ]
         assert all(equal) if same else not all(equal)
+
+
+def test_drawn_lesions_and_orders_are_applied(run, analysis):
+    """One draw of each, again by hand: k blocks closed, and factors that move along."""
+    network = subject.from_run(run)
+    model, test = network.model, network.test
+    images = network.preprocess(test.images)
+    apply = jax.jit(partial(model.apply, train=False))
+    p = np.asarray(survival_probs(StochasticDepth(), 4))
+
+    def error(variables, gates):
+        logits = np.asarray(apply(variables, images, gates=gates.astype("float32")))
+        return 100 * (logits.argmax(axis=-1) != test.labels).mean()
+
+    def rng(name):
+        return np.random.default_rng([3, zlib.crc32(name.encode())])
+
+    draws, first = rng("delete_many"), []
+    for k in (1, 1, 2, 2):
+        closed = lesion.draw_blocks(draws, model.blocks, k)
+        first.append(error(network.variables, p * ~np.isin(np.arange(4), closed)))
+    found = read(analysis, "delete_many")
+    assert found["deleted"] == [1, 2, 3, 4]
+    np.testing.assert_allclose(np.ravel(found["error_percent"][:2]), first)
+
+    pairs = [(0, 1)]  # of stage 2's blocks one is the transition
+    assert read(analysis, "permute")["pairs"] == 1
+    order = lesion.draw_order(rng("permute"), 4, pairs, 1)
+    np.testing.assert_array_equal(order, [1, 0, 2, 3])
+    apart = jax.device_get(unstack(network.variables))
+    for tree in apart.values():
+        stage = tree["stage1"]
+        stage["block01"], stage["block02"] = stage["block02"], stage["block01"]
+    swapped = error(stack(apart, model), p[[1, 0, 2, 3]])
+    one = read(analysis, "permute")["orders"][0]
+    assert one == {
+        "swaps": 1,
+        "kendall_tau": pytest.approx(1 - 4 / 12),
+        "error_percent": pytest.approx(swapped),
+    }
+
+
+def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
+    out = tmp_path / "tiny_sd"
+    shutil.copytree(analysis, out)
+    argv = [f"--workdir={run}", f"--out={out}", *ALL]
+    (out / "path_lengths.json").unlink()
+    assert analyze.main([*argv, "--study=path_lengths"]) == 0
+    report = (out / "report.md").read_text()
+    assert report.count("**tiny_sd.** ") == len(STUDIES)
+    assert f"--out={out} --draws=2" in read(out, "path_lengths")["command"]
 
 
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
@@ -184,6 +243,8 @@ def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, caps
     assert analyze.main([*argv, "--study=delete_one,short_paths,path_lengths"]) == 0
     found = read(tmp_path, "delete_one")
     assert found["baseline_error_percent"] <= 15  # 8.27 % on all 10,000
+    assert found["normalization"] == "imagenet"
+    assert found["model_kwargs"] == {"shortcut": "A_centered"}
     assert len(found["blocks"]) == 9
     assert [b["transition"] for b in found["blocks"]] == [
         index in (3, 6) for index in range(9)
@@ -202,9 +263,10 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
 @pytest.mark.parametrize(
     "argv, says",
     [
-        ([], "Name a finished run by --workdir, or imported weights"),
+        ([], "Name a finished run by --workdir alone, or imported weights"),
         (["--model=resnet20", "--weights=x.th"], "Name a finished run"),
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
+        (["--workdir=RUN", "--normalization=channel"], "Name a finished run"),
         (["--workdir=nowhere"], "The run nowhere is not there"),
         (["--workdir=RUN", "--study=delete_on"], "near it: delete_one"),
         (["--workdir=RUN", "--images=361"], "digits has 360 test images"),
@@ -230,3 +292,214 @@ def test_a_run_that_has_not_ended_is_said(run, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert analyze.main([f"--workdir={tmp_path}"]) == 2
     assert "has not ended" in capsys.readouterr().err
+
+
+# --- Other networks -------------------------------------------------------------------
+
+
+def make_subject(model, random_variables, image=(8, 8, 3), depth=None):
+    """A network that was not trained, on random images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, *image), dtype=np.uint8)
+    examples = data.Examples(images, rng.integers(0, 3, 40).astype(np.int32))
+    return subject.Subject(
+        label="untrained",
+        source="none",
+        model_name="small",
+        model_kwargs={},
+        model=model,
+        variables=dict(random_variables(model, image)),
+        stochastic_depth=depth,
+        dataset="noise",
+        normalization="channel",
+        preprocess=lambda pixels: data.normalize(pixels, 128.0, 64.0),
+        train=examples,
+        test=examples,
+        devices=jax.devices()[:2],
+        run=None,
+    )
+
+
+def make_lab(network, **fields):
+    settings = {"images": 40, "draws": 2, "seed": 0, "factors": "keep", "bounds": ()}
+    options = studies.Options(**{**settings, **fields})
+    return studies.Lab(network, options, batch_size=20, earlier={})
+
+
+PLAIN = ResNet((2, 2), num_classes=3, features=(4, 8), block=PlainLayer)
+NO_PATHS = {"path_lengths", "path_gradients"}
+OF_RUNS = {"short_paths", "gradient_magnitude"}
+
+
+@pytest.mark.parametrize(
+    "model, missing",
+    [
+        (PLAIN, NO_PATHS),
+        (VGG((1, 3), num_classes=3, features=(4, 8), stem="small"), NO_PATHS),
+        pytest.param(
+            DenseNet((2, 2), num_classes=3, growth_rate=4),
+            {"permute"},
+            marks=pytest.mark.slow,
+        ),
+        (HighwayMLP(depth=4, width=6, num_classes=3), set()),
+        (AlexNet(num_classes=3, stem="small"), set(STUDIES) - OF_RUNS),
+    ],
+    ids=["plain", "VGG", "DenseNet", "highway", "AlexNet"],
+)
+def test_studies_of_every_family(model, missing, random_variables, tmp_path):
+    image = (32, 32, 3) if isinstance(model, AlexNet) else (8, 8, 3)
+    network = make_subject(model, random_variables, image)
+    reasons = {name: study.missing(network) for name, study in STUDIES.items()}
+    assert {name for name, why in reasons.items() if why} == missing | OF_RUNS
+    lab = make_lab(network)
+    common = analyze._common(network, lab.options)
+    for name, why in reasons.items():
+        if why is None:
+            result = {**common, "command": "", "seconds": 1.0, **STUDIES[name].run(lab)}
+            lab.earlier[name] = {**result, "baseline_error_percent": lab.baseline}
+            json.dumps(lab.earlier[name], allow_nan=False)
+    found = {"untrained": lab.earlier}
+    report.write(tmp_path, list(STUDIES), found, {"untrained": reasons})
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("Not done: ") == len(missing | OF_RUNS)
+    assert len(list(tmp_path.glob("*.png"))) == len(lab.earlier)
+    if "delete_one" in lab.earlier:
+        for block, mark in zip(
+            model.blocks, lab.earlier["delete_one"]["blocks"], strict=True
+        ):
+            assert mark["deletable"] == block.skippable
+            assert (mark["error_percent"] is None) == (not block.skippable)
+
+
+def test_nothing_is_compiled_again_between_lesions(random_variables):
+    model = ResNet((3, 2), num_classes=3, features=(4, 8))
+    lab = make_lab(make_subject(model, random_variables))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: (
+            compiled.append(event) if "backend_compile" in event else None
+        )
+    )
+    lab.error(lab.gates, lab.reordered(np.array([1, 0, 2, 3, 4])))
+    assert lab.baseline is not None and compiled
+    compiled.clear()
+    assert len(lab.deletions) == 5
+    studies.delete_many(lab)
+    studies.permute(lab)
+    studies.depth_dial(lab)
+    assert not compiled
+
+
+@pytest.mark.parametrize(
+    "fields, mean_open, mean_length",
+    [
+        ({"schedule": "uniform", "num_open": 2}, 2, 1),
+        ({"schedule": (0.9, 0.8, 0.5)}, 2.2, 1.1),
+        ({"schedule": "uniform", "granularity": "subset"}, 1.5, 0.75),
+    ],
+)
+def test_lengths_by_the_form_of_stochastic_depth(
+    fields, mean_open, mean_length, random_variables
+):
+    model = ResNet((2, 1), num_classes=3, features=(4, 8))
+    depth = StochasticDepth(**fields)
+    lab = make_lab(make_subject(model, random_variables, depth=depth))
+    found = studies.path_lengths(lab)
+    assert found["open_blocks"]["mean"] == pytest.approx(mean_open)
+    assert found["paths_in_training"]["mean"] == pytest.approx(mean_length)
+    if "num_open" in fields:
+        assert found["open_blocks"]["weights"] == pytest.approx([0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "scaling, factors, gates, says",
+    [
+        ("test", "keep", [0.75, 0.5], "survival probabilities kept as factors"),
+        ("test", "drop", [1, 1], "survival probabilities dropped"),
+        ("training", "keep", [1, 1], "all 1"),
+        ("none", "keep", [1, 1], "all 1"),
+    ],
+)
+def test_gates_of_the_whole_network(scaling, factors, gates, says, random_variables):
+    model = ResNet((2,), num_classes=3, features=(4,))
+    depth = StochasticDepth(scaling=scaling)
+    network = make_subject(model, random_variables, depth=depth)
+    lab = make_lab(network, factors=factors)
+    np.testing.assert_allclose(lab.gates, gates)
+    assert analyze._common(network, lab.options)["gates"] == says
+
+
+# --- What the report says -------------------------------------------------------------
+
+
+def deleted(errors, base=5.0, transitions=(), **more):
+    blocks = [
+        {
+            "name": f"stage1/block{i:02d}",
+            "stage": 1,
+            "transition": i in transitions,
+            "deletable": error is not None,
+            "error_percent": error,
+        }
+        for i, error in enumerate(errors)
+    ]
+    facts = {"residual": True, "has_shortcuts": True, "num_classes": 10}
+    return {"blocks": blocks, "baseline_error_percent": base, **facts, **more}
+
+
+def test_words_on_deleting_one_block():
+    tell = report.SECTIONS["delete_one"].tell
+    robust = tell(deleted([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
+    assert "This agrees with the paper" in robust
+    assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust
+    assert "transitions, whose shortcut stays, cost 25.00 points" in robust
+    needed = tell(deleted([40.0, 5.0, 5.0]))
+    assert "here 1 other blocks cost more than 5 points: stage1/block00." in needed
+    plain = {"residual": False, "has_shortcuts": False}
+    broken = tell(deleted([None, 90.0, 60.0, 20.0], **plain))
+    assert "2 of 3 deletions bring the error past 48 %" in broken
+    assert "1 layers change the shape" in broken
+    dense = tell(deleted([5.0, 50.0], residual=False))
+    assert "agrees" not in dense and "The paper deletes nothing from such" in dense
+
+
+def test_words_on_the_paths_that_carry_the_gradient():
+    tell = report.SECTIONS["path_gradients"].tell
+
+    def result(mean):
+        about = {"mean": mean, "interval_95": [1, 2], "shares": []}
+        return {
+            "relative_mean": [1.0, 0.5, 0.25, 0.125, 0.0],
+            "contribution": about,
+            "contribution_of_norms": about,
+            "paths": {"mean": 2.0, "weights": [0.1, 0.2, 0.4, 0.2, 0.1]},
+        }
+
+    assert "shrinks by a factor of 2.00" in tell(result(1.0))
+    assert "60 % of all paths are there" in tell(result(1.0))
+    assert "As in the paper" in tell(result(1.5))
+    assert "here it is not" in tell(result(1.7))
+
+
+def test_words_on_the_dial_and_the_gradients():
+    tell = report.SECTIONS["depth_dial"].tell
+    errors = {
+        "survival": [[5.0], [5.5], [20.0]],
+        "damage": [[5.0], [6.0], [6.0]],
+        "random": [[5.0, 5.0], [5.0, 9.0], [5.0, 5.0]],
+    }
+    told = tell(
+        {"closed": [0, 3, 6], "baseline_error_percent": 5.0, "error_percent": errors}
+    )
+    assert "Of 6 blocks, 6 can be closed at a cost of 1 point" in told
+    assert "3 if the least likely" in told and "0 at random" in told
+    compare = report.SECTIONS["gradient_magnitude"].compare
+    rates = {"learning_rate": [0.1, 0.1, 0.01]}
+    told = compare(
+        {
+            "sd": {"epochs": [1, 2, 3], "first_gradient": [2.0, 2.0, 4.0], **rates},
+            "constant": {"epochs": [2, 3], "first_gradient": [2.0, 1.0], **rates}
+            | {"learning_rate": [0.1, 0.01]},
+        }
+    )
+    assert "sd over constant: 2.50 at the median, 4.00 after the rate drops" in told
