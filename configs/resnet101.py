@@ -12,6 +12,6 @@ from configs import imagenet
 def get_config(dataset="imagenet2012"):
     config = imagenet.get_config(dataset)
     config.model = "resnet101"
-    config.model_kwargs = {"block_kwargs": {"stride_on": "1x1"}}
+    config.model_kwargs.block_kwargs = {"stride_on": "1x1"}
     config.published_error_percent = {"imagenet2012": 21.75}
     return config

@@ -12,6 +12,6 @@ from configs import imagenet
 def get_config(dataset="imagenet2012"):
     config = imagenet.get_config(dataset)
     config.model = "resnet18"
-    config.model_kwargs = {"shortcut": "A"}
+    config.model_kwargs.shortcut = "A"
     config.published_error_percent = {"imagenet2012": 27.88}
     return config

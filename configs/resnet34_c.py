@@ -12,6 +12,6 @@ from configs import imagenet
 def get_config(dataset="imagenet2012"):
     config = imagenet.get_config(dataset)
     config.model = "resnet34"
-    config.model_kwargs = {"shortcut": "C"}
+    config.model_kwargs.shortcut = "C"
     config.published_error_percent = {"imagenet2012": 24.19}
     return config

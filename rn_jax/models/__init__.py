@@ -93,6 +93,20 @@ for _depth, _params, _published in (
     _own = {**_sections(_depth, 1), "block": PlainLayer, "shortcut": None}
     _add({f"plain{_depth}": (_params, _own, None)}, ResNet, {}, _HE_2015)
 
+# ImageNet's ResNet-152 has the name that its depth would give.
+_add(
+    {
+        "resnet152_svhn": (
+            2_408_474,
+            {**_sections(152, 2), "shortcut": "A_pooled"},
+            "SVHN: 1.80",
+        )
+    },
+    ResNet,
+    {},
+    "Huang et al. 2016",
+)
+
 _CIFAR_BOTTLENECK = {"features": (64, 128, 256), "stem_features": 16, "shortcut": "B"}
 
 _add(

@@ -424,3 +424,12 @@ def test_a_constant_channel_is_not_divided_by_zero():
 def test_unknown_normalization_names_both():
     with pytest.raises(InputError, match="'zca': known: channel, mean_image"):
         datasets.normalization(numbered(3), "zca")
+
+
+def test_imagenets_normalization_whatever_the_examples():
+    """Of pixels 0..255, the constants by which torchvision takes those of 0..1."""
+    examples = Examples(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32))
+    stats = datasets.normalization(examples, "imagenet")
+    pixels = np.array([0.0, 128.0, 255.0])[:, None]
+    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose((pixels - stats.mean) / stats.std, expected, rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from configs import default
 from experiments import setup
-from rn_jax import create_model, data
+from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
 FOLDER = Path(default.__file__).parent
@@ -65,7 +65,7 @@ def test_header_has_the_command_and_the_published_errors(name):
     config, text = load(name), (FOLDER / f"{name}.py").read_text()
     header = text.split('"""')[1]
     assert f"python -m experiments.run --config=configs/{name}.py" in header
-    assert config.dataset in ("cifar10", "imagenet2012", "mnist")
+    assert config.dataset in ("cifar10", "imagenet2012", "mnist", "svhn_cropped")
     if published := config.published_error_percent.to_dict():
         assert config.dataset in published
     for error in published.values():
@@ -334,6 +334,59 @@ def test_resnet1202_with_stochastic_depth_warms_up_for_ten_epochs():
     assert total == 300 * 351
     rates = [float(schedule(e * 351)) for e in (0, 9, 10, 150, 225)]
     assert rates == pytest.approx([0.01, 0.01, 0.1, 0.01, 0.001])
+
+
+def test_svhn_recipe():
+    schedule, total = schedule_of("resnet152_svhn_sd", steps_per_epoch=100)
+    assert total == 5000
+    rates = [float(schedule(e * 100)) for e in (29, 30, 34, 35)]
+    assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001])
+    one, two = load("resnet152_svhn"), load("resnet152_svhn_sd")
+    differ = {name for name in one if one[name] != two[name]}
+    assert differ == {"stochastic_depth", "published_error_percent"}
+    assert one.augment is False and one.dataset == "svhn_cropped"
+
+
+def test_short_paths_begin_at_the_first_drop():
+    whole, short = load("preact_resnet110"), load("preact_resnet110_short_paths")
+    differ = {name for name in whole if whole[name] != short[name]}
+    assert differ == {
+        "stochastic_depth",
+        "stochastic_depth_from_epoch",
+        "paper",
+        "published_error_percent",
+    }
+    assert short.stochastic_depth["num_open"] == 23
+    steps = short.stochastic_depth_from_epoch * (50_000 // 128)
+    assert abs(steps - short.lr_drops[0]) < 50_000 // 128
+
+
+@pytest.mark.parametrize("name", ["alexnet_2012", "googlenet_2014", "resnet34_a"])
+def test_imagenets_networks_have_their_small_stem_on_small_images(name):
+    assert "stem" not in load(name).model_kwargs
+    small = load(name, "cifar10").model_kwargs
+    assert small["stem"] == "small"
+    assert {**load(name).model_kwargs, "stem": "small"} == dict(small)
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"stochastic_depth_from_epoch": 3}, "needs stochastic_depth"),
+        (
+            {
+                "stochastic_depth_from_epoch": 3,
+                "stochastic_depth": {"granularity": "subset", "schedule": "uniform"},
+            },
+            'other than "subset"',
+        ),
+        ({"stochastic_depth_from_epoch": -1}, "must be at least 0"),
+    ],
+)
+def test_a_beginning_of_stochastic_depth_that_cannot_be(fields, says):
+    values = {**load("resnet20", "digits").to_dict(), **fields}
+    with pytest.raises(InputError, match=says):
+        setup.build(values)
 
 
 def test_derived_values_follow_an_override():

@@ -75,6 +75,87 @@ def test_auxiliary_head_pools_as_in_the_paper(quick_compile):
     assert not np.allclose(found[None], found[4], atol=1e-4)
 
 
+def test_dropout_of_an_auxiliary_head_by_numpy(quick_compile):
+    head = AuxiliaryHead(7, unit, nn.relu, 4, 0.7)
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 6)).astype("float32")
+    variables = jax.jit(partial(head.init, train=False))(jax.random.key(0), x)
+    run = partial(head.apply, train=True, mutable=True, capture_intermediates=True)
+    rngs = {"dropout": jax.random.key(1)}
+    logits, updates = jax.jit(run)(variables, x, rngs=rngs)
+    features = updates["intermediates"]
+    y = np.maximum(np.asarray(features["fc"]["__call__"][0]), 0)
+    dropped = np.asarray(features["Dropout_0"]["__call__"][0])
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped, np.where(kept, y / 0.3, 0), rtol=1e-5)
+    assert abs(kept.sum() / (y > 0).sum() - 0.3) < 0.05
+    p = jax.device_get(variables["params"]["head"])
+    np.testing.assert_allclose(logits, dropped @ p["kernel"] + p["bias"], 1e-4, 1e-5)
+
+
+def np_pool(x, window=3):
+    """Maxima of windows of stride 2 that begin within x, the last ones cut off."""
+    n = -(-(x.shape[1] - window) // 2) + 1
+    rows = [slice(2 * i, 2 * i + window) for i in range(n)]
+    pooled = [[x[:, i, j].max((1, 2)) for j in rows] for i in rows]
+    return np.transpose(pooled, (2, 0, 1, 3))
+
+
+def np_normalised(x):
+    """Caffe's constants: k = 1, alpha / n = 2e-5, n = 5, beta = 0.75."""
+    channels = range(x.shape[-1])
+    near = [(x[..., max(0, i - 2) : i + 3] ** 2).sum(-1) for i in channels]
+    return x / (1 + 2e-5 * np.stack(near, axis=-1)) ** 0.75
+
+
+@pytest.mark.slow
+def test_trunk_of_2014_by_numpy(quick_compile, random_variables):
+    """Where it normalises and pools: what follows is taken from what came before."""
+    model = create_model("googlenet_2014", num_classes=5)
+    variables = random_variables(model, (64, 64, 3))
+    x = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")
+    run = partial(
+        model.apply,
+        train=True,
+        mutable=["intermediates", "aux_logits"],
+        capture_intermediates=True,
+    )
+    # Pixels of the size that images have in Caffe, so that normalising matters.
+    rngs = {"dropout": jax.random.key(1)}
+    logits, updates = jax.jit(run)(variables, 300 * x, rngs=rngs)
+    features = jax.device_get(updates["intermediates"])
+    p = jax.device_get(variables["params"])
+
+    def output(name):
+        return np.asarray(features[name]["__call__"][0], np.float64)
+
+    def check(found, before, params):
+        expected = np.maximum(np_conv(before, params["conv"]), 0)
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+        )
+
+    conv1, conv3 = output("conv1"), output("conv3")
+    assert conv1.shape[1] == 32
+    first = np_normalised(np_pool(conv1))
+    assert np.abs(first - np_pool(conv1)).max() > 0.05 * conv1.max()
+    check(output("conv2"), first, p["conv2"])
+    for before, after, name in (
+        (np_pool(np_normalised(conv3)), "inception3a", "branch1"),
+        (np_pool(output("inception3b")), "inception4a", "branch1"),
+        (np_pool(output("inception4e")), "inception5a", "branch1"),
+    ):
+        found = features[after][name]["__call__"][0]
+        check(found, before, p[after][name])
+    pooled = output("inception5b").mean((1, 2))
+    dropped = np.asarray(features["Dropout_0"]["__call__"][0])
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped, np.where(kept, pooled / 0.6, 0), rtol=1e-4)
+    head = p["head"]
+    expected = dropped @ head["kernel"] + head["bias"]
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+
+
 def shapes_of(model, size=32):
     image = np.zeros((1, size, size, 3), "float32")
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)

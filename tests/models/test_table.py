@@ -28,6 +28,7 @@ GOLDEN = {
     **dict.fromkeys(("resnet56", "plain56"), 853_018),
     **dict.fromkeys(("resnet110", "plain110"), 1_727_962),
     **dict.fromkeys(("resnet1202", "plain1202"), 19_421_274),
+    "resnet152_svhn": 2_408_474,  # Huang et al. 2016: n = 25
     # 9n + 2 layers, BatchNorm on the projections.
     "resnet164": 1_704_154,
     "resnet1001": 10_328_602,
@@ -408,6 +409,23 @@ def test_every_name_has_a_kind():
     covered = {kind(name) for name in KINDS}
     left = {name for name in rn_jax.list_models() if kind(name) not in covered}
     assert left == {name for name in left if create_model(name).num_blocks == 0}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if create_model(name).num_blocks == 0]
+)
+def test_networks_without_blocks_take_gates_of_none(name):
+    model = create_model(name)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+
+    def run(image, gates):
+        rngs = {"params": jax.random.key(0)}
+        return model.init_with_output(rngs, image, train=False, gates=gates)[0]
+
+    gates = jax.ShapeDtypeStruct((0,), "float32")
+    assert jax.eval_shape(run, image, gates).shape == (1, 1000)
+    with pytest.raises(rn_jax.InputError, match=r"gates must have shape \[0\]"):
+        jax.eval_shape(run, image, jax.ShapeDtypeStruct((1,), "float32"))
 
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.

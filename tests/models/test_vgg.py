@@ -110,6 +110,34 @@ def test_vgg15_has_dropout_in_its_convolutions(quick_compile):
     np.testing.assert_array_equal(off(variables, x), off(variables, x))
 
 
+def test_fully_connected_layers_and_their_dropout_by_numpy(
+    quick_compile, random_variables
+):
+    """Each layer takes what the dropout before it left, over 1 - rate."""
+    rate = 0.4
+    model = VGG((1,), num_classes=3, features=(4,), hidden=(50, 40), dropout=rate)
+    variables = random_variables(model, (8, 8, 3))
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    run = partial(
+        model.apply, train=True, mutable=["intermediates"], capture_intermediates=True
+    )
+    rngs = {"dropout": jax.random.key(1)}
+    logits, updates = jax.jit(run)(variables, x, rngs=rngs)
+    features = updates["intermediates"]
+    p = jax.device_get(variables["params"])
+    dropped = [np.asarray(y).reshape(64, -1) for y in features["Dropout_0"]["__call__"]]
+    assert len(dropped) == 2
+    y = np.asarray(features["fc1"]["__call__"][0]).reshape(64, -1)
+    for i in range(2):
+        y = np.maximum(y, 0)
+        kept = dropped[i] != 0
+        np.testing.assert_allclose(dropped[i], np.where(kept, y / (1 - rate), 0), 1e-4)
+        assert abs(1 - kept.sum() / (y > 0).sum() - rate) < 0.05
+        layer = p[("fc2", "head")[i]]
+        y = dropped[i] @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(logits, y, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 9, 14])
 def test_adaptive_average_pool_by_loops(n):
     x = np.random.default_rng(0).normal(size=(2, n, n + 1, 3)).astype("float32")
