@@ -107,7 +107,6 @@ def np_normalised(x):
     return x / (1 + 2e-5 * np.stack(near, axis=-1)) ** 0.75
 
 
-@pytest.mark.slow
 def test_trunk_of_2014_by_numpy(quick_compile, random_variables):
     """Where it normalises and pools: what follows is taken from what came before."""
     model = create_model("googlenet_2014", num_classes=5)
