@@ -478,7 +478,8 @@ def test_words_on_the_paths_that_carry_the_gradient():
     assert "shrinks by a factor of 2.00" in tell(result(1.0))
     assert "60 % of all paths are there" in tell(result(1.0))
     assert "As in the paper" in tell(result(1.5))
-    assert "here it is not" in tell(result(1.7))
+    assert "not by as much as the paper found" in tell(result(1.7))
+    assert "here it is not" in tell(result(2.0))
 
 
 def test_words_on_the_dial_and_the_gradients():
