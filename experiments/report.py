@@ -67,7 +67,7 @@ def _conditions(results):
         textwrap.fill(
             f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}, gates "
             f"{r['gates']}",
-            width=88,
+            width=110,
         )
         for label, r in results.items()
     )
@@ -210,10 +210,13 @@ def _tell_permute(result):
     if np.ptp(tau) == 0 or np.ptp(error) == 0:
         return told
     rho = stats.spearmanr(tau, error).statistic
-    return f"{told} Rank correlation of tau and the error is {rho:.2f}; " + (
-        "the more the order is corrupted the larger the error, as in the paper."
+    told = f"{told} Rank correlation of tau and the error is {rho:.2f}"
+    if not result["residual"]:
+        return f"{told}. The paper reorders residual networks alone."
+    return told + (
+        "; the more the order is corrupted the larger the error, as in the paper."
         if rho < -0.5
-        else "the paper's smooth rise is not seen here."
+        else "; the paper's smooth rise is not seen here."
     )
 
 

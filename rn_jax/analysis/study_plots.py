@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rn_jax.analysis.plots import save
 
@@ -78,6 +79,7 @@ def delete_many(results: Results, path: epath.PathLike, *, title: str) -> None:
         )
         medians = [np.median(box) for box in boxes]
         axes.plot(place, medians, **style, markersize=3, linewidth=0.8, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="blocks deleted together, $k$", ylabel="test error (%)", ylim=(0, None)
     )
@@ -133,7 +135,7 @@ def path_lengths(results: Results, path: epath.PathLike, *, title: str) -> None:
 def path_gradients(results: Results, path: epath.PathLike, *, title: str) -> None:
     """Share of paths, gradient of one path, and their product, by length."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="small")
     panels = figure.subplots(1, 3)
     for (label, result), style in _styled(results):
         look = {**style, "markersize": 3, "label": label}
@@ -205,7 +207,7 @@ def gradient_magnitude(results: Results, path: epath.PathLike, *, title: str) ->
 def layer_responses(results: Results, path: epath.PathLike, *, title: str) -> None:
     """Standard deviation by layer, in order and by magnitude."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="small")
     left, right = figure.subplots(1, 2, sharey=True)
     for (label, result), style in _styled(results):
         deviations = np.array(result["standard_deviation"])
@@ -213,7 +215,7 @@ def layer_responses(results: Results, path: epath.PathLike, *, title: str) -> No
         left.plot(place, deviations, **style, markersize=3, label=label)
         right.plot(place, np.sort(deviations)[::-1], **style, markersize=3)
     left.set(xlabel="layer, in order", ylabel="standard deviation of the output")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.05 * left.dataLim.ymax)
     right.set(xlabel="layer, by magnitude")
     right.grid(alpha=0.3)
     _finish(figure, left, path)
@@ -227,7 +229,7 @@ def depth_dial(results: Results, path: epath.PathLike, *, title: str) -> None:
         "random": "closed: at random",
     }
     figure = Figure(figsize=(max(8, 5.0 * len(results)), 5), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="small")
     panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axes, (label, result) in zip(panels, results.items(), strict=True):
         for (name, says), style in zip(names.items(), _STYLES, strict=False):
@@ -258,7 +260,7 @@ def depth_dial(results: Results, path: epath.PathLike, *, title: str) -> None:
 def survival_damage(results: Results, path: epath.PathLike, *, title: str) -> None:
     """What deleting a block costs, by its survival probability or its depth."""
     figure = Figure(figsize=(max(8, 5.0 * len(results)), 5), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="small")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, (label, result) in zip(panels, results.items(), strict=True):
         x, y = np.array(result["x"]), np.array(result["damage_points"])
@@ -280,21 +282,18 @@ def survival_damage(results: Results, path: epath.PathLike, *, title: str) -> No
             else f"without transitions: Spearman {found['rho']:.2f}"
         )
         by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
-        axes.set(
-            title=f"{label}\n{says}",
-            xlabel=by,
-            ylabel="damage of deleting block $l$ (points of test error)",
-        )
+        axes.set(title=f"{label}\n{says}", xlabel=by)
         axes.grid(alpha=0.3)
         if (shown & hollow).any():
             axes.legend()
+    panels[0].set_ylabel("damage of deleting block $l$ (points of test error)")
     save(figure, path)
 
 
 def _figure(title: str):
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="small")
     return figure, axes
 
 
