@@ -24,9 +24,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.data_dir = placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.protocol = "full"  # full: train on all; 45k5k: hold out a tenth to validate
     config.split_seed = 0  # which examples are held out
-    config.normalization = (
-        "mean_image"  # channel: mean and deviation per channel; imagenet
-    )
+    config.normalization = "mean_image"  # or channel: its mean and std; or imagenet
     config.augment = True  # zero-pad and crop, and flip
     config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
     config.augment_flip = placeholder(bool)  # None: what suits the data set
