@@ -24,6 +24,7 @@ from etils import epath
 from experiments import report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
+from experiments.workdir import replace_file
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.resnet import ResNet
@@ -265,7 +266,8 @@ def _study(name, lab, common, folder):
         **result,
     }
     text = json.dumps(result, indent=1)
-    _write(folder / f"{name}.json", text + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / f"{name}.json", text + "\n")
     lab.earlier[name] = json.loads(text)
     print(f"{lab.subject.label} {name}: {result['seconds']:.0f} s", flush=True)
 
@@ -304,14 +306,6 @@ def _common(network: Subject, settings: Options) -> dict[str, Any]:
             **{n: importlib.metadata.version(n) for n in ("jax", "flax", "numpy")},
         },
     }
-
-
-def _write(path, text):
-    """A file beside the old one, then in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
 
 
 if __name__ == "__main__":

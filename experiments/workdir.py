@@ -144,7 +144,11 @@ class Workdir:
         self._replace(name, json.dumps(value, indent=2) + "\n")
 
     def _replace(self, name, text):
-        """Writes a file beside the old one, then puts it in its place."""
-        new = self.path / f"{name}.new"
-        new.write_text(text)
-        new.replace(self.path / name)
+        replace_file(self.path / name, text)
+
+
+def replace_file(path: epath.Path, text: str) -> None:
+    """Writes a file beside the old one, then puts it in its place."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
