@@ -5,6 +5,8 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zlib
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import CACHE
+from command import CACHE, ROOT
 from tiny import TINY
 
 from experiments import analyze, loop, report, studies, subject
 from experiments.studies import STUDIES
-from rn_jax import StochasticDepth, data, stack, survival_probs, unstack
+from rn_jax import StochasticDepth, data, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
 from rn_jax.models import MODELS
 from rn_jax.models.alexnet import AlexNet
@@ -255,6 +257,22 @@ def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, caps
     assert "## Across networks" in report
     assert analyze.main([argv[0], argv[1], "--dataset=cifar100"]) == 2
     assert "10 classes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_imported_weights_are_studied_on_every_core(tmp_path):
+    """In a process of its own, where JAX has not been used yet."""
+    folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
+    if not (folder and os.environ.get("TFDS_DATA_DIR")):
+        pytest.skip("RN_JAX_TEST_WEIGHTS and TFDS_DATA_DIR are not both set")
+    options = ["--model=resnet20", "--dataset=cifar10", "--study=path_lengths"]
+    options += [f"--weights={folder}/akamaster_resnet20.th", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "experiments.analyze", "--images=8", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cores = parallel.cpu_cores()
+    assert read(tmp_path, "path_lengths")["device"] == f"{cores} x cpu"
+    assert f"Report: {tmp_path}/report.md" in done.stdout
 
 
 IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]

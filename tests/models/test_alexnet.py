@@ -3,11 +3,13 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from rn_jax import InputError, create_model
+from rn_jax.models.layers import adaptive_average_pool, max_pool
 from rn_jax.models.normalization import local_response_norm
 
 
@@ -109,21 +111,42 @@ def test_images_of_any_size():
             assert shapes["fc1"]["kernel"].shape == (fc * fc * 256, hidden)
 
 
-def test_dropout_is_after_the_layers_in_2012_and_before_them_in_torchvision():
-    for name, widths in (("alexnet", [2304, 512]), ("alexnet_2012", [512, 512])):
-        model = create_model(name, stem="small", num_classes=10)
-        x = np.zeros((2, 32, 32, 3), "float32")
-        run = partial(
-            model.apply,
-            train=True,
-            rngs={"dropout": jax.random.key(0)},
-            mutable=["intermediates"],
-            capture_intermediates=True,
-        )
-        _, updates = jax.eval_shape(run, shapes_of(model), x)
-        dropout = updates["intermediates"]["Dropout_0"]["__call__"]
-        assert [y.shape[1] for y in dropout] == widths
-        assert model.dropout == 0.5
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_classifier_and_its_dropout_by_numpy(quick_compile, random_variables, name):
+    """Dropout of 0.5 after both layers in 2012, before them in torchvision."""
+    model = create_model(name, stem="small", num_classes=10)
+    variables = random_variables(model, (32, 32, 3))
+    x = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
+    run = partial(
+        model.apply, train=True, mutable=["intermediates"], capture_intermediates=True
+    )
+    rngs = {"dropout": jax.random.key(0)}
+    logits, updates = jax.jit(run)(variables, x, rngs=rngs)
+    features = updates["intermediates"]
+    dropped = [np.asarray(y) for y in features["Dropout_0"]["__call__"]]
+    p = jax.device_get(variables["params"])
+
+    def layer(y, name):
+        return y @ p[name]["kernel"] + p[name]["bias"]
+
+    def dropout(y):
+        found = dropped.pop(0)
+        kept = found != 0
+        np.testing.assert_allclose(found, np.where(kept, y / 0.5, 0), 1e-3, 1e-4)
+        assert abs(kept.sum() / (y > 0).sum() - 0.5) < 0.05
+        return found
+
+    last = nn.relu(features["conv5"]["__call__"][0])
+    y = np.asarray(adaptive_average_pool(max_pool(last, 3, 2), 3)).reshape(8, -1)
+    for fc in ("fc1", "fc2"):
+        if name == "alexnet":
+            y = np.maximum(layer(dropout(y), fc), 0)
+        else:
+            y = dropout(np.maximum(layer(y, fc), 0))
+    assert not dropped
+    expected = layer(y, "head")
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
 
 
 def test_biases_of_one_as_in_the_paper(quick_compile):
