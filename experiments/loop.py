@@ -30,12 +30,15 @@ from rn_jax.train import ZERO_SUMS
 _IN_FLIGHT = 4
 
 
-def train(config: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+def train(
+    config: Mapping[str, Any], path: str, *, resumed_by: str | None = None
+) -> dict[str, Any] | None:
     """Trains by a config, or goes on where the run in that folder stopped.
 
     Args:
         config: the fields of configs/default.py, as plain values.
         path: the run's folder.
+        resumed_by: what --workdir must be to go on, if not that folder.
 
     Returns:
         The summary; None if a signal stopped the run.
@@ -54,8 +57,8 @@ def train(config: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     if not finished:
         print(
             f"Stopped by {stop.name} and saved at step {run.step} of "
-            f"{run.experiment.total_steps}; the same command with --workdir={path} "
-            "goes on from there."
+            f"{run.experiment.total_steps}; the same command with "
+            f"--workdir={resumed_by or path} goes on from there."
         )
         return None
     summary = run.summarize()

@@ -2,7 +2,7 @@
 """Trains a network by a config.
 
 python -m experiments.run --config=configs/resnet110_sd.py[:DATASET] \
-    [--workdir=DIR] [--config.FIELD=VALUE ...]
+    [--workdir=DIR] [--seeds=5] [--config.FIELD=VALUE ...]
 """
 
 import datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import loop
+from experiments import loop, seeds
 from rn_jax.errors import InputError, unknown_name
 
 config_flags.DEFINE_config_file(
@@ -23,6 +23,10 @@ config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. By default a new one under runs/."
+)
+
+_SEEDS = flags.DEFINE_string(
+    "seeds", None, "Trains so many seeds, or those of a list, in folders of their own."
 )
 
 _HINT = (
@@ -79,7 +83,11 @@ def main() -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
     try:
         config = _parse()
-        loop.train(config, _WORKDIR.value or _default_workdir(config))
+        workdir = _WORKDIR.value or _default_workdir(config)
+        if _SEEDS.value is None:
+            loop.train(config, workdir)
+        else:
+            seeds.train(config, workdir, seeds.parse(_SEEDS.value))
     except InputError as error:
         print(f"rn_jax: {error}", file=sys.stderr)
         return 2

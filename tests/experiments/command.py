@@ -33,7 +33,8 @@ def in_process(monkeypatch, argv):
     for name in [n for n in flags.FLAGS if n.startswith("config.")]:
         delattr(flags.FLAGS, name)  # overrides of an earlier call
     flags.FLAGS.unparse_flags()
-    flags.FLAGS["config"].unparse()
+    for name in ("config", "seeds"):
+        flags.FLAGS[name].unparse()
     monkeypatch.setattr(sys, "argv", ["run", *argv])
     return run.main()
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same config under several seeds, as the papers report it.
+
+He et al. 2015 give the best of 5 runs and their mean and standard deviation, He et al.
+2016 the median of 5.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from experiments import loop
+from experiments.workdir import replace_file
+from rn_jax.errors import InputError
+
+
+def parse(text: str) -> list[int]:
+    """Seeds from a list, "0,3,7", or from their number, "5" for 0 to 4.
+
+    Raises:
+        InputError: it is neither, or a seed is there twice.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or text == "0":
+        raise InputError(
+            f"--seeds must be how many seeds, as 5, or a list of them, as 0,3,7, not "
+            f"{text!r}."
+        )
+    seeds = [int(part) for part in parts]
+    if len(seeds) == 1:
+        return list(range(seeds[0]))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds has a seed twice: {text}.")
+    return seeds
+
+
+def train(config: Mapping[str, Any], path: str, seeds: Sequence[int]) -> None:
+    """Trains every seed in turn, in a folder of its own, then sums up.
+
+    A seed that is finished is not trained again, and one that was stopped goes on. When
+    all are done, seeds.json has the errors of each and their best, median, mean and
+    standard deviation.
+
+    Args:
+        config: the fields of configs/default.py; its seed is not used.
+        path: the folder in which seed0, seed1, ... lie.
+        seeds: of the parameters, the order of examples, augmentation and gates.
+
+    Raises:
+        InputError: as `loop.train`.
+    """
+    folder = epath.Path(path)
+    summaries = []
+    for seed in seeds:
+        run = {**config, "seed": seed}
+        summary = loop.train(run, str(folder / f"seed{seed}"), resumed_by=path)
+        if summary is None:
+            return  # a signal stopped it
+        summaries.append(summary)
+    result = {"seeds": list(seeds)}
+    for name in ("test_error_percent", "test_error_at_best_val_percent"):
+        if all(summary[name] is not None for summary in summaries):
+            result[name] = describe([summary[name] for summary in summaries])
+    replace_file(folder / "seeds.json", json.dumps(result, indent=2) + "\n")
+    shown = result.get("test_error_at_best_val_percent", result["test_error_percent"])
+    at_best = "test_error_at_best_val_percent" in result
+    deviation = "" if shown["std"] is None else f" +- {shown['std']:.2f}"
+    print(
+        f"{len(seeds)} seeds{', at the best validation epoch' if at_best else ''}: "
+        f"test error median {shown['median']:.2f} %, mean {shown['mean']:.2f}"
+        f"{deviation}, best {shown['best']:.2f}."
+    )
+
+
+def describe(values: Sequence[float]) -> dict[str, Any]:
+    """Each value, and their best, median, mean and standard deviation (of n - 1).
+
+    The deviation of a single value is None.
+    """
+    return {
+        "each": list(values),
+        "best": min(values),
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }

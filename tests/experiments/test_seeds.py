@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several seeds of one config: folders, resuming, and what is reported."""
+
+import json
+
+import numpy as np
+import pytest
+from command import arguments, in_process
+
+from experiments import loop, seeds
+from rn_jax import InputError
+
+
+def test_parse():
+    assert seeds.parse("5") == [0, 1, 2, 3, 4]
+    assert seeds.parse("7,0,3") == [7, 0, 3]
+    for text in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,"):
+        with pytest.raises(InputError, match="--seeds must be how many seeds"):
+            seeds.parse(text)
+    with pytest.raises(InputError, match="a seed twice: 1,2,1"):
+        seeds.parse("1,2,1")
+
+
+def test_describe_by_hand():
+    found = seeds.describe([6.0, 8.0, 7.0, 9.0])
+    assert found["each"] == [6.0, 8.0, 7.0, 9.0]
+    assert (found["best"], found["median"], found["mean"]) == (6.0, 7.5, 7.5)
+    assert found["std"] == pytest.approx(np.sqrt(5 / 3))
+    assert seeds.describe([5.0])["std"] is None
+
+
+OPTIONS = ["--seeds=0,4", "--config.epochs=1", "--config.protocol=45k5k"]
+
+
+def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, capsys):
+    argv = arguments(tmp_path, *OPTIONS)
+    trained = []
+    original = loop.build
+
+    def build(config):
+        trained.append(config["seed"])
+        if config["seed"] == 4 and len(trained) == 2:
+            raise KeyboardInterrupt  # killed before the second begins
+        return original(config)
+
+    monkeypatch.setattr(loop, "build", build)
+    assert in_process(monkeypatch, argv) == 2
+    assert not (tmp_path / "seeds.json").exists()
+    capsys.readouterr()
+    assert in_process(monkeypatch, argv) == 0
+    assert trained == [0, 4, 4]
+    printed = capsys.readouterr().out
+    assert "2 seeds, at the best validation epoch: test error median" in printed
+
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    assert found["seeds"] == [0, 4]
+    for name in ("test_error_percent", "test_error_at_best_val_percent"):
+        each = [
+            json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text())[name]
+            for seed in (0, 4)
+        ]
+        assert found[name] == seeds.describe(each)
+    states = [
+        (tmp_path / f"seed{seed}" / "metrics.jsonl").read_text() for seed in (0, 4)
+    ]
+    assert states[0] != states[1]
+
+
+def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
+    calls = []
+
+    def stopped(config, path, *, resumed_by):
+        calls.append((config["seed"], path, resumed_by))
+
+    monkeypatch.setattr(loop, "train", stopped)
+    assert in_process(monkeypatch, arguments(tmp_path, *OPTIONS)) == 0
+    assert calls == [(0, str(tmp_path / "seed0"), str(tmp_path))]
+    assert not (tmp_path / "seeds.json").exists()
+
+
+def test_bad_seeds_are_one_sentence(tmp_path, monkeypatch, capsys):
+    argv = arguments(tmp_path / "new", "--seeds=many")
+    assert in_process(monkeypatch, argv) == 2
+    assert "--seeds must be how many seeds, as 5" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
