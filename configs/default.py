@@ -37,6 +37,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 
     # Optimiser
     config.learning_rate = 0.1  # after the warm-up, before the first drop
+    config.lr_schedule = "piecewise"  # or cosine, to 0 at the end, without drops
     config.lr_drops = (32_000, 48_000)  # where the rate drops
     config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.lr_factor = 0.1  # by which a drop multiplies the rate

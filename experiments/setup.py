@@ -185,16 +185,20 @@ def _schedule(config, steps_per_epoch, total_steps):
         "epochs": steps_per_epoch,
         "fraction": total_steps,
     }
-    drops_in, warmup_in = (
-        in_steps[config["lr_drops_unit"]],
-        in_steps[config["warmup_unit"]],
-    )
+    drops_in = in_steps[config["lr_drops_unit"]]
+    warmup = {
+        "warmup_steps": int(config["warmup"] * in_steps[config["warmup_unit"]]),
+        "warmup_learning_rate": config["warmup_learning_rate"],
+    }
+    if config["lr_schedule"] == "cosine":
+        return optim.cosine_schedule(
+            config["learning_rate"], total_steps=total_steps, **warmup
+        )
     return optim.piecewise_schedule(
         config["learning_rate"],
         drops=[int(drop * drops_in) for drop in config["lr_drops"]],
         factor=config["lr_factor"],
-        warmup_steps=int(config["warmup"] * warmup_in),
-        warmup_learning_rate=config["warmup_learning_rate"],
+        **warmup,
     )
 
 
@@ -223,6 +227,7 @@ def _stochastic_depth(settings):
 _CHOICES = {
     "protocol": ("full", "45k5k"),
     "dtype": ("float32", "bfloat16"),
+    "lr_schedule": ("piecewise", "cosine"),
     "lr_drops_unit": ("steps", "epochs", "fraction"),
     "warmup_unit": ("steps", "epochs", "fraction"),
     "normalization": data.NORMALIZATIONS,

@@ -45,6 +45,39 @@ def piecewise_schedule(
     return optax.join_schedules([optax.constant_schedule(r) for r in rates], boundaries)
 
 
+def cosine_schedule(
+    learning_rate: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    warmup_learning_rate: float = 0.01,
+) -> optax.Schedule:
+    """Half a cosine from `learning_rate` to 0 (Loshchilov and Hutter 2017, equation 5).
+
+    Args:
+        learning_rate: the rate at the end of the warm-up.
+        total_steps: of the run, the warm-up among them.
+        warmup_steps: steps at `warmup_learning_rate` before.
+        warmup_learning_rate: rate of the warm-up.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        InputError: the warm-up is as long as the run.
+    """
+    if warmup_steps >= total_steps:
+        raise InputError(
+            f"The warm-up of {warmup_steps} steps must end before the run of "
+            f"{total_steps} steps does."
+        )
+    cosine = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    if not warmup_steps:
+        return cosine
+    warmup = optax.constant_schedule(warmup_learning_rate)
+    return optax.join_schedules([warmup, cosine], [warmup_steps])
+
+
 def sgd(
     schedule: optax.Schedule,
     *,

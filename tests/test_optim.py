@@ -128,3 +128,16 @@ def test_optimiser_state_is_that_of_a_small_model():
     updates, _ = tx.update(zeros, tx.init(params), params)
     moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
     assert moved == optim.kernel_mask(params)
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_cosine_by_its_formula(warmup):
+    schedule = optim.cosine_schedule(
+        0.4, total_steps=120, warmup_steps=warmup, warmup_learning_rate=0.03
+    )
+    for step in (0, 19, 20, 50, 119, 120):
+        turn = np.pi * (step - warmup) / (120 - warmup)
+        expected = 0.03 if step < warmup else 0.2 * (1 + np.cos(turn))
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
+    with pytest.raises(InputError, match="warm-up of 120 steps must end before"):
+        optim.cosine_schedule(0.4, total_steps=120, warmup_steps=120)

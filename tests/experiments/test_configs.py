@@ -395,6 +395,14 @@ def test_a_beginning_of_stochastic_depth_that_cannot_be(fields, says):
         setup.build(values)
 
 
+def test_cosine_goes_to_zero_at_the_end_of_the_run():
+    fields = {"lr_schedule": "cosine", "epochs": 2, "warmup": 100}
+    schedule, total = schedule_of("resnet20", steps_per_epoch=300, **fields)
+    assert total == 600
+    rates = [float(schedule(step)) for step in (0, 99, 100, 350, 600)]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.05, 0])
+
+
 def test_derived_values_follow_an_override():
     """A fraction of the run moves with its length; iterations stay where they are."""
     schedule, total = schedule_of("resnet110_sd", steps_per_epoch=100, epochs=4)
