@@ -398,8 +398,8 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         (lambda: apply_small(gates=jnp.ones((2, 3))), r"not \[2, 3\]"),
         (lambda: apply_small(gates=jnp.ones(())), r"not \[\]"),
         (
-            lambda: apply_small(paths=jnp.ones((3, 2))),
-            r"^paths must have shape \[3\], .* not \[3, 2\]",
+            lambda: apply_small(paths=jnp.ones((3, 5))),
+            r"^paths must have shape \[3\] or \[3, 2\], .* not \[3, 5\]",
         ),
         (lambda: apply_small(shape=(2, 6, 6, 1)), "stem_conv takes 3 channels, .* 1"),
         (lambda: apply_small(shape=(6, 6, 3)), r"must be \[B, H, W, C\]"),
