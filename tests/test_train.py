@@ -84,13 +84,8 @@ def run(num_devices, stochastic_depth, steps=3):
     return jax.device_get(state), seen
 
 
-@pytest.mark.parametrize(
-    "depth",
-    [
-        pytest.param(None, id="constant", marks=pytest.mark.slow),
-        pytest.param(DEPTH, id="stochastic"),
-    ],
-)
+@pytest.mark.slow  # `make test` has it in double precision
+@pytest.mark.parametrize("depth", [None, DEPTH], ids=["constant", "stochastic"])
 def test_eight_devices_compute_what_one_computes(depth):
     """Loss, gates, parameters and statistics, with BatchNorm over the whole batch."""
     one, seen_one = run(1, depth)
@@ -316,7 +311,7 @@ def test_gradient_of_the_first_kernel(grads, expected):
 
 
 def test_first_gradient_is_logged_as_a_mean_over_examples():
-    _, state, step, _ = setup(8)
+    _, state, step, _ = setup(1)
     seen = []
     for i in range(2):
         state, sums = step(state, make_batch(seed=i), jax.random.key(1))

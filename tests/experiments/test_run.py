@@ -300,6 +300,7 @@ def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, ca
     assert "checkpoints but no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
     import pty
     import subprocess
