@@ -329,17 +329,24 @@ def test_rows_that_fail_in_the_paper_say_so():
 
 # --- What gates do, for every distinct block and trunk --------------------------------
 
-# One name for each block and trunk; the others differ in depth and width alone.
+# One name for each block and trunk; the others differ in depth and width alone, and are
+# the same network once made narrow.
 KINDS = [
     "resnet20",
+    "resnet152_svhn",
     "plain20",
     "resnet164",
     "resnet18",
     "plain18",
     "plain18_max_pool",
     "resnet50",
+    "resnet110_scaling_0_1",
+    "resnet110_scaling_05_1",
     "resnet110_scaling_05_05",
+    "resnet110_exclusive_gating_0",
     "resnet110_exclusive_gating_6",
+    "resnet110_exclusive_gating_7",
+    "resnet110_shortcut_gating_0",
     "resnet110_shortcut_gating_6",
     "resnet110_conv_shortcut",
     "resnet110_dropout_shortcut",
@@ -356,10 +363,12 @@ KINDS = [
     "wrn16_8",
     "wrn28_10_dropout",
     "resnext50_32x4d",
+    "resnext29_8x64d",
     "densenet40_12",
     "densenet_bc100_12",
     "densenet121",
     "highway19",
+    "highway10_mnist",
     "highway50_mnist",
     "vgg16",
     "vgg16_bn",
@@ -397,18 +406,10 @@ def narrow(name, **fields):
 
 
 def test_every_name_has_a_kind():
-    """So that a new block cannot go without these tests."""
-
-    def kind(name):
-        model = create_model(name)
-        if not isinstance(model, ResNet):
-            choices = ("bottleneck", "stem", "batch_norm")
-            return type(model), *(getattr(model, choice, None) for choice in choices)
-        return model.block, model.shortcut == "C", tuple(sorted(model.block_kwargs))
-
-    covered = {kind(name) for name in KINDS}
-    left = {name for name in rn_jax.list_models() if kind(name) not in covered}
-    assert left == {name for name in left if create_model(name).num_blocks == 0}
+    """So that what holds for the kinds holds for every name with blocks."""
+    kinds = [narrow(name) for name in KINDS]
+    gated = [name for name in MODELS if create_model(name).num_blocks]
+    assert [name for name in gated if narrow(name) not in kinds] == []
 
 
 @pytest.mark.parametrize(
@@ -430,6 +431,14 @@ def test_networks_without_blocks_take_gates_of_none(name):
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
 LONG = {
+    "resnet152_svhn",
+    "resnet110_scaling_0_1",
+    "resnet110_scaling_05_1",
+    "resnet110_exclusive_gating_0",
+    "resnet110_exclusive_gating_7",
+    "resnet110_shortcut_gating_0",
+    "resnext29_8x64d",
+    "highway10_mnist",
     "plain18_max_pool",
     "resnet164_bn_after_addition",
     "resnet164_relu_before_addition",
