@@ -131,16 +131,17 @@ def analyze(options: argparse.Namespace) -> None:
             labs[label] = _lab(other, names, bounds, out / label, options)
         else:
             finished[label] = other
+    reasons = {
+        label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
+        for label, (lab, _, _) in labs.items()
+    }
     try:
-        for lab, common, folder in labs.values():
+        for label, (lab, common, folder) in labs.items():
             for name in names:
-                _study(name, lab, common, folder)
+                if name not in lab.earlier and not reasons[label][name]:
+                    _study(name, lab, common, folder)
     finally:  # also of what there is when it is interrupted
         found = {label: lab.earlier for label, (lab, _, _) in labs.items()} | finished
-        reasons = {
-            label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
-            for label, (lab, _, _) in labs.items()
-        }
         done = {name for studies in found.values() for name in studies}
         shown = [name for name in STUDIES if name in done.union(names)]
         report.write(out, shown, found, reasons)
@@ -253,9 +254,7 @@ def _lab(network, names, bounds, folder, options):
 
 
 def _study(name, lab, common, folder):
-    """Does a study and writes its JSON, if it is not done and can be."""
-    if name in lab.earlier or STUDIES[name].missing(lab.subject):
-        return
+    """Does a study and writes its JSON."""
     start = time.perf_counter()
     result = STUDIES[name].run(lab)
     result = {

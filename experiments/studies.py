@@ -164,11 +164,16 @@ class Lab:
         variables = lesion.reorder(self.unstacked, self.model, order)
         return parallel.replicate(jax.device_get(variables), self.subject.devices)
 
-    def path_gradients(self, chosen: np.ndarray, taken: np.ndarray) -> np.ndarray:
-        """Norms f[B] at the input of the gradients of B training images along paths."""
+    def training_batch(self, chosen: np.ndarray) -> Mapping[str, jax.Array]:
+        """The training images of these indices, split over the devices."""
         examples = self.subject.train.take(chosen)
         batch = {"image": examples.images, "label": examples.labels}
-        batch = parallel.split_examples(batch, self.subject.devices)
+        return parallel.split_examples(batch, self.subject.devices)
+
+    def path_gradients(
+        self, batch: Mapping[str, jax.Array], taken: np.ndarray | None
+    ) -> np.ndarray:
+        """Norms f[B] at the input of the gradients of B training images along paths."""
         if taken is not None:
             taken = parallel.split_examples(taken, self.subject.devices, axis=1)
         norms = self._path_gradient(self.variables, self.gates, batch, taken)
@@ -303,13 +308,14 @@ def path_gradients(lab: Lab) -> dict[str, Any]:
     rng, draws, depth = lab.rng("path_gradients"), lab.options.draws, lab.num_blocks
     devices = len(lab.subject.devices)
     size = math.ceil(GRADIENT_BATCH / devices) * devices
-    batches = rng.integers(len(lab.subject.train), size=(draws, size))
-    whole = np.array([lab.path_gradients(chosen, None) for chosen in batches])
+    chosen = rng.integers(len(lab.subject.train), size=(draws, size))
+    batches = [lab.training_batch(indices) for indices in chosen]
+    whole = np.array([lab.path_gradients(batch, None) for batch in batches])
     norms = np.array(
         [
             [
-                lab.path_gradients(chosen, paths.draw_paths(rng, depth, length, size))
-                for chosen in batches
+                lab.path_gradients(batch, paths.draw_paths(rng, depth, length, size))
+                for batch in batches
             ]
             for length in lab.each(range(depth + 1), "path_gradients")
         ]

@@ -88,10 +88,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """The tree with a copy on every device, as the compiled steps take and give it."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.device_put(
-        tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    )
+    return jax.device_put(tree, _sharding(devices))
 
 
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
@@ -99,9 +96,12 @@ def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -
 
     Compiled functions of such arrays run on all of the devices.
     """
+    return jax.device_put(tree, _sharding(devices, *[None] * axis, AXIS))
+
+
+def _sharding(devices, *spec):
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    spec = jax.sharding.PartitionSpec(*[None] * axis, AXIS)
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
 def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:

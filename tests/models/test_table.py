@@ -15,7 +15,6 @@ from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
-from rn_jax.models.resnet import ResNet
 from rn_jax.models.vgg import VGG
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
