@@ -18,16 +18,20 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
     config.stochastic_depth_from_epoch = 0  # epochs of constant depth before it begins
     config.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.matmul_precision = placeholder(str)  # of float32 products: see README
+    config.init_from = placeholder(str)  # run or file of weights; the head is new
 
     # Data
     config.dataset = dataset  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
     config.data_dir = placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.protocol = "full"  # full: train on all; 45k5k: hold out a tenth to validate
     config.split_seed = 0  # which examples are held out
-    config.normalization = "mean_image"  # or channel: its mean and std; or imagenet
-    config.augment = True  # zero-pad and crop, and flip
+    config.normalization = "mean_image"  # or another of data.NORMALIZATIONS
+    config.augment = True  # zero-pad and crop, flip, and change colours
     config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
     config.augment_flip = placeholder(bool)  # None: what suits the data set
+    config.color_jitter = 0.0  # strength: 0.4 in fb.resnet.torch
+    config.pca_noise = 0.0  # std: 0.1 in Krizhevsky et al. 2012
 
     # Length: whichever ends first
     config.epochs = placeholder(int)  # None: as many as `steps` allows
@@ -37,26 +41,33 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 
     # Optimiser
     config.learning_rate = 0.1  # after the warm-up, before the first drop
-    config.lr_schedule = "piecewise"  # or cosine, to 0 at the end, without drops
+    config.lr_schedule = "piecewise"  # or cosine, to 0 at the end; or plateau
     config.lr_drops = (32_000, 48_000)  # where the rate drops
     config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
-    config.lr_factor = 0.1  # by which a drop multiplies the rate
+    config.lr_factor = 0.1  # by which a drop or a plateau multiplies the rate
+    config.plateau_patience = 5  # evaluations without a lower validation error
     config.warmup = 0  # how long the rate is warmup_learning_rate at the start
     config.warmup_unit = "steps"  # steps, epochs, or fraction of the run's length
+    config.warmup_until_error = placeholder(float)  # percent in training; then warmup=0
     config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110
     config.momentum = 0.9  # of the running sum of gradients
     config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes
     config.weight_decay = 1e-4  # factor of the L2 penalty's gradient
     config.aux_loss_weight = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
     config.weight_decay_on = "kernels"  # or all: BatchNorm's and biases too
+    config.bias_rate = 1.0  # factor of the rate for biases; 2 in the Caffe codes
+    config.micro_batches = 1  # parts of a batch, one after another, to save memory
 
     # Randomness and devices
     config.seed = 0  # of the parameters, the order of examples, augmentation and gates
     config.num_devices = placeholder(int)  # None: all; on a CPU one per core
     config.batch_norm = "global"  # statistics over all devices; device: each its own
+    config.batch_norm_at_test = "moving"  # averages; or exact: recomputed before a test
+    config.batch_norm_examples = 10_000  # training examples for that
 
     # While it runs
     config.eval_every_epochs = 1  # evaluation and checkpoint; also at the end
+    config.eval_every_steps = 0  # if not 0, evaluation by steps instead of epochs
     config.checkpoint_every_steps = 0  # more checkpoints between those; 0: none
     config.log_every_steps = 100  # lines of single steps in metrics.jsonl; 0: none
     config.compilation_cache = "~/.cache/rn_jax/compilation"  # "": no cache on disk
@@ -83,4 +94,5 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
         config.warmup = 0
         config.normalization = "channel"
         config.protocol = "full"
+        config.eval_every_steps = 0
     return config

@@ -20,7 +20,7 @@ import numpy as np
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.workdir import Workdir
-from rn_jax import data, metrics, parallel, survival_probs
+from rn_jax import metrics, parallel, survival_probs
 from rn_jax.analysis import plots
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
@@ -92,6 +92,7 @@ class _Run:
         workdir.resume_at(self.step)
         self._clock = time.perf_counter()
         self._in_flight = collections.deque()
+        self._factor = 1.0  # of the learning rate in the last step looked at
         self._timed_from = None  # step and time since which training is timed
 
     def train(self, stop: "_StopSignal") -> bool:
@@ -100,23 +101,18 @@ class _Run:
         self.progress = Progress(
             total=exp.total_steps, done=self.step, batch_size=config["batch_size"]
         )
+        batches = exp.feed.train_batches(self.step, exp.total_steps)
         try:
             while self.step < exp.total_steps and not stop:
-                batch = data.train_batch(
-                    exp.train_examples,
-                    step=self.step,
-                    batch_size=config["batch_size"],
-                    seed=config["seed"],
-                )
-                self.state, sums = exp.train_step(self.state, batch, exp.key)
+                self.state, sums = exp.train_step(self.state, next(batches), exp.key)
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._account(leave=_IN_FLIGHT)
                 if self._timed_from is None:  # the first step, which was compiled
                     self._start_timing()
-                epochs, rest = divmod(self.step, exp.steps_per_epoch)
-                ended = self.step == exp.total_steps
-                if ended or (rest == 0 and epochs % config["eval_every_epochs"] == 0):
+                by_epochs = config["eval_every_epochs"] * exp.steps_per_epoch
+                every = config["eval_every_steps"] or by_epochs
+                if self.step == exp.total_steps or self._is_due(every):
                     self._account(leave=0)
                     self._end_epoch()
                 elif self._is_due(config["checkpoint_every_steps"]):
@@ -128,6 +124,7 @@ class _Run:
             self.checkpoints.wait()
             return self.step == exp.total_steps
         finally:
+            batches.close()
             self.progress.close()
             self.workdir.close()
 
@@ -142,6 +139,7 @@ class _Run:
             sums = jax.device_get(sums)
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
                 self._stop_not_finite(step)
+            self._factor = sums["rate_factor"]
             mean = metrics.means(sums)
             epoch = math.ceil(step / self.experiment.steps_per_epoch)
             self.progress.step(epoch, mean["loss"], mean["error_percent"])
@@ -156,10 +154,14 @@ class _Run:
                         "train_loss": mean["loss"],
                         "train_error_percent": mean["error_percent"],
                         "grad_norm": float(sums["grad_norm"]),
-                        "learning_rate": float(self.experiment.schedule(step - 1)),
+                        "learning_rate": self._learning_rate(step, sums["rate_factor"]),
                         "open_blocks": float(sums["open"].sum()),
                     },
                 )
+
+    def _learning_rate(self, step, factor):
+        """With which the step was taken that led to `step`."""
+        return float(self.experiment.schedule(step - 1) * factor)
 
     def _stop_not_finite(self, step):
         self.checkpoints.wait()
@@ -177,23 +179,25 @@ class _Run:
 
     def _end_epoch(self):
         """Evaluates, logs, resets the epoch's sums, and saves."""
-        exp, state = self.experiment, self.state
+        exp = self.experiment
         self._stop_timing()
         started = time.perf_counter()
-        epoch = math.ceil(self.step / exp.steps_per_epoch)
+        if exp.config["batch_norm_at_test"] == "exact":
+            self._recompute_statistics()
+        state = self.state
+        epoch = _whole(self.step / exp.steps_per_epoch)
         line = {
             "kind": "epoch",
             "step": self.step,
             "epoch": epoch,
-            "learning_rate": float(exp.schedule(self.step - 1)),
+            "learning_rate": self._learning_rate(self.step, self._factor),
         }
         sums = jax.device_get(state.sums)
         train_mean = metrics.means(sums)
         line |= {f"train_{name}": value for name, value in train_mean.items()}
-        parts = {"val": exp.val_examples, "test": exp.test_examples}
-        for part, examples in parts.items():
-            if examples is not None:
-                mean = metrics.means(self._evaluate(examples))
+        for part in ("val", "test"):
+            if part in exp.feed.parts:
+                mean = metrics.means(self._evaluate(part))
                 line |= {f"{part}_{name}": value for name, value in mean.items()}
         opened = np.asarray(state.open_counts)
         if len(opened):
@@ -215,8 +219,11 @@ class _Run:
                 "val_error_percent": val_error,
                 "test_error_percent": line["test_error_percent"],
             }
-        zeros = jax.tree.map(np.float32, ZERO_SUMS)
-        self.state = state.replace(sums=parallel.replicate(zeros, exp.devices))
+        feedback = jax.device_get(state.feedback)
+        if val_error is not None:
+            feedback = exp.feedback.after_evaluation(feedback, val_error)
+        fresh = {"sums": jax.tree.map(np.float32, ZERO_SUMS), "feedback": feedback}
+        self.state = state.replace(**parallel.replicate(fresh, exp.devices))
         self._save(is_best, eval_seconds=time.perf_counter() - started)
         shown = [f"train loss {line['train_loss']:.4f}"] + [
             f"{part} error {line[f'{part}_error_percent']:.2f} %"
@@ -225,18 +232,40 @@ class _Run:
         ]
         self.progress.say(f"epoch {epoch}: {', '.join(shown)}")
 
-    def _evaluate(self, examples):
+    @property
+    def _test(self):
+        begun = self.step > self.experiment.gates_from_step
+        return self.experiment.test if begun else self.experiment.constant_test
+
+    def _recompute_statistics(self):
+        """Puts BatchNorm's statistics over training examples into the state.
+
+        The steps to come do not see the difference: they take those of their batch.
+        """
+        exp, config = self.experiment, self.experiment.config
+        size = config["batch_size"]
+        number = min(config["batch_norm_examples"] // size, exp.steps_per_epoch)
+        variables = {
+            "params": self.state.params,
+            "batch_stats": self.state.batch_stats,
+        }
+        for i, batch in enumerate(exp.feed.train_batches(0, max(1, number))):
+            variables["batch_stats"] = self._test.statistics(
+                variables, batch, np.float32(i + 1)
+            )
+        self.state = self.state.replace(batch_stats=variables["batch_stats"])
+
+    def _evaluate(self, part):
         exp, config = self.experiment, self.experiment.config
         variables = {
             "params": self.state.params,
             "batch_stats": self.state.batch_stats,
         }
-        begun = self.step > exp.gates_from_step
-        eval_step = exp.eval_step if begun else exp.constant_eval_step
         size = math.ceil(config["eval_batch_size"] / len(exp.devices))
         total = collections.Counter()
-        for batch in data.eval_batches(examples, batch_size=size * len(exp.devices)):
-            sums = jax.device_get(eval_step(variables, batch))
+        batch_size = size * len(exp.devices)
+        for batch in exp.feed.eval_batches(part, batch_size=batch_size):
+            sums = jax.device_get(self._test.evaluate(variables, batch))
             total.update({name: float(value) for name, value in sums.items()})
         return total
 
@@ -295,13 +324,12 @@ class _Run:
             )
         self.checkpoints.close()
         best = self.record["best"] or {}
-        epochs = self.step / exp.steps_per_epoch
         summary = {
             "model": config["model"],
             "dataset": config["dataset"],
             "params": exp.params,
             "num_blocks": exp.model.num_blocks,
-            "epochs": int(epochs) if epochs.is_integer() else round(epochs, 2),
+            "epochs": _whole(self.step / exp.steps_per_epoch),
             "steps": self.step,
             "seed": config["seed"],
             "protocol": config["protocol"],
@@ -358,8 +386,14 @@ def _print_result(config, summary):
     print(f"Test error {summary['test_error_percent']:.2f} %{middle} ({beside}).")
 
 
+def _whole(epochs):
+    """As an integer if it is one."""
+    return int(epochs) if epochs == int(epochs) else round(epochs, 2)
+
+
 def _is_finite(state):
-    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(state))
+    trained = (state.params, state.batch_stats, state.opt_state)
+    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(trained))
     return all(np.isfinite(array).all() for array in arrays)
 
 

@@ -5,15 +5,30 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import rn_jax
+from experiments import pretrained
+from experiments.feed import InMemory
 from rn_jax import data, optim, parallel, train
 from rn_jax.errors import InputError
+
+
+class TestSteps(NamedTuple):
+    """The compiled steps of a test.
+
+    Attributes:
+        evaluate: (variables, batch) -> sums.
+        statistics: (variables, batch, number) -> batch_stats, see
+            `train.make_statistics_step`.
+    """
+
+    evaluate: Callable
+    statistics: Callable
 
 
 @dataclass(frozen=True)
@@ -24,15 +39,15 @@ class Experiment:
         config: the fields of configs/default.py, as plain values.
         model: without parameters; the state has them.
         params: number of parameters.
-        train_examples, val_examples, test_examples: val_examples is None without a
-            validation part.
+        feed: of batches; it has a part "val" if examples are held out.
         steps_per_epoch, total_steps: of the training part.
-        schedule: learning rate by step.
+        schedule: learning rate by step, but for the feedback's factor.
+        feedback: of training on the learning rate.
         initial_state: before the first step, on all devices.
         gates_from_step: steps before stochastic depth begins.
         train_step: (state, batch, key) -> (state, metrics), compiled.
-        eval_step: (variables, batch) -> sums, compiled; by the test rule.
-        constant_eval_step: the same of constant depth, for the steps before.
+        test: of the network, by the test rule.
+        constant_test: of constant depth, for the steps before stochastic depth begins.
         preprocess: pixels to normalised images.
         key: of all randomness in the training step.
     """
@@ -42,17 +57,16 @@ class Experiment:
     model: nn.Module
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
-    train_examples: data.Examples
-    val_examples: data.Examples | None
-    test_examples: data.Examples
+    feed: InMemory
     steps_per_epoch: int
     total_steps: int
     schedule: Callable
+    feedback: optim.Feedback
     initial_state: train.TrainState
     gates_from_step: int
     train_step: Callable
-    eval_step: Callable
-    constant_eval_step: Callable
+    test: TestSteps
+    constant_test: TestSteps
     preprocess: Callable
     key: jax.Array
 
@@ -65,7 +79,14 @@ def build(config: Mapping[str, Any]) -> Experiment:
     """
     _check_values(config)
     devices = parallel.choose_devices(config["num_devices"], config["batch_size"])
+    share = config["batch_size"] // len(devices)
+    if share % config["micro_batches"]:
+        raise InputError(
+            f"micro_batches {config['micro_batches']} do not divide the {share} "
+            "examples of each device."
+        )
     _use_compilation_cache(config["compilation_cache"])
+    jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
 
     spec = data.get_spec(config["dataset"])
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
@@ -87,30 +108,31 @@ def build(config: Mapping[str, Any]) -> Experiment:
             raise InputError(f"model_kwargs cannot set {name}: other fields do.")
     model = rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
 
-    dataset = data.load(config["dataset"], data_dir=config["data_dir"])
-    train_examples, val_examples = dataset.train, None
-    if config["protocol"] == "45k5k":
-        train_examples, val_examples = data.split_validation(
-            dataset.train,
-            size=data.validation_size(spec, len(dataset.train)),
-            seed=config["split_seed"],
-        )
-    steps_per_epoch = data.steps_per_epoch(len(train_examples), config["batch_size"])
+    feed = _feed(config)
+    steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
     total_steps = _total_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)
+    feedback = _feedback(config)
     tx = optim.sgd(
         schedule,
         momentum=config["momentum"],
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
         decay=config["weight_decay_on"],
+        bias_rate=config["bias_rate"],
     )
 
     params_key, steps_key = jax.random.split(jax.random.key(config["seed"]))
     state = train.create_state(
-        params_key, model=model, tx=tx, image_shape=spec.image_shape
+        params_key,
+        model=model,
+        tx=tx,
+        image_shape=spec.image_shape,
+        feedback=feedback,
     )
-    preprocess, augment = _preprocessing(config, spec, train_examples)
+    if config["init_from"]:
+        state = pretrained.initialise(state, config)
+    preprocess, augment = _preprocessing(config, spec, feed.parts["train"])
     axis_name = parallel.axis_name(devices)
     gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
     train_step = train.make_train_step(
@@ -120,15 +142,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
         stochastic_depth=stochastic_depth,
         gates_from_step=gates_from_step,
         aux_loss_weight=config["aux_loss_weight"],
+        feedback=feedback,
+        micro_batches=config["micro_batches"],
         axis_name=axis_name,
     )
-    eval_step, constant_eval_step = (
-        parallel.compile_eval_step(
-            train.make_eval_step(
-                model=network, preprocess=preprocess, axis_name=axis_name
-            ),
-            devices,
-        )
+    test, constant_test = (
+        _test_steps(network, preprocess, devices)
         for network in (model, model.clone(stochastic_depth=None))
     )
     return Experiment(
@@ -137,36 +156,67 @@ def build(config: Mapping[str, Any]) -> Experiment:
         model=model,
         params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         stochastic_depth=stochastic_depth,
-        train_examples=train_examples,
-        val_examples=val_examples,
-        test_examples=dataset.test,
+        feed=feed,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         schedule=schedule,
+        feedback=feedback,
         initial_state=parallel.replicate(state, devices),
         gates_from_step=gates_from_step,
         train_step=parallel.compile_train_step(train_step, devices),
-        eval_step=eval_step,
-        constant_eval_step=constant_eval_step,
+        test=test,
+        constant_test=constant_test,
         preprocess=preprocess,
         key=steps_key,
     )
 
 
+def _feed(config):
+    dataset = data.load(config["dataset"], data_dir=config["data_dir"])
+    parts = {"train": dataset.train, "test": dataset.test}
+    if config["protocol"] == "45k5k":
+        parts["train"], parts["val"] = data.split_validation(
+            dataset, seed=config["split_seed"]
+        )
+    return InMemory(parts, batch_size=config["batch_size"], seed=config["seed"])
+
+
+def _test_steps(model, preprocess, devices):
+    parts = {
+        "model": model,
+        "preprocess": preprocess,
+        "axis_name": parallel.axis_name(devices),
+    }
+    return TestSteps(
+        parallel.compile_eval_step(train.make_eval_step(**parts), devices),
+        parallel.compile_statistics_step(train.make_statistics_step(**parts), devices),
+    )
+
+
 def _preprocessing(config, spec, train_examples):
     """Two functions: pixels to normalised images, and the same with augmentation."""
-    stats = data.normalization(train_examples, config["normalization"])
-
-    def preprocess(images):
-        return data.normalize(images, stats.mean, stats.std)
-
+    preprocess = data.normalizer(train_examples, config["normalization"])
     if not config["augment"]:
         return preprocess, lambda key, images, first_index: preprocess(images)
+    jitter, pca_std = config["color_jitter"], config["pca_noise"]
+    if (jitter or pca_std) and spec.image_shape[-1] != 3:
+        raise InputError(
+            f"color_jitter and pca_noise need colours, which {spec.name} has not."
+        )
     pad, flip = config["augment_pad"], config["augment_flip"]
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
 
     def augment(key, images, first_index):
+        if jitter or pca_std:
+            key, color_key = jax.random.split(key)
+            images = data.augment_color(
+                color_key,
+                images,
+                jitter=jitter,
+                pca_std=pca_std,
+                first_index=first_index,
+            )
         return data.augment(
             key, preprocess(images), pad=pad, flip=flip, first_index=first_index
         )
@@ -190,6 +240,8 @@ def _schedule(config, steps_per_epoch, total_steps):
         "warmup_steps": int(config["warmup"] * in_steps[config["warmup_unit"]]),
         "warmup_learning_rate": config["warmup_learning_rate"],
     }
+    if config["lr_schedule"] == "plateau":
+        return optim.piecewise_schedule(config["learning_rate"], **warmup)
     if config["lr_schedule"] == "cosine":
         return optim.cosine_schedule(
             config["learning_rate"], total_steps=total_steps, **warmup
@@ -199,6 +251,21 @@ def _schedule(config, steps_per_epoch, total_steps):
         drops=[int(drop * drops_in) for drop in config["lr_drops"]],
         factor=config["lr_factor"],
         **warmup,
+    )
+
+
+def _feedback(config):
+    """What of the rate depends on how training goes, if anything does."""
+    until = config["warmup_until_error"]
+    factor = 1.0
+    if until is not None:
+        factor = config["warmup_learning_rate"] / config["learning_rate"]
+    by_plateau = config["lr_schedule"] == "plateau"
+    return optim.Feedback(
+        warmup_factor=factor,
+        warmup_until_error=until,
+        plateau_factor=config["lr_factor"],
+        plateau_patience=config["plateau_patience"] if by_plateau else None,
     )
 
 
@@ -227,12 +294,14 @@ def _stochastic_depth(settings):
 _CHOICES = {
     "protocol": ("full", "45k5k"),
     "dtype": ("float32", "bfloat16"),
-    "lr_schedule": ("piecewise", "cosine"),
+    "matmul_precision": (None, "bfloat16", "tensorfloat32", "float32"),
+    "lr_schedule": ("piecewise", "cosine", "plateau"),
     "lr_drops_unit": ("steps", "epochs", "fraction"),
     "warmup_unit": ("steps", "epochs", "fraction"),
     "normalization": data.NORMALIZATIONS,
     "weight_decay_on": ("kernels", "all"),
     "batch_norm": ("global", "device"),
+    "batch_norm_at_test": ("moving", "exact"),
 }
 _AT_LEAST = {
     "steps": 1,
@@ -240,6 +309,13 @@ _AT_LEAST = {
     "batch_size": 1,
     "eval_batch_size": 1,
     "eval_every_epochs": 1,
+    "eval_every_steps": 0,
+    "plateau_patience": 1,
+    "micro_batches": 1,
+    "batch_norm_examples": 1,
+    "color_jitter": 0,
+    "pca_noise": 0,
+    "bias_rate": 0,
     "augment_pad": 0,
     "warmup": 0,
     "checkpoint_every_steps": 0,
@@ -260,7 +336,8 @@ def _check_values(config):
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
             raise InputError(
-                f"{name} must be one of {', '.join(choices)}, not {config[name]!r}."
+                f"{name} must be one of {', '.join(map(str, choices))}, not "
+                f"{config[name]!r}."
             )
     for name, least in _AT_LEAST.items():
         value = config[name]
@@ -273,6 +350,23 @@ def _check_values(config):
         raise InputError(f"lr_drops must be numbers, not {config['lr_drops']}.")
     if config["model"] is None:
         raise InputError("Set model: a name of rn_jax.list_models().")
+    if config["lr_schedule"] == "plateau" and not 0 < config["lr_factor"] < 1:
+        raise InputError(
+            "lr_schedule=plateau needs an lr_factor between 0 and 1, not "
+            f"{config['lr_factor']}."
+        )
+    if config["warmup_until_error"] is not None and not config["learning_rate"] > 0:
+        raise InputError("warmup_until_error needs a learning_rate above 0.")
+    if config["warmup_until_error"] is not None and config["warmup"]:
+        raise InputError(
+            "Set either warmup, a length, or warmup_until_error, and the other to its "
+            "default, 0 or None."
+        )
+    if config["lr_schedule"] == "plateau" and config["protocol"] == "full":
+        raise InputError(
+            "lr_schedule=plateau needs a validation part, as protocol=45k5k has it: "
+            "the test set is not used to choose anything."
+        )
     if config["epochs"] is None and config["steps"] is None:
         raise InputError("Set epochs or steps: how long the run is.")
 

@@ -96,8 +96,8 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
         dataset=config["dataset"],
         normalization=config["normalization"],
         preprocess=experiment.preprocess,
-        train=experiment.train_examples,
-        test=experiment.test_examples,
+        train=experiment.feed.parts["train"],
+        test=experiment.feed.parts["test"],
         devices=experiment.devices,
         run={
             "config": config,
@@ -156,7 +156,6 @@ def from_weights(
             f"{spec.num_classes}."
         )
     examples = data.load(dataset, data_dir=data_dir)
-    stats = data.normalization(examples.train, normalization)
     return Subject(
         label=epath.Path(file).stem,
         source=file,
@@ -167,7 +166,7 @@ def from_weights(
         stochastic_depth=None,
         dataset=dataset,
         normalization=normalization,
-        preprocess=lambda images: data.normalize(images, stats.mean, stats.std),
+        preprocess=data.normalizer(examples.train, normalization),
         train=examples.train,
         test=examples.test,
         devices=devices,

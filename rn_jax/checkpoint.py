@@ -123,8 +123,12 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def read(self, step: int, like: Any) -> Any:
-        """The state saved at `step`, as `restore` gives it."""
+    def read(self, step: int, like: Any | None = None) -> Any:
+        """The state saved at `step`, as `restore` gives it; a nested dict if no `like`.
+
+        Raises:
+            Exception: of whatever kind, the checkpoint is damaged.
+        """
         return self._read(step, like)[0]
 
     def wait(self) -> None:
@@ -145,8 +149,10 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step, like):
-        target = flax.serialization.to_state_dict(like)
-        target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
+        target = None
+        if like is not None:
+            target = flax.serialization.to_state_dict(like)
+            target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
         )
@@ -160,7 +166,10 @@ class Checkpoints:
         ours, record = saved.record["ours"], saved.record["caller"]
         if ours["digest"] != digest(saved.state):
             raise OSError("its contents do not match their checksum")
-        return flax.serialization.from_state_dict(like, saved.state), ours, record
+        state = saved.state
+        if like is not None:
+            state = flax.serialization.from_state_dict(like, state)
+        return state, ours, record
 
 
 def digest(tree: Any) -> str:

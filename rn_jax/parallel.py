@@ -132,6 +132,16 @@ def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable
     return _OverDevices(pmapped, len(devices))
 
 
+def compile_statistics_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """step(variables, batch, number), with the batch split over the devices."""
+    if len(devices) == 1:
+        return jax.jit(step)
+    pmapped = jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, devices=devices
+    )
+    return _OverDevices(pmapped, len(devices))
+
+
 class _OverDevices:
     """A pmapped step(first, batch, ...) that takes the whole batch and splits it."""
 

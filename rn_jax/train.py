@@ -2,6 +2,7 @@
 """Training and evaluation steps: pure functions made by keyword-only factories."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax
@@ -12,7 +13,13 @@ import optax
 from jax import lax
 
 from rn_jax.metrics import classification_sums
-from rn_jax.stochastic_depth import StochasticDepth, open_shares, sample_gates
+from rn_jax.optim import NO_FEEDBACK, Feedback
+from rn_jax.stochastic_depth import (
+    StochasticDepth,
+    open_shares,
+    sample_gates,
+    test_gates,
+)
 
 
 @flax.struct.dataclass
@@ -28,6 +35,7 @@ class TrainState:
             of examples (Huang et al. 2016, figure 7).
         open_counts: f32[L], steps in which each block was open, of the whole run; a
             step in which it was open for a share of the examples counts by that share.
+        feedback: the state of `optim.Feedback`.
     """
 
     step: jax.Array
@@ -36,6 +44,7 @@ class TrainState:
     opt_state: Any
     sums: dict[str, jax.Array]
     open_counts: jax.Array
+    feedback: dict[str, Any]
 
 
 ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0, "gradient": 0.0}
@@ -47,6 +56,7 @@ def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
+    feedback: Feedback = NO_FEEDBACK,
 ) -> TrainState:
     """The state before the first step.
 
@@ -55,6 +65,7 @@ def create_state(
         model: one of rn_jax's.
         tx: the optimiser.
         image_shape: (H, W, C).
+        feedback: of training on the learning rate.
     """
 
     @jax.jit  # one compiled program instead of one per operation
@@ -68,6 +79,7 @@ def create_state(
             opt_state=tx.init(variables["params"]),
             sums=jax.tree.map(jnp.float32, ZERO_SUMS),
             open_counts=jnp.zeros(model.num_blocks),
+            feedback=feedback.init(),
         )
 
     return create(key)
@@ -81,6 +93,8 @@ def make_train_step(
     stochastic_depth: StochasticDepth | None = None,
     gates_from_step: int = 0,
     aux_loss_weight: float = 0.3,
+    feedback: Feedback = NO_FEEDBACK,
+    micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> Callable:
     """Makes the training step.
@@ -94,6 +108,11 @@ def make_train_step(
         gates_from_step: steps of constant depth before it begins.
         aux_loss_weight: of each auxiliary head's loss in the loss that is minimised and
             reported (Szegedy et al. 2015, section 5). Only GoogLeNet has such heads.
+        feedback: factor of the learning rate from how training goes.
+        micro_batches: parts of each device's share of the batch that are computed one
+            after another, their gradients added up: the memory of one part, and the
+            gradient of the whole, but for BatchNorm, whose statistics are those of each
+            part. Gates of a mini-batch are the same for all parts.
         axis_name: devices over which the batch is split. The gradient is that of the
             mean over the whole batch.
 
@@ -101,7 +120,8 @@ def make_train_step(
         step(state, batch, key) -> (state, metrics). `key` is the same at every step:
         randomness comes from `fold_in(key, state.step)`, so a resumed run draws what an
         uninterrupted one would. metrics: sums of this step, "grad_norm" (the norm of
-        the gradient, before weight decay) and "open", f32[L].
+        the gradient, before weight decay), "rate_factor" (f32[], of `feedback`) and
+        "open", f32[L].
     """
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
@@ -124,22 +144,52 @@ def make_train_step(
                 gates = jnp.where(state.step < gates_from_step, 1, gates)
             open_blocks = open_shares(gates, len(labels))
 
-        def loss_fn(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                gates=gates,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats", "aux_logits"],
-            )
-            sums = classification_sums(logits, labels, mask)
-            for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
-                aux = classification_sums(aux_logits, labels, mask)
-                sums["loss"] += aux_loss_weight * aux["loss"]
-            return sums["loss"], (updates.get("batch_stats", {}), sums)
+        def gradients(batch_stats, images, labels, mask, gates, dropout_key):
+            """Of the summed loss by the parameters; statistics and sums."""
 
-        grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+            def loss_fn(params):
+                logits, updates = model.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    images,
+                    train=True,
+                    gates=gates,
+                    rngs={"dropout": dropout_key},
+                    mutable=["batch_stats", "aux_logits"],
+                )
+                sums = classification_sums(logits, labels, mask)
+                for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
+                    aux = classification_sums(aux_logits, labels, mask)
+                    sums["loss"] += aux_loss_weight * aux["loss"]
+                return sums["loss"], (updates.get("batch_stats", {}), sums)
+
+            return jax.grad(loss_fn, has_aux=True)(state.params)
+
+        if micro_batches == 1:
+            grads, (batch_stats, sums) = gradients(
+                state.batch_stats, images, labels, mask, gates, dropout_key
+            )
+        else:
+
+            def split(array, axis=0):
+                return jnp.stack(jnp.split(array, micro_batches, axis))
+
+            of_examples = gates is not None and gates.ndim == 2
+            keys = jax.random.split(dropout_key, micro_batches)
+            parts = split(images), split(labels), split(mask), keys
+            parts += (split(gates, axis=1),) if of_examples else ()
+
+            def add(carry, part):
+                batch_stats, total = carry
+                *arrays, key = part[:4]
+                own = part[4] if of_examples else gates
+                grads, (batch_stats, sums) = gradients(batch_stats, *arrays, own, key)
+                return (batch_stats, jax.tree.map(jnp.add, total, (grads, sums))), None
+
+            zeros = {name: jnp.float32(0) for name in ("loss", "correct", "count")}
+            start = jax.tree.map(jnp.zeros_like, state.params), zeros
+            (batch_stats, (grads, sums)), _ = lax.scan(
+                add, (state.batch_stats, start), parts
+            )
         # Devices meet here, at the end, and in BatchNorm: one that came early to a sum
         # that could be had sooner would wait for the others and do nothing else.
         grads, sums, open_blocks, batch_stats = lax.optimization_barrier(
@@ -151,6 +201,9 @@ def make_train_step(
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        factor = feedback.factor(state.feedback)
+        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+        error_percent = 100 * (1 - sums["correct"] / sums["count"])
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -158,8 +211,14 @@ def make_train_step(
             opt_state=opt_state,
             sums=jax.tree.map(jnp.add, state.sums, sums),
             open_counts=state.open_counts + open_blocks,
+            feedback=feedback.after_step(state.feedback, error_percent),
         )
-        metrics = {**sums, "grad_norm": optax.tree.norm(grads), "open": open_blocks}
+        metrics = {
+            **sums,
+            "grad_norm": optax.tree.norm(grads),
+            "rate_factor": factor,
+            "open": open_blocks,
+        }
         return state, metrics
 
     return step
@@ -199,6 +258,9 @@ def make_eval_step(
 ) -> Callable:
     """Makes the evaluation step: eval_step(variables, batch) -> sums of metrics.
 
+    A batch of several views of each image, uint8[B, V, H, W, C], is judged by the mean
+    of their V softmax outputs, as 10 crops are in Krizhevsky et al. 2012.
+
     Args:
         model: called with `train=False`, so by the test rule of stochastic depth.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
@@ -206,11 +268,87 @@ def make_eval_step(
     """
 
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]):
-        logits = model.apply(variables, preprocess(batch["image"]), train=False)
+        images = batch["image"]
+        views = images.shape[1] if images.ndim == 5 else None
+        if views is not None:
+            images = images.reshape(-1, *images.shape[2:])
+        logits = model.apply(variables, preprocess(images), train=False)
+        if views is not None:
+            logits = log_mean_softmax(logits.reshape(-1, views, logits.shape[-1]))
         sums = classification_sums(logits, batch["label"], batch["mask"])
         return _sum_over(sums, axis_name)
 
     return eval_step
+
+
+def log_mean_softmax(logits: jax.Array) -> jax.Array:
+    """Logarithm of the softmax's mean over views: f[B, V, K] -> f32[B, K]."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jax.nn.logsumexp(log_probs, axis=1) - jnp.log(logits.shape[1])
+
+
+def make_statistics_step(
+    *,
+    model: nn.Module,
+    preprocess: Callable[[jax.Array], jax.Array],
+    axis_name: str | None = None,
+) -> Callable:
+    """Makes the step that recomputes BatchNorm's statistics over training examples.
+
+    He et al. 2015 test with averages over a large training batch instead of moving
+    ones (the README of their released networks). Every batch is normalised by its own
+    statistics, as in training, and under the test rule of stochastic depth, which is
+    the network that is tested; dropout stays as it is in training.
+
+    Args:
+        model: whose `norm` takes a `momentum`.
+        preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
+        axis_name: devices over which the batch is split.
+
+    Returns:
+        step(variables, batch, number) -> batch_stats: the mean and variance of all
+        examples of the batches 1 .. `number`, of equal size, where `variables` holds
+        those of the batches before (for the first one anything finite).
+    """
+    measuring = model.clone(norm=partial(model.norm, momentum=0.0))
+    gates = None
+    if model.stochastic_depth is not None:
+        gates = test_gates(model.stochastic_depth, model.num_blocks)
+
+    def step(variables: dict[str, Any], batch: dict[str, jax.Array], number: jax.Array):
+        dropout_key = jax.random.fold_in(jax.random.key(0), number)
+        if axis_name is not None:
+            dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(axis_name))
+        _, updates = measuring.apply(
+            variables,
+            preprocess(batch["image"]),
+            train=True,
+            gates=gates,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats", "aux_logits"],
+        )
+
+        def merge(before, found):
+            mean = _mean_over(found["mean"], axis_name)
+            spread = _mean_over(lax.square(found["mean"] - mean), axis_name)
+            var = _mean_over(found["var"], axis_name) + spread
+            # Chan, Golub and LeVeque 1983, for parts of equal size.
+            share, apart = 1 / number, mean - before["mean"]
+            return {
+                "mean": before["mean"] + share * apart,
+                "var": before["var"]
+                + share * (var - before["var"])
+                + share * (1 - share) * lax.square(apart),
+            }
+
+        return jax.tree.map(
+            merge,
+            variables["batch_stats"],
+            updates["batch_stats"],
+            is_leaf=lambda tree: "mean" in tree,
+        )
+
+    return step
 
 
 def _sum_over(tree, axis_name):

@@ -114,9 +114,12 @@ def test_bad_settings_are_said():
 def test_optimiser_state_is_that_of_a_small_model():
     """The mask is applied to the structure that a real model has."""
     model = ResNet((1, 1), features=(4, 8))
-    params = model.init(
-        {"params": jax.random.key(0)}, jnp.zeros((1, 8, 8, 1)), train=False
-    )["params"]
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, 8, 8, 1)), train=False
+        )
+    )
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes["params"])
     tx = optim.sgd(
         optim.piecewise_schedule(1.0),
         momentum=0.0,
@@ -141,3 +144,56 @@ def test_cosine_by_its_formula(warmup):
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
     with pytest.raises(InputError, match="warm-up of 120 steps must end before"):
         optim.cosine_schedule(0.4, total_steps=120, warmup_steps=120)
+
+
+def test_no_feedback_changes_nothing():
+    state = optim.NO_FEEDBACK.init()
+    assert state == {}
+    assert optim.NO_FEEDBACK.factor(state) == 1
+    assert optim.NO_FEEDBACK.after_step(state, jnp.float32(50)) == {}
+    assert optim.NO_FEEDBACK.after_evaluation(state, 50.0) == {}
+
+
+def test_warmup_ends_when_the_training_error_has_fallen_and_does_not_come_back():
+    feedback = optim.Feedback(warmup_factor=0.1, warmup_until_error=80.0)
+    state, mean, ended, seen = feedback.init(), 100.0, False, []
+    for error in [90.0] * 30 + [0.0] + [90.0] * 30 + [70.0] * 40 + [95.0] * 40:
+        expected = 1 if ended else 0.1
+        assert float(feedback.factor(state)) == pytest.approx(expected)
+        state = feedback.after_step(state, jnp.float32(error))
+        mean = 0.95 * mean + 0.05 * error
+        ended = ended or mean < 80
+        seen.append(ended)
+    # One batch without an error does not end it, a falling error does.
+    assert seen.index(True) in range(61, 101)
+
+
+def test_plateau_divides_the_rate_after_so_many_evaluations_without_a_lower_error():
+    feedback = optim.Feedback(plateau_factor=0.1, plateau_patience=3)
+    errors = [50, 40, 41, 40, 39, 39, 45, 39.5, 38, 38, 38, 38, 38, 38, 30]
+    state, best, waited, rate = feedback.init(), np.inf, 0, 1.0
+    for error in errors:
+        state = feedback.after_evaluation(state, error)
+        waited = 0 if error < best else waited + 1
+        best = min(best, error)
+        if waited == 3:
+            rate, waited = rate / 10, 0
+        assert float(feedback.factor(state)) == pytest.approx(rate)
+        assert feedback.after_step(state, jnp.float32(1)) is state
+    assert rate == pytest.approx(1e-2)
+
+
+def test_biases_may_learn_faster():
+    params = {"fc": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.1),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.5,
+        decay="all",
+        bias_rate=2.0,
+    )
+    updates, _ = tx.update(params, tx.init(params), params)
+    rate = -0.1 * 1.9 * 1.5
+    np.testing.assert_allclose(updates["fc"]["kernel"], [rate, rate], rtol=1e-6)
+    np.testing.assert_allclose(updates["fc"]["bias"], [2 * rate] * 2, rtol=1e-6)

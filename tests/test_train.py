@@ -2,6 +2,7 @@
 """The training step: one device against eight, gates from the key, what a step does."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from rn_jax import StochasticDepth, data, metrics, optim, parallel, train
+from rn_jax import (
+    StochasticDepth,
+    data,
+    metrics,
+    optim,
+    parallel,
+    survival_probs,
+    train,
+)
+from rn_jax.models.highway import HighwayMLP
 from rn_jax.models.resnet import ResNet
 from rn_jax.stochastic_depth import sample_gates
 
@@ -103,7 +113,9 @@ def test_eight_devices_compute_what_one_computes(depth):
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
-def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(num_devices):
+def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(
+    num_devices, quick_compile
+):
     """Forward and backward, for stage 1's and 2's scans and stage 2's first block."""
     counts = []
     for depth in (None, DEPTH):
@@ -135,7 +147,7 @@ def test_eight_devices_in_double_precision(x64):
             assert error < 1e-12, (jax.tree_util.keystr(path), error)
 
 
-def test_statistics_of_each_device_alone_are_another_algorithm():
+def test_statistics_of_each_device_alone_are_another_algorithm(quick_compile):
     """So that the test above would notice if statistics were not synchronised."""
     losses = []
     for axis in (parallel.AXIS, None):
@@ -144,7 +156,7 @@ def test_statistics_of_each_device_alone_are_another_algorithm():
     assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
 
 
-def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked():
+def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked(quick_compile):
     model, state, _, _ = setup(1)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     batch = make_batch(24)
@@ -169,12 +181,13 @@ def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked():
     assert totals[0]["count"] == totals[1]["count"] == 19
     assert totals[0]["correct"] == totals[1]["correct"]
     np.testing.assert_allclose(totals[0]["loss"], totals[1]["loss"], rtol=1e-5)
-    logits = model.apply(variables, preprocess(examples.images), train=False)
+    apply = jax.jit(partial(model.apply, train=False))
+    logits = apply(variables, preprocess(examples.images))
     whole = metrics.classification_sums(logits, examples.labels, np.ones(19, bool))
     np.testing.assert_allclose(totals[0]["loss"], whole["loss"], rtol=1e-5)
 
 
-def test_a_step_is_gradient_descent_on_the_mean_loss():
+def test_a_step_is_gradient_descent_on_the_mean_loss(quick_compile):
     """Written out once more, without the factory."""
     model, state, step, _ = setup(1)
     state, batch, key = jax.device_get(state), make_batch(), jax.random.key(1)
@@ -191,7 +204,8 @@ def test_a_step_is_gradient_descent_on_the_mean_loss():
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), updates["batch_stats"]
 
-    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, stats), grads = slope(state.params)
     after, sums = step(jax.tree.map(jnp.asarray, state), batch, key)
     np.testing.assert_allclose(sums["loss"] / 16, value, rtol=1e-5)
     expected = jax.tree.map(  # Nesterov's first step: (1 + momentum) times the gradient
@@ -205,7 +219,7 @@ def test_a_step_is_gradient_descent_on_the_mean_loss():
         )
 
 
-def test_gates_follow_the_key_and_the_step_and_are_counted():
+def test_gates_follow_the_key_and_the_step_and_are_counted(quick_compile):
     key = jax.random.key(1)
     state, seen = run(1, DEPTH, steps=6)
     for i, sums in enumerate(seen):
@@ -217,7 +231,7 @@ def test_gates_follow_the_key_and_the_step_and_are_counted():
     assert state.step == 6
 
 
-def test_sums_of_the_epoch_add_up_the_steps():
+def test_sums_of_the_epoch_add_up_the_steps(quick_compile):
     state, seen = run(1, None)
     for name in ("loss", "correct", "count"):
         np.testing.assert_allclose(
@@ -225,7 +239,7 @@ def test_sums_of_the_epoch_add_up_the_steps():
         )
 
 
-def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
+def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step(quick_compile):
     """With every weight's decay off, a closed block's parameters stay bit for bit."""
     model, state, _, _ = setup(1, DEPTH)
     tx = optim.sgd(
@@ -256,7 +270,7 @@ def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
     assert moved.any()
 
 
-def test_stochastic_depth_begins_at_its_step():
+def test_stochastic_depth_begins_at_its_step(quick_compile):
     """Exactly k open blocks from then on (Veit et al. 2016), all of them before."""
     short = StochasticDepth(num_open=1, schedule="uniform", scaling="training")
     _, state, step, _ = setup(1, short, gates_from_step=2)
@@ -310,7 +324,7 @@ def test_gradient_of_the_first_kernel(grads, expected):
     assert train.first_gradient(grads) == expected
 
 
-def test_first_gradient_is_logged_as_a_mean_over_examples():
+def test_first_gradient_is_logged_as_a_mean_over_examples(quick_compile):
     _, state, step, _ = setup(1)
     seen = []
     for i in range(2):
@@ -320,3 +334,165 @@ def test_first_gradient_is_logged_as_a_mean_over_examples():
     assert float(state.sums["gradient"]) == pytest.approx(16 * sum(seen))
     # It is that of the mean loss, so no more than its norm over all parameters.
     assert seen[-1] < float(sums["grad_norm"])
+
+
+# --- Parts of a batch, feedback, precision --------------------------------------------
+
+
+def one_step(model, batch, **settings):
+    """The state after one step of plain gradient descent, and its metrics."""
+    tx = optax.sgd(1.0)
+    made = {"model": model, "tx": tx}
+    feedback = settings.get("feedback", optim.NO_FEEDBACK)
+    state = train.create_state(
+        jax.random.key(0), **made, image_shape=SHAPE, feedback=feedback
+    )
+    step = train.make_train_step(**made, preprocess=augment, **settings)
+    return state, *jax.jit(step)(state, batch, jax.random.key(1))
+
+
+@pytest.mark.parametrize("granularity", ["batch", "example"])
+def test_parts_of_a_batch_add_up_to_its_gradient(granularity, quick_compile):
+    """Without BatchNorm, and with gates that go with their examples."""
+    depth = StochasticDepth(last_survival=0.3, granularity=granularity)
+    model = HighwayMLP(depth=4, width=8)
+    settings = {"stochastic_depth": depth}
+    start, whole, sums = one_step(model, make_batch(), **settings)
+    _, parts, sums_of_parts = one_step(model, make_batch(), micro_batches=4, **settings)
+    assert np.any(whole.params["head"]["kernel"] != start.params["head"]["kernel"])
+    for a, b in ((whole.params, parts.params), (sums, sums_of_parts)):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b
+        )
+
+
+def test_parts_of_a_batch_have_statistics_of_their_own(quick_compile):
+    model = ResNet((1,), features=(4,))
+    start, after, _ = one_step(model, make_batch(), micro_batches=2)
+    augment_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)[0]
+    images = augment(augment_key, make_batch()["image"], 0)
+    stats = start.batch_stats
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    for part in (images[:8], images[8:]):
+        variables = {"params": start.params, "batch_stats": stats}
+        stats = apply(variables, part)[1]["batch_stats"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        after.batch_stats,
+        stats,
+    )
+
+
+def test_the_rate_follows_the_training_error(quick_compile):
+    model = HighwayMLP(depth=2, width=4)
+    feedback = optim.Feedback(warmup_factor=0.25, warmup_until_error=80.0)
+    start, whole, _ = one_step(model, make_batch())
+    _, warm, sums = one_step(model, make_batch(), feedback=feedback)
+    assert sums["rate_factor"] == 0.25
+    error = 100 * (1 - float(sums["correct"]) / 16)
+    expected = 0.95 * 100 + 0.05 * error
+    assert float(warm.feedback["warmup_error"]) == pytest.approx(expected)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(
+            b - a, 0.25 * (c - a), rtol=1e-3, atol=1e-7
+        ),
+        start.params,
+        warm.params,
+        whole.params,
+    )
+
+
+def test_what_stays_in_float32_in_a_step_of_bfloat16(quick_compile):
+    """Parameters, their gradient's sum, BatchNorm's statistics and the loss."""
+    start, after, sums = one_step(ResNet((1, 1), features=(4, 8)), make_batch())
+    half = ResNet((1, 1), features=(4, 8), dtype=jnp.bfloat16)
+    _, narrow, narrow_sums = one_step(half, make_batch())
+    for a, b in ((after, narrow), (sums, narrow_sums)):
+        assert jax.tree.map(lambda x: x.dtype, a) == jax.tree.map(lambda x: x.dtype, b)
+    assert narrow_sums["loss"] != sums["loss"]
+    np.testing.assert_allclose(narrow_sums["loss"], sums["loss"], rtol=0.02)
+    logits = jax.eval_shape(
+        lambda s: half.apply(
+            {"params": s.params, "batch_stats": s.batch_stats},
+            jnp.zeros((1, *SHAPE)),
+            train=False,
+        ),
+        start,
+    )
+    assert logits.dtype == jnp.bfloat16
+
+
+# --- Exact statistics -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_exact_statistics_are_those_of_all_examples(num_devices, quick_compile):
+    """Of the first BatchNorm, whose input depends on no other, by NumPy."""
+    model, state, _, devices = setup(num_devices, batch_norm_axis=None)
+    step = parallel.compile_statistics_step(
+        train.make_statistics_step(
+            model=model, preprocess=preprocess, axis_name=parallel.axis_name(devices)
+        ),
+        devices,
+    )
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    batches = [make_batch(seed=i) for i in range(3)]
+    for i, batch in enumerate(batches):
+        found = step(variables, batch, np.float32(i + 1))
+        variables = {**variables, "batch_stats": found}
+    images = preprocess(np.concatenate([batch["image"] for batch in batches]))
+    first = jax.lax.conv_general_dilated(
+        images,
+        jax.device_get(state.params["stem_conv"]["kernel"]),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    stem = found["stem_bn"]
+    np.testing.assert_allclose(stem["mean"], first.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(stem["var"], first.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_exact_statistics_of_one_batch_are_its_own_under_the_test_rule(quick_compile):
+    depth = StochasticDepth(last_survival=0.3)
+    model = ResNet((2, 2), features=(4, 8), stochastic_depth=depth)
+    _, state, _, _ = setup(1)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    step = jax.jit(train.make_statistics_step(model=model, preprocess=preprocess))
+    found = step(variables, make_batch(), np.float32(1))
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    images = preprocess(make_batch()["image"])
+    _, updates = apply(variables, images, gates=survival_probs(depth, 4))
+    # The moving averages begin at 0 and 1, and take a tenth of what a batch has.
+    expected = jax.tree.map(
+        lambda old, new: old + (new - old) / 0.1,
+        variables["batch_stats"],
+        updates["batch_stats"],
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        found,
+        expected,
+    )
+
+
+def test_views_of_an_image_are_judged_by_their_mean_softmax(quick_compile):
+    model = HighwayMLP(depth=2, width=8)
+    state, _, _ = one_step(model, make_batch())
+    rng = np.random.default_rng(0)
+    views = rng.integers(0, 256, (6, 4, *SHAPE), dtype=np.uint8)
+    batch = {**make_batch(6), "image": views, "mask": np.arange(6) < 5}
+    variables = {"params": state.params}
+    step = jax.jit(train.make_eval_step(model=model, preprocess=preprocess))
+    found = step(variables, batch)
+    probs = np.stack(
+        [
+            jax.nn.softmax(model.apply(variables, preprocess(views[:, i]), train=False))
+            for i in range(4)
+        ]
+    ).mean(axis=0)[:5]
+    labels = batch["label"][:5]
+    assert found["count"] == 5
+    assert int(found["correct"]) == (probs.argmax(axis=1) == labels).sum()
+    loss = -np.log(probs[np.arange(5), labels]).sum()
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)

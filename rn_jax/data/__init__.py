@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets by name, batches cut from them, and augmentation on the device."""
 
-from rn_jax.data.augment import augment, normalize, random_crop, random_flip
+from rn_jax.data.augment import (
+    augment,
+    augment_color,
+    color_jitter,
+    contrast_normalize,
+    normalize,
+    normalizer,
+    pca_noise,
+    random_crop,
+    random_flip,
+)
 from rn_jax.data.datasets import (
     DATASETS,
     NORMALIZATIONS,
@@ -17,7 +27,6 @@ from rn_jax.data.datasets import (
     split_validation,
     steps_per_epoch,
     train_batch,
-    validation_size,
 )
 
 __all__ = [
@@ -28,16 +37,20 @@ __all__ = [
     "Examples",
     "Normalization",
     "augment",
+    "augment_color",
+    "color_jitter",
+    "contrast_normalize",
     "epoch_permutation",
     "eval_batches",
     "get_spec",
     "load",
     "normalization",
     "normalize",
+    "normalizer",
+    "pca_noise",
     "random_crop",
     "random_flip",
     "split_validation",
     "steps_per_epoch",
     "train_batch",
-    "validation_size",
 ]

@@ -5,8 +5,55 @@ Images are normalised first and padded afterwards, so that the zeros of the padd
 the mean colour, as in every Torch code of the papers.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from rn_jax.data.datasets import Examples, normalization
+
+# Of the covariance of ImageNet's pixels from 0 to 1, in RGB; the eigenvectors are the
+# columns (Krizhevsky et al. 2012, section 4.1, in the figures of fb.resnet.torch).
+_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
+_EIGENVECTORS = np.float32(
+    [
+        [-0.5675, 0.7192, 0.4009],
+        [-0.5808, -0.0045, -0.8140],
+        [-0.5836, -0.6948, 0.4203],
+    ]
+)
+_LUMA = np.float32([0.299, 0.587, 0.114])  # of ITU-R 601, as in all of these codes
+
+
+def normalizer(examples: Examples, kind: str) -> Callable[[jax.Array], jax.Array]:
+    """Make the function from pixels [B, H, W, C] to normalised images.
+
+    Args:
+        examples: the part that is trained on.
+        kind: "contrast" for `contrast_normalize`, else of `normalization`.
+
+    Raises:
+        InputError: another `kind`, or no examples.
+    """
+    if kind == "contrast":
+        return contrast_normalize
+    stats = normalization(examples, kind)
+    return partial(normalize, mean=stats.mean, std=stats.std)
+
+
+def contrast_normalize(images: jax.Array) -> jax.Array:
+    """Global contrast normalisation: each image to a mean of 0 and a std of 1.
+
+    The highway networks' CIFAR images are made so (Srivastava et al. 2015); which std
+    they had is not in the sources at hand. An image of one colour becomes 0.
+    """
+    images = images.astype(jnp.float32)
+    axes = (1, 2, 3)
+    std = images.std(axis=axes, keepdims=True)
+    centred = images - images.mean(axis=axes, keepdims=True)
+    return centred / jnp.where(std > 0, std, 1)
 
 
 def normalize(
@@ -15,7 +62,7 @@ def normalize(
     """Return (images - mean) / std, computed in float32 and given as `dtype`.
 
     Args:
-        images: uint8[B, H, W, C].
+        images: [B, H, W, C], uint8 or with colours already changed.
         mean: over pixel values 0..255; broadcasts against [H, W, C].
         std: like `mean`.
         dtype: of the result.
@@ -37,6 +84,82 @@ def random_crop(key: jax.Array, image: jax.Array, pad: int) -> jax.Array:
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
     """Mirror `image` [H, W, C] left to right with probability one half."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
+    """Shift the colour of a whole image along the principal axes of ImageNet's pixels.
+
+    Every pixel is added the sum of a_i * lambda_i * p_i, with a_i ~ N(0, std)
+    (Krizhevsky et al. 2012, section 4.1, with std 0.1).
+
+    Args:
+        key: of the three a_i.
+        image: f32[H, W, 3], RGB over 0..255.
+        std: of the a_i.
+    """
+    shares = std * jax.random.normal(key, (3,))
+    return image + 255 * (_EIGENVECTORS @ (shares * _EIGENVALUES))
+
+
+def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+    """Change brightness, contrast and saturation, in random order.
+
+    Each is a blend, with weights w ~ U(1 - strength, 1 + strength) and 1 - w, of the
+    image and of black, of its mean grey, or of its grey image, as in fb.resnet.torch;
+    nothing is cut off at 0 or 255.
+
+    Args:
+        key: of the order and the three weights.
+        image: f32[H, W, 3], RGB over 0..255.
+        strength: 0.4 in that code.
+    """
+    order_key, weight_key = jax.random.split(key)
+    weights = jax.random.uniform(
+        weight_key, (3,), minval=1 - strength, maxval=1 + strength
+    )
+
+    def grey(image):
+        return (image @ _LUMA)[..., None]
+
+    others = (
+        lambda image: jnp.zeros_like(image),
+        lambda image: jnp.zeros_like(image) + grey(image).mean(),
+        lambda image: jnp.zeros_like(image) + grey(image),
+    )
+    for choice in jax.random.permutation(order_key, 3):
+        weight = weights[choice]
+        image = weight * image + (1 - weight) * jax.lax.switch(choice, others, image)
+    return image
+
+
+def augment_color(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    jitter: float,
+    pca_std: float,
+    first_index: int | jax.Array = 0,
+) -> jax.Array:
+    """Change each image's colours at random: `color_jitter`, then `pca_noise`.
+
+    Args:
+        key: of the step.
+        images: [B, H, W, 3], RGB over 0..255.
+        jitter, pca_std: their strengths; 0 leaves that one out.
+        first_index: as in `augment`.
+
+    Returns:
+        f32[B, H, W, 3] over 0..255 and beyond.
+    """
+
+    def one(index, image):
+        jitter_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
+        if jitter > 0:
+            image = color_jitter(jitter_key, image, jitter)
+        return pca_noise(noise_key, image, pca_std) if pca_std > 0 else image
+
+    indices = first_index + jnp.arange(len(images))
+    return jax.vmap(one)(indices, images.astype(jnp.float32))
 
 
 def augment(

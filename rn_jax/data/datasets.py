@@ -30,7 +30,8 @@ Batch = dict[str, np.ndarray]
 
 # Mean and standard deviation of ImageNet's channels, for pixels from 0 to 1.
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NORMALIZATIONS = ("channel", "mean_image", "imagenet")
+_STATISTICS = ("channel", "mean_image", "unit", "imagenet", "imagenet_mean")
+NORMALIZATIONS = (*_STATISTICS, "contrast")  # of each image alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class DatasetSpec:
         test_split: TFDS split used as the test part.
         pad: zeros put on each side before a random crop, in pixels; 0 for no crop.
         flip: whether a left-right mirror image is still an example of its class.
-        validation_limit: most examples that `validation_size` holds out, or None.
+        validation_per_class: examples of each class that `split_validation` holds out,
+            for each of `train_splits`; None for a tenth of all examples.
         class_names: one name per label, or None where they are not recorded here.
     """
 
@@ -56,7 +58,7 @@ class DatasetSpec:
     test_split: str = "test"
     pad: int = 4
     flip: bool = False
-    validation_limit: int | None = None
+    validation_per_class: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
 
 
@@ -89,14 +91,14 @@ DATASETS: dict[str, DatasetSpec] = {
             name="cifar100", image_shape=(32, 32, 3), num_classes=100, flip=True
         ),
         # Huang et al. 2016 and DenseNet train on train + extra, hold out 6,000 examples
-        # and do not augment.
+        # balanced by class, and do not augment.
         DatasetSpec(
             name="svhn_cropped",
             image_shape=(32, 32, 3),
             num_classes=10,
             train_splits=("train", "extra"),
             pad=0,
-            validation_limit=6000,
+            validation_per_class=(400, 200),
             class_names=_DIGIT_NAMES,
         ),
         # MNIST's digits lie in the middle 20x20 pixels: a shift by 4 cuts none off.
@@ -142,11 +144,19 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory: its `spec`, the training part and the test part."""
+    """A data set in memory.
+
+    Attributes:
+        spec: what is known of it beforehand.
+        train: the training part: the splits `spec.train_splits`, one after the other.
+        test: the test part.
+        train_sizes: examples of each of those splits.
+    """
 
     spec: DatasetSpec
     train: Examples
     test: Examples
+    train_sizes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,10 +236,12 @@ def _load_tfds(tfds, spec: DatasetSpec, data_dir: str) -> Dataset:
         # has added to a folder; one made from the folder sees them.
         builder = tfds.builder_from_directory(folder)
         _require_random_access(builder, spec, folder)
+        train = [_read(builder, spec, split) for split in spec.train_splits]
         return Dataset(
             spec=spec,
-            train=_read(builder, spec, spec.train_splits),
-            test=_read(builder, spec, (spec.test_split,)),
+            train=_joined(train),
+            test=_read(builder, spec, spec.test_split),
+            train_sizes=tuple(len(examples) for examples in train),
         )
     except (InputError, MemoryError):
         raise
@@ -265,8 +277,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
-def _read(builder, spec: DatasetSpec, splits: tuple[str, ...]) -> Examples:
-    """Decode whole splits, one after the other, into one pair of arrays.
+def _read(builder, spec: DatasetSpec, split: str) -> Examples:
+    """Decode a whole split.
 
     The records are parsed here because TFDS's own feature decoding takes as long as
     Pillow does for the images. Threads make it slower: a 32x32 image is decoded too
@@ -276,31 +288,31 @@ def _read(builder, spec: DatasetSpec, splits: tuple[str, ...]) -> Examples:
     from tensorflow_datasets.core.decode import DeserializeMethod
     from tensorflow_datasets.proto import tf_example_pb2
 
-    sources = [
-        builder.as_data_source(
-            split,
-            deserialize_method=DeserializeMethod.RAW_BYTES,
-            file_format="array_record",
-        )
-        for split in splits
-    ]
-    total = sum(len(source) for source in sources)
-    images = np.empty((total, *spec.image_shape), np.uint8)
-    labels = np.empty(total, np.int32)
-    position = 0
-    for source in sources:
-        for start in range(0, len(source), 1000):
-            stop = min(start + 1000, len(source))
-            for record in source.__getitems__(range(start, stop)):
-                fields = tf_example_pb2.Example.FromString(record).features.feature
-                encoded = fields["image"].bytes_list.value[0]
-                pixels = Image.open(io.BytesIO(encoded)).tobytes()
-                images[position] = np.frombuffer(pixels, np.uint8).reshape(
-                    spec.image_shape
-                )
-                labels[position] = fields["label"].int64_list.value[0]
-                position += 1
+    source = builder.as_data_source(
+        split,
+        deserialize_method=DeserializeMethod.RAW_BYTES,
+        file_format="array_record",
+    )
+    images = np.empty((len(source), *spec.image_shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), 1000):
+        places = range(start, min(start + 1000, len(source)))
+        for place, record in zip(places, source.__getitems__(places), strict=True):
+            fields = tf_example_pb2.Example.FromString(record).features.feature
+            encoded = fields["image"].bytes_list.value[0]
+            pixels = Image.open(io.BytesIO(encoded)).tobytes()
+            images[place] = np.frombuffer(pixels, np.uint8).reshape(spec.image_shape)
+            labels[place] = fields["label"].int64_list.value[0]
     return _read_only(images, labels)
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    if len(parts) == 1:
+        return parts[0]
+    return _read_only(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
 
 
 def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
@@ -390,6 +402,7 @@ def _load_digits(spec: DatasetSpec) -> Dataset:
         spec=spec,
         train=everything.take(np.sort(ranked[360:])),
         test=everything.take(np.sort(ranked[:360])),
+        train_sizes=(len(labels) - 360,),
     )
 
 
@@ -399,33 +412,45 @@ def _read_only(images: np.ndarray, labels: np.ndarray) -> Examples:
     return Examples(images, labels)
 
 
-def validation_size(spec: DatasetSpec, n: int) -> int:
-    """Return how many of `n` training examples to hold out.
+def split_validation(dataset: Dataset, *, seed: int) -> tuple[Examples, Examples]:
+    """Split a validation part off the training part, by a permutation.
 
-    A tenth (5,000 of CIFAR's 50,000), and no more than 6,000 for SVHN.
-    """
-    tenth = n // 10
-    return tenth if spec.validation_limit is None else min(tenth, spec.validation_limit)
+    It holds a tenth of the examples (5,000 of CIFAR's 50,000, as Huang et al. 2016), or
+    as many of each class as the data set's spec says: of SVHN 400 of its training
+    images and 200 of its extra ones, 6,000 in all.
 
-
-def split_validation(
-    examples: Examples, *, size: int, seed: int
-) -> tuple[Examples, Examples]:
-    """Split off `size` examples, chosen by a permutation that `seed` fixes.
+    Args:
+        dataset: of which `train` is split.
+        seed: fixes the permutation.
 
     Returns:
         (train, validation), both copies, each in the order of the permutation.
 
     Raises:
-        InputError: `size` leaves one of the parts empty.
+        InputError: there are too few examples, of a class or in all.
     """
+    spec, examples = dataset.spec, dataset.train
     n = len(examples)
-    if not 0 < size < n:
-        raise InputError(
-            f"The validation part must hold 1 to {n - 1} of {n} examples, not {size}."
-        )
     order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(n)
-    return examples.take(order[size:]), examples.take(order[:size])
+    held_out = np.zeros(n, np.bool_)  # by place in that order
+    if spec.validation_per_class is None:
+        held_out[: n // 10] = True
+    else:
+        split = np.repeat(np.arange(len(dataset.train_sizes)), dataset.train_sizes)
+        for i, count in enumerate(spec.validation_per_class):
+            for label in range(spec.num_classes):
+                of_class = (split == i) & (examples.labels == label)
+                places = np.flatnonzero(of_class[order])
+                if len(places) <= count:
+                    raise InputError(
+                        f"The validation part of {spec.name} takes {count} examples of "
+                        f"each class from its split {spec.train_splits[i]}, which has "
+                        f"{len(places)} of class {label}."
+                    )
+                held_out[places[:count]] = True
+    if not held_out.any():
+        raise InputError(f"{n} training examples are too few to hold out a tenth.")
+    return examples.take(order[~held_out]), examples.take(order[held_out])
 
 
 @functools.lru_cache(maxsize=2)
@@ -491,27 +516,36 @@ def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
 def normalization(examples: Examples, kind: str) -> Normalization:
     """Return the mean and standard deviation to normalise with.
 
+    The sums are exact integers; only the last division and root are rounded.
+
     Args:
         examples: the part that is trained on (without the validation part).
-        kind: "channel": mean and std of each channel, both float32[C]. "imagenet":
-            those of ImageNet's training set, whatever the examples, as trained networks
-            of PyTorch projects take their images. "mean_image":
-            the mean image, float32[H, W, C], and one std, float32[], as in the code of
-            Huang et al. 2016, which takes the std over all pixel values *before* the
-            mean image is subtracted. So it is about the one overall mean, and what is
-            left after normalising has a std somewhat below 1.
-
-    The sums are exact integers; only the last division and root are rounded.
+        kind:
+            "channel": mean and std of each channel, both float32[C].
+            "mean_image": the mean image, float32[H, W, C], and one std, float32[], as
+            in the code of Huang et al. 2016, which takes the std over all pixel values
+            *before* the mean image is subtracted. So it is about the one overall mean,
+            and what is left after normalising has a std somewhat below 1.
+            "unit": 0 and 255, as DenseNet on SVHN.
+            "imagenet": mean and std of ImageNet's channels, whatever the examples, as
+            trained networks of PyTorch projects take their images.
+            "imagenet_mean": the same mean and a std of 1, as the Caffe codes.
 
     Raises:
         InputError: another `kind`, or no examples.
     """
-    if kind not in NORMALIZATIONS:
+    mean, std = (np.float32(255) * np.float32(values) for values in _IMAGENET)
+    fixed = {
+        "unit": Normalization(np.float32(0), np.float32(255)),
+        "imagenet": Normalization(mean, std),
+        "imagenet_mean": Normalization(mean, np.float32(1)),
+    }
+    if kind in fixed:
+        return fixed[kind]
+    if kind not in ("channel", "mean_image"):
         raise InputError(
-            f"Unknown normalization {kind!r}: known: {', '.join(NORMALIZATIONS)}."
+            f"Unknown normalization {kind!r}: known: {', '.join(_STATISTICS)}."
         )
-    if kind == "imagenet":
-        return Normalization(*(np.float32(255) * np.float32(v) for v in _IMAGENET))
     n = len(examples)
     if n == 0:
         raise InputError("There are no examples to take a mean of.")

@@ -8,7 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rn_jax.data.augment import augment, normalize, random_crop, random_flip
+from rn_jax import InputError
+from rn_jax.data.augment import (
+    augment,
+    augment_color,
+    color_jitter,
+    contrast_normalize,
+    normalize,
+    normalizer,
+    pca_noise,
+    random_crop,
+    random_flip,
+)
+from rn_jax.data.datasets import NORMALIZATIONS, Examples
 
 KEY = jax.random.key(7)
 
@@ -127,3 +139,97 @@ def test_augment_is_the_same_under_jit_and_differs_by_key(images):
     np.testing.assert_array_equal(jitted(KEY, images, first_index=5), plain)
     other = jitted(jax.random.fold_in(KEY, 1), images, first_index=5)
     assert not np.array_equal(other, plain)
+
+
+# Colours
+
+
+def test_normalizers_by_name():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+    pixels[2] = 77  # one colour
+    examples = Examples(pixels, np.zeros(6, np.int32))
+    wide = pixels.astype(np.float64)
+    each = wide.reshape(6, -1)
+    std = np.where(each.std(axis=1) > 0, each.std(axis=1), 1)
+    mean = 255 * np.array([0.485, 0.456, 0.406])
+    expected = {
+        "channel": (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)),
+        "mean_image": (wide - wide.mean(0)) / wide.std(),
+        "unit": wide / 255,
+        "contrast": ((each - each.mean(1, keepdims=True)) / std[:, None]).reshape(
+            wide.shape
+        ),
+        "imagenet": (wide - mean) / (255 * np.array([0.229, 0.224, 0.225])),
+        "imagenet_mean": wide - mean,
+    }
+    assert set(expected) == set(NORMALIZATIONS)
+    for kind, values in expected.items():
+        found = normalizer(examples, kind)(pixels)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-4, err_msg=kind)
+    assert np.array_equal(contrast_normalize(pixels)[2], np.zeros((4, 5, 3)))
+    with pytest.raises(InputError, match="Unknown normalization 'zca'"):
+        normalizer(examples, "zca")
+
+
+def test_pca_noise_shifts_a_whole_image_along_the_axes_of_imagenets_colours():
+    image = jnp.full((3, 2, 3), 100.0)
+    keys = jax.random.split(KEY, 4000)
+    moved = jax.vmap(pca_noise, (0, None, None))(keys, image, 0.1)
+    shift = np.asarray(moved - image)
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape))
+    # The constants of Krizhevsky et al. 2012 are lambda of the covariance, in the
+    # figures of fb.resnet.torch; a_i has a std of 0.1.
+    shares = np.array([0.2175, 0.0188, 0.0045]) * 0.1 * 255
+    vectors = np.array(
+        [
+            [-0.5675, 0.7192, 0.4009],
+            [-0.5808, -0.0045, -0.8140],
+            [-0.5836, -0.6948, 0.4203],
+        ]
+    )
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(3), atol=2e-3)
+    covariance = vectors @ np.diag(shares**2) @ vectors.T
+    found = np.cov(shift[:, 0, 0].T)
+    np.testing.assert_allclose(found, covariance, atol=0.1 * covariance.max())
+    np.testing.assert_allclose(shift[:, 0, 0].mean(0), 0, atol=0.3)
+
+
+def test_color_jitter_is_torchvisions_in_the_same_order(torchvision):
+    import torch
+    from torchvision.transforms import functional
+
+    adjust = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    )
+    rng = np.random.default_rng(0)
+    image = rng.uniform(100, 150, (5, 4, 3)).astype(np.float32)  # nothing is cut off
+    orders = set()
+    for seed in range(12):
+        key = jax.random.key(seed)
+        order_key, weight_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, 3).tolist()
+        weights = jax.random.uniform(weight_key, (3,), minval=0.8, maxval=1.2)
+        expected = torch.tensor(image / 255).permute(2, 0, 1)
+        for choice in order:
+            expected = adjust[choice](expected, float(weights[choice]))
+        found = jax.jit(color_jitter, static_argnums=2)(key, image, 0.2)
+        expected = 255 * expected.permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-3)  # of grey's 0.2989
+        orders.add(tuple(order))
+    assert len(orders) > 3
+
+
+def test_colours_do_not_depend_on_how_the_batch_is_cut():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    change = functools.partial(augment_color, jitter=0.4, pca_std=0.1)
+    whole = change(KEY, pixels)
+    assert whole.dtype == jnp.float32 and np.abs(np.asarray(whole) - pixels).max() > 5
+    parts = [change(KEY, pixels[i : i + 3], first_index=i) for i in (0, 3)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(
+        augment_color(KEY, pixels, jitter=0, pca_std=0), pixels.astype(np.float32)
+    )

@@ -142,8 +142,7 @@ def test_real_cifar10_has_its_published_sizes_and_means(cifar10):
 
 
 def test_real_cifar10_is_split_45k_5k(cifar10):
-    size = datasets.validation_size(cifar10.spec, len(cifar10.train))
-    train, validation = datasets.split_validation(cifar10.train, size=size, seed=0)
+    train, validation = datasets.split_validation(cifar10, seed=0)
     assert (len(train), len(validation)) == (45_000, 5_000)
 
 
@@ -299,30 +298,51 @@ def test_other_image_shape_is_one_sentence(own_cifar10, monkeypatch):
 
 
 def test_split_validation_is_a_fixed_partition():
-    examples = numbered(100)
-    train, validation = datasets.split_validation(examples, size=10, seed=3)
+    dataset = whole(numbered(100))
+    train, validation = datasets.split_validation(dataset, seed=3)
     assert (len(train), len(validation)) == (90, 10)
     both = np.concatenate([train.labels, validation.labels])
     assert sorted(both) == list(range(100))
     np.testing.assert_array_equal(validation.images.ravel(), validation.labels)
-    again = datasets.split_validation(examples, size=10, seed=3)[1]
-    other = datasets.split_validation(examples, size=10, seed=4)[1]
+    again = datasets.split_validation(dataset, seed=3)[1]
+    other = datasets.split_validation(dataset, seed=4)[1]
     np.testing.assert_array_equal(again.labels, validation.labels)
     assert set(other.labels) != set(validation.labels)
 
 
-@pytest.mark.parametrize("size", [-1, 0, 100, 101])
-def test_split_validation_refuses_an_empty_part(size):
-    with pytest.raises(InputError, match=f"1 to 99 of 100 examples, not {size}"):
-        datasets.split_validation(numbered(100), size=size, seed=0)
+def whole(examples):
+    spec = datasets.DatasetSpec(name="numbered", image_shape=(1, 1, 1), num_classes=100)
+    return datasets.Dataset(spec, examples, examples, (len(examples),))
 
 
-def test_validation_sizes():
-    sizes = {"cifar10": 50_000, "svhn_cropped": 604_388, "digits": 1437}
-    assert {
-        name: datasets.validation_size(datasets.DATASETS[name], n)
-        for name, n in sizes.items()
-    } == {"cifar10": 5_000, "svhn_cropped": 6_000, "digits": 143}
+def test_too_few_examples_to_hold_some_out():
+    with pytest.raises(InputError, match="9 training examples are too few"):
+        datasets.split_validation(whole(numbered(9)), seed=0)
+
+
+def test_validation_part_of_svhn_is_balanced():
+    """400 of each class from train and 200 from extra (Huang et al. 2016)."""
+    spec = datasets.get_spec("svhn_cropped")
+    assert spec.train_splits == ("train", "extra")
+    rng = np.random.default_rng(0)
+    sizes = (6_000, 9_000)
+    shares = rng.dirichlet(np.full(10, 100.0), 2)  # classes are not as frequent
+    labels = [rng.choice(10, n, p=p) for n, p in zip(sizes, shares, strict=True)]
+    labels = np.concatenate(labels).astype(np.int32)
+    images = np.zeros((15_000, 1, 1, 1), np.uint8)
+    images[6_000:] = 1  # which split it is from
+    train = datasets.Examples(images, labels)
+    dataset = datasets.Dataset(spec, train, train, sizes)
+    kept, held_out = datasets.split_validation(dataset, seed=0)
+    assert (len(kept), len(held_out)) == (9_000, 6_000)
+    for split, count in enumerate((400, 200)):
+        of_split = held_out.labels[held_out.images.ravel() == split]
+        assert np.bincount(of_split).tolist() == [count] * 10
+    together = np.concatenate([kept.labels, held_out.labels])
+    np.testing.assert_array_equal(np.bincount(together), np.bincount(labels))
+    with pytest.raises(InputError, match="takes 400 examples of each class from its"):
+        few = datasets.Dataset(spec, train, train, (300, 14_700))
+        datasets.split_validation(few, seed=0)
 
 
 def test_an_epoch_visits_every_example_at_most_once_in_an_order_of_its_own():

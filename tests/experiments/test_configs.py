@@ -117,7 +117,7 @@ def test_no_config_repeats_what_it_starts_from():
         bases = re.findall(r"config = (\w+)\.get_config\(dataset\)", text)
         for base in bases:
             before, after = load(base), load(name)
-            for field in re.findall(r"    config\.(\w+) = ", text):
+            for field in re.findall(r"(?m)^    config\.(\w+) = ", text):
                 assert before[field] != after[field], (name, field)
 
 

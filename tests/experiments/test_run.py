@@ -16,7 +16,7 @@ import pytest
 from command import arguments, in_process
 
 from experiments import loop
-from rn_jax import data
+from experiments.feed import InMemory
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -212,15 +212,15 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
 
 def stop_after(monkeypatch, steps):
     """Makes the loop see a signal after that many steps."""
-    taken = []
+    whole = InMemory.train_batches
 
-    def train_batch(*args, step, **kwargs):
-        taken.append(step)
-        if len(taken) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return data.datasets.train_batch(*args, step=step, **kwargs)
+    def train_batches(feed, first_step, last_step):
+        for i, batch in enumerate(whole(feed, first_step, last_step), start=1):
+            if i == steps:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
 
-    monkeypatch.setattr(loop.data, "train_batch", train_batch)
+    monkeypatch.setattr(InMemory, "train_batches", train_batches)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -399,6 +399,28 @@ BAD_INPUT = {
         r"must be in \(0, 1\], not 1\.1",
     ),
     "stochastic depth": (["--config.stochastic_depth=half"], r"must be None or its f"),
+    "plateau": (
+        ["--config.lr_schedule=plateau"],
+        r"plateau needs a validation part, as protocol=45k5k",
+    ),
+    "plateau's factor": (
+        ["--config.lr_schedule=plateau", "--config.lr_factor=1.0"],
+        r"needs an lr_factor between 0 and 1, not 1.0",
+    ),
+    "two warm-ups": (
+        ["--config.warmup=5", "--config.warmup_until_error=80"],
+        r"Set either warmup, a length, or warmup_until_error",
+    ),
+    "parts of a batch": (
+        ["--config.micro_batches=7"],
+        r"micro_batches 7 do not divide the 120 examples of each device",
+    ),
+    "colours": (["--config.pca_noise=0.1"], r"need colours, which digits has not"),
+    "precision": (
+        ["--config.matmul_precision=tf32"],
+        r"must be one of None, bfloat16, tensorfloat32, float32, not 'tf32'",
+    ),
+    "nothing to begin from": (["--config.init_from=x.pt"], r"There is no file x.pt"),
     "drops": (["--config.lr_drops=(0.7, 0.5)"], r"one after another"),
     "option": (["--wordkir=x"], r"Unknown command line flag 'wordkir'"),
     "argument": (["now"], r"Unexpected argument 'now'"),

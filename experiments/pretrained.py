@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training that starts from the weights of another run, or from a file of weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.serialization
+import jax
+import numpy as np
+from etils import epath
+
+from rn_jax.checkpoint import Checkpoints
+from rn_jax.errors import InputError
+from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.train import TrainState
+
+
+def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
+    """The state before the first step, with the weights that `init_from` names.
+
+    Parameters and BatchNorm's statistics are taken over, but for the classifier, the
+    layers named "head" and those of auxiliary heads, which stay as they are: new. The
+    optimiser begins afresh.
+
+    Args:
+        state: of a new network.
+        config: of the run; its `init_from` is the folder of a run, of which the last
+            checkpoint is taken, or a file that `interop.read_weights` reads.
+
+    Raises:
+        InputError: nothing there, or weights of another network.
+    """
+    source = config["init_from"]
+    folder = epath.Path(source)
+    found = _of_run(folder) if folder.is_dir() else _of_file(source, config)
+    parts = {
+        name: _replaced(getattr(state, name), found.get(name, {}), source, config)
+        for name in ("params", "batch_stats")
+    }
+    return state.replace(**parts)
+
+
+def _of_run(folder):
+    if not (folder / "config.json").exists():
+        raise InputError(f"init_from {folder} is not the folder of a run.")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    step = checkpoints.latest_step()
+    try:
+        if step is None:
+            raise InputError(f"init_from {folder} has no checkpoint yet.")
+        return checkpoints.read(step)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader raise
+        raise InputError(
+            f"init_from {folder}: its checkpoint of step {step} is damaged."
+        ) from error
+    finally:
+        checkpoints.close()
+
+
+def _of_file(file, config):
+    weights = read_weights(file)
+    fields = {**torch_fields(config["model"], weights), **config["model_kwargs"]}
+    return from_torch(config["model"], weights, **fields)
+
+
+def _replaced(new, old, source, config):
+    """The tree `new` with the leaves of `old` but for those of the heads."""
+    new = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(new))
+    old = flax.traverse_util.flatten_dict(old)
+    for path, leaf in new.items():
+        if path[0] == "head" or path[0].startswith("aux"):
+            continue
+        there = old.get(path)
+        if there is None or there.shape != leaf.shape:
+            has = "none" if there is None else f"one of {list(there.shape)}"
+            raise InputError(
+                f"init_from {source} is not a {config['model']} with these settings: "
+                f"it has {has} for the {list(leaf.shape)} of {'/'.join(path)}."
+            )
+        new[path] = jax.numpy.asarray(np.asarray(there), leaf.dtype)
+    return flax.traverse_util.unflatten_dict(new)

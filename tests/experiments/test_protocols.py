@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the papers' protocols ask of a run beyond its steps, through the command."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from command import arguments, in_process
+from test_run import assert_same_run, final_state, lines, stop_after
+
+from experiments import pretrained, setup
+from rn_jax import InputError, data
+from rn_jax.models import MODELS
+
+PROTOCOL = [
+    "--config.protocol=45k5k",
+    "--config.eval_every_steps=3",
+    "--config.lr_schedule=plateau",
+    "--config.plateau_patience=1",
+    "--config.lr_factor=0.5",
+    "--config.learning_rate=0.3",
+    "--config.warmup_until_error=85",
+    "--config.batch_norm_at_test=exact",
+    "--config.batch_norm_examples=480",
+    "--config.micro_batches=2",
+    "--config.epochs=4",
+    "--config.log_every_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 20 steps in 4 epochs, looked at every 3 steps."""
+    workdir = tmp_path_factory.mktemp("protocol") / "whole"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        from tiny import TINY
+
+        monkeypatch.setitem(MODELS, "tiny", TINY)
+        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+    return workdir
+
+
+def test_the_rate_follows_training_and_validation_errors_alone(finished):
+    """Written out once more from the errors that the run logged."""
+    running, warm, scale, best, waited = 100.0, True, 1.0, np.inf, 0
+    seen = []
+    for line in lines(finished):
+        if line["kind"] == "step":
+            rate = (0.01 if warm else 0.3) * scale
+            assert line["learning_rate"] == pytest.approx(rate), line["step"]
+            running = 0.95 * running + 0.05 * line["train_error_percent"]
+            warm = warm and running >= 85
+            seen.append(rate)
+        else:
+            error = line["val_error_percent"]
+            waited = 0 if error < best else waited + 1
+            best = min(best, error)
+            if waited == 1:
+                scale, waited = scale / 2, 0
+    assert len(seen) == 20 and len(set(seen)) > 1  # it did change
+
+
+def test_evaluation_by_steps(finished):
+    epochs = [ln for ln in lines(finished) if ln["kind"] == "epoch"]
+    assert [ln["step"] for ln in epochs] == [3, 6, 9, 12, 15, 18, 20]
+    assert [ln["epoch"] for ln in epochs] == [0.6, 1.2, 1.8, 2.4, 3, 3.6, 4]
+    summary = json.loads((finished / "summary.json").read_text())
+    best = min(epochs, key=lambda ln: (ln["val_error_percent"], -ln["step"]))
+    assert summary["best_epoch"] == best["epoch"]
+    assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
+
+
+def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
+    """Stopped between two evaluations, it goes on bit for bit."""
+    workdir = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+    assert not (workdir / "summary.json").exists()
+    assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+    assert_same_run(workdir, finished)
+
+
+def test_saved_statistics_are_those_of_the_examples(finished):
+    """Of the stem's BatchNorm after the last evaluation, by NumPy."""
+    state = final_state(finished)
+    config = json.loads((finished / "config.json").read_text())
+    train, _ = data.split_validation(data.load("digits"), seed=config["split_seed"])
+    order = data.epoch_permutation(len(train), seed=0, epoch=0)[:480]
+    images = data.normalizer(train, "channel")(train.images[order])
+    stem = jax.lax.conv_general_dilated(
+        images,
+        state["['params']['stem_conv']['kernel']"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    found = {n: state[f"['batch_stats']['stem_bn']['{n}']"] for n in ("mean", "var")}
+    np.testing.assert_allclose(found["mean"], stem.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found["var"], stem.var((0, 1, 2)), rtol=1e-4)
+
+
+# --- Weights to begin with ------------------------------------------------------------
+
+
+def built(workdir, *options):
+    """The experiment of a config of the tiny network."""
+    config = json.loads((workdir / "config.json").read_text())
+    return setup.build(config | dict(options))
+
+
+def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
+    source = final_state(finished)
+    fresh = built(finished, ("seed", 1)).initial_state
+    begun = built(finished, ("seed", 1), ("init_from", str(finished))).initial_state
+    for part in ("params", "batch_stats"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(begun, part)):
+            key = jax.tree_util.keystr(path)
+            if "head" in key:
+                leaf_there = getattr(fresh, part)["head"][path[-1].key]
+            else:
+                leaf_there = source[f"['{part}']{key}"]
+            np.testing.assert_array_equal(leaf, leaf_there, err_msg=key)
+    assert begun.step == 0
+    assert not np.any(jax.tree.leaves(begun.opt_state)[-1])
+
+
+def test_weights_that_do_not_fit_are_named(finished, tmp_path):
+    with pytest.raises(InputError, match=r"is not a tiny .* one of \[.*, 8\] for the"):
+        wide = {"features": (16, 16)}
+        built(finished, ("model_kwargs", wide), ("init_from", str(finished)))
+    state = built(finished).initial_state
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})
+
+
+def test_weights_of_a_file(tmp_path):
+    """A ResNet-18 of torchvision's names, for other classes."""
+    from safetensors.numpy import save_file
+
+    from rn_jax import create_model, train
+    from rn_jax.interop import from_torch, read_weights
+
+    torchvision_names = torch_state(classes=7)
+    save_file(torchvision_names, tmp_path / "weights.safetensors")
+    model = create_model("resnet18", num_classes=10)
+    import optax
+
+    state = jax.eval_shape(
+        lambda key: train.create_state(
+            key, model=model, tx=optax.sgd(0.1), image_shape=(64, 64, 3)
+        ),
+        jax.random.key(0),
+    )
+    state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state)
+    config = {
+        "init_from": str(tmp_path / "weights.safetensors"),
+        "model": "resnet18",
+        "model_kwargs": {},
+    }
+    begun = pretrained.initialise(state, config)
+    there = from_torch("resnet18", read_weights(config["init_from"]))
+    np.testing.assert_array_equal(
+        begun.params["stage2"]["first"]["conv1"]["kernel"],
+        there["params"]["stage2"]["first"]["conv1"]["kernel"],
+    )
+    assert begun.params["head"]["kernel"].shape == (512, 10)
+    assert not begun.params["head"]["kernel"].any()
+
+
+def torch_state(classes):
+    """Random weights of ResNet-18 under torchvision's names."""
+    rng = np.random.default_rng(0)
+    state = {"conv1.weight": (64, 3, 7, 7), "fc.weight": (classes, 512)}
+    state |= norm("bn1", 64)
+    widths = (64, 64, 128, 256, 512)
+    for stage in range(1, 5):
+        for block in range(2):
+            name = f"layer{stage}.{block}"
+            before = widths[stage - 1] if block == 0 else widths[stage]
+            after = widths[stage]
+            state[f"{name}.conv1.weight"] = (after, before, 3, 3)
+            state[f"{name}.conv2.weight"] = (after, after, 3, 3)
+            state |= norm(f"{name}.bn1", after) | norm(f"{name}.bn2", after)
+            if before != after:
+                state[f"{name}.downsample.0.weight"] = (after, before, 1, 1)
+                state |= norm(f"{name}.downsample.1", after)
+    state["fc.bias"] = (classes,)
+    return {n: rng.normal(size=s).astype("float32") for n, s in state.items()}
+
+
+def norm(name, width):
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": (width,) for part in parts}
