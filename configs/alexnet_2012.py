@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet in two towers on ImageNet (Krizhevsky et al. 2012).
 
-Published: 40.7 % top-1 error on the validation set, ten crops. The paper divides the
-rate three times, when the validation error stops falling; here every 22 of 90 epochs.
+Published: 40.7 % top-1 error on the validation set, ten crops. The rate is divided when
+the validation error stops falling, within some 90 epochs.
 
     python -m experiments.run --config=configs/alexnet_2012.py
 """
@@ -13,9 +13,11 @@ from configs import default, imagenet
 def get_config(dataset="imagenet2012"):
     config = imagenet.get_config(dataset)
     config.model = "alexnet_2012"
+    config.epochs = 90
+    config.steps = None
     config.batch_size = 128
     config.learning_rate = 0.01
-    config.lr_drops = (22, 44, 66)
+    config.train_scales = (256, 256)
     config.weight_decay = 5e-4
     config.paper = "Krizhevsky et al. 2012"
     config.published_error_percent = {"imagenet2012": 40.7}

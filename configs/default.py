@@ -33,6 +33,15 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.color_jitter = 0.0  # strength: 0.4 in fb.resnet.torch
     config.pca_noise = 0.0  # std: 0.1 in Krizhevsky et al. 2012
 
+    # Data of imagenet2012 alone, which is decoded and cropped by worker processes
+    config.train_crop = "area"  # of 8 to 100 %, and aspect; or scale: of a random size
+    config.train_scales = (256, 480)  # shorter side before a crop of "scale", in pixels
+    config.image_size = 224  # of the crops trained on, in pixels
+    config.eval_resize = 256  # shorter side before the crops evaluated on
+    config.eval_size = 224  # of the crops evaluated on
+    config.eval_crops = "center"  # or ten: corners, centre, and their mirror images
+    config.num_workers = placeholder(int)  # processes; None: one per core
+
     # Length: whichever ends first
     config.epochs = placeholder(int)  # None: as many as `steps` allows
     config.steps = 64_000  # None: as many as `epochs` needs
@@ -92,7 +101,9 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
         config.lr_drops = (0.5, 0.75)
         config.lr_drops_unit = "fraction"
         config.warmup = 0
+        config.warmup_until_error = None
         config.normalization = "channel"
         config.protocol = "full"
         config.eval_every_steps = 0
+        config.lr_schedule = "piecewise"
     return config

@@ -6,15 +6,12 @@ Published: 25.02 % top-1 error on the validation set, one crop of 224 pixels.
     python -m experiments.run --config=configs/densenet121.py
 """
 
-from configs import default, imagenet
+from configs import default, torch_imagenet
 
 
 def get_config(dataset="imagenet2012"):
-    config = imagenet.get_config(dataset)
+    config = torch_imagenet.get_config(dataset)
     config.model = "densenet121"
-    config.normalization = "channel"
-    config.nesterov = True
-    config.weight_decay_on = "all"
     config.paper = "Huang et al. 2017"
     config.published_error_percent = {"imagenet2012": 25.02}
     return default.with_dataset(config)

@@ -12,8 +12,6 @@ from configs import default
 def get_config(dataset="cifar10"):
     config = default.get_config(dataset)
     config.model = "resnet110"
-    config.warmup = (
-        400  # "until the training error is below 80% (about 400 iterations)"
-    )
+    config.warmup_until_error = 80.0  # "about 400 iterations"
     config.published_error_percent = {"cifar10": 6.43}
     return default.with_dataset(config)

@@ -12,6 +12,6 @@ from configs import default
 def get_config(dataset="cifar10"):
     config = default.get_config(dataset)
     config.model = "resnet1202"
-    config.warmup = 400  # as for ResNet-110
+    config.warmup_until_error = 80.0  # as for ResNet-110
     config.published_error_percent = {"cifar10": 7.93}
     return default.with_dataset(config)

@@ -7,17 +7,14 @@ divides the rate three times; as in its code, every 30 of 100 epochs.
     python -m experiments.run --config=configs/resnext50_1x64d.py
 """
 
-from configs import default, imagenet
+from configs import default, torch_imagenet
 
 
 def get_config(dataset="imagenet2012"):
-    config = imagenet.get_config(dataset)
+    config = torch_imagenet.get_config(dataset)
     config.model = "resnext50_1x64d"
-    config.normalization = "channel"
     config.epochs = 100
     config.lr_drops = (30, 60, 90)
-    config.nesterov = True
-    config.weight_decay_on = "all"
     config.paper = "Xie et al. 2017"
     config.published_error_percent = {"imagenet2012": 23.9}
     return default.with_dataset(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import default
@@ -15,7 +16,7 @@ from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
 FOLDER = Path(default.__file__).parent
-BASES = {"default", "he2016", "imagenet"}  # recipes without a network
+BASES = {"default", "he2016", "imagenet", "torch_imagenet"}  # recipes without a network
 NAMES = sorted({p.stem for p in FOLDER.glob("[!_]*.py")} - BASES)
 
 
@@ -138,10 +139,13 @@ def test_recipe_of_he_2015():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
-def test_resnet110_of_he_2015_warms_up():
+def test_resnet110_of_he_2015_warms_up_until_it_learns():
+    """At 0.01 until the training error is below 80 %."""
+    config = load("resnet110_he2015")
+    assert (config.warmup_until_error, config.warmup_learning_rate) == (80, 0.01)
     schedule, _ = schedule_of("resnet110_he2015", steps_per_epoch=390)
-    rates = [float(schedule(s)) for s in (0, 399, 400, 32_000)]
-    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.01])
+    rates = [float(schedule(s)) for s in (0, 32_000)]
+    assert rates == pytest.approx([0.1, 0.01])
 
 
 def optimiser_of(config):
@@ -182,16 +186,38 @@ def test_rows_of_one_recipe_differ_in_the_network_alone(base, number):
 
 
 def test_recipe_of_he_2015_on_imagenet():
-    """Batch 256, 0.1; the fixed schedule of fb.resnet.torch, 90 epochs."""
+    """Batch 256, 0.1, divided by 10 at plateaus, 600k iterations; section 3.4."""
     for name in ("plain34", "resnet18", "resnet34_c", "resnet152"):
         config = load(name)
         assert (config.dataset, config.batch_size) == ("imagenet2012", 256)
         assert optimiser_of(config) == (0.9, False, 1e-4, "kernels")
-        assert config.normalization == "mean_image"
+        assert config.normalization == "imagenet_mean"
+        assert (config.train_crop, config.train_scales) == ("scale", (256, 480))
+        assert (config.pca_noise, config.color_jitter) == (0.1, 0)
+        assert (config.lr_schedule, config.protocol) == ("plateau", "45k5k")
+        assert config.lr_factor == 0.1
         schedule, total = schedule_of(name, steps_per_epoch=5004)
-        assert total == 90 * 5004
-        rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 59, 60, 89)]
-        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        assert total == 600_000
+        assert {float(schedule(s)) for s in (0, 599_999)} == {np.float32(0.1)}
+
+
+def assert_as_in_fb_resnet_torch(config):
+    """Its README and code, as papers.md's source has them."""
+    assert (config.normalization, config.protocol) == ("imagenet", "full")
+    assert (config.color_jitter, config.pca_noise) == (0.4, 0.1)
+    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+
+
+def test_recipe_of_stochastic_depth_on_imagenet():
+    """fb.resnet.torch's with batches of 128, then 30 epochs more at 1e-4."""
+    config = load("resnet152_imagenet_sd")
+    assert_as_in_fb_resnet_torch(config)
+    assert (config.batch_size, config.train_crop) == (128, "area")
+    assert config.stochastic_depth["last_survival"] == 0.5
+    schedule, total = schedule_of("resnet152_imagenet_sd", steps_per_epoch=10_009)
+    assert total == 120 * 10_009
+    rates = [float(schedule(e * 10_009)) for e in (29, 30, 60, 90, 119)]
+    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
 
 
 def test_resnets_on_imagenet_are_those_of_the_paper():
@@ -218,8 +244,9 @@ def test_recipe_of_he_2016():
 def test_recipe_of_he_2016_on_imagenet():
     """No warm-up, divided at epochs 30 and 60, the rest as in the Torch codes."""
     config = load("preact_resnet200")
-    assert (config.batch_size, config.normalization) == (256, "channel")
-    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    assert_as_in_fb_resnet_torch(config)
+    assert (config.batch_size, config.warmup, config.train_crop) == (256, 0, "scale")
+    assert (config.eval_resize, config.eval_size) == (320, 320)
     schedule, total = schedule_of("preact_resnet200", steps_per_epoch=5004)
     assert total == 90 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
@@ -241,8 +268,8 @@ def test_recipe_of_xie_2017_on_cifar():
 def test_recipe_of_xie_2017_on_imagenet():
     """Divided three times: 100 epochs, every 30."""
     config = load("resnext101_64x4d")
-    assert (config.batch_size, config.normalization) == (256, "channel")
-    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    assert_as_in_fb_resnet_torch(config)
+    assert (config.batch_size, config.train_crop) == (256, "area")
     schedule, total = schedule_of("resnext101_64x4d", steps_per_epoch=5004)
     assert total == 100 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60, 90)]
@@ -271,9 +298,12 @@ def test_recipe_of_huang_2017():
     assert total == 300 * 781
     rates = [float(schedule(e * 781)) for e in (0, 149, 150, 224, 225)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    svhn = load("densenet100_24", "svhn_cropped")  # section 4.2
+    assert (svhn.epochs, svhn.normalization, svhn.protocol) == (40, "unit", "45k5k")
+    assert (svhn.augment, svhn.model_kwargs.dropout) == (False, 0.2)
     config = load("densenet201")
-    assert (config.batch_size, config.normalization) == (256, "channel")
-    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    assert_as_in_fb_resnet_torch(config)
+    assert (config.batch_size, config.train_crop) == (256, "area")
     schedule, total = schedule_of("densenet201", steps_per_epoch=5004)
     assert total == 90 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
@@ -284,6 +314,7 @@ def test_recipe_of_srivastava_2015():
     """The authors' solver: 0.025, divided at 100k, 150k and 175k of 200k; batch 100."""
     config = load("highway19")
     assert (config.batch_size, config.augment_pad) == (100, 8)
+    assert (config.normalization, config.bias_rate) == ("contrast", 2)
     assert optimiser_of(config) == (0.9, True, 1e-3, "kernels")
     schedule, total = schedule_of("highway19", steps_per_epoch=500)
     assert total == 200_000
@@ -292,25 +323,30 @@ def test_recipe_of_srivastava_2015():
 
 
 @pytest.mark.parametrize(
-    ("name", "batch_size", "decay", "epochs", "rates"),
+    ("name", "batch_size", "decay", "steps", "crop", "rates"),
     [
-        ("vgg19", 256, 5e-4, 74, {0: 1e-2, 17: 1e-2, 18: 1e-3, 36: 1e-4, 54: 1e-5}),
-        ("alexnet_2012", 128, 5e-4, 90, {0: 1e-2, 22: 1e-3, 44: 1e-4, 66: 1e-5}),
+        ("vgg19", 256, 5e-4, 370_000, "scale", "plateau"),
+        ("alexnet_2012", 128, 5e-4, 90 * 5004, "scale", "plateau"),
         (
             "googlenet_2014",
-            *(32, 2e-4, 250),
+            *(32, 2e-4, 250 * 5004, "area"),
             {7: 1e-2, 8: 0.96e-2, 16: 0.9216e-2, 249: 0.96**31 * 1e-2},
         ),
     ],
 )
-def test_recipes_of_2012_to_2014(name, batch_size, decay, epochs, rates):
-    """0.01, momentum 0.9; divided three times, or by 4 % every 8 epochs."""
+def test_recipes_of_2012_to_2014(name, batch_size, decay, steps, crop, rates):
+    """0.01, momentum 0.9; divided by 10 at plateaus, or by 4 % every 8 epochs."""
     config = load(name)
     assert (config.dataset, config.batch_size) == ("imagenet2012", batch_size)
     assert (config.momentum, config.nesterov) == (0.9, False)
     assert config.weight_decay == decay
     schedule, total = schedule_of(name, steps_per_epoch=5004)
-    assert total == epochs * 5004
+    assert total == steps
+    assert config.train_crop == crop
+    assert (config.normalization, config.pca_noise) == ("imagenet_mean", 0.1)
+    if rates == "plateau":
+        assert (config.lr_schedule, config.train_scales) == (rates, (256, 256))
+        rates = {0: 0.01, 70: 0.01}
     found = {epoch: float(schedule(epoch * 5004)) for epoch in rates}
     assert found == pytest.approx(rates)
 
