@@ -10,6 +10,8 @@ import rn_jax
 
 HEAVY = (
     "array_record",
+    "cv2",
+    "grain",
     "matplotlib",
     "ml_collections",
     "optax",

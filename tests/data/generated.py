@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small TFDS data sets with random pixels, prepared without TensorFlow."""
+"""Small TFDS data sets, prepared without TensorFlow."""
 
 import io
 
@@ -71,5 +71,81 @@ def prepare(name, data_dir, *, splits=None, file_format="array_record"):
 
     Generated.name = name
     builder = Generated(data_dir=data_dir, file_format=file_format)
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def picture(rng, height, width):
+    """A window of one of scikit-learn's two photographs, uint8[height, width, 3]."""
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    photograph = rng.choice(load_sample_images().images)
+    window_height = rng.integers(200, 427, endpoint=True)
+    window_width = min(640, window_height * width // height)
+    top = rng.integers(427 - window_height, endpoint=True)
+    left = rng.integers(640 - window_width, endpoint=True)
+    window = photograph[top : top + window_height, left : left + window_width]
+    return np.asarray(Image.fromarray(window).resize((width, height), Image.LANCZOS))
+
+
+def encode(image, file_format="JPEG", mode="RGB"):
+    """Encode uint8[H, W, 3] as the bytes of a file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(stream, file_format)
+    return stream.getvalue()
+
+
+# Of the pictures of ImageNet's copy, in turn: height and width.
+SHAPES = [(375, 500), (500, 375), (300, 300), (160, 224), (120, 90), (150, 400)]
+# The first few of a split are coded otherwise than as an RGB JPEG.
+CODINGS = [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")]
+
+
+def imagenet_split(split, size):
+    """Return the files of a split; the labels are their places in this list."""
+    rng = np.random.default_rng(list(split.encode()))
+    codings = CODINGS + [("JPEG", "RGB")] * (size - len(CODINGS))
+    return [
+        encode(picture(rng, *SHAPES[i % len(SHAPES)]), *coding)
+        for i, coding in enumerate(codings[:size])
+    ]
+
+
+def prepare_imagenet(data_dir, *, train=24, validation=11):
+    """Prepare a small imagenet2012, with the real one's version and features.
+
+    Args:
+        data_dir: for TFDS data sets.
+        train: number of training examples, at most 1000.
+        validation: number of validation images, at most 1000.
+
+    Returns its folder.
+    """
+    real = tfds.builder_cls("imagenet2012")
+    sizes = {"train": train, "validation": validation}
+
+    class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = real.VERSION
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=1000),
+                    "file_name": tfds.features.Text(),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in sizes}
+
+        def _generate_examples(self, split):
+            for label, encoded in enumerate(imagenet_split(split, sizes[split])):
+                name = f"{split}_{label:04d}.JPEG"
+                yield name, {"image": encoded, "label": label, "file_name": name}
+
+    Generated.name = "imagenet2012"
+    builder = Generated(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
     return builder.data_path
