@@ -49,6 +49,7 @@ class DatasetSpec:
         validation_per_class: examples of each class that `split_validation` holds out,
             for each of `train_splits`; None for a tenth of all examples.
         class_names: one name per label, or None where they are not recorded here.
+        downloads: files that have to be fetched by hand before TFDS can prepare it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DatasetSpec:
     flip: bool = False
     validation_per_class: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
+    downloads: tuple[str, ...] = ()
 
 
 _DIGIT_NAMES = tuple("0123456789")
@@ -200,12 +202,17 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     """
     if get_spec(name).name == "digits":
         return _load(name, None)
+    return _load(name, resolve_data_dir(data_dir))
+
+
+def resolve_data_dir(data_dir: str | os.PathLike | None) -> str:
+    """Return the folder of the TFDS data sets, absolute, by TFDS's own rule if None."""
     folder = os.fspath(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
-    if "://" not in folder:  # gs://... is left as it is
-        folder = os.path.abspath(os.path.expanduser(folder))
-    return _load(name, folder)
+    if "://" in folder:  # gs://... is left as it is
+        return folder
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,21 +220,36 @@ def _load(name: str, data_dir: str | None) -> Dataset:
     spec = DATASETS[name]
     if data_dir is None:
         return _load_digits(spec)
+    builder = open_builder(spec, data_dir)
+    with quiet_tfds(), damage_in_a_sentence(spec, data_dir, builder.data_dir):
+        train = [_read(builder, spec, split) for split in spec.train_splits]
+        return Dataset(
+            spec=spec,
+            train=_joined(train),
+            test=_read(builder, spec, spec.test_split),
+            train_sizes=tuple(len(examples) for examples in train),
+        )
+
+
+def open_builder(spec: DatasetSpec, data_dir: str):
+    """Return the TFDS builder of a data set, prepared before if need be and possible.
+
+    Args:
+        spec: of a data set of TFDS.
+        data_dir: of `resolve_data_dir`.
+
+    Raises:
+        InputError: as `load`.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"{name} is read through tensorflow-datasets, which does not import here "
-            f'({_first_line(error)}): pip install "rn_jax[train]"'
+            f"{spec.name} is read through tensorflow-datasets, which does not import "
+            f'here ({first_line(error)}): pip install "rn_jax[train]"'
         ) from error
-    with _quiet_tfds():
-        return _load_tfds(tfds, spec, data_dir)
-
-
-def _load_tfds(tfds, spec: DatasetSpec, data_dir: str) -> Dataset:
-    """Read a TFDS data set, preparing it before if that is needed and possible."""
     folder = os.path.join(data_dir, spec.name)
-    try:
+    with quiet_tfds(), damage_in_a_sentence(spec, data_dir, folder):
         builder = tfds.builder(spec.name, data_dir=data_dir)
         folder = str(builder.data_dir)
         if not builder.is_prepared():
@@ -236,19 +258,26 @@ def _load_tfds(tfds, spec: DatasetSpec, data_dir: str) -> Dataset:
         # has added to a folder; one made from the folder sees them.
         builder = tfds.builder_from_directory(folder)
         _require_random_access(builder, spec, folder)
-        train = [_read(builder, spec, split) for split in spec.train_splits]
-        return Dataset(
-            spec=spec,
-            train=_joined(train),
-            test=_read(builder, spec, spec.test_split),
-            train_sizes=tuple(len(examples) for examples in train),
-        )
+        return builder
+
+
+@contextlib.contextmanager
+def damage_in_a_sentence(
+    spec: DatasetSpec, data_dir: str, folder: str | os.PathLike
+) -> Iterator[None]:
+    """Turn whatever a damaged data set makes a reader raise into an `InputError`."""
+    try:
+        yield
     except (InputError, MemoryError):
         raise
     # Which exception a damaged file raises depends on where the damage is: TFDS,
     # array_record (RuntimeError), protobuf, Pillow (OSError, SyntaxError), our shapes.
     except Exception as error:
-        raise _damaged(spec, data_dir, folder, error) from error
+        raise InputError(
+            f"{spec.name} in {os.fspath(folder)} is damaged or incomplete "
+            f"({type(error).__name__}: {first_line(error)}); delete that folder and "
+            f"prepare it again with: {_prepare_command(spec, data_dir)}"
+        ) from error
 
 
 def _require_random_access(builder, spec: DatasetSpec, folder: str) -> None:
@@ -265,15 +294,8 @@ def _require_random_access(builder, spec: DatasetSpec, folder: str) -> None:
         )
 
 
-def _damaged(spec: DatasetSpec, data_dir: str, folder: str, error: Exception):
-    return InputError(
-        f"{spec.name} in {folder} is damaged or incomplete "
-        f"({type(error).__name__}: {_first_line(error)}); delete that folder and "
-        f"prepare it again with: {_prepare_command(spec, data_dir)}"
-    )
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, cut to a part of a sentence."""
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
@@ -285,25 +307,36 @@ def _read(builder, spec: DatasetSpec, split: str) -> Examples:
     quickly for the interpreter lock to be handed over.
     """
     from PIL import Image
-    from tensorflow_datasets.core.decode import DeserializeMethod
-    from tensorflow_datasets.proto import tf_example_pb2
 
-    source = builder.as_data_source(
-        split,
-        deserialize_method=DeserializeMethod.RAW_BYTES,
-        file_format="array_record",
-    )
+    source = data_source(builder, split)
     images = np.empty((len(source), *spec.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), 1000):
         places = range(start, min(start + 1000, len(source)))
         for place, record in zip(places, source.__getitems__(places), strict=True):
-            fields = tf_example_pb2.Example.FromString(record).features.feature
-            encoded = fields["image"].bytes_list.value[0]
+            encoded, labels[place] = parse_record(record)
             pixels = Image.open(io.BytesIO(encoded)).tobytes()
             images[place] = np.frombuffer(pixels, np.uint8).reshape(spec.image_shape)
-            labels[place] = fields["label"].int64_list.value[0]
     return _read_only(images, labels)
+
+
+def data_source(builder, split: str):
+    """Return the records of a split, as bytes and by index."""
+    from tensorflow_datasets.core.decode import DeserializeMethod
+
+    return builder.as_data_source(
+        split,
+        deserialize_method=DeserializeMethod.RAW_BYTES,
+        file_format="array_record",
+    )
+
+
+def parse_record(record: bytes) -> tuple[bytes, int]:
+    """Return the encoded image and the label of a record."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    fields = tf_example_pb2.Example.FromString(record).features.feature
+    return fields["image"].bytes_list.value[0], fields["label"].int64_list.value[0]
 
 
 def _joined(parts: list[Examples]) -> Examples:
@@ -318,6 +351,13 @@ def _joined(parts: list[Examples]) -> Examples:
 def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
     """Download and prepare a data set with TensorFlow, or say how to."""
     command = _prepare_command(spec, data_dir)
+    if spec.downloads:
+        manual = os.path.join(data_dir, "downloads", "manual")
+        raise InputError(
+            f"{spec.name} is not prepared in {folder}; its files are given out to "
+            f"registered users only: put {' and '.join(spec.downloads)} into {manual}, "
+            f'then prepare it once with: pip install "rn_jax[prepare]" && {command}'
+        )
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"{spec.name} is not prepared in {folder}; prepare it once, with a "
@@ -362,7 +402,7 @@ def _shell_quote(code: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
+def quiet_tfds() -> Iterator[None]:
     """Keep TFDS from warning, through absl, about what `InputError` says better."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -384,7 +424,7 @@ def _load_digits(spec: DatasetSpec) -> Dataset:
     except ImportError as error:
         raise InputError(
             "digits comes with scikit-learn, which does not import here "
-            f'({_first_line(error)}): pip install "rn_jax[train]"'
+            f'({first_line(error)}): pip install "rn_jax[train]"'
         ) from error
     scans = load_digits()
     images = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet from its JPEGs: batches decoded and cropped by worker processes.
+
+The data set is TFDS's `imagenet2012` in array_record files. Which examples a batch
+holds, and what is drawn for each, are functions of the seed and the step alone, so that
+a run can be entered at any step and nothing but the step has to be saved. Grain feeds
+the steps to its worker processes and brings the batches back in order; a batch is made
+whole in one worker.
+
+Grain and OpenCV are those of the extra `imagenet`, imported when a source is opened. A
+worker imports this package, and so JAX, but no function that it runs is one of JAX's:
+it never initialises a backend, and so never takes a share of an accelerator.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from rn_jax.data.datasets import (
+    Batch,
+    DatasetSpec,
+    damage_in_a_sentence,
+    data_source,
+    epoch_permutation,
+    first_line,
+    open_builder,
+    parse_record,
+    quiet_tfds,
+    resolve_data_dir,
+    steps_per_epoch,
+)
+from rn_jax.data.transforms import decode_jpeg
+from rn_jax.errors import InputError
+
+# Of the crop that networks are trained on; the photographs have many sizes.
+SPEC = DatasetSpec(
+    name="imagenet2012",
+    image_shape=(224, 224, 3),
+    num_classes=1000,
+    test_split="validation",
+    pad=0,
+    flip=True,
+    downloads=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+)
+
+TrainTransform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+EvalTransform = Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """The encoded examples of a split.
+
+    Attributes:
+        where: the split and its folder, for sentences.
+        source: the records by index, as bytes.
+    """
+
+    where: str
+    source: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def decode(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield (uint8[H, W, 3], label) of the records at `indices`, in that order.
+
+        Raises:
+            InputError: a record is damaged.
+        """
+        for index, record in zip(indices, self._fetch(indices), strict=True):
+            with self._named(index):
+                encoded, label = parse_record(record)
+                image = decode_jpeg(encoded)
+            yield image, label
+
+    def _fetch(self, indices: np.ndarray) -> Sequence[bytes]:
+        # Together, because array_record then reads its files side by side.
+        try:
+            return self.source.__getitems__(indices.tolist())
+        except Exception:
+            return [self._fetch_one(index) for index in indices]  # which one it was
+
+    def _fetch_one(self, index: int) -> bytes:
+        with self._named(index):
+            return self.source[index]
+
+    @contextlib.contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # as many kinds as in `damage_in_a_sentence`
+            raise InputError(
+                f"Record {index} of the {self.where} is damaged "
+                f"({first_line(error)}): restore its files or prepare them again."
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """ImageNet's two parts, of which batches are made.
+
+    Attributes:
+        train: 1,281,167 examples.
+        test: the validation split, 50,000 examples, on which the papers report errors.
+    """
+
+    train: Records
+    test: Records
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """Number of validation images."""
+        return len(self.test)
+
+    def train_batches(
+        self,
+        first_step: int,
+        last_step: int,
+        *,
+        batch_size: int,
+        seed: int,
+        transform: TrainTransform,
+        num_workers: int,
+        host_index: int = 0,
+        num_hosts: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield `train_batch` of the steps first_step .. last_step - 1.
+
+        Args:
+            first_step: 0 for the beginning of a run, or any later one.
+            last_step: the step before which to stop.
+            batch_size: over all hosts.
+            seed: of the order of examples and of what `transform` draws.
+            transform: (generator, uint8[H, W, 3]) -> uint8[h, w, 3], the shape the same
+                for all.
+            num_workers: processes that make batches, each up to three ahead, which are
+                kept in shared memory (/dev/shm); 0 to make them in this process when
+                they are asked for.
+            host_index: of this host, in 0 .. num_hosts - 1.
+            num_hosts: each gets batch_size / num_hosts rows.
+
+        Returns:
+            A generator. Its `close()`, its end or an error in it ends the workers.
+
+        Raises:
+            InputError: a batch that does not fit the examples or the hosts; later, a
+                damaged record, or images that `transform` gives different shapes.
+            RuntimeError: later, that a worker was ended from outside, as by the kernel
+                for want of memory.
+        """
+        steps_per_epoch(self.num_train, batch_size)
+        make = functools.partial(
+            train_batch,
+            self.train,
+            batch_size=batch_size,
+            seed=seed,
+            transform=transform,
+            rows=_rows_of_host(batch_size, host_index, num_hosts),
+        )
+        return _in_workers(make, range(first_step, last_step), num_workers)
+
+    def eval_batches(
+        self,
+        *,
+        batch_size: int,
+        transform: EvalTransform,
+        num_workers: int,
+        host_index: int = 0,
+        num_hosts: int = 1,
+        limit: int | None = None,
+    ) -> Iterator[Batch]:
+        """Yield the validation images once each, in order: `eval_batch` of 0, 1, ...
+
+        Every host yields as many batches as the others.
+
+        Args:
+            batch_size: over all hosts.
+            transform: uint8[H, W, 3] -> uint8[h, w, 3] or uint8[V, h, w, 3] of several
+                views, the shape the same for all; or a list of views of several shapes,
+                for which a host's part of the batch has to be 1.
+            num_workers, host_index, num_hosts: as in `train_batches`.
+            limit: take only so many of the first images.
+
+        Returns:
+            A generator, as that of `train_batches`.
+
+        Raises:
+            InputError, RuntimeError: as `train_batches`.
+        """
+        count = self.num_test if limit is None else min(limit, self.num_test)
+        make = functools.partial(
+            eval_batch,
+            self.test,
+            count=count,
+            batch_size=batch_size,
+            transform=transform,
+            rows=_rows_of_host(batch_size, host_index, num_hosts),
+        )
+        return _in_workers(make, range(-(-count // batch_size)), num_workers)
+
+
+def open_source(data_dir: str | os.PathLike | None = None) -> Source:
+    """Open ImageNet, of which nothing is read yet.
+
+    Args:
+        data_dir: as in `rn_jax.data.load`.
+
+    Raises:
+        InputError: a package of the extra `imagenet` is missing; the data set is not
+            prepared, is in a format without random access, or is damaged.
+    """
+    for package in ("grain", "cv2"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f"{SPEC.name} is read with Grain and OpenCV, of which {package} does "
+                f'not import here ({first_line(error)}): pip install "rn_jax[imagenet]"'
+            ) from error
+    data_dir = resolve_data_dir(data_dir)
+    builder = open_builder(SPEC, data_dir)
+    folder = os.fspath(builder.data_path)
+    with quiet_tfds(), damage_in_a_sentence(SPEC, data_dir, folder):
+        present = {path.name for path in builder.data_path.iterdir()}
+        train, test = (
+            _open_split(builder, split, present)
+            for split in (*SPEC.train_splits, SPEC.test_split)
+        )
+    return Source(train=train, test=test)
+
+
+def _open_split(builder, split: str, present: set[str]) -> Records:
+    """Return a split whose files are all among those present."""
+    # TFDS's wrapper would take its whole builder along to the workers.
+    source = data_source(builder, split).data_source
+    # Files are opened when their first record is read: a missing one would be found
+    # only hours later.
+    missing = sorted(set(builder.info.splits[split].filenames) - present)
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} files are missing, as {missing[0]}")
+    folder = os.fspath(builder.data_path)
+    return Records(where=f"split {split} of {SPEC.name} in {folder}", source=source)
+
+
+def train_batch(
+    records: Records,
+    step: int,
+    *,
+    batch_size: int,
+    seed: int,
+    transform: TrainTransform,
+    rows: slice = slice(None),
+) -> Batch:
+    """Return the rows `rows` of the batch of training step `step`; the mask is True.
+
+    The examples are those of `rn_jax.data.train_batch`: `epoch_permutation`, of which
+    the rest that fills no batch is dropped. The generator given to `transform` depends
+    on (seed, epoch, index of the example) alone.
+
+    Args:
+        records: the training split.
+        step: 0, 1, ...
+        batch_size, seed, transform: as in `Source.train_batches`.
+        rows: of the whole batch.
+    """
+    n = len(records)
+    epoch, position = divmod(step, steps_per_epoch(n, batch_size))
+    order = epoch_permutation(n, seed=seed, epoch=epoch)
+    indices = order[position * batch_size : (position + 1) * batch_size][rows]
+    images, labels = [], []
+    for index, (image, label) in zip(indices, records.decode(indices), strict=True):
+        rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, int(index)]))
+        images.append(transform(rng, image))
+        labels.append(label)
+    return _stack(images, labels, len(indices))
+
+
+def eval_batch(
+    records: Records,
+    number: int,
+    *,
+    count: int,
+    batch_size: int,
+    transform: EvalTransform,
+    rows: slice = slice(None),
+) -> Batch:
+    """Return the rows `rows` of batch `number` of the first `count` examples.
+
+    Rows beyond `count` are zeros, whose mask is False.
+
+    Args:
+        records: the validation split.
+        number: 0, 1, ...
+        count: 1 or more.
+        batch_size, transform: as in `Source.eval_batches`.
+        rows: of the whole batch.
+    """
+    wanted = (number * batch_size + np.arange(batch_size))[rows]
+    real = wanted[wanted < count]
+    # Of a batch without a real row, one image still tells the shape.
+    indices = real if len(real) else np.array([count - 1])
+    images, labels = [], []
+    for image, label in records.decode(indices):
+        images.append(transform(image))
+        labels.append(label)
+    batch = _stack(images, labels, len(wanted))
+    if len(real) < len(wanted):
+        for array in (*_views(batch["image"]), batch["label"], batch["mask"]):
+            array[len(real) :] = 0
+    return batch
+
+
+def _stack(images: list, labels: list[int], size: int) -> Batch:
+    """Return a batch of `size` rows, of which the first are given."""
+    views = zip(*map(_views, images), strict=True)
+    stacked = [_stack_view(same, size) for same in views]
+    label = np.zeros(size, np.int32)
+    label[: len(labels)] = labels
+    return {
+        "image": stacked if isinstance(images[0], list) else stacked[0],
+        "label": label,
+        "mask": np.arange(size) < len(labels),
+    }
+
+
+def _stack_view(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise InputError(
+            f"The images of a batch have different shapes, {min(shapes)} and "
+            f"{max(shapes)}: crop them to one shape, or take batches of 1 per host."
+        )
+    batch = np.zeros((size, *images[0].shape), np.uint8)
+    np.stack(images, out=batch[: len(images)])
+    return batch
+
+
+def _views(images: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
+    return images if isinstance(images, list) else [images]
+
+
+def _rows_of_host(batch_size: int, host_index: int, num_hosts: int) -> slice:
+    """Return the rows of the whole batch that a host makes."""
+    if batch_size < 1:
+        raise InputError(f"A batch holds at least 1 example, not {batch_size}.")
+    if batch_size % num_hosts:
+        raise InputError(
+            f"A batch of {batch_size} cannot be cut into {num_hosts} equal parts, one "
+            f"for each host: take a multiple of {num_hosts}."
+        )
+    if not 0 <= host_index < num_hosts:
+        raise InputError(f"Host {host_index} is none of 0 .. {num_hosts - 1}.")
+    size = batch_size // num_hosts
+    return slice(host_index * size, (host_index + 1) * size)
+
+
+def _in_workers(
+    make: Callable[[int], Batch], numbers: range, num_workers: int
+) -> Iterator[Batch]:
+    """Yield make(number) of each of `numbers`, in order, made in worker processes."""
+    if num_workers < 0:
+        raise InputError(f"There are 0 or more workers, not {num_workers}.")
+    return _feed(make, numbers, num_workers)
+
+
+def _feed(
+    make: Callable[[int], Batch], numbers: range, num_workers: int
+) -> Iterator[Batch]:
+    import grain
+    from absl import flags
+
+    if not numbers:
+        return
+    # Grain reads flags of its own, and outside of absl's programs nobody parses them.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    iterator = iter(
+        grain.MapDataset.range(numbers.start, numbers.stop)
+        .map(make)
+        # A worker makes one batch at a time: threads would share its interpreter lock.
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        .mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(
+                num_workers=min(num_workers, len(numbers)), per_worker_buffer_size=1
+            ),
+            worker_init_fn=_start_worker,
+        )
+    )
+    try:
+        for batch in iterator:
+            yield {name: _copy(value) for name, value in batch.items()}
+    finally:
+        iterator.close()
+
+
+def _copy(value: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Copy an array, which may be in shared memory: that goes back at once."""
+    return [np.array(v) for v in value] if isinstance(value, list) else np.array(value)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Let a worker end with the process that started it, and not on its own."""
+    import cv2
+
+    cv2.setNumThreads(0)  # one worker for each core is threads enough
+    # Ctrl-C reaches every process of the terminal; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)  # it was killed, and so could not tell
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet's batches: which examples when, whoever makes them, and how they fail."""
+
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import generated
+import numpy as np
+import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from rn_jax.data import datasets, imagenet, transforms
+from rn_jax.errors import InputError
+
+TRAIN, VALIDATION = 24, 11
+ROOT = pathlib.Path(imagenet.__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A TFDS folder with a small imagenet2012."""
+    folder = tmp_path_factory.mktemp("tfds")
+    generated.prepare_imagenet(folder, train=TRAIN, validation=VALIDATION)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(data_dir):
+    return imagenet.open_source(data_dir)
+
+
+@pytest.fixture
+def own_folder(data_dir, tmp_path):
+    """A copy to spoil: the folder of the version."""
+    shutil.copytree(data_dir / "imagenet2012", tmp_path / "imagenet2012")
+    (folder,) = (tmp_path / "imagenet2012").iterdir()
+    return folder
+
+
+train_transform = functools.partial(transforms.area_crop, size=32)
+
+
+def eval_transform(image):
+    return transforms.center_crop(transforms.resize_shorter(image, 36), 32)
+
+
+train = functools.partial(
+    imagenet.Source.train_batches,
+    batch_size=4,
+    seed=3,
+    transform=train_transform,
+    num_workers=0,
+)
+evaluate = functools.partial(
+    imagenet.Source.eval_batches,
+    batch_size=4,
+    transform=eval_transform,
+    num_workers=0,
+)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert set(a) == set(b) == {"image", "label", "mask"}
+        for name in a:
+            assert type(a[name]) is np.ndarray and a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+# What is in a batch
+
+
+def test_every_picture_is_decoded_with_its_label(source):
+    for records, split, size in [
+        (source.train, "train", TRAIN),
+        (source.test, "validation", VALIDATION),
+    ]:
+        assert len(records) == size
+        encoded = generated.imagenet_split(split, size)
+        labels = []
+        for image, label in records.decode(np.arange(size)):
+            expected = transforms.decode_jpeg(encoded[label])
+            np.testing.assert_array_equal(image, expected)
+            labels.append(label)
+        assert sorted(labels) == list(range(size))
+    assert (source.num_train, source.num_test) == (TRAIN, VALIDATION)
+
+
+def test_batches_hold_the_examples_that_the_seed_and_the_step_say(source):
+    """As the data sets in memory do: the order of `epoch_permutation`."""
+    labels = np.array([label for _, label in source.train.decode(np.arange(TRAIN))])
+    in_memory = datasets.Examples(np.zeros((TRAIN, 1, 1, 1), np.uint8), labels)
+    for step, batch in enumerate(train(source, 0, 8, batch_size=7)):
+        expected = datasets.train_batch(in_memory, step=step, batch_size=7, seed=3)
+        np.testing.assert_array_equal(batch["label"], expected["label"])
+        assert batch["image"].shape == (7, 32, 32, 3) and batch["mask"].all()
+        assert batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32 and batch["mask"].dtype == np.bool_
+
+
+def test_an_epoch_holds_an_example_once_and_is_shuffled_anew(source):
+    steps = TRAIN // 7
+    labels = [batch["label"] for batch in train(source, 0, 2 * steps, batch_size=7)]
+    first, second = np.split(np.concatenate(labels), 2)
+    assert len(set(first)) == len(set(second)) == 7 * steps
+    assert not np.array_equal(first, second)
+
+
+def pixels(source, epochs, batch_size=4, seed=3):
+    """The image of every (epoch, label)."""
+    steps = TRAIN // batch_size
+    batches = train(source, 0, epochs * steps, batch_size=batch_size, seed=seed)
+    return {
+        (i // steps, int(label)): image
+        for i, batch in enumerate(batches)
+        for image, label in zip(batch["image"], batch["label"], strict=True)
+    }
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone(source):
+    found = pixels(source, epochs=2)
+    assert len(found) == 2 * TRAIN
+    again = pixels(source, epochs=2, batch_size=8)
+    other = pixels(source, epochs=1, seed=4)
+    for (epoch, label), image in found.items():
+        np.testing.assert_array_equal(image, again[epoch, label])
+        if epoch == 0:
+            assert not np.array_equal(image, found[1, label])
+            assert not np.array_equal(image, other[0, label])
+
+
+def test_any_step_can_be_entered(source):
+    whole = list(train(source, 0, 15))  # six steps are an epoch
+    for first in (0, 5, 6, 13, 15):
+        assert_same(train(source, first, 15), whole[first:])
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_hosts_share_the_same_batch(source, kind, num_hosts):
+    def batches(**host):
+        return (
+            train(source, 4, 8, **host) if kind == "train" else evaluate(source, **host)
+        )
+
+    hosts = [batches(host_index=i, num_hosts=num_hosts) for i in range(num_hosts)]
+    together = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*hosts, strict=True)
+    ]
+    assert_same(together, batches())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 16])
+def test_every_validation_image_counts_once(source, batch_size):
+    batches = list(evaluate(source, batch_size=batch_size))
+    assert len(batches) == -(-VALIDATION // batch_size)
+    expected = {
+        label: eval_transform(image)
+        for image, label in source.test.decode(np.arange(VALIDATION))
+    }
+    labels = []
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 32, 32, 3)
+        mask = batch["mask"]
+        for image, label in zip(
+            batch["image"][mask], batch["label"][mask], strict=True
+        ):
+            np.testing.assert_array_equal(image, expected[label])
+            labels.append(label)
+        assert not batch["image"][~mask].any() and not batch["label"][~mask].any()
+    assert labels == list(expected)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 6, 11, 99])
+def test_evaluation_can_be_limited(source, limit):
+    whole = np.concatenate([b["label"][b["mask"]] for b in evaluate(source)])
+    found = [b["label"][b["mask"]] for b in evaluate(source, limit=limit)]
+    np.testing.assert_array_equal(np.concatenate([[], *found]), whole[:limit])
+
+
+def test_views_of_an_image_stay_together(source):
+    def views(image):
+        return transforms.ten_crop(transforms.resize_shorter(image, 36), 32)
+
+    batches = list(evaluate(source, transform=views))
+    assert all(batch["image"].shape == (4, 10, 32, 32, 3) for batch in batches)
+    images = [batch["image"][batch["mask"]] for batch in batches]
+    expected = [views(image) for image, _ in source.test.decode(np.arange(VALIDATION))]
+    np.testing.assert_array_equal(np.concatenate(images), expected)
+
+
+def test_views_of_several_shapes_come_as_a_list(source):
+    views = functools.partial(transforms.dense_views, sizes=(32, 48))
+    batches = list(evaluate(source, batch_size=1, transform=views))
+    decoded = source.test.decode(np.arange(VALIDATION))
+    for batch, (image, label) in zip(batches, decoded, strict=True):
+        for found, expected in zip(batch["image"], views(image), strict=True):
+            np.testing.assert_array_equal(found, expected[None])
+        assert batch["label"] == [label] and batch["mask"] == [True]
+    # A host whose row is only filling up still gets views.
+    *_, last = evaluate(
+        source, batch_size=2, transform=views, host_index=1, num_hosts=2
+    )
+    assert not last["mask"].any() and not any(view.any() for view in last["image"])
+
+
+# Workers
+
+
+def worker_pids():
+    return [child.pid for child in multiprocessing.active_children()]
+
+
+def test_workers_make_the_same_batches_and_end_when_closed(source):
+    def in_a_worker_without_backend(rng, image):
+        from jax._src import xla_bridge
+
+        assert multiprocessing.parent_process() is not None
+        assert not xla_bridge.backends_are_initialized()
+        assert "tensorflow" not in sys.modules
+        return train_transform(rng, image)
+
+    batches = train(
+        source, 5, 100_000, num_workers=2, transform=in_a_worker_without_backend
+    )
+    found = [next(batches) for _ in range(4)]
+    assert len(worker_pids()) == 2
+    batches.close()
+    assert worker_pids() == []
+    assert_same(found, train(source, 5, 9))
+
+
+def test_a_worker_that_is_killed_is_an_error_and_ends_the_others(source):
+    batches = train(source, 0, 100_000, num_workers=2)
+    next(batches)
+    os.kill(worker_pids()[1], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
+        for _ in batches:
+            pass
+    assert worker_pids() == []
+
+
+PROGRAM = f"""
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import test_imagenet
+from rn_jax.data import imagenet
+
+source = imagenet.open_source(sys.argv[1])
+batches = test_imagenet.train(source, 0, 100_000, num_workers=1)
+next(batches)
+print(*test_imagenet.worker_pids(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(data_dir):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(data_dir)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (pid,) = map(int, done.stdout.split())
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker lives on")
+
+
+# Sentences for the user
+
+
+def sentence_of(call, *args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_not_prepared_says_what_to_fetch_and_the_command(tmp_path):
+    message = sentence_of(imagenet.open_source, tmp_path)
+    assert str(tmp_path / "imagenet2012") in message
+    assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in message
+    assert str(tmp_path / "downloads" / "manual") in message
+    assert f"tfds.builder('imagenet2012', data_dir='{tmp_path}')" in message
+
+
+@pytest.mark.parametrize("package", ["grain", "cv2"])
+def test_a_missing_package_is_named_with_its_extra(data_dir, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = sentence_of(imagenet.open_source, data_dir)
+    assert package in message and 'pip install "rn_jax[imagenet]"' in message
+
+
+def test_a_missing_file_is_one_sentence(own_folder):
+    next(own_folder.glob("*validation*")).unlink()
+    message = sentence_of(imagenet.open_source, own_folder.parents[1])
+    assert "damaged or incomplete" in message and str(own_folder) in message
+
+
+def test_a_folder_converted_in_place_is_read(own_folder):
+    # What `tfds convert_format` leaves: both formats, the new one as an alternative.
+    info = json.loads((own_folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    info["alternativeFileFormats"] = ["array_record"]
+    (own_folder / "dataset_info.json").write_text(json.dumps(info))
+    assert imagenet.open_source(own_folder.parents[1]).num_train == TRAIN
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_record_is_named(own_folder, num_workers):
+    (shard,) = own_folder.glob("*train*")
+    content = bytearray(shard.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 50] = bytes(50)
+    shard.write_bytes(content)
+    source = imagenet.open_source(own_folder.parents[1])
+    batches = train(source, 0, 6, num_workers=num_workers)
+    message = sentence_of(list, batches)
+    found = re.match(
+        r"Record (\d+) of the split train of imagenet2012 in (\S+) is damaged", message
+    )
+    assert found and found[2] == str(own_folder)
+    # It is that one, and the others are as they were.
+    damaged = int(found[1])
+    assert len(list(source.train.decode(np.delete(np.arange(TRAIN), damaged)))) == 23
+    with pytest.raises(InputError, match=f"Record {damaged} "):
+        list(source.train.decode(np.array([damaged])))
+
+
+def test_a_picture_that_is_cut_off_is_named(source):
+    class Cut:
+        """The records of a split, one of which holds half a picture."""
+
+        def __getitems__(self, indices):
+            records = source.test.source.__getitems__(indices)
+            return [
+                record if i != 7 else halved(record)
+                for i, record in zip(indices, records, strict=True)
+            ]
+
+    def halved(record):
+        example = tf_example_pb2.Example.FromString(record)
+        (picture,) = example.features.feature["image"].bytes_list.value
+        example.features.feature["image"].bytes_list.value[0] = picture[:1000]
+        return example.SerializeToString()
+
+    records = imagenet.Records("split validation", Cut())
+    with pytest.raises(
+        InputError, match=r"Record 7 of the split validation .*1000 bytes are no whole"
+    ):
+        list(records.decode(np.arange(VALIDATION)))
+
+
+def test_pictures_of_several_shapes_are_no_batch(source):
+    message = sentence_of(next, train(source, 0, 6, transform=lambda rng, image: image))
+    assert "different shapes" in message and "crop them to one shape" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 0}, "batch size of 0 does not fit 24"),
+        ({"batch_size": 25}, "batch size of 25 does not fit 24"),
+        ({"num_hosts": 3}, "batch of 4 cannot be cut into 3 equal parts"),
+        ({"num_hosts": 2, "host_index": 2}, "Host 2 is none of 0 .. 1"),
+        ({"num_workers": -1}, "0 or more workers, not -1"),
+    ],
+)
+def test_options_that_do_not_fit(source, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(source, 0, 1, **options)  # at once, not at the first batch
