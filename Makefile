@@ -19,7 +19,7 @@ lint: .venv/test.stamp
 
 install: .venv/test.stamp
 
-peers: .venv/peers.stamp  ## PyTorch, torchvision and timm, for tests and benchmarks
+peers: .venv/peers.stamp  ## PyTorch and what else tests and benchmarks compare with
 
 .venv/train.stamp: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,5 +34,5 @@ peers: .venv/peers.stamp  ## PyTorch, torchvision and timm, for tests and benchm
 .venv/peers.stamp: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.29.2 timm==1.0.31
-	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub
+	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub simplejpeg
 	touch $@
