@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run's batches come from: arrays in memory."""
+"""Where a run's batches come from: arrays in memory, or ImageNet's JPEGs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from rn_jax import data
+import numpy as np
+
+from rn_jax import data, parallel
+from rn_jax.data import imagenet, transforms
 from rn_jax.data.datasets import Batch
+from rn_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class InMemory:
         seed: of the order of examples.
     """
 
-    parts: dict[str, data.Examples]
+    parts: Mapping[str, data.Examples]
     batch_size: int
     seed: int
 
@@ -40,3 +46,163 @@ class InMemory:
     def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
         """Every example of a part once; the last batch is filled up."""
         return data.eval_batches(self.parts[part], batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """imagenet2012, decoded and cropped by worker processes while the devices compute.
+
+    Attributes:
+        parts: records by name, as in `InMemory`; "test" is the validation split.
+        batch_size: of training, over all devices.
+        seed: of the order of examples and of their crops.
+        train_view: (generator, image) -> the crop to train on.
+        test_view: image -> the crop, or crops, to test on.
+        num_workers: processes.
+    """
+
+    parts: Mapping[str, imagenet.Records]
+    batch_size: int
+    seed: int
+    train_view: imagenet.TrainTransform
+    test_view: imagenet.EvalTransform
+    num_workers: int
+
+    @property
+    def num_train(self) -> int:
+        """Examples that are trained on."""
+        return len(self.parts["train"])
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of the steps first_step .. last_step - 1."""
+        return self._source("test").train_batches(
+            first_step,
+            last_step,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            transform=self.train_view,
+            num_workers=self.num_workers,
+        )
+
+    def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
+        """Every example of a part once; the last batch is filled up."""
+        return self._source(part).eval_batches(
+            batch_size=batch_size,
+            transform=self.test_view,
+            num_workers=self.num_workers,
+        )
+
+    def _source(self, part):
+        return imagenet.Source(train=self.parts["train"], test=self.parts[part])
+
+
+def in_memory(config: Mapping[str, Any]) -> InMemory:
+    """The feed of a data set that fits into memory.
+
+    Raises:
+        InputError: the data set cannot be read, or is too small for its protocol.
+    """
+    dataset = data.load(config["dataset"], data_dir=config["data_dir"])
+    parts = {"train": dataset.train, "test": dataset.test}
+    if config["protocol"] == "45k5k":
+        parts["train"], parts["val"] = data.split_validation(
+            dataset, seed=config["split_seed"]
+        )
+    return InMemory(parts, batch_size=config["batch_size"], seed=config["seed"])
+
+
+def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
+    """The feed of imagenet2012, by the fields that are for it alone.
+
+    Raises:
+        InputError: the data set cannot be read, or crops that do not fit.
+    """
+    source = imagenet.open_source(config["data_dir"])
+    parts = {"train": source.train, "test": source.test}
+    if config["protocol"] == "45k5k":
+        order = np.random.default_rng(config["split_seed"]).permutation(
+            len(source.train)
+        )
+        size = min(len(order) // 10, HELD_OUT)
+        parts["train"] = source.train.take(np.sort(order[size:]))
+        parts["val"] = source.train.take(np.sort(order[:size]))
+    resize, size = config["eval_resize"], config["eval_size"]
+    low, high = config["train_scales"]
+    if resize < size or not config["image_size"] <= low <= high:
+        raise InputError(
+            "Crops must fit the images: eval_size must be at most eval_resize, and "
+            "image_size at most the lower of train_scales."
+        )
+    workers = config["num_workers"]
+    center = partial(test_view, crops="center", resize=resize, size=size)
+    train = partial(
+        train_view,
+        crop=config["train_crop"],
+        scales=(low, high),
+        size=config["image_size"],
+        mirrored=config["augment_flip"] is not False,
+    )
+    return ImageNet(
+        parts,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        train_view=train if config["augment"] else partial(_without_draws, center),
+        test_view=partial(
+            test_view, crops=config["eval_crops"], resize=resize, size=size
+        ),
+        num_workers=parallel.cpu_cores() if workers is None else workers,
+    )
+
+
+# Training images that ImageNet's validation part takes at most: as many as there are in
+# the split that errors are reported on.
+HELD_OUT = 50_000
+
+
+def train_view(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    *,
+    crop: str,
+    scales: tuple[int, int],
+    size: int,
+    mirrored: bool,
+) -> np.ndarray:
+    """A random crop uint8[size, size, 3] of an image, mirrored half of the time.
+
+    Args:
+        rng: what is drawn comes from it.
+        image: uint8[H, W, 3].
+        crop: "scale", see `transforms.scale_crop`, or "area", `transforms.area_crop`.
+        scales: of the shorter side for "scale", in pixels.
+        size: in pixels.
+        mirrored: False for no mirror images.
+    """
+    if crop == "scale":
+        low, high = scales
+        cut = transforms.scale_crop(rng, image, low=low, high=high, size=size)
+    else:
+        cut = transforms.area_crop(rng, image, size=size)
+    return transforms.flip(rng, cut) if mirrored else cut
+
+
+def test_view(image: np.ndarray, *, crops: str, resize: int, size: int) -> np.ndarray:
+    """The centre crop uint8[size, size, 3], or ten crops uint8[10, size, size, 3].
+
+    Args:
+        image: uint8[H, W, 3].
+        crops: "center" or "ten".
+        resize: shorter side of the image before, in pixels.
+        size: of the crops, in pixels.
+    """
+    resized = transforms.resize_shorter(image, resize)
+    if crops == "ten":
+        return transforms.ten_crop(resized, size)
+    return transforms.center_crop(resized, size)
+
+
+test_view.__test__ = False  # a function of that name in a test file is no test
+
+
+def _without_draws(view, rng, image):
+    return view(image)

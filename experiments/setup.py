@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import rn_jax
+from experiments import feed as feeds
 from experiments import pretrained
-from experiments.feed import InMemory
 from rn_jax import data, optim, parallel, train
+from rn_jax.data import imagenet
 from rn_jax.errors import InputError
 
 
@@ -57,7 +58,7 @@ class Experiment:
     model: nn.Module
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
-    feed: InMemory
+    feed: feeds.InMemory | feeds.ImageNet
     steps_per_epoch: int
     total_steps: int
     schedule: Callable
@@ -88,7 +89,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     _use_compilation_cache(config["compilation_cache"])
     jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
 
-    spec = data.get_spec(config["dataset"])
+    streamed = config["dataset"] == imagenet.SPEC.name
+    spec = imagenet.SPEC if streamed else data.get_spec(config["dataset"])
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
     if config["stochastic_depth_from_epoch"] and (
         stochastic_depth is None or stochastic_depth.granularity == "subset"
@@ -108,7 +110,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             raise InputError(f"model_kwargs cannot set {name}: other fields do.")
     model = rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
 
-    feed = _feed(config)
+    feed = (feeds.of_imagenet if streamed else feeds.in_memory)(config)
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
     total_steps = _total_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)
@@ -122,17 +124,20 @@ def build(config: Mapping[str, Any]) -> Experiment:
         bias_rate=config["bias_rate"],
     )
 
+    image_shape = spec.image_shape
+    if streamed:
+        image_shape = (config["image_size"], config["image_size"], 3)
     params_key, steps_key = jax.random.split(jax.random.key(config["seed"]))
     state = train.create_state(
         params_key,
         model=model,
         tx=tx,
-        image_shape=spec.image_shape,
+        image_shape=image_shape,
         feedback=feedback,
     )
     if config["init_from"]:
         state = pretrained.initialise(state, config)
-    preprocess, augment = _preprocessing(config, spec, feed.parts["train"])
+    preprocess, augment = _preprocessing(config, spec, feed)
     axis_name = parallel.axis_name(devices)
     gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
     train_step = train.make_train_step(
@@ -171,16 +176,6 @@ def build(config: Mapping[str, Any]) -> Experiment:
     )
 
 
-def _feed(config):
-    dataset = data.load(config["dataset"], data_dir=config["data_dir"])
-    parts = {"train": dataset.train, "test": dataset.test}
-    if config["protocol"] == "45k5k":
-        parts["train"], parts["val"] = data.split_validation(
-            dataset, seed=config["split_seed"]
-        )
-    return InMemory(parts, batch_size=config["batch_size"], seed=config["seed"])
-
-
 def _test_steps(model, preprocess, devices):
     parts = {
         "model": model,
@@ -193,9 +188,15 @@ def _test_steps(model, preprocess, devices):
     )
 
 
-def _preprocessing(config, spec, train_examples):
+def _preprocessing(config, spec, feed):
     """Two functions: pixels to normalised images, and the same with augmentation."""
-    preprocess = data.normalizer(train_examples, config["normalization"])
+    kind, in_memory = config["normalization"], isinstance(feed, feeds.InMemory)
+    if not in_memory and kind in ("channel", "mean_image"):
+        raise InputError(
+            f"normalization={kind} is taken from images in memory; for {spec.name} it "
+            "is imagenet, imagenet_mean, unit or contrast."
+        )
+    preprocess = data.normalizer(feed.parts["train"], kind)
     if not config["augment"]:
         return preprocess, lambda key, images, first_index: preprocess(images)
     jitter, pca_std = config["color_jitter"], config["pca_noise"]
@@ -206,6 +207,8 @@ def _preprocessing(config, spec, train_examples):
     pad, flip = config["augment_pad"], config["augment_flip"]
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
+    if not in_memory:  # its workers crop and mirror
+        pad, flip = 0, False
 
     def augment(key, images, first_index):
         if jitter or pca_std:
@@ -293,6 +296,8 @@ def _stochastic_depth(settings):
 
 _CHOICES = {
     "protocol": ("full", "45k5k"),
+    "train_crop": ("area", "scale"),
+    "eval_crops": ("center", "ten"),
     "dtype": ("float32", "bfloat16"),
     "matmul_precision": (None, "bfloat16", "tensorfloat32", "float32"),
     "lr_schedule": ("piecewise", "cosine", "plateau"),
@@ -317,6 +322,10 @@ _AT_LEAST = {
     "pca_noise": 0,
     "bias_rate": 0,
     "augment_pad": 0,
+    "image_size": 1,
+    "eval_size": 1,
+    "eval_resize": 1,
+    "num_workers": 0,
     "warmup": 0,
     "checkpoint_every_steps": 0,
     "log_every_steps": 0,

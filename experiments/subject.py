@@ -13,6 +13,7 @@ from etils import epath
 
 import rn_jax
 from experiments import setup
+from experiments.feed import InMemory
 from experiments.workdir import Workdir
 from rn_jax import data, parallel
 from rn_jax.checkpoint import Checkpoints
@@ -68,20 +69,15 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     Raises:
         InputError: no such run, one that has not ended, or one that cannot be read.
     """
-    folder = epath.Path(path)
-    if not (folder / "summary.json").exists():
-        state = "has not ended" if (folder / "config.json").exists() else "is not there"
+    config, experiment, state = finished(path, data_dir=data_dir)
+    if not isinstance(experiment.feed, InMemory):
         raise InputError(
-            f"The run {path} {state}: a finished one has a summary.json; the command "
-            "that began it goes on with it."
+            f"Studies take data sets that fit into memory, and {config['dataset']} "
+            "does not."
         )
-    config = json.loads((folder / "config.json").read_text())
+    folder = epath.Path(path)
     summary = json.loads((folder / "summary.json").read_text())
     lines = Workdir(path, config).lines("metrics.jsonl")
-    # On the devices that are here now; what is computed does not depend on them.
-    here = {"num_devices": None, "data_dir": data_dir or config["data_dir"]}
-    experiment = setup.build({**config, **here})
-    state = _last_state(folder, summary["steps"], experiment.initial_state)
     stochastic_depth = experiment.stochastic_depth
     if summary["steps"] <= experiment.gates_from_step:  # it ended before it began
         stochastic_depth = None
@@ -105,6 +101,39 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
             "summary": summary,
         },
     )
+
+
+def finished(
+    path: str, *, data_dir: str | None = None, num_workers: int | None = None
+) -> tuple[dict[str, Any], setup.Experiment, Mapping[str, Any]]:
+    """A finished run's config, its experiment, and its state after the last epoch.
+
+    Args:
+        path: the run's folder, which is only read.
+        data_dir: of the data set; None: as in training.
+        num_workers: of ImageNet's feed; None: one per core.
+
+    Raises:
+        InputError: no such run, one that has not ended, or one that cannot be read.
+    """
+    folder = epath.Path(path)
+    if not (folder / "summary.json").exists():
+        state = "has not ended" if (folder / "config.json").exists() else "is not there"
+        raise InputError(
+            f"The run {path} {state}: a finished one has a summary.json; the command "
+            "that began it goes on with it."
+        )
+    config = json.loads((folder / "config.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    # On the devices that are here now; what is computed does not depend on them.
+    here = {
+        "num_devices": None,
+        "num_workers": num_workers,
+        "data_dir": data_dir or config["data_dir"],
+    }
+    experiment = setup.build({**config, **here})
+    state = _last_state(folder, summary["steps"], experiment.initial_state)
+    return config, experiment, state
 
 
 def _last_state(folder, step, like):

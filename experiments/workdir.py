@@ -23,6 +23,7 @@ _FREE = {
     "eval_batch_size",
     "expected_to_fail",
     "num_devices",
+    "num_workers",
     "paper",
     "published_error_percent",
 }

@@ -61,14 +61,22 @@ class Records:
 
     Attributes:
         where: the split and its folder, for sentences.
-        source: the records by index, as bytes.
+        source: the split's records by index, as bytes.
+        chosen: int[M], which of them these are; None for all.
     """
 
     where: str
     source: Sequence[bytes]
+    chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.chosen is None else len(self.chosen)
+
+    def take(self, indices: np.ndarray) -> "Records":
+        """The examples at `indices` (int[M]) alone, in that order."""
+        if self.chosen is not None:
+            indices = self.chosen[indices]
+        return dataclasses.replace(self, chosen=indices)
 
     def decode(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Yield (uint8[H, W, 3], label) of the records at `indices`, in that order.
@@ -76,6 +84,8 @@ class Records:
         Raises:
             InputError: a record is damaged.
         """
+        if self.chosen is not None:
+            indices = self.chosen[indices]
         for index, record in zip(indices, self._fetch(indices), strict=True):
             with self._named(index):
                 encoded, label = parse_record(record)
@@ -149,9 +159,9 @@ class Source:
             seed: of the order of examples and of what `transform` draws.
             transform: (generator, uint8[H, W, 3]) -> uint8[h, w, 3], the shape the same
                 for all.
-            num_workers: processes that make batches, each up to three ahead, which are
-                kept in shared memory (/dev/shm); 0 to make them in this process when
-                they are asked for.
+            num_workers: processes that make batches, each up to four ahead, which wait
+                in shared memory (/dev/shm, which a container may limit); 0 to make them
+                in this process when they are asked for.
             host_index: of this host, in 0 .. num_hosts - 1.
             num_hosts: each gets batch_size / num_hosts rows.
 

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a finished run on ImageNet, by the crops that papers report them with.
+
+python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
+    [--resize=256] [--size=224] [--scales=224,256,384,480,640] [--images=N]
+"""
+
+import argparse
+import collections
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from experiments import subject
+from experiments.feed import ImageNet, test_view
+from experiments.workdir import replace_file
+from rn_jax import parallel
+from rn_jax.data import imagenet, transforms
+from rn_jax.errors import InputError
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.resnet import ResNet
+from rn_jax.train import log_mean_softmax
+
+# Sides of dense images are cut to multiples of this, so that there are few shapes.
+_MULTIPLE = 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+    try:
+        evaluate(_parse(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"rn_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rn_jax: Interrupted; nothing was written.", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(
+            f"{message[0].upper()}{message[1:]}; --help shows all options."
+        )
+
+
+def _parse(argv):
+    parser = _Parser(
+        description=__doc__.splitlines()[0], usage=__doc__.partition("\n\n")[2]
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of a finished run")
+    add("--crops", default="center", choices=("center", "ten", "dense"))
+    add("--resize", type=int, default=256, help="shorter side before a crop, in pixels")
+    add("--size", type=int, default=224, help="of a crop, in pixels")
+    add("--scales", default="224,256,384,480,640", help="shorter sides of dense images")
+    add("--images", type=int, help="the first so many; default: all")
+    add("--batch_size", type=int, default=64, help="images at a time")
+    add("--num_workers", type=int, help="processes; default: one per core")
+    add("--data_dir", help="of the data set; default: the run's")
+    return parser.parse_args(argv)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Prints top-1 and top-5 errors, and writes evaluation_CROPS.json into the run.
+
+    Args:
+        options: as `_parse` gives them.
+
+    Raises:
+        InputError: what the user can mend, in one sentence.
+    """
+    for name in ("resize", "size", "images", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, not {value}.")
+    if options.crops != "dense" and options.size > options.resize:
+        raise InputError("--size must be at most --resize.")
+    try:
+        scales = tuple(int(scale) for scale in options.scales.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or any(scale < 1 or scale % _MULTIPLE for scale in scales):
+        raise InputError(
+            f"--scales must be multiples of {_MULTIPLE}, as 224,256, not "
+            f"{options.scales}."
+        )
+    config, experiment, state = subject.finished(
+        options.workdir, data_dir=options.data_dir, num_workers=options.num_workers
+    )
+    if not isinstance(experiment.feed, ImageNet):
+        raise InputError(
+            f"The run {options.workdir} is on {config['dataset']}, whose test images "
+            "are taken whole: its summary.json has their error."
+        )
+    model = experiment.model.clone(axis_name=None)
+    if options.crops == "dense" and not isinstance(model, ResNet | DenseNet):
+        raise InputError(
+            "--crops=dense needs a network that ends in a mean over all pixels, as "
+            f"ResNets and DenseNets do, and not {config['model']}."
+        )
+    feed = experiment.feed
+    source = imagenet.Source(train=feed.parts["train"], test=feed.parts["test"])
+    dense = options.crops == "dense"
+    total = min(options.images or source.num_test, source.num_test)
+    size = math.ceil(options.batch_size / len(experiment.devices))
+    size *= len(experiment.devices)
+    view = partial(
+        test_view, crops=options.crops, resize=options.resize, size=options.size
+    )
+    batches = source.eval_batches(
+        batch_size=1 if dense else size,
+        transform=partial(dense_views, scales=scales) if dense else view,
+        num_workers=feed.num_workers,
+        limit=total,
+    )
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    probabilities = _make_probabilities(
+        model, experiment.preprocess, variables, experiment.devices
+    )
+    bar = tqdm(batches, total=math.ceil(total / (1 if dense else size)), disable=None)
+    gather = _by_shape if dense else _by_batch
+    labels, scores = gather(bar, total, size, probabilities)
+    result = {
+        "crops": options.crops,
+        **({"scales": scales} if dense else {}),
+        **({} if dense else {"resize": options.resize, "size": options.size}),
+        "images": total,
+        "top1_error_percent": top_error(scores, labels, 1),
+        "top5_error_percent": top_error(scores, labels, 5),
+    }
+    name = f"evaluation_{options.crops}.json"
+    replace_file(
+        epath.Path(options.workdir) / name, json.dumps(result, indent=2) + "\n"
+    )
+    print(
+        f"{total:,} images, {options.crops} crops: top-1 error "
+        f"{result['top1_error_percent']:.2f} %, top-5 error "
+        f"{result['top5_error_percent']:.2f} %."
+    )
+
+
+def dense_views(image: np.ndarray, *, scales: tuple[int, ...]) -> list[np.ndarray]:
+    """The whole image and its mirror image at each scale, as `transforms.dense_views`.
+
+    The longer side is cut to a multiple of 32 pixels in the middle: at most 31 of them
+    are lost, and a network is compiled for some tens of shapes instead of thousands.
+
+    Args:
+        image: uint8[H, W, 3].
+        scales: lengths of the shorter side, in pixels.
+    """
+
+    def trimmed(view):
+        height, width = (side // _MULTIPLE * _MULTIPLE for side in view.shape[:2])
+        top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
+        return view[top : top + height, left : left + width]
+
+    return [trimmed(view) for view in transforms.dense_views(image, scales)]
+
+
+def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Percent of the examples whose class is not among the k with the highest scores.
+
+    Args:
+        scores: f[N, K].
+        labels: i[N].
+        k: 1 or 5 in the papers.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    return 100 * float(np.mean((scores > own).sum(axis=1) >= k))
+
+
+def _make_probabilities(model, preprocess, variables, devices) -> Callable:
+    """Mean softmax f64[B, K] of uint8[B, V, H, W, 3], on all devices."""
+    variables = parallel.replicate(variables, devices)
+
+    @jax.jit
+    def mean_log(variables, images):
+        flat = images.reshape(-1, *images.shape[2:])
+        logits = model.apply(variables, preprocess(flat), train=False)
+        return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
+
+    def probabilities(images):
+        on_devices = parallel.split_examples(images, devices)
+        # In double precision the least likely classes keep their order.
+        return np.exp(np.asarray(mean_log(variables, on_devices), np.float64))
+
+    return probabilities
+
+
+def _by_batch(batches: Iterable, total: int, size: int, probabilities: Callable):
+    """Labels and scores of images that all have the same views."""
+    labels, scores = [], []
+    for batch in batches:
+        images = batch["image"]
+        found = probabilities(images if images.ndim == 5 else images[:, None])
+        labels.append(batch["label"][batch["mask"]])
+        scores.append(found[batch["mask"]])
+    return np.concatenate(labels), np.concatenate(scores)
+
+
+def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
+    """Labels and mean scores of images whose views have several shapes.
+
+    Views of one shape wait for each other until they fill a batch.
+    """
+    labels, sums, count = np.zeros(total, np.int32), None, 0
+
+    def add(places, views):
+        nonlocal sums
+        filled = views + [np.zeros_like(views[0])] * (size - len(views))
+        found = probabilities(np.stack(filled)[:, None])
+        sums = np.zeros((total, found.shape[1])) if sums is None else sums
+        np.add.at(sums, places, found[: len(views)])
+
+    waiting = collections.defaultdict(lambda: ([], []))
+    for place, batch in enumerate(batches):
+        labels[place] = batch["label"][0]
+        count = len(batch["image"])
+        for view in batch["image"]:
+            places, views = waiting[view.shape]
+            places.append(place)
+            views.append(view[0])
+            if len(views) == size:
+                add(*waiting.pop(view.shape))
+    for places, views in waiting.values():
+        add(places, views)
+    return labels, sums / count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

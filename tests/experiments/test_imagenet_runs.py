@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ResNet-18 on a small imagenet2012, through the commands that train and evaluate."""
+
+import dataclasses
+import importlib
+import json
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from command import ROOT, in_process
+from scipy import special
+from test_run import assert_same_run, lines
+
+from experiments import evaluate, feed, setup, subject
+from experiments.feed import ImageNet, test_view
+from rn_jax import InputError, create_model
+from rn_jax.data import imagenet, transforms
+
+pytest.importorskip("grain")
+
+OPTIONS = [
+    "--config.image_size=32",
+    "--config.train_scales=(32, 40)",
+    "--config.eval_resize=36",
+    "--config.eval_size=32",
+    "--config.eval_crops=ten",
+    "--config.eval_batch_size=4",
+    "--config.batch_size=4",
+    "--config.num_devices=2",
+    "--config.steps=7",
+    "--config.learning_rate=0.01",
+    "--config.checkpoint_every_steps=2",
+    "--config.log_every_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+    generated = importlib.import_module("generated")
+    folder = tmp_path_factory.mktemp("tfds")
+    generated.prepare_imagenet(folder, train=40, validation=9)
+    return folder
+
+
+def argv(workdir, data_dir, *more):
+    return [
+        f"--config={ROOT}/configs/resnet18.py",
+        f"--workdir={workdir}",
+        f"--config.data_dir={data_dir}",
+        f"--config.compilation_cache={ROOT}/.cache/jax",
+        *OPTIONS,
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """7 steps of batches of 4, in this process, by the recipe of He et al. 2015."""
+    workdir = tmp_path_factory.mktemp("imagenet") / "whole"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert (
+            in_process(monkeypatch, argv(workdir, data_dir, "--config.num_workers=0"))
+            == 0
+        )
+    return workdir
+
+
+def test_a_run_by_the_recipe_of_he_2015(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["train_crop"], config["pca_noise"]) == ("scale", 0.1)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["params"], summary["steps"]) == (11_689_512 - 173_824, 7)
+    # 40 images less the tenth that is held out are nine steps an epoch.
+    assert summary["epochs"] == 0.78
+    assert summary["val_error_percent"] is not None
+    steps = [ln for ln in lines(finished) if ln["kind"] == "step"]
+    assert [ln["step"] for ln in steps] == list(range(1, 8))
+    assert len({ln["train_loss"] for ln in steps}) == 7
+
+
+def test_killed_and_resumed_with_worker_processes_it_ends_the_same(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "stopped"
+    whole = ImageNet.train_batches
+
+    def stopping(self, first_step, last_step):
+        for i, batch in enumerate(whole(self, first_step, last_step), start=1):
+            if i == 5:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageNet, "train_batches", stopping)
+        options = argv(workdir, data_dir, "--config.num_workers=1")
+        assert in_process(monkeypatch, options) == 0
+    assert not (workdir / "summary.json").exists()
+    options = argv(workdir, data_dir, "--config.num_workers=0")
+    assert in_process(monkeypatch, options) == 0
+    assert_same_run(workdir, finished)
+
+
+def test_the_held_out_images_are_none_that_are_trained_on(finished):
+    config = json.loads((finished / "config.json").read_text())
+    parts = feed.of_imagenet(config).parts
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 36,
+        "val": 4,
+        "test": 9,
+    }
+    labels = {
+        name: [label for _, label in part.decode(np.arange(len(part)))]
+        for name, part in parts.items()
+    }
+    assert sorted(labels["train"] + labels["val"]) == list(range(40))
+    assert sorted(labels["test"]) == list(range(9))
+
+
+@pytest.mark.parametrize("crops", ["center", "ten"])
+def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
+    finished, monkeypatch, capsys, crops
+):
+    argv = [f"--workdir={finished}", f"--crops={crops}", "--resize=36", "--size=32"]
+    assert evaluate.main([*argv, "--num_workers=0", "--batch_size=4"]) == 0
+    found = json.loads((finished / f"evaluation_{crops}.json").read_text())
+    _, experiment, state = subject.finished(str(finished), num_workers=0)
+    model = experiment.model.clone(axis_name=None)
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    records = experiment.feed.parts["test"]
+    apply = jax.jit(partial(model.apply, train=False))
+    ranks = []
+    for image, label in records.decode(np.arange(9)):
+        views = test_view(image, crops=crops, resize=36, size=32).reshape(-1, 32, 32, 3)
+        # As many views as the other, so that one program is compiled.
+        pixels = experiment.preprocess(np.resize(views, (10, 32, 32, 3)))
+        scores = special.softmax(np.float64(apply(variables, pixels)), axis=1)
+        mean = scores[: len(views)].mean(axis=0)
+        ranks.append((mean > mean[label]).sum())
+    ranks = np.array(ranks)
+    assert found["images"] == 9
+    assert found["top1_error_percent"] == pytest.approx(100 * np.mean(ranks >= 1))
+    assert found["top5_error_percent"] == pytest.approx(100 * np.mean(ranks >= 5))
+    assert "9 images" in capsys.readouterr().out
+    if crops == "ten":
+        summary = json.loads((finished / "summary.json").read_text())
+        assert summary["test_error_percent"] == pytest.approx(
+            found["top1_error_percent"]
+        )
+
+
+def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
+    """By a stand-in for a network, which tells shapes and mirror images apart."""
+    source = imagenet.open_source(data_dir)
+    view = evaluate.dense_views
+    scales = (32, 64)
+
+    def probabilities(images):
+        assert images.shape[:2] == (4, 1)
+        pixels = images[:, 0].astype(np.float64)
+        left = pixels[:, :, :5].mean(axis=(1, 2, 3))
+        return np.stack([left, pixels.shape[2] * np.ones(len(left))], axis=1)
+
+    batches = source.eval_batches(
+        batch_size=1, transform=partial(view, scales=scales), num_workers=0
+    )
+    labels, scores = evaluate._by_shape(batches, 9, 4, probabilities)
+    for place, (image, label) in enumerate(source.test.decode(np.arange(9))):
+        assert labels[place] == label
+        lefts, widths = [], []
+        for scale in scales:
+            resized = transforms.resize_shorter(image, scale)
+            assert min(resized.shape[:2]) == scale
+            height, width = (side - side % 32 for side in resized.shape[:2])
+            top = (resized.shape[0] - height) // 2
+            left = (resized.shape[1] - width) // 2
+            window = (slice(top, top + height), slice(left, left + width))
+            cut, mirrored = resized[window], resized[:, ::-1][window]
+            lefts += [cut[:, :5].mean(), mirrored[:, :5].mean()]
+            widths += [width, width]
+        np.testing.assert_allclose(scores[place], [np.mean(lefts), np.mean(widths)])
+
+
+@pytest.mark.slow
+def test_dense_evaluation_of_a_run(finished, capsys):
+    argv = [f"--workdir={finished}", "--crops=dense", "--scales=32,64", "--images=3"]
+    assert evaluate.main([*argv, "--num_workers=0", "--batch_size=2"]) == 0
+    found = json.loads((finished / "evaluation_dense.json").read_text())
+    assert found["scales"] == [32, 64] and found["images"] == 3
+    assert 0 <= found["top5_error_percent"] <= found["top1_error_percent"] <= 100
+
+
+def test_top_errors_by_hand():
+    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
+    labels = np.array([0, 1, 0])
+    assert evaluate.top_error(scores, labels, 1) == pytest.approx(200 / 3)
+    assert evaluate.top_error(scores, labels, 2) == pytest.approx(100 / 3)
+    assert evaluate.top_error(scores, labels, 3) == 0
+
+
+BAD = {
+    "crops": (["--config.image_size=64"], "Crops must fit the images"),
+    "test crop": (["--config.eval_size=64"], "Crops must fit the images"),
+    "mean image": (["--config.normalization=mean_image"], "is imagenet, imagenet_mean"),
+    "choice": (["--config.eval_crops=320"], "eval_crops must be one of center, ten"),
+}
+
+
+@pytest.mark.parametrize("options, sentence", BAD.values(), ids=BAD)
+def test_bad_settings(data_dir, tmp_path, monkeypatch, capsys, options, sentence):
+    assert in_process(monkeypatch, argv(tmp_path / "w", data_dir, *options)) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_bad_evaluations(finished, tmp_path, capsys):
+    for options, sentence in (
+        ([], "required: --workdir; --help"),
+        ([f"--workdir={tmp_path}"], "is not there"),
+        ([f"--workdir={finished}", "--size=300"], "--size must be at most --resize"),
+        ([f"--workdir={finished}", "--scales=30"], "must be multiples of 32"),
+        ([f"--workdir={finished}", "--images=0"], "--images must be at least 1"),
+    ):
+        assert evaluate.main(options) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(InputError, match="Studies take data sets that fit into memory"):
+        subject.from_run(str(finished))
+
+
+def test_networks_with_fixed_heads_are_not_evaluated_densely(
+    finished, monkeypatch, capsys
+):
+    build = setup.build
+
+    def with_vgg(config):
+        return dataclasses.replace(build(config), model=create_model("vgg11"))
+
+    monkeypatch.setattr(setup, "build", with_vgg)
+    assert evaluate.main([f"--workdir={finished}", "--crops=dense"]) == 2
+    assert "needs a network that ends in a mean over all pixels" in (
+        capsys.readouterr().err
+    )
