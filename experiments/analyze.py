@@ -18,10 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
 from etils import epath
 
-from experiments import report, subject
+from experiments import command, report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from experiments.workdir import replace_file
@@ -52,17 +51,8 @@ _GATES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(
-            f"{message[0].upper()}{message[1:]}; --help shows all options."
-        )
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        description=__doc__.splitlines()[0], usage=__doc__.partition("\n\n")[2]
-    )
+    parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--workdir", help="folder of a finished run")
     add("--model", help="name of rn_jax.list_models(), for imported weights")
@@ -86,22 +76,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def run():
         options = _parse(argv)
         options.command = shlex.join(["python", "-m", "experiments.analyze", *argv])
         analyze(options)
-    except InputError as error:
-        print(f"rn_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "rn_jax: Interrupted; the same command goes on with the next study.",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+
+    return command.exit_code(
+        run, interrupted="Interrupted; the same command goes on with the next study."
+    )
 
 
 def analyze(options: argparse.Namespace) -> None:

@@ -66,6 +66,10 @@ def train(
     return summary
 
 
+class NotFiniteError(InputError):
+    """Training diverged: the loss, its gradient or a parameter is no number."""
+
+
 class _Run:
     """A run in progress: the state on the devices and what the host knows of it."""
 
@@ -171,7 +175,7 @@ class _Run:
             if last is None
             else (f"the last good checkpoint, of step {last}, is kept")
         )
-        raise InputError(
+        raise NotFiniteError(
             f"The loss or its gradient is not finite at step {step} (learning rate "
             f"{float(self.experiment.schedule(step - 1)):g}); {kept}. Try a lower "
             "learning_rate or a longer warmup, in a new --workdir."

@@ -81,7 +81,7 @@ def _times(found):
         for study, r in results.items()
     ]
     head = ["network", "study", "seconds", "devices"]
-    return ["## Time", "", *_table(head, rows), ""]
+    return ["## Time", "", *table(head, rows), ""]
 
 
 def _networks(networks):
@@ -98,10 +98,11 @@ def _networks(networks):
     ]
     head = ["network", "model", "data set", "test images", "gates", "test error (%)"]
     commands = sorted({r["command"] for r in networks.values()})
-    return [*_table(head, rows), "", *(f"    {command}" for command in commands)]
+    return [*table(head, rows), "", *(f"    {command}" for command in commands)]
 
 
-def _table(head, rows):
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
@@ -401,7 +402,7 @@ def _summary(found, networks):
         f"closed for {UNHARMED:g} point",
         "mean length of the gradient's paths",
     ]
-    return ["## Across networks", "", *_table(head, rows), ""]
+    return ["## Across networks", "", *table(head, rows), ""]
 
 
 def _five_deleted(result):

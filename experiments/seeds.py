@@ -37,7 +37,13 @@ def parse(text: str) -> list[int]:
     return seeds
 
 
-def train(config: Mapping[str, Any], path: str, seeds: Sequence[int]) -> None:
+def train(
+    config: Mapping[str, Any],
+    path: str,
+    seeds: Sequence[int],
+    *,
+    resumed_by: str | None = None,
+) -> list[dict[str, Any]] | None:
     """Trains every seed in turn, in a folder of its own, then sums up.
 
     A seed that is finished is not trained again, and one that was stopped goes on. When
@@ -48,6 +54,10 @@ def train(config: Mapping[str, Any], path: str, seeds: Sequence[int]) -> None:
         config: the fields of configs/default.py; its seed is not used.
         path: the folder in which seed0, seed1, ... lie.
         seeds: of the parameters, the order of examples, augmentation and gates.
+        resumed_by: what --workdir must be to go on, if not that folder.
+
+    Returns:
+        The summary of each; None if a signal stopped one.
 
     Raises:
         InputError: as `loop.train`.
@@ -56,9 +66,9 @@ def train(config: Mapping[str, Any], path: str, seeds: Sequence[int]) -> None:
     summaries = []
     for seed in seeds:
         run = {**config, "seed": seed}
-        summary = loop.train(run, str(folder / f"seed{seed}"), resumed_by=path)
+        summary = loop.train(run, place(path, seed), resumed_by=resumed_by or path)
         if summary is None:
-            return  # a signal stopped it
+            return None  # a signal stopped it
         summaries.append(summary)
     result = {"seeds": list(seeds)}
     for name in ("test_error_percent", "test_error_at_best_val_percent"):
@@ -73,6 +83,12 @@ def train(config: Mapping[str, Any], path: str, seeds: Sequence[int]) -> None:
         f"test error median {shown['median']:.2f} %, mean {shown['mean']:.2f}"
         f"{deviation}, best {shown['best']:.2f}."
     )
+    return summaries
+
+
+def place(path: str, seed: int) -> str:
+    """The folder of one seed."""
+    return str(epath.Path(path) / f"seed{seed}")
 
 
 def describe(values: Sequence[float]) -> dict[str, Any]:

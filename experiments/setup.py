@@ -72,6 +72,16 @@ class Experiment:
     key: jax.Array
 
 
+def check(config: Mapping[str, Any]) -> None:
+    """Raises what `build` would, as far as it needs neither data nor devices.
+
+    Raises:
+        InputError: a value that cannot be used, in one sentence.
+    """
+    _check_values(config)
+    _model(config)
+
+
 def build(config: Mapping[str, Any]) -> Experiment:
     """Everything that a run of this config needs.
 
@@ -92,23 +102,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     streamed = config["dataset"] == imagenet.SPEC.name
     spec = imagenet.SPEC if streamed else data.get_spec(config["dataset"])
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
-    if config["stochastic_depth_from_epoch"] and (
-        stochastic_depth is None or stochastic_depth.granularity == "subset"
-    ):
-        raise InputError(
-            "stochastic_depth_from_epoch needs stochastic_depth of a granularity other "
-            'than "subset".'
-        )
-    derived = {
-        "num_classes": spec.num_classes,
-        "stochastic_depth": stochastic_depth,
-        "axis_name": parallel.batch_norm_axis(devices, config["batch_norm"]),
-        "dtype": jnp.dtype(config["dtype"]),
-    }
-    for name in config["model_kwargs"]:
-        if name in derived:
-            raise InputError(f"model_kwargs cannot set {name}: other fields do.")
-    model = rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
+    model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
 
     feed = (feeds.of_imagenet if streamed else feeds.in_memory)(config)
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
@@ -270,6 +264,27 @@ def _feedback(config):
         plateau_factor=config["lr_factor"],
         plateau_patience=config["plateau_patience"] if by_plateau else None,
     )
+
+
+def _model(config, axis_name=None):
+    stochastic_depth = _stochastic_depth(config["stochastic_depth"])
+    if config["stochastic_depth_from_epoch"] and (
+        stochastic_depth is None or stochastic_depth.granularity == "subset"
+    ):
+        raise InputError(
+            "stochastic_depth_from_epoch needs stochastic_depth of a granularity other "
+            'than "subset".'
+        )
+    derived = {
+        "num_classes": data.get_spec(config["dataset"]).num_classes,
+        "stochastic_depth": stochastic_depth,
+        "axis_name": axis_name,
+        "dtype": jnp.dtype(config["dtype"]),
+    }
+    for name in config["model_kwargs"]:
+        if name in derived:
+            raise InputError(f"model_kwargs cannot set {name}: other fields do.")
+    return rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
 
 
 def _stochastic_depth(settings):

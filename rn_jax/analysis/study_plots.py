@@ -19,7 +19,8 @@ from rn_jax.analysis.plots import save
 
 Results = Mapping[str, Mapping[str, Any]]
 
-_STYLES = (
+# Of lines over each other.
+STYLES = (
     {"color": "0.0", "linestyle": "-", "marker": "o"},
     {"color": "0.5", "linestyle": "--", "marker": "s"},
     {"color": "0.3", "linestyle": ":", "marker": "^"},
@@ -124,7 +125,7 @@ def path_lengths(results: Results, path: epath.PathLike, *, title: str) -> None:
         for name, says in names.items()
         if name in result
     ]
-    for (label, found), style in zip(lines, itertools.cycle(_STYLES), strict=False):
+    for (label, found), style in zip(lines, itertools.cycle(STYLES), strict=False):
         low, high = found["interval_95"]
         shown = f"{label} (95 % within {low} to {high})"
         axes.plot(found["weights"], **style, markersize=3, label=shown)
@@ -232,7 +233,7 @@ def depth_dial(results: Results, path: epath.PathLike, *, title: str) -> None:
     figure.suptitle(title, fontsize="small")
     panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axes, (label, result) in zip(panels, results.items(), strict=True):
-        for (name, says), style in zip(names.items(), _STYLES, strict=False):
+        for (name, says), style in zip(names.items(), STYLES, strict=False):
             errors = result["error_percent"][name]
             medians = [np.median(e) for e in errors]
             axes.plot(result["open"], medians, **style, markersize=4, label=says)
@@ -298,7 +299,7 @@ def _figure(title: str):
 
 
 def _styled(results: Results) -> Iterator[tuple[tuple[str, Any], dict[str, str]]]:
-    return zip(results.items(), itertools.cycle(_STYLES), strict=False)
+    return zip(results.items(), itertools.cycle(STYLES), strict=False)
 
 
 def _finish(figure, axes, path) -> None:

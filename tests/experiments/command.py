@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from experiments import run
 
 ROOT = Path(__file__).parents[2]
@@ -28,15 +26,10 @@ def arguments(workdir, *options, config="resnet20", dataset="digits"):
     ]
 
 
-def in_process(monkeypatch, argv):
+def in_process(monkeypatch, argv, command=run):
     """Exit code of the command with these arguments."""
-    for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-        delattr(flags.FLAGS, name)  # overrides of an earlier call
-    flags.FLAGS.unparse_flags()
-    for name in ("config", "seeds"):
-        flags.FLAGS[name].unparse()
-    monkeypatch.setattr(sys, "argv", ["run", *argv])
-    return run.main()
+    monkeypatch.setattr(sys, "argv", ["command", *argv])
+    return command.main()
 
 
 # A user's own network enters the table before the command runs.

@@ -359,10 +359,21 @@ BAD_INPUT = {
     ),
     "field": (["--config.epoch=3"], r"no field 'epoch': Did you mean \"epochs\""),
     "field, far": (["--config.xyzzy=3"], r"no field 'xyzzy': configs/default.py"),
-    "entry of a dict": (["--config.model_kwargs.shortcut=B"], r"is given whole, as"),
+    "entry of a dict": (
+        ["--config.model_kwargs.shortcat=B"],
+        r"tiny cannot be made: .*'shortcat'",
+    ),
     "entry of nothing": (
-        ["--config.stochastic_depth.last_survival=0.5"],
-        r"stochastic_depth.last_survival cannot be set alone",
+        ["--config.stochastic_depth.survival=0.5"],
+        r"Unknown field of stochastic_depth 'survival'",
+    ),
+    "entry of no dict": (
+        ["--config.data_dir.last=0.5"],
+        r"data_dir.last cannot be set: data_dir is no dict",
+    ),
+    "entry of a number": (
+        ["--config.epochs.last=0.5"],
+        r"epochs.last cannot be set: epochs is no dict",
     ),
     "derived": (["--config.model_kwargs={'num_classes': 5}"], r"cannot set num_class"),
     "type in a dict": (
@@ -422,7 +433,7 @@ BAD_INPUT = {
     ),
     "nothing to begin from": (["--config.init_from=x.pt"], r"There is no file x.pt"),
     "drops": (["--config.lr_drops=(0.7, 0.5)"], r"one after another"),
-    "option": (["--wordkir=x"], r"Unknown command line flag 'wordkir'"),
+    "option": (["--wordkir=x"], r"Unknown option '--wordkir'; near it: --workdir"),
     "argument": (["now"], r"Unexpected argument 'now'"),
 }
 

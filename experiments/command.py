@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: options, configs with overrides, exit codes."""
+
+import argparse
+import ast
+import datetime
+import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from rn_jax.errors import InputError, unknown_name
+
+_HINT = "configs/default.py has them all."
+# Fields that are dicts of any fields: single entries are set here, because
+# ml_collections sets no entry that is not there yet.
+_ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's own options, with one sentence for what it cannot take.
+
+    Args:
+        doc: the command's docstring: a sentence, an empty line, the usage.
+    """
+
+    def __init__(self, doc: str):
+        first, _, usage = doc.partition("\n\n")
+        super().__init__(description=first, usage=usage, allow_abbrev=False)
+
+    def error(self, message):
+        """What argparse has to say, as an `InputError`."""
+        raise InputError(
+            f"{message[0].upper()}{message[1:]}; --help shows all options."
+        )
+
+    def parse_with_config(
+        self, argv: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """The command's own options, and those of the config for `load_config`.
+
+        Raises:
+            InputError: an option that is neither.
+        """
+        options, rest = self.parse_known_args(argv)
+        for argument in rest:
+            name = argument.partition("=")[0]
+            if re.match("--?[a-zA-Z]", name) and not re.match(
+                r"--?(no)?config(\.|$)", name
+            ):
+                known = [*self._option_string_actions, "--config"]
+                raise unknown_name("option", name, known)
+        return options, rest
+
+
+def exit_code(
+    command: Callable[[], None],
+    *,
+    interrupted: str = "Interrupted before the first step.",
+) -> int:
+    """Runs a command; 2 after bad input or Ctrl-C, with one sentence, else 0."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+    try:
+        command()
+    except InputError as error:
+        print(f"rn_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rn_jax: {interrupted}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A config from its file, its data set and its overrides.
+
+    Args:
+        arguments: --config=FILE[:DATASET], and --config.FIELD=VALUE or, in
+            stochastic_depth and model_kwargs, --config.FIELD.ENTRY=VALUE. Of the same
+            field the last one counts, and entries come after the whole field.
+
+    Returns:
+        The name of the file without ".py", and the fields of configs/default.py as
+        plain values.
+
+    Raises:
+        InputError: no such file or field, or a value of a wrong type.
+    """
+    entries = [found.groups() for a in arguments if (found := _ENTRY.fullmatch(a))]
+    argv = ["", *(a for a in arguments if not _ENTRY.fullmatch(a))]
+    argv = _data_set_first(argv)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=argv
+    )
+    try:
+        rest = values(argv)
+        if len(rest) > 1:
+            raise InputError(f"Unexpected argument {rest[1]!r}: options begin with --.")
+        if values["config"].value is None:
+            raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
+        config = values["config"].value.to_dict()
+    except (AttributeError, KeyError) as error:  # of ConfigDict; a hint is on line 2
+        while isinstance(error, Exception):
+            error = error.args[0]
+        if entry := re.search(r"Attempting to lookup: (\S+)", error):
+            raise _no_entries(entry[1]) from None
+        name, _, hint = error.partition("\n")
+        raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        if missing := re.search(r"No such file or directory: '(.+?)'", str(error)):
+            known = glob.glob("configs/[!_]*.py")
+            raise unknown_name("config", missing[1], known) from None
+        if entry := re.search(r"Override (\S+) can not be applied", str(error)):
+            raise _no_entries(entry[1]) from None
+        raise InputError(" ".join(str(error).split())) from error
+    for field, text in entries:
+        _set_entry(config, field, text)
+    file = config_flags.get_config_filename(values["config"])
+    return Path(file.partition(":")[0]).stem, config
+
+
+def _no_entries(field):
+    return InputError(f"{field} cannot be set: {field.rpartition('.')[0]} is no dict.")
+
+
+def _data_set_first(argv):
+    """--config.dataset=NAME as --config=FILE:NAME, so that its recipe follows it."""
+    names = [a.partition("=")[2] for a in argv if re.match("--?config.dataset=", a)]
+    if not names:
+        return argv
+    is_file = re.compile("(--?config=[^:]+)")
+    return [
+        f"{found[1]}:{names[-1]}" if (found := is_file.match(a)) else a for a in argv
+    ]
+
+
+def _set_entry(config, field, text):
+    *path, name = field.split(".")
+    place = config
+    for part in path:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise _no_entries(field)
+    try:
+        place[name] = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        place[name] = text  # a name needs no quotes
+
+
+def field_of(config: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or of an entry such as stochastic_depth.last_survival.
+
+    It is None where there is none.
+    """
+    for part in field.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def new_workdir(name: str) -> str:
+    """A folder under runs/ named by what runs there and the time."""
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return os.path.join("runs", f"{name}-{time}")
