@@ -156,6 +156,15 @@ def _set_entry(config, field, text):
         place[name] = text  # a name needs no quotes
 
 
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """The overrides among the arguments, as "epochs=3"."""
+    return [
+        argument.partition("config.")[2]
+        for argument in arguments
+        if re.match(r"--?(no)?config\.", argument)
+    ]
+
+
 def field_of(config: Mapping[str, Any], field: str) -> Any:
     """The value of a field, or of an entry such as stochastic_depth.last_survival.
 

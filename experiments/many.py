@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many runs, one after another, each resumable, into one table."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from experiments import loop, setup
+from experiments import seeds as several
+from experiments.loop import NotFiniteError
+from experiments.workdir import Workdir
+from rn_jax.errors import InputError
+
+Result = dict[str, Any]
+
+AT_BEST = "test_error_at_best_val_percent"
+LAST = "test_error_percent"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config, and the name of the folder in which it is trained."""
+
+    name: str
+    config: Mapping[str, Any]
+
+
+def train(
+    jobs: Sequence[Job],
+    path: str,
+    *,
+    seeds: Sequence[int] | None,
+    report: Callable[[list[Result]], None],
+) -> bool:
+    """Trains every job in turn, in a folder of its own.
+
+    What is finished is not trained again, and what was stopped goes on. A job that
+    diverges is noted, and the next one begins.
+
+    Args:
+        jobs: no two of the same name.
+        path: the folder in which theirs lie.
+        seeds: each job is trained with all of these; None: with its own.
+        report: called with `results` before the first job and after every one.
+
+    Returns:
+        False if a signal stopped a run.
+
+    Raises:
+        InputError: what the user can mend, if it can be known before the first step of
+            all; Ctrl-C between the runs.
+    """
+    for job in jobs:
+        setup.check(job.config)
+        for folder, config in _runs(job, path, seeds):
+            Workdir(folder, config)  # refuses a folder of another config
+    diverged: dict[str, str] = {}
+    report(results(jobs, path, seeds, diverged))
+    for number, job in enumerate(jobs, 1):
+        print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
+        try:
+            if not _train(job, path, seeds):
+                return False  # and loop.train has said how to go on
+        except NotFiniteError as error:
+            diverged[job.name] = str(error)
+            print(error)
+        except KeyboardInterrupt:
+            raise InputError(
+                f"Interrupted; the same command with --workdir={path} goes on from "
+                "there."
+            ) from None
+        finally:
+            report(results(jobs, path, seeds, diverged))
+    return True
+
+
+def _train(job, path, seeds):
+    folder = str(epath.Path(path) / job.name)
+    if seeds is None:
+        return loop.train(job.config, folder, resumed_by=path)
+    return several.train(job.config, folder, seeds, resumed_by=path)
+
+
+def results(
+    jobs: Sequence[Job],
+    path: str,
+    seeds: Sequence[int] | None,
+    diverged: Mapping[str, str],
+) -> list[Result]:
+    """What the folders of the jobs hold.
+
+    Returns:
+        A dict for each job: state ("finished", "unfinished", "not begun" or
+        "diverged"), n finished runs and, if there are any, test_error_percent and,
+        with a validation part, test_error_at_best_val_percent as `seeds.describe` has
+        them; params, epochs and steps of a run; means of wall_seconds and
+        images_per_second; devices.
+    """
+    return [_result(job, path, seeds, diverged.get(job.name)) for job in jobs]
+
+
+def _result(job, path, seeds, reason):
+    runs = [Workdir(folder, config) for folder, config in _runs(job, path, seeds)]
+    summaries = [found for run in runs if (found := run.summary())]
+    if reason:
+        state = "diverged"
+    elif len(summaries) == len(runs):
+        state = "finished"
+    else:
+        begun = any(run.path.exists() for run in runs)
+        state = "unfinished" if begun else "not begun"
+    result = {"state": state, "n": len(summaries)}
+    if reason:
+        result["reason"] = reason
+    if not summaries:
+        return result
+    for name in (LAST, AT_BEST):
+        values = [summary[name] for summary in summaries]
+        result[name] = None if None in values else several.describe(values)
+    for name in ("params", "epochs", "steps", "devices"):
+        result[name] = summaries[0][name]
+    for name in ("wall_seconds", "images_per_second"):
+        values = [s[name] for s in summaries if s[name] is not None]
+        result[name] = statistics.fmean(values) if values else None
+    return result
+
+
+def _runs(job, path, seeds):
+    folder = str(epath.Path(path) / job.name)
+    if seeds is None:
+        return [(folder, job.config)]
+    return [(several.place(folder, s), {**job.config, "seed": s}) for s in seeds]
+
+
+# --- Cells of a table -----------------------------------------------------------------
+
+
+def error_cell(
+    result: Result, name: str = LAST, statistic: str = "mean", mark: str = ""
+) -> str:
+    """An error in percent, with the deviation of several runs, or why there is none.
+
+    Args:
+        result: of `results`.
+        name: LAST or AT_BEST.
+        statistic: mean, median or best of the runs.
+        mark: put after the number.
+    """
+    found = result.get(name)
+    if found is None:
+        return "-" if result["n"] else result["state"]
+    deviation = ""
+    if statistic == "mean" and found["std"] is not None:
+        deviation = f" ± {found['std']:.2f}"
+    state = "" if result["state"] == "finished" else f" ({result['state']})"
+    return f"{found[statistic]:.2f}{deviation}{mark}{state}"
+
+
+def size_cells(result: Result) -> list[str]:
+    """Runs, epochs, parameters, seconds and images per second, as `SIZE_HEAD`."""
+    if not result["n"]:
+        return ["0", *["-"] * (len(SIZE_HEAD) - 1)]
+    speed = result["images_per_second"]
+    return [
+        str(result["n"]),
+        str(result["epochs"]),
+        f"{result['params']:,}",
+        f"{result['wall_seconds']:,.0f}",
+        "-" if speed is None else f"{speed:,.0f}",
+    ]
+
+
+SIZE_HEAD = ["runs", "epochs", "parameters", "seconds", "images/s"]

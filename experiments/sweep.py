@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains all combinations of some fields' values, into one table and one picture.
+
+python -m experiments.sweep --config=FILE[:DATASET]
+    --grid config.FIELD=VALUE,VALUE,... [--grid ...]
+    [--config.FIELD=VALUE ...] [--workdir=DIR] [--seeds=N]
+
+    --grid config.stochastic_depth.last_survival=0.2,0.5,1.0
+    --grid config.model=resnet20,resnet32,resnet56
+"""
+
+import itertools
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from experiments import command, many, seeds, sweep_plots
+from experiments.report import table
+from experiments.workdir import replace_file
+from rn_jax.errors import InputError
+
+
+def main() -> int:
+    """Runs the command and returns its exit code."""
+    return command.exit_code(_sweep, interrupted="Interrupted before the first run.")
+
+
+def _sweep():
+    parser = command.Parser(__doc__)
+    add = parser.add_argument
+    add("--grid", action="append", default=[], help="a field and its values")
+    add("--workdir", help="folder of the sweep; default: a new one under runs/")
+    add("--seeds", help="so many seeds, or a list, of every combination")
+    argv = sys.argv[1:]
+    options, rest = parser.parse_with_config(argv)
+    chosen = None if options.seeds is None else seeds.parse(options.seeds)
+    name, base = command.load_config(rest)
+    axes = [parse_axis(text) for text in options.grid]
+    if not axes:
+        raise InputError("Name a field to vary, as --grid config.batch_size=64,128.")
+    if chosen is not None and "seed" in dict(axes):
+        raise InputError("Seeds come by --seeds or by --grid config.seed, not by both.")
+    rows = combinations(rest, axes)
+    jobs = [many.Job(folder_name(values), config) for values, config in rows]
+    workdir = options.workdir or command.new_workdir(f"sweep-{name}-{base['dataset']}")
+    title = ", ".join([f"{name} on {base['dataset']}", *command.overrides(rest)])
+    header = {
+        "command": shlex.join(["python", "-m", "experiments.sweep", *argv]),
+        "config": name,
+        "dataset": base["dataset"],
+        "seeds": chosen,
+    }
+
+    def report(results):
+        shown = [
+            {"values": values, "folder": job.name, **result}
+            for (values, _), job, result in zip(rows, jobs, results, strict=True)
+        ]
+        write(epath.Path(workdir), header, shown, title)
+
+    if many.train(jobs, workdir, seeds=chosen, report=report):
+        print(f"Table: {epath.Path(workdir) / 'table.md'}")
+
+
+def parse_axis(text: str) -> tuple[str, list[str]]:
+    """A field and its values from "config.FIELD=a,b,c".
+
+    Commas within brackets do not divide: "(0.5,0.75),(0.3,0.6)" is two values.
+
+    Raises:
+        InputError: it is not of that form, or a value is empty.
+    """
+    found = re.fullmatch(r"(?:--)?config\.([\w.]+)=(.*)", text, re.S)
+    values = [""]
+    for character in found[2] if found else "":
+        last = values[-1]
+        depth = sum(map(last.count, "([{")) - sum(map(last.count, ")]}"))
+        if character == "," and depth <= 0:
+            values.append("")
+        else:
+            values[-1] += character
+    values = [value.strip() for value in values]
+    if not all(values):
+        raise InputError(
+            "--grid must be a field and its values, as config.batch_size=64,128, not "
+            f"{text!r}."
+        )
+    return found[1], values
+
+
+def combinations(
+    arguments: Sequence[str], axes: Sequence[tuple[str, list[str]]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """All combinations, the last field changing fastest.
+
+    Args:
+        arguments: of the config, for `command.load_config`.
+        axes: fields and their values, as typed.
+
+    Returns:
+        For each its value by field, and its config.
+
+    Raises:
+        InputError: a field that is not there, that is named twice, or that has a value
+            twice or one of a wrong type.
+    """
+    names = [field for field, _ in axes]
+    for field, texts in axes:
+        alone = [a for a in arguments if re.match(rf"--?(no)?config\.{field}(=|$)", a)]
+        if names.count(field) > 1 or alone:
+            raise InputError(f"config.{field} is set twice: name it in one --grid.")
+        values = [
+            command.field_of(_with(arguments, [(field, text)]), field) for text in texts
+        ]
+        for value in values:
+            if values.count(value) > 1:
+                raise InputError(f"--grid config.{field} has the value {value} twice.")
+    found = []
+    for texts in itertools.product(*(texts for _, texts in axes)):
+        config = _with(arguments, zip(names, texts, strict=True))
+        found.append(({n: command.field_of(config, n) for n in names}, config))
+    return found
+
+
+def _with(arguments, values):
+    overrides = [f"--config.{field}={text}" for field, text in values]
+    return command.load_config([*arguments, *overrides])[1]
+
+
+def folder_name(values: dict[str, Any]) -> str:
+    """Of one combination, as "model=resnet20,stochastic_depth.last_survival=0.5"."""
+    parts = (f"{field}={value}" for field, value in values.items())
+    return ",".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
+
+
+def write(
+    folder: epath.Path,
+    header: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    title: str,
+) -> None:
+    """Writes sweep.json, table.md and, once a run has ended, sweep.png.
+
+    Args:
+        folder: where they go.
+        header: what sweep.json begins with: command, config, dataset, seeds.
+        rows: of each combination its values by field, and what `many.results` has.
+        title: of table and picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**header, "rows": list(rows)}, indent=1)
+    replace_file(folder / "sweep.json", text + "\n")
+    ended = [row for row in rows if row["n"]]
+    at_best = bool(ended) and all(row[many.AT_BEST] for row in ended)
+    columns = {"test error (%)": many.LAST}
+    if at_best:
+        columns["at the best validation epoch (%)"] = many.AT_BEST
+    body = [
+        [
+            *map(str, row["values"].values()),
+            *(many.error_cell(row, name) for name in columns.values()),
+            *many.size_cells(row),
+        ]
+        for row in rows
+    ]
+    head = [*rows[0]["values"], *columns, *many.SIZE_HEAD]
+    lines = [f"# {title}", "", f"    {header['command']}", "", *table(head, body)]
+    if ended:
+        label = list(columns)[-1]
+        name = columns[label]
+        means = [row[name]["mean"] if row["n"] else None for row in rows]
+        deviations = [row[name]["std"] if row["n"] else None for row in rows]
+        sweep_plots.draw(
+            [row["values"] for row in rows],
+            means,
+            deviations,
+            folder / "sweep.png",
+            title=title,
+            label="test error (%)" if name == many.LAST else f"test error {label}",
+        )
+        lines += ["", "![Test error](sweep.png)"]
+    replace_file(folder / "table.md", "\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

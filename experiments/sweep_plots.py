@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a sweep: lines, a heat map or dots, by how many fields are numbers."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from rn_jax.analysis.plots import save
+from rn_jax.analysis.study_plots import STYLES
+
+Values = Mapping[str, Any]
+
+
+def draw(
+    rows: Sequence[Values],
+    means: Sequence[float | None],
+    deviations: Sequence[float | None],
+    path: epath.PathLike,
+    *,
+    title: str,
+    label: str,
+) -> None:
+    """Draws the error over one field, over two, or of each combination.
+
+    One field of numbers: the error over it, a line for each combination of the others.
+    Two: a heat map for each combination of the others. Else a dot for each combination.
+
+    Args:
+        rows: each combination's value by field.
+        means: error of each; None: not there yet.
+        deviations: standard deviation of each; None: of a single run.
+        path: of the PNG.
+        title: of the figure.
+        label: of the error.
+    """
+    error = np.array([np.nan if mean is None else mean for mean in means])
+    spread = np.array([np.nan if std is None else std for std in deviations])
+    numbers = {name: found for name in rows[0] if (found := _numbers(rows, name))}
+    others = [n for n in rows[0] if n not in numbers and len(_distinct(rows, n)) > 1]
+    kinds = {}
+    for i, row in enumerate(rows):
+        kinds.setdefault(", ".join(f"{n} {row[n]}" for n in others), []).append(i)
+    if len(numbers) == 1:
+        figure = _lines(numbers, kinds, error, spread, label)
+    elif len(numbers) == 2:
+        figure = _heat_maps(rows, numbers, kinds, error, label)
+    else:
+        figure = _dots(rows, error, spread, label)
+    figure.suptitle(title, fontsize="small")
+    save(figure, path)
+
+
+def _distinct(rows, name):
+    """The values of a field, in the order of the first time."""
+    return list({repr(row[name]): row[name] for row in rows}.values())
+
+
+def _numbers(rows, name):
+    """A number for each row, if the field is one of several numbers.
+
+    Names that differ in one number alone, as resnet20 and resnet32, count by it.
+    """
+    values = [row[name] for row in rows]
+    if len(_distinct(rows, name)) < 2:
+        return None
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return values
+    if not all(isinstance(value, str) for value in values):
+        return None
+    parts = [re.split(r"(\d+)", value) for value in values]
+    if len({len(part) for part in parts}) > 1:
+        return None
+    columns = [i for i, c in enumerate(zip(*parts, strict=True)) if len(set(c)) > 1]
+    if len(columns) != 1 or columns[0] % 2 == 0:  # odd: the digits
+        return None
+    return [int(part[columns[0]]) for part in parts]
+
+
+def _lines(numbers, kinds, error, spread, label):
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    [(name, x)] = numbers.items()
+    x = np.array(x)
+    for (kind, places), style in zip(
+        kinds.items(), itertools.cycle(STYLES), strict=False
+    ):
+        places = np.array(places)[np.argsort(x[places], kind="stable")]
+        axes.errorbar(
+            x[places],
+            error[places],
+            None if np.isnan(spread[places]).all() else spread[places],
+            **style,
+            markersize=4,
+            capsize=3,
+            label=kind,
+        )
+    axes.set(xlabel=name, ylabel=label, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    if len(kinds) > 1:
+        axes.legend(fontsize="small")
+    return figure
+
+
+def _heat_maps(rows, numbers, kinds, error, label):
+    """The first field to the right, the second upwards, a panel for each kind."""
+    (across, x), (up, y) = numbers.items()
+    columns, levels = sorted(set(x)), sorted(set(y))
+    size = (1.6 + len(kinds) * (1 + 0.9 * len(columns)), 1.6 + 0.6 * len(levels))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    low, high = np.nanmin(error), np.nanmax(error)
+    for axes, (kind, places) in zip(panels, kinds.items(), strict=True):
+        grid = np.full((len(levels), len(columns)), np.nan)
+        for i in places:
+            grid[levels.index(y[i]), columns.index(x[i])] = error[i]
+        image = axes.imshow(
+            grid, cmap="Greys", vmin=low, vmax=high, origin="lower", aspect="auto"
+        )
+        for (row, column), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                dark = value > (low + high) / 2
+                axes.text(
+                    *(column, row, f"{value:.2f}"),
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                )
+        shown = {n: dict(zip(numbers[n], rows, strict=True)) for n in (across, up)}
+        axes.set_xticks(
+            range(len(columns)), [str(shown[across][c][across]) for c in columns]
+        )
+        axes.set_yticks(range(len(levels)), [str(shown[up][v][up]) for v in levels])
+        axes.set(xlabel=across, title=kind)
+    panels[0].set_ylabel(up)
+    figure.colorbar(image, ax=list(panels), label=label)
+    return figure
+
+
+def _dots(rows, error, spread, label):
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = [", ".join(f"{n} {v}" for n, v in row.items()) for row in rows]
+    place = np.arange(len(rows))[::-1]  # the first on top
+    wide = None if np.isnan(spread).all() else spread
+    axes.errorbar(error, place, xerr=wide, fmt="ko", markersize=4, capsize=3)
+    axes.set_yticks(place, names, fontsize="small")
+    axes.set(xlabel=label, xlim=(0, None), ylim=(-0.5, len(rows) - 0.5))
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that end at once, for what many runs are turned into."""
+
+from experiments import loop
+from experiments.workdir import Workdir
+
+
+def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends="finished"):
+    """Puts a run without training in the place of the loop's.
+
+    Args:
+        monkeypatch: pytest's.
+        error: test error in percent by config.
+        at: number of the run that does not end well, from 1.
+        ends: how it ends: an exception, or None as after a signal.
+
+    Returns:
+        The configs that were "trained", in order.
+    """
+    trained = []
+
+    def train(config, path, *, resumed_by=None):
+        workdir = Workdir(path, config)
+        if summary := workdir.summary():
+            return summary
+        trained.append(config)
+        workdir.open()
+        if len(trained) == at:
+            if ends is None:
+                return None
+            raise ends
+        summary = {
+            "test_error_percent": error(config),
+            "test_error_at_best_val_percent": (
+                None if config["protocol"] == "full" else error(config) + 1
+            ),
+            "params": 1234567,
+            "epochs": config["epochs"],
+            "steps": 100,
+            "devices": "1 x cpu",
+            "wall_seconds": 60.0,
+            "images_per_second": 250.0,
+        }
+        workdir.finish(summary)
+        return summary
+
+    monkeypatch.setattr(loop, "train", train)
+    return trained
