@@ -4,7 +4,7 @@
 Not to be run itself: the other files here change what their paper has differently.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -44,7 +44,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 
     # Length: whichever ends first
     config.epochs = placeholder(int)  # None: as many as `steps` allows
-    config.steps = 64_000  # None: as many as `epochs` needs
+    config.steps = FieldReference(64_000)  # None: as many as `epochs` needs
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 500  # over all devices; changes speed and memory only
 

@@ -291,6 +291,14 @@ def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
     assert (configs[0]["epochs"], configs[0]["learning_rate"]) == (30, 0.01)
 
 
+def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr(loop, "train", lambda config, path: configs.append(config))
+    argv = arguments(tmp_path / "w", "--config.steps=7", config="resnet110_sd")
+    assert in_process(monkeypatch, argv) == 0
+    assert configs[0]["steps"] == 7
+
+
 def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     assert in_process(monkeypatch, arguments(tmp_path / "file")) == 2
