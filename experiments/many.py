@@ -97,7 +97,7 @@ def results(
         "diverged"), n finished runs and, if there are any, test_error_percent and,
         with a validation part, test_error_at_best_val_percent as `seeds.describe` has
         them; params, epochs and steps of a run; means of wall_seconds and
-        images_per_second; devices.
+        images_per_second; devices, versions and git_revision of the first.
     """
     return [_result(job, path, seeds, diverged.get(job.name)) for job in jobs]
 
@@ -120,7 +120,7 @@ def _result(job, path, seeds, reason):
     for name in (LAST, AT_BEST):
         values = [summary[name] for summary in summaries]
         result[name] = None if None in values else several.describe(values)
-    for name in ("params", "epochs", "steps", "devices"):
+    for name in ("params", "epochs", "steps", "devices", "versions", "git_revision"):
         result[name] = summaries[0][name]
     for name in ("wall_seconds", "images_per_second"):
         values = [s[name] for s in summaries if s[name] is not None]

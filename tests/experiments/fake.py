@@ -38,6 +38,8 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends="finished"):
             "epochs": config["epochs"],
             "steps": 100,
             "devices": "1 x cpu",
+            "versions": {"jax": "0"},
+            "git_revision": None,
             "wall_seconds": 60.0,
             "images_per_second": 250.0,
         }
