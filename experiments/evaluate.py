@@ -15,11 +15,10 @@ from functools import partial
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from experiments import subject
+from experiments import command, subject
 from experiments.feed import ImageNet, test_view
 from experiments.workdir import replace_file
 from rn_jax import parallel
@@ -35,29 +34,14 @@ _MULTIPLE = 32
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
-    try:
-        evaluate(_parse(sys.argv[1:] if argv is None else argv))
-    except InputError as error:
-        print(f"rn_jax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rn_jax: Interrupted; nothing was written.", file=sys.stderr)
-        return 2
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(
-            f"{message[0].upper()}{message[1:]}; --help shows all options."
-        )
+    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(
+        lambda: evaluate(_parse(argv)), interrupted="Interrupted; nothing was written."
+    )
 
 
 def _parse(argv):
-    parser = _Parser(
-        description=__doc__.splitlines()[0], usage=__doc__.partition("\n\n")[2]
-    )
+    parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--workdir", required=True, help="folder of a finished run")
     add("--crops", default="center", choices=("center", "ten", "dense"))
@@ -104,14 +88,14 @@ def evaluate(options: argparse.Namespace) -> None:
             "are taken whole: its summary.json has their error."
         )
     model = experiment.model.clone(axis_name=None)
-    if options.crops == "dense" and not isinstance(model, ResNet | DenseNet):
+    dense = options.crops == "dense"
+    if dense and not isinstance(model, ResNet | DenseNet):
         raise InputError(
             "--crops=dense needs a network that ends in a mean over all pixels, as "
             f"ResNets and DenseNets do, and not {config['model']}."
         )
     feed = experiment.feed
     source = imagenet.Source(train=feed.parts["train"], test=feed.parts["test"])
-    dense = options.crops == "dense"
     total = min(options.images or source.num_test, source.num_test)
     size = math.ceil(options.batch_size / len(experiment.devices))
     size *= len(experiment.devices)
@@ -129,12 +113,17 @@ def evaluate(options: argparse.Namespace) -> None:
         model, experiment.preprocess, variables, experiment.devices
     )
     bar = tqdm(batches, total=math.ceil(total / (1 if dense else size)), disable=None)
-    gather = _by_shape if dense else _by_batch
-    labels, scores = gather(bar, total, size, probabilities)
+    if dense:
+        labels, scores = _by_shape(bar, total, size, probabilities)
+    else:
+        labels, scores = _by_batch(bar, probabilities)
     result = {
         "crops": options.crops,
-        **({"scales": scales} if dense else {}),
-        **({} if dense else {"resize": options.resize, "size": options.size}),
+        **(
+            {"scales": scales}
+            if dense
+            else {"resize": options.resize, "size": options.size}
+        ),
         "images": total,
         "top1_error_percent": top_error(scores, labels, 1),
         "top5_error_percent": top_error(scores, labels, 5),
@@ -199,7 +188,7 @@ def _make_probabilities(model, preprocess, variables, devices) -> Callable:
     return probabilities
 
 
-def _by_batch(batches: Iterable, total: int, size: int, probabilities: Callable):
+def _by_batch(batches: Iterable, probabilities: Callable):
     """Labels and scores of images that all have the same views."""
     labels, scores = [], []
     for batch in batches:
@@ -214,6 +203,12 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
     """Labels and mean scores of images whose views have several shapes.
 
     Views of one shape wait for each other until they fill a batch.
+
+    Args:
+        batches: of 1 image each, with a list of views.
+        total: images.
+        size: views of a batch.
+        probabilities: as `_make_probabilities` gives it.
     """
     labels, sums, count = np.zeros(total, np.int32), None, 0
 
