@@ -99,8 +99,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     _use_compilation_cache(config["compilation_cache"])
     jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
 
-    streamed = config["dataset"] == imagenet.SPEC.name
-    spec = imagenet.SPEC if streamed else data.get_spec(config["dataset"])
+    spec = _spec(config["dataset"])
+    streamed = spec is imagenet.SPEC
     stochastic_depth = _stochastic_depth(config["stochastic_depth"])
     model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
 
@@ -180,6 +180,17 @@ def _test_steps(model, preprocess, devices):
         parallel.compile_eval_step(train.make_eval_step(**parts), devices),
         parallel.compile_statistics_step(train.make_statistics_step(**parts), devices),
     )
+
+
+def _spec(name):
+    if name == imagenet.SPEC.name:
+        return imagenet.SPEC
+    try:
+        return data.get_spec(name)
+    except InputError:
+        raise rn_jax.errors.unknown_name(
+            "data set", name, [*data.DATASETS, imagenet.SPEC.name]
+        ) from None
 
 
 def _preprocessing(config, spec, feed):
@@ -276,7 +287,7 @@ def _model(config, axis_name=None):
             'than "subset".'
         )
     derived = {
-        "num_classes": data.get_spec(config["dataset"]).num_classes,
+        "num_classes": _spec(config["dataset"]).num_classes,
         "stochastic_depth": stochastic_depth,
         "axis_name": axis_name,
         "dtype": jnp.dtype(config["dtype"]),

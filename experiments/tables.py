@@ -98,6 +98,15 @@ TABLES: Mapping[str, Table] = {
             ),
             "constant_svhn": Row("resnet152_svhn", ("svhn_cropped",)),
             "stochastic_svhn": Row("resnet152_svhn_sd", ("svhn_cropped",)),
+            "constant_imagenet": Row(
+                "resnet152_imagenet_sd",
+                ("imagenet2012",),
+                {
+                    "stochastic_depth": None,
+                    "published_error_percent": {"imagenet2012": 21.78},
+                },
+            ),
+            "stochastic_imagenet": Row("resnet152_imagenet_sd", ("imagenet2012",)),
             "constant_1202": Row(
                 "resnet1202_sd",
                 overrides={
@@ -111,6 +120,7 @@ TABLES: Mapping[str, Table] = {
             ("stochastic", "constant"),
             ("stochastic_not_augmented", "constant_not_augmented"),
             ("stochastic_svhn", "constant_svhn"),
+            ("stochastic_imagenet", "constant_imagenet"),
             ("stochastic_1202", "constant_1202"),
         ),
     ),

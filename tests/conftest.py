@@ -27,6 +27,14 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def quick_compile_module():
+    """The same for all tests of a file."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64(quick_compile):
     """Double precision for one test, where 1e-12 is asked for."""

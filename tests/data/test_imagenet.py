@@ -240,6 +240,7 @@ def test_workers_make_the_same_batches_and_end_when_closed(source):
     assert_same(found, train(source, 5, 9))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_ends_the_others(source):
     batches = train(source, 0, 100_000, num_workers=2)
     next(batches)
@@ -264,6 +265,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_is_killed(data_dir):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(data_dir)],
@@ -323,7 +325,7 @@ def test_a_folder_converted_in_place_is_read(own_folder):
     assert imagenet.open_source(own_folder.parents[1]).num_train == TRAIN
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_record_is_named(own_folder, num_workers):
     (shard,) = own_folder.glob("*train*")
     content = bytearray(shard.read_bytes())

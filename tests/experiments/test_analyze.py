@@ -32,7 +32,7 @@ ALL = ["--draws=2", "--batch_size=100", "--seed=3"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_compile_module):
     """A finished run of four blocks with stochastic depth."""
     path = str(tmp_path_factory.mktemp("run") / "tiny_sd")
     config = importlib.import_module("configs.resnet20").get_config("digits").to_dict()

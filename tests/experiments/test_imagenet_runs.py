@@ -60,7 +60,7 @@ def argv(workdir, data_dir, *more):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
+def finished(tmp_path_factory, data_dir, quick_compile_module):
     """7 steps of batches of 4, in this process, by the recipe of He et al. 2015."""
     workdir = tmp_path_factory.mktemp("imagenet") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -122,7 +122,9 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
     assert sorted(labels["test"]) == list(range(9))
 
 
-@pytest.mark.parametrize("crops", ["center", "ten"])
+@pytest.mark.parametrize(
+    "crops", [pytest.param("center", marks=pytest.mark.slow), "ten"]
+)
 def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
     finished, monkeypatch, capsys, crops
 ):

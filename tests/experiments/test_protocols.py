@@ -30,7 +30,7 @@ PROTOCOL = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, quick_compile_module):
     """A run of 20 steps in 4 epochs, looked at every 3 steps."""
     workdir = tmp_path_factory.mktemp("protocol") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -23,6 +23,10 @@ PUBLISHED = {
         "stochastic_svhn": (1.75,),
         "constant_1202": (6.67,),
         "stochastic_1202": (4.91,),
+        "constant_not_augmented": (13.63, 44.74),
+        "stochastic_not_augmented": (11.66, 37.8),
+        "constant_imagenet": (21.78,),
+        "stochastic_imagenet": (21.98,),
     },
     "resnet_cifar": {
         "resnet20": (8.75,),
@@ -293,6 +297,7 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(
     assert not trained and not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_rehearsal_on_digits(tmp_path, monkeypatch, capsys, quick_compile):
     """Real runs of a network of four blocks: 3 epochs of 30."""
     argv = [

@@ -158,6 +158,7 @@ def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path, 
     assert_same_run(workdir, finished[0])
 
 
+@pytest.mark.slow  # below, a signal within this process
 def test_sigterm_saves_and_exits_and_the_run_goes_on(finished, tmp_path):
     workdir = tmp_path / "terminated"
     process = command.start(arguments(workdir, *OPTIONS))
@@ -197,6 +198,8 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
+    stopped = "Stopped by SIGTERM and saved at step 9 of 30; the same command"
+    assert stopped in capsys.readouterr().out
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert newest == 9
     for file in (workdir / f"checkpoints/{newest}/state").rglob("*"):
@@ -223,7 +226,9 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(InMemory, "train_batches", train_batches)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    "what", ["gradient", pytest.param("loss", marks=pytest.mark.slow)]
+)
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch, capsys, what
 ):

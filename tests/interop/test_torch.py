@@ -72,7 +72,7 @@ def relative_error(ours, theirs):
     "name",
     [
         "resnet18",
-        "resnext50_32x4d",
+        pytest.param("resnext50_32x4d", marks=pytest.mark.slow),
         pytest.param("resnet50", marks=pytest.mark.slow),
         pytest.param("wide_resnet50_2", marks=pytest.mark.slow),
     ],

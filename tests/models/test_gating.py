@@ -118,7 +118,10 @@ def test_closed_block_is_its_shortcut_bit_for_bit(random_variables, train):
     assert not equal(open_, shortcuts)
 
 
-@pytest.fixture(scope="module", params=["A", "B", "plain"])
+@pytest.fixture(
+    scope="module",
+    params=["A", pytest.param("B", marks=pytest.mark.slow), "plain"],
+)
 def gated_step(request, images, random_variables):
     """(model, variables, step) in float32, for gates [L]: compiled once."""
     if request.param == "plain":
@@ -250,7 +253,10 @@ def test_gates_of_examples_equal_one_example_at_a_time(
 
 
 @pytest.mark.parametrize("build", [small, plain], ids=["resnet", "plain"])
-@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize(
+    "dtype, rtol",
+    [pytest.param("float32", 1e-6, marks=pytest.mark.slow), ("float64", 1e-12)],
+)
 def test_gates_of_ones_equal_no_gates(
     request, quick_compile, images, random_variables, build, dtype, rtol
 ):
@@ -269,7 +275,7 @@ def test_gates_of_ones_equal_no_gates(
 # --- Captured features ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize("shortcut", ["A", pytest.param("B", marks=pytest.mark.slow)])
 def test_capturing_changes_nothing(x64, images, random_variables, shortcut):
     model = small(shortcut=shortcut)
     variables = random_variables(model, IMAGE, "float64")

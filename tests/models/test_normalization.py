@@ -98,7 +98,9 @@ def test_forward_mode_through_a_whole_network(x64, random_variables):
 
 
 @pytest.mark.parametrize("depth", [None, StochasticDepth(0.4)], ids=["constant", "sd"])
-@pytest.mark.parametrize("remat", ["cheap", "all"])
+@pytest.mark.parametrize(
+    "remat", ["cheap", pytest.param("all", marks=pytest.mark.slow)]
+)
 def test_blocks_computed_again_change_nothing(x64, random_variables, remat, depth):
     """Values, gradients, and statistics, which are updated once and not twice."""
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3))

@@ -430,6 +430,14 @@ def test_networks_without_blocks_take_gates_of_none(name):
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
 LONG = {
+    "resnet50",
+    "resnet164",
+    "resnet18",
+    "resnext50_32x4d",
+    "preact_resnet164",
+    "wrn28_10_dropout",
+    "resnet110_relu_before_addition",
+    "resnet110_scaling_05_05",
     "resnet152_svhn",
     "resnet110_scaling_0_1",
     "resnet110_scaling_05_1",
