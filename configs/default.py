@@ -2,6 +2,8 @@
 """Every field of an experiment, once, with the recipe of He et al. 2015 on CIFAR-10.
 
 Not to be run itself: the other files here change what their paper has differently.
+He et al. subtract the mean image alone; "mean_image" also divides by one number, to
+which a network with BatchNorm after its first convolution is indifferent.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -17,7 +19,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.model_kwargs = ConfigDict()  # more of its fields, as {'shortcut': 'B'}
     config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
     config.stochastic_depth_from_epoch = 0  # epochs of constant depth before it begins
-    config.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.dtype = "float32"  # of the computation: float32, bfloat16 or float16
     config.matmul_precision = placeholder(str)  # of float32 products: see README
     config.init_from = placeholder(str)  # run or file of weights; the head is new
 
@@ -55,6 +57,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.lr_factor = 0.1  # by which a drop or a plateau multiplies the rate
     config.plateau_patience = 5  # evaluations without a lower validation error
+    config.plateau_drops = 3  # at most so many
     config.warmup = 0  # how long the rate is warmup_learning_rate at the start
     config.warmup_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.warmup_until_error = placeholder(float)  # percent in training; then warmup=0
@@ -106,4 +109,5 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
         config.protocol = "full"
         config.eval_every_steps = 0
         config.lr_schedule = "piecewise"
+        config.batch_norm_at_test = "moving"
     return config

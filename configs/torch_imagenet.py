@@ -20,6 +20,7 @@ def get_config(dataset="imagenet2012"):
     config.train_crop = "area"
     if dataset == "imagenet2012":
         config.color_jitter = 0.4
+    config.batch_norm_at_test = "moving"
     config.nesterov = True
     config.weight_decay_on = "all"
     return default.with_dataset(config)

@@ -2,7 +2,7 @@
 """Errors of a finished run on ImageNet, by the crops that papers report them with.
 
 python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
-    [--resize=256] [--size=224] [--scales=224,256,384,480,640] [--images=N]
+    [--resize=N] [--size=N] [--scales=224,256,384,480,640] [--images=N]
 """
 
 import argparse
@@ -45,8 +45,8 @@ def _parse(argv):
     add = parser.add_argument
     add("--workdir", required=True, help="folder of a finished run")
     add("--crops", default="center", choices=("center", "ten", "dense"))
-    add("--resize", type=int, default=256, help="shorter side before a crop, in pixels")
-    add("--size", type=int, default=224, help="of a crop, in pixels")
+    add("--resize", type=int, help="shorter side before a crop; default: the run's")
+    add("--size", type=int, help="of a crop, in pixels; default: the run's")
     add("--scales", default="224,256,384,480,640", help="shorter sides of dense images")
     add("--images", type=int, help="the first so many; default: all")
     add("--batch_size", type=int, default=64, help="images at a time")
@@ -68,8 +68,6 @@ def evaluate(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, not {value}.")
-    if options.crops != "dense" and options.size > options.resize:
-        raise InputError("--size must be at most --resize.")
     try:
         scales = tuple(int(scale) for scale in options.scales.split(","))
     except ValueError:
@@ -87,6 +85,10 @@ def evaluate(options: argparse.Namespace) -> None:
             f"The run {options.workdir} is on {config['dataset']}, whose test images "
             "are taken whole: its summary.json has their error."
         )
+    resize = options.resize or config["eval_resize"]
+    side = options.size or config["eval_size"]
+    if options.crops != "dense" and side > resize:
+        raise InputError(f"A crop of {side} does not fit a shorter side of {resize}.")
     model = experiment.model.clone(axis_name=None)
     dense = options.crops == "dense"
     if dense and not isinstance(model, ResNet | DenseNet):
@@ -99,9 +101,7 @@ def evaluate(options: argparse.Namespace) -> None:
     total = min(options.images or source.num_test, source.num_test)
     size = math.ceil(options.batch_size / len(experiment.devices))
     size *= len(experiment.devices)
-    view = partial(
-        test_view, crops=options.crops, resize=options.resize, size=options.size
-    )
+    view = partial(test_view, crops=options.crops, resize=resize, size=side)
     batches = source.eval_batches(
         batch_size=1 if dense else size,
         transform=partial(dense_views, scales=scales) if dense else view,
@@ -119,11 +119,7 @@ def evaluate(options: argparse.Namespace) -> None:
         labels, scores = _by_batch(bar, probabilities)
     result = {
         "crops": options.crops,
-        **(
-            {"scales": scales}
-            if dense
-            else {"resize": options.resize, "size": options.size}
-        ),
+        **({"scales": scales} if dense else {"resize": resize, "size": side}),
         "images": total,
         "top1_error_percent": top_error(scores, labels, 1),
         "top5_error_percent": top_error(scores, labels, 5),
@@ -167,7 +163,9 @@ def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
         k: 1 or 5 in the papers.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    return 100 * float(np.mean((scores > own).sum(axis=1) >= k))
+    before = np.arange(scores.shape[1]) < labels[:, None]  # of equals, as argmax does
+    rank = ((scores > own) | ((scores == own) & before)).sum(axis=1)
+    return 100 * float(np.mean((rank >= k) | ~np.isfinite(own[:, 0])))
 
 
 def _make_probabilities(model, preprocess, variables, devices) -> Callable:

@@ -126,12 +126,12 @@ def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
         size = min(len(order) // 10, HELD_OUT)
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
-    resize, size = config["eval_resize"], config["eval_size"]
+    resize, size = config["eval_resize"], config["image_size"]
     low, high = config["train_scales"]
-    if resize < size or not config["image_size"] <= low <= high:
+    if resize < max(size, config["eval_size"]) or not size <= low <= high:
         raise InputError(
-            "Crops must fit the images: eval_size must be at most eval_resize, and "
-            "image_size at most the lower of train_scales."
+            "Crops must fit the images: eval_size and image_size must be at most "
+            "eval_resize, and image_size at most the lower of train_scales."
         )
     workers = config["num_workers"]
     center = partial(test_view, crops="center", resize=resize, size=size)
@@ -139,7 +139,7 @@ def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
         train_view,
         crop=config["train_crop"],
         scales=(low, high),
-        size=config["image_size"],
+        size=size,
         mirrored=config["augment_flip"] is not False,
     )
     return ImageNet(
@@ -148,7 +148,10 @@ def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
         seed=config["seed"],
         train_view=train if config["augment"] else partial(_without_draws, center),
         test_view=partial(
-            test_view, crops=config["eval_crops"], resize=resize, size=size
+            test_view,
+            crops=config["eval_crops"],
+            resize=resize,
+            size=config["eval_size"],
         ),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import pretrained
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.workdir import Workdir
@@ -76,7 +77,6 @@ class _Run:
     def __init__(self, experiment: Experiment, workdir: Workdir):
         self.experiment = experiment
         self.workdir = workdir
-        self.state = experiment.initial_state
         self.step = 0
         # What resuming needs beside the state; saved with every checkpoint.
         self.record = {
@@ -85,19 +85,31 @@ class _Run:
             "timed_images": 0,
             "best": None,
         }
+        begun = workdir.checkpoints.exists()
+        if not begun:  # what is wrong with init_from is said before anything is written
+            self.state = self._first_state()
         workdir.open()
         self.checkpoints = Checkpoints(workdir.checkpoints)
-        if restored := self.checkpoints.restore(self.state):
+        if restored := self.checkpoints.restore(experiment.initial_state):
             state, self.record = restored
             self.step = int(state.step)
             self.state = parallel.replicate(state, experiment.devices)
             print(f"Resumed at step {self.step} of {experiment.total_steps}.")
+        elif begun:
+            self.state = self._first_state()
         print(f"Run folder: {workdir.path}")
         workdir.resume_at(self.step)
         self._clock = time.perf_counter()
         self._in_flight = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
         self._timed_from = None  # step and time since which training is timed
+
+    def _first_state(self):
+        exp = self.experiment
+        if exp.config["init_from"] is None:
+            return exp.initial_state
+        state = pretrained.initialise(exp.initial_state, exp.config)
+        return parallel.replicate(state, exp.devices)
 
     def train(self, stop: "_StopSignal") -> bool:
         """Runs to the last step; False if a signal came first. Saves in both cases."""
@@ -177,7 +189,7 @@ class _Run:
         )
         raise NotFiniteError(
             f"The loss or its gradient is not finite at step {step} (learning rate "
-            f"{float(self.experiment.schedule(step - 1)):g}); {kept}. Try a lower "
+            f"{self._learning_rate(step, self._factor):g}); {kept}. Try a lower "
             "learning_rate or a longer warmup, in a new --workdir."
         )
 

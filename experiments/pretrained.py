@@ -44,7 +44,9 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
 def _of_run(folder):
     if not (folder / "config.json").exists():
         raise InputError(f"init_from {folder} is not the folder of a run.")
-    checkpoints = Checkpoints(folder / "checkpoints")
+    if not (folder / "checkpoints").exists():
+        raise InputError(f"init_from {folder} has no checkpoint yet.")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     step = checkpoints.latest_step()
     try:
         if step is None:

@@ -63,13 +63,19 @@ def train(
         InputError: as `loop.train`.
     """
     folder = epath.Path(path)
-    summaries = []
+    summaries, diverged = [], None
     for seed in seeds:
         run = {**config, "seed": seed}
-        summary = loop.train(run, place(path, seed), resumed_by=resumed_by or path)
+        try:
+            summary = loop.train(run, place(path, seed), resumed_by=resumed_by or path)
+        except loop.NotFiniteError as error:
+            diverged = error  # told once the others are trained
+            continue
         if summary is None:
             return None  # a signal stopped it
         summaries.append(summary)
+    if diverged is not None:
+        raise diverged
     result = {"seeds": list(seeds)}
     for name in ("test_error_percent", "test_error_at_best_val_percent"):
         if all(summary[name] is not None for summary in summaries):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 import rn_jax
 from experiments import feed as feeds
-from experiments import pretrained
 from rn_jax import data, optim, parallel, train
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError
@@ -109,6 +108,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     total_steps = _total_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)
     feedback = _feedback(config)
+    loss_scaling = optim.LossScaling() if config["dtype"] == "float16" else None
     tx = optim.sgd(
         schedule,
         momentum=config["momentum"],
@@ -128,9 +128,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
         tx=tx,
         image_shape=image_shape,
         feedback=feedback,
+        loss_scaling=loss_scaling,
     )
-    if config["init_from"]:
-        state = pretrained.initialise(state, config)
     preprocess, augment = _preprocessing(config, spec, feed)
     axis_name = parallel.axis_name(devices)
     gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
@@ -142,6 +141,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         gates_from_step=gates_from_step,
         aux_loss_weight=config["aux_loss_weight"],
         feedback=feedback,
+        loss_scaling=loss_scaling,
         micro_batches=config["micro_batches"],
         axis_name=axis_name,
     )
@@ -205,10 +205,6 @@ def _preprocessing(config, spec, feed):
     if not config["augment"]:
         return preprocess, lambda key, images, first_index: preprocess(images)
     jitter, pca_std = config["color_jitter"], config["pca_noise"]
-    if (jitter or pca_std) and spec.image_shape[-1] != 3:
-        raise InputError(
-            f"color_jitter and pca_noise need colours, which {spec.name} has not."
-        )
     pad, flip = config["augment_pad"], config["augment_flip"]
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
@@ -274,6 +270,7 @@ def _feedback(config):
         warmup_until_error=until,
         plateau_factor=config["lr_factor"],
         plateau_patience=config["plateau_patience"] if by_plateau else None,
+        plateau_drops=config["plateau_drops"],
     )
 
 
@@ -324,7 +321,7 @@ _CHOICES = {
     "protocol": ("full", "45k5k"),
     "train_crop": ("area", "scale"),
     "eval_crops": ("center", "ten"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "float16"),
     "matmul_precision": (None, "bfloat16", "tensorfloat32", "float32"),
     "lr_schedule": ("piecewise", "cosine", "plateau"),
     "lr_drops_unit": ("steps", "epochs", "fraction"),
@@ -342,6 +339,7 @@ _AT_LEAST = {
     "eval_every_epochs": 1,
     "eval_every_steps": 0,
     "plateau_patience": 1,
+    "plateau_drops": 1,
     "micro_batches": 1,
     "batch_norm_examples": 1,
     "color_jitter": 0,
@@ -381,8 +379,25 @@ def _check_values(config):
     for name in ("seed", "split_seed"):
         if config[name] >= 2**31:
             raise InputError(f"{name} must be below 2^31, not {config[name]}.")
-    if not all(isinstance(drop, int | float) for drop in config["lr_drops"]):
-        raise InputError(f"lr_drops must be numbers, not {config['lr_drops']}.")
+    drops = config["lr_drops"]
+    if not all(isinstance(drop, int | float) for drop in drops):
+        raise InputError(f"lr_drops must be numbers, not {drops}.")
+    if list(drops) != sorted(set(drops)):
+        raise InputError(f"lr_drops must come one after another, not as {drops}.")
+    scales = config["train_scales"]
+    if len(scales) != 2 or not all(isinstance(scale, int) for scale in scales):
+        raise InputError(f"train_scales must be two whole numbers, not {scales}.")
+    if config["batch_size"] % config["micro_batches"]:
+        raise InputError(
+            f"micro_batches {config['micro_batches']} do not divide a batch_size of "
+            f"{config['batch_size']}."
+        )
+    colours = config["augment"] and (config["color_jitter"] or config["pca_noise"])
+    if colours and _spec(config["dataset"]).image_shape[-1] != 3:
+        raise InputError(
+            f"color_jitter and pca_noise need colours, which {config['dataset']} has "
+            "not."
+        )
     if config["model"] is None:
         raise InputError("Set model: a name of rn_jax.list_models().")
     if config["lr_schedule"] == "plateau" and not 0 < config["lr_factor"] < 1:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained network to be studied: from a finished run, or from imported weights."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,17 +79,14 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     folder = epath.Path(path)
     summary = json.loads((folder / "summary.json").read_text())
     lines = Workdir(path, config).lines("metrics.jsonl")
-    stochastic_depth = experiment.stochastic_depth
-    if summary["steps"] <= experiment.gates_from_step:  # it ended before it began
-        stochastic_depth = None
     return Subject(
         label=folder.name,
         source=path,
         model_name=config["model"],
         model_kwargs=config["model_kwargs"],
-        model=experiment.model.clone(axis_name=None, stochastic_depth=stochastic_depth),
+        model=experiment.model.clone(axis_name=None),
         variables={name: state[name] for name in ("params", "batch_stats")},
-        stochastic_depth=stochastic_depth,
+        stochastic_depth=experiment.stochastic_depth,
         dataset=config["dataset"],
         normalization=config["normalization"],
         preprocess=experiment.preprocess,
@@ -129,15 +127,27 @@ def finished(
     here = {
         "num_devices": None,
         "num_workers": num_workers,
+        "micro_batches": 1,
+        "init_from": None,
         "data_dir": data_dir or config["data_dir"],
     }
-    experiment = setup.build({**config, **here})
+    try:
+        experiment = setup.build({**config, **here})
+    except KeyError as error:
+        raise InputError(
+            f"The run {path} is of an older version: its config has no {error}."
+        ) from None
     state = _last_state(folder, summary["steps"], experiment.initial_state)
+    if summary["steps"] <= experiment.gates_from_step:  # it ended before they began
+        constant = experiment.model.clone(stochastic_depth=None)
+        experiment = dataclasses.replace(
+            experiment, model=constant, stochastic_depth=None
+        )
     return config, experiment, state
 
 
 def _last_state(folder, step, like):
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         state = checkpoints.read(step, like)
     except Exception as error:  # whatever a damaged file makes a reader raise

@@ -44,17 +44,24 @@ class Checkpoints:
     Args:
         directory: where they lie, a local path or one of a bucket (gs://...).
         report: takes a sentence that the user should read.
+        read_only: nothing is made, removed or saved there; another process may save.
     """
 
     def __init__(
-        self, directory: epath.PathLike, *, report: Callable[[str], None] = print
+        self,
+        directory: epath.PathLike,
+        *,
+        report: Callable[[str], None] = print,
+        read_only: bool = False,
     ):
         self._report = report
         self.directory = epath.Path(directory).absolute()
         self._best = _Best()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 

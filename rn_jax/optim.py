@@ -104,12 +104,15 @@ class Feedback:
             in He et al. 2015, section 3.4).
         plateau_patience: evaluations without a lower error that make a plateau; None:
             the rate does not depend on it.
+        plateau_drops: at most so many (three in Krizhevsky et al. 2012 and Simonyan and
+            Zisserman 2015).
     """
 
     warmup_factor: float = 1.0
     warmup_until_error: float | None = None
     plateau_factor: float = 0.1
     plateau_patience: int | None = None
+    plateau_drops: int = 3
 
     def init(self) -> dict[str, Any]:
         """The state before the first step."""
@@ -156,11 +159,52 @@ class Feedback:
     @property
     def _plateau(self):
         return contrib.reduce_on_plateau(
-            self.plateau_factor, self.plateau_patience, rtol=0.0, atol=1e-6
+            self.plateau_factor,
+            self.plateau_patience,
+            rtol=0.0,
+            atol=1e-6,
+            min_scale=self.plateau_factor**self.plateau_drops,
         )
 
 
 NO_FEEDBACK = Feedback()
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScaling:
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2).
+
+    The loss is multiplied by a factor before gradients are taken, so that small ones do
+    not vanish in half precision. When a gradient is not finite the step is left out and
+    the factor halved; after a number of good steps it is doubled.
+
+    Attributes:
+        initial: the factor at first. It is of the loss summed over a batch, which is
+            larger than the mean by the batch size.
+        growth_interval: good steps in a row before it is doubled.
+    """
+
+    initial: float = 2.0**10
+    growth_interval: int = 2000
+
+    def init(self) -> dict[str, jax.Array]:
+        """The state before the first step."""
+        return {"factor": jnp.float32(self.initial), "good_steps": jnp.int32(0)}
+
+    def after_step(
+        self, state: dict[str, jax.Array], finite: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The state after a step whose gradient was finite, bool[], or was not.
+
+        The factor does not fall below 1.
+        """
+        good_steps = jnp.where(finite, state["good_steps"] + 1, 0)
+        grows = good_steps == self.growth_interval
+        factor = jnp.where(finite, state["factor"], state["factor"] / 2)
+        return {
+            "factor": jnp.maximum(jnp.where(grows, 2 * factor, factor), 1),
+            "good_steps": jnp.where(grows, 0, good_steps),
+        }
 
 
 def sgd(

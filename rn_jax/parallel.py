@@ -28,19 +28,20 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
     Raises:
         InputError: there are fewer devices, or they do not divide the batch.
     """
-    wanted = num_devices
-    if wanted is None:
-        wanted = max(n for n in range(1, cpu_cores() + 1) if batch_size % n == 0)
-    if wanted < 1:
+    if num_devices is not None and num_devices < 1:
         raise InputError(f"num_devices must be at least 1, not {num_devices}.")
     try:  # only the CPU's devices are virtual; accelerators ignore the setting
-        jax.config.update("jax_num_cpu_devices", wanted)
+        # All cores, whatever this batch needs: later ones of this process may differ.
+        virtual = max(cpu_cores(), num_devices or 1)
+        jax.config.update("jax_num_cpu_devices", virtual)
     except RuntimeError:
         pass  # JAX is already in use, as in a notebook: take the devices there are
     devices = jax.devices()
     if num_devices is None:
-        accelerators = devices[0].platform != "cpu"
-        num_devices = len(devices) if accelerators else min(wanted, len(devices))
+        num_devices = len(devices)
+        if devices[0].platform == "cpu":
+            usable = range(1, min(cpu_cores(), len(devices)) + 1)
+            num_devices = max(n for n in usable if batch_size % n == 0)
     if num_devices > len(devices):
         raise InputError(
             f"num_devices is {num_devices}, but there are {len(devices)} "

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from rn_jax.errors import InputError
 from rn_jax.metrics import classification_sums
-from rn_jax.optim import NO_FEEDBACK, Feedback
+from rn_jax.optim import NO_FEEDBACK, Feedback, LossScaling
 from rn_jax.stochastic_depth import (
     StochasticDepth,
     open_shares,
@@ -36,6 +37,7 @@ class TrainState:
         open_counts: f32[L], steps in which each block was open, of the whole run; a
             step in which it was open for a share of the examples counts by that share.
         feedback: the state of `optim.Feedback`.
+        loss_scale: the state of `optim.LossScaling`; empty without it.
     """
 
     step: jax.Array
@@ -45,6 +47,7 @@ class TrainState:
     sums: dict[str, jax.Array]
     open_counts: jax.Array
     feedback: dict[str, Any]
+    loss_scale: dict[str, jax.Array]
 
 
 ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0, "gradient": 0.0}
@@ -57,6 +60,7 @@ def create_state(
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     feedback: Feedback = NO_FEEDBACK,
+    loss_scaling: LossScaling | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -66,6 +70,7 @@ def create_state(
         tx: the optimiser.
         image_shape: (H, W, C).
         feedback: of training on the learning rate.
+        loss_scaling: for float16.
     """
 
     @jax.jit  # one compiled program instead of one per operation
@@ -80,6 +85,7 @@ def create_state(
             sums=jax.tree.map(jnp.float32, ZERO_SUMS),
             open_counts=jnp.zeros(model.num_blocks),
             feedback=feedback.init(),
+            loss_scale={} if loss_scaling is None else loss_scaling.init(),
         )
 
     return create(key)
@@ -94,6 +100,7 @@ def make_train_step(
     gates_from_step: int = 0,
     aux_loss_weight: float = 0.3,
     feedback: Feedback = NO_FEEDBACK,
+    loss_scaling: LossScaling | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> Callable:
@@ -109,6 +116,7 @@ def make_train_step(
         aux_loss_weight: of each auxiliary head's loss in the loss that is minimised and
             reported (Szegedy et al. 2015, section 5). Only GoogLeNet has such heads.
         feedback: factor of the learning rate from how training goes.
+        loss_scaling: for models that compute in float16.
         micro_batches: parts of each device's share of the batch that are computed one
             after another, their gradients added up: the memory of one part, and the
             gradient of the whole, but for BatchNorm, whose statistics are those of each
@@ -120,9 +128,18 @@ def make_train_step(
         step(state, batch, key) -> (state, metrics). `key` is the same at every step:
         randomness comes from `fold_in(key, state.step)`, so a resumed run draws what an
         uninterrupted one would. metrics: sums of this step, "grad_norm" (the norm of
-        the gradient, before weight decay), "rate_factor" (f32[], of `feedback`) and
-        "open", f32[L].
+        the gradient, before weight decay; 0 for a step that loss scaling leaves out),
+        "rate_factor" (f32[], of `feedback`) and "open", f32[L].
+
+    Raises:
+        InputError: several micro-batches with subsets of examples as gates.
     """
+    subsets = stochastic_depth is not None and stochastic_depth.granularity == "subset"
+    if micro_batches > 1 and subsets:
+        raise InputError(
+            'Several micro_batches cannot be combined with the granularity "subset", '
+            "whose subsets are of the whole batch."
+        )
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
         images, labels, mask = batch["image"], batch["label"], batch["mask"]
@@ -160,7 +177,8 @@ def make_train_step(
                 for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
                     aux = classification_sums(aux_logits, labels, mask)
                     sums["loss"] += aux_loss_weight * aux["loss"]
-                return sums["loss"], (updates.get("batch_stats", {}), sums)
+                objective = sums["loss"] * state.loss_scale.get("factor", 1.0)
+                return objective, (updates.get("batch_stats", {}), sums)
 
             return jax.grad(loss_fn, has_aux=True)(state.params)
 
@@ -196,7 +214,8 @@ def make_train_step(
             (grads, sums, open_blocks, batch_stats)
         )
         grads, sums = _sum_over((grads, sums), axis_name)
-        grads = jax.tree.map(lambda g: g / sums["count"], grads)
+        scale = sums["count"] * state.loss_scale.get("factor", 1.0)
+        grads = jax.tree.map(lambda g: g / scale, grads)
         sums["gradient"] = first_gradient(grads) * sums["count"]
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
@@ -204,18 +223,37 @@ def make_train_step(
         factor = feedback.factor(state.feedback)
         updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
         error_percent = 100 * (1 - sums["correct"] / sums["count"])
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(grads)
+        loss_scale = state.loss_scale
+        if loss_scaling is not None:
+            finite = jnp.isfinite(grad_norm)
+            params, batch_stats, opt_state = jax.tree.map(
+                # The optimiser's count of steps goes on, as ours does.
+                lambda new, old: (
+                    jnp.where(finite, new, old) if new.dtype.kind == "f" else new
+                ),
+                (params, batch_stats, opt_state),
+                (state.params, state.batch_stats, state.opt_state),
+            )
+            sums["gradient"] = jnp.where(finite, sums["gradient"], 0)
+            # At a factor of 1 there is nothing left to try: it is told.
+            left_out = ~finite & (loss_scale["factor"] > 1)
+            grad_norm = jnp.where(left_out, 0, grad_norm)
+            loss_scale = loss_scaling.after_step(loss_scale, finite)
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             sums=jax.tree.map(jnp.add, state.sums, sums),
             open_counts=state.open_counts + open_blocks,
             feedback=feedback.after_step(state.feedback, error_percent),
+            loss_scale=loss_scale,
         )
         metrics = {
             **sums,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
             "rate_factor": factor,
             "open": open_blocks,
         }

@@ -171,16 +171,17 @@ def test_warmup_ends_when_the_training_error_has_fallen_and_does_not_come_back()
 def test_plateau_divides_the_rate_after_so_many_evaluations_without_a_lower_error():
     feedback = optim.Feedback(plateau_factor=0.1, plateau_patience=3)
     errors = [50, 40, 41, 40, 39, 39, 45, 39.5, 38, 38, 38, 38, 38, 38, 30]
+    errors += [31] * 9  # three more plateaus, of which one counts
     state, best, waited, rate = feedback.init(), np.inf, 0, 1.0
     for error in errors:
         state = feedback.after_evaluation(state, error)
         waited = 0 if error < best else waited + 1
         best = min(best, error)
         if waited == 3:
-            rate, waited = rate / 10, 0
+            rate, waited = max(rate / 10, 1e-3), 0
         assert float(feedback.factor(state)) == pytest.approx(rate)
         assert feedback.after_step(state, jnp.float32(1)) is state
-    assert rate == pytest.approx(1e-2)
+    assert rate == pytest.approx(1e-3)
 
 
 def test_biases_may_learn_faster():
@@ -197,3 +198,12 @@ def test_biases_may_learn_faster():
     rate = -0.1 * 1.9 * 1.5
     np.testing.assert_allclose(updates["fc"]["kernel"], [rate, rate], rtol=1e-6)
     np.testing.assert_allclose(updates["fc"]["bias"], [2 * rate] * 2, rtol=1e-6)
+
+
+def test_loss_scale_halves_at_once_and_doubles_slowly():
+    scaling = optim.LossScaling(initial=4.0, growth_interval=3)
+    state, seen = scaling.init(), []
+    for finite in (True, True, True, False, True, False, False, False, *[True] * 6):
+        state = scaling.after_step(state, jnp.bool_(finite))
+        seen.append(float(state["factor"]))
+    assert seen == [4, 4, 8, 4, 4, 2, 1, 1, 1, 1, 2, 2, 2, 4]

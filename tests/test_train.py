@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from rn_jax import (
+    InputError,
     StochasticDepth,
     data,
     metrics,
@@ -147,6 +148,7 @@ def test_eight_devices_in_double_precision(x64):
             assert error < 1e-12, (jax.tree_util.keystr(path), error)
 
 
+@pytest.mark.slow
 def test_statistics_of_each_device_alone_are_another_algorithm(quick_compile):
     """So that the test above would notice if statistics were not synchronised."""
     losses = []
@@ -239,6 +241,7 @@ def test_sums_of_the_epoch_add_up_the_steps(quick_compile):
         )
 
 
+@pytest.mark.slow  # test_gating.py has it without the step
 def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step(quick_compile):
     """With every weight's decay off, a closed block's parameters stay bit for bit."""
     model, state, _, _ = setup(1, DEPTH)
@@ -343,10 +346,8 @@ def one_step(model, batch, **settings):
     """The state after one step of plain gradient descent, and its metrics."""
     tx = optax.sgd(1.0)
     made = {"model": model, "tx": tx}
-    feedback = settings.get("feedback", optim.NO_FEEDBACK)
-    state = train.create_state(
-        jax.random.key(0), **made, image_shape=SHAPE, feedback=feedback
-    )
+    of_state = {n: settings[n] for n in ("feedback", "loss_scaling") if n in settings}
+    state = train.create_state(jax.random.key(0), **made, image_shape=SHAPE, **of_state)
     step = train.make_train_step(**made, preprocess=augment, **settings)
     return state, *jax.jit(step)(state, batch, jax.random.key(1))
 
@@ -498,3 +499,42 @@ def test_views_of_an_image_are_judged_by_their_mean_softmax(quick_compile):
     assert int(found["correct"]) == (probs.argmax(axis=1) == labels).sum()
     loss = -np.log(probs[np.arange(5), labels]).sum()
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+
+
+def test_loss_scaling_of_float16(quick_compile):
+    """Another factor changes nothing but rounding, and one too large leaves out."""
+    model = HighwayMLP(depth=2, width=8, dtype=jnp.float16)
+    start, whole, sums = one_step(HighwayMLP(depth=2, width=8), make_batch())
+    _, half, half_sums = one_step(
+        model, make_batch(), loss_scaling=optim.LossScaling(initial=64.0)
+    )
+    moves = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
+        for moved in (
+            jax.tree.map(jnp.subtract, after.params, start.params)
+            for after in (whole, half)
+        )
+    ]
+    assert np.linalg.norm(moves[0] - moves[1]) < 0.02 * np.linalg.norm(moves[0])
+    np.testing.assert_allclose(half_sums["grad_norm"], sums["grad_norm"], rtol=0.02)
+    for leaf in jax.tree.leaves(half.params):
+        assert leaf.dtype == jnp.float32
+    assert half.loss_scale["good_steps"] == 1
+
+    scaling = optim.LossScaling(initial=2.0**40)
+    start, left_out, sums = one_step(model, make_batch(), loss_scaling=scaling)
+    jax.tree.map(np.testing.assert_array_equal, left_out.params, start.params)
+    assert left_out.step == 1 and sums["grad_norm"] == 0
+    assert left_out.loss_scale["factor"] == 2.0**39
+    assert np.isfinite(sums["loss"])
+
+
+def test_subsets_are_of_a_whole_batch():
+    subset = StochasticDepth(granularity="subset", schedule="uniform")
+    with pytest.raises(InputError, match="cannot be combined with the granularity"):
+        one_step(
+            ResNet((2,), features=(4,)),
+            make_batch(),
+            stochastic_depth=subset,
+            micro_batches=2,
+        )

@@ -170,9 +170,8 @@ class Source:
 
         Raises:
             InputError: a batch that does not fit the examples or the hosts; later, a
-                damaged record, or images that `transform` gives different shapes.
-            RuntimeError: later, that a worker was ended from outside, as by the kernel
-                for want of memory.
+                damaged record, images that `transform` gives different shapes, or a
+                worker that was ended from outside, as by the kernel for want of memory.
         """
         steps_per_epoch(self.num_train, batch_size)
         make = functools.partial(
@@ -211,7 +210,7 @@ class Source:
             A generator, as that of `train_batches`.
 
         Raises:
-            InputError, RuntimeError: as `train_batches`.
+            InputError: as `train_batches`.
         """
         count = self.num_test if limit is None else min(limit, self.num_test)
         make = functools.partial(
@@ -415,6 +414,12 @@ def _feed(
     try:
         for batch in iterator:
             yield {name: _copy(value) for name, value in batch.items()}
+    except RuntimeError as error:
+        raise InputError(
+            "A process that decodes images was ended from outside "
+            f"({first_line(error)}), as for want of memory: take fewer of them, or "
+            "smaller batches."
+        ) from error
     finally:
         iterator.close()
 
@@ -429,8 +434,10 @@ def _start_worker(index: int, count: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # one worker for each core is threads enough
-    # Ctrl-C reaches every process of the terminal; the first one ends the others.
+    # Ctrl-C reaches every process of the terminal, and SIGTERM often all of a job; the
+    # first one saves, and then ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def follow_parent():
         multiprocessing.parent_process().join()

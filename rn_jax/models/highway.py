@@ -13,12 +13,12 @@ from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import ModuleDef, max_pool, torch_linear
 from rn_jax.models.network import Network
+from rn_jax.models.normalization import at_least_float32
 from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
 from rn_jax.stochastic_depth import Subset
 
@@ -50,7 +50,7 @@ class HighwayLayer(nn.Module):
         def gate_and_transform(layer, x):
             bias = nn.initializers.constant(layer.gate_bias)
             t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
-            wide = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+            wide = t.astype(at_least_float32(t.dtype))
             total = wide.reshape(len(t), -1).sum(axis=1)
             layer.sow("intermediates", "transform_gate_sum", total)
             h = layer.activation(layer.linear(layer.features, name="transform")(x))

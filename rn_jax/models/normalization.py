@@ -56,7 +56,7 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
 
 
 def _normalize(x, epsilon, axis_name):
-    x = x.astype(_at_least_float32(x.dtype))
+    x = x.astype(at_least_float32(x.dtype))
     # Named before they are used: rematerialisation keeps what has the name.
     mean, var = checkpoint_name(_moments(x, axis_name), "statistics")
     rsqrt = lax.rsqrt(var + epsilon)
@@ -68,7 +68,8 @@ def _affine(normalized, scale, bias, dtype):
     return (scale * normalized + bias).astype(dtype)
 
 
-def _at_least_float32(dtype):
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which sums of such numbers are taken."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
@@ -119,7 +120,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         dtype = x.dtype if self.dtype is None else self.dtype
         if self.use_running_average:
-            wide = _at_least_float32(dtype)
+            wide = at_least_float32(dtype)
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             offset = bias - mean.value * factor
             y = x.astype(wide) * factor.astype(wide) + offset.astype(wide)
@@ -154,7 +155,7 @@ def local_response_norm(
         k, alpha, beta: as in the formula.
         groups: parts of the channels that are normalised apart, as two towers are.
     """
-    squares = lax.square(x.astype(_at_least_float32(x.dtype)))
+    squares = lax.square(x.astype(at_least_float32(x.dtype)))
     squares = squares.reshape(*x.shape[:-1], groups, -1)
     around = ((0, 0),) * 4 + ((size // 2, (size - 1) // 2),)
     window, steps = (1, 1, 1, 1, size), (1,) * 5

@@ -235,6 +235,7 @@ def test_factors_are_kept_or_dropped_as_said(run, tmp_path):
     assert found["baseline_error_percent"] == pytest.approx(100 * wrong)
 
 
+@pytest.mark.slow
 def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, capsys):
     folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
     if not (folder and os.environ.get("TFDS_DATA_DIR")):

@@ -165,7 +165,7 @@ def rows_of(base):
 @pytest.mark.parametrize(
     ("base", "number"),
     [
-        ("he2016", 22),
+        ("he2016", 23),
         ("preact_resnet152", 2),
         ("resnext29_1x64d", 3),
         ("resnext50_1x64d", 8),

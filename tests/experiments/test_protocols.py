@@ -113,7 +113,8 @@ def built(workdir, *options):
 def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
     source = final_state(finished)
     fresh = built(finished, ("seed", 1)).initial_state
-    begun = built(finished, ("seed", 1), ("init_from", str(finished))).initial_state
+    config = {"init_from": str(finished), "model": "tiny"}
+    begun = pretrained.initialise(fresh, config)
     for part in ("params", "batch_stats"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(begun, part)):
             key = jax.tree_util.keystr(path)
@@ -128,8 +129,9 @@ def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
 
 def test_weights_that_do_not_fit_are_named(finished, tmp_path):
     with pytest.raises(InputError, match=r"is not a tiny .* one of \[.*, 8\] for the"):
-        wide = {"features": (16, 16)}
-        built(finished, ("model_kwargs", wide), ("init_from", str(finished)))
+        wide = built(finished, ("model_kwargs", {"features": (16, 16)}))
+        config = {"init_from": str(finished), "model": "tiny"}
+        pretrained.initialise(wide.initial_state, config)
     state = built(finished).initial_state
     with pytest.raises(InputError, match="is not the folder of a run"):
         pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})

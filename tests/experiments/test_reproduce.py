@@ -121,6 +121,7 @@ def test_rows_can_be_built(name):
     dataset = "cifar10" if name == "before_resnets" or "imagenet" in name else None
     for entry in entries(TABLES[name], None, dataset, [], 0.02):
         setup.check(entry.config)
+        setup._schedule(entry.config, 390, setup._total_steps(entry.config, 390))
 
 
 def test_protocols_number():

@@ -437,7 +437,7 @@ BAD_INPUT = {
     ),
     "parts of a batch": (
         ["--config.micro_batches=7"],
-        r"micro_batches 7 do not divide the 120 examples of each device",
+        r"micro_batches 7 do not divide a batch_size of 240",
     ),
     "colours": (["--config.pca_noise=0.1"], r"need colours, which digits has not"),
     "precision": (
