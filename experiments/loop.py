@@ -261,22 +261,20 @@ class _Run:
         exp, config = self.experiment, self.experiment.config
         size = config["batch_size"]
         number = min(config["batch_norm_examples"] // size, exp.steps_per_epoch)
-        variables = {
-            "params": self.state.params,
-            "batch_stats": self.state.batch_stats,
-        }
+        variables = self._variables()
         for i, batch in enumerate(exp.feed.train_batches(0, max(1, number))):
             variables["batch_stats"] = self._test.statistics(
                 variables, batch, np.float32(i + 1)
             )
         self.state = self.state.replace(batch_stats=variables["batch_stats"])
 
+    def _variables(self):
+        state = self.state
+        return {"params": state.params, "batch_stats": state.batch_stats}
+
     def _evaluate(self, part):
         exp, config = self.experiment, self.experiment.config
-        variables = {
-            "params": self.state.params,
-            "batch_stats": self.state.batch_stats,
-        }
+        variables = self._variables()
         size = math.ceil(config["eval_batch_size"] / len(exp.devices))
         total = collections.Counter()
         batch_size = size * len(exp.devices)

@@ -100,8 +100,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
 
     spec = _spec(config["dataset"])
     streamed = spec is imagenet.SPEC
-    stochastic_depth = _stochastic_depth(config["stochastic_depth"])
     model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
+    stochastic_depth = model.stochastic_depth
 
     feed = (feeds.of_imagenet if streamed else feeds.in_memory)(config)
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])

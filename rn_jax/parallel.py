@@ -110,35 +110,29 @@ def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callabl
 
     The state is replicated and given up to the step, which returns the new one.
     """
-    if len(devices) == 1:
-        return jax.jit(step, donate_argnums=0)
-    pmapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=0,
-    )
-    return _OverDevices(pmapped, len(devices))
+    return _compile(step, devices, in_axes=(None, 0, None), donate_argnums=0)
 
 
 def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     """eval_step(variables, batch), with the batch split over the devices."""
-    if len(devices) == 1:
-        return jax.jit(step)
-    pmapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices
-    )
-    return _OverDevices(pmapped, len(devices))
+    return _compile(step, devices, in_axes=(None, 0))
 
 
 def compile_statistics_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     """step(variables, batch, number), with the batch split over the devices."""
+    return _compile(step, devices, in_axes=(None, 0, None))
+
+
+def _compile(step, devices, *, in_axes, donate_argnums=()):
     if len(devices) == 1:
-        return jax.jit(step)
+        return jax.jit(step, donate_argnums=donate_argnums)
     pmapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, devices=devices
+        step,
+        axis_name=AXIS,
+        in_axes=in_axes,
+        out_axes=None,
+        devices=devices,
+        donate_argnums=donate_argnums,
     )
     return _OverDevices(pmapped, len(devices))
 
