@@ -73,6 +73,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     # Randomness and devices
     config.seed = 0  # of the parameters, the order of examples, augmentation and gates
     config.num_devices = placeholder(int)  # None: all; on a CPU one per core
+    config.parallelism = "pmap"  # over devices; or shard_map: the same program
     config.batch_norm = "global"  # statistics over all devices; device: each its own
     config.batch_norm_at_test = "moving"  # averages; or exact: recomputed before a test
     config.batch_norm_examples = 10_000  # training examples for that

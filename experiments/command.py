@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from rn_jax import parallel
 from rn_jax.errors import InputError, unknown_name
 
 _HINT = "configs/default.py has them all."
@@ -57,6 +58,26 @@ class Parser(argparse.ArgumentParser):
                 known = [*self._option_string_actions, "--config"]
                 raise unknown_name("option", name, known)
         return options, rest
+
+
+def join_processes(options: argparse.Namespace) -> None:
+    """Joins the other processes of a run, as the options say.
+
+    Raises:
+        InputError: as `parallel.join_processes`; or several processes without a common
+            folder.
+    """
+    several = parallel.join_processes(
+        coordinator=options.coordinator,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
+        heartbeat_timeout=options.heartbeat_timeout,
+    )
+    if several and options.workdir is None:
+        raise InputError(
+            "Several processes need the same --workdir, on a file system that all of "
+            "them see."
+        )
 
 
 def exit_code(

@@ -2,7 +2,9 @@
 """The training loop: resume, train, evaluate, save, and sum up."""
 
 import collections
+import contextlib
 import importlib.metadata
+import io
 import math
 import platform
 import resource
@@ -20,6 +22,7 @@ import numpy as np
 from experiments import pretrained
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
+from experiments.timing import Pace, Profile
 from experiments.workdir import Workdir
 from rn_jax import metrics, parallel, survival_probs
 from rn_jax.analysis import plots
@@ -32,19 +35,25 @@ _IN_FLIGHT = 4
 
 
 def train(
-    config: Mapping[str, Any], path: str, *, resumed_by: str | None = None
-) -> dict[str, Any] | None:
+    config: Mapping[str, Any],
+    path: str,
+    *,
+    resumed_by: str | None = None,
+    profile_steps: int = 0,
+) -> dict[str, Any]:
     """Trains by a config, or goes on where the run in that folder stopped.
 
     Args:
         config: the fields of configs/default.py, as plain values.
         path: the run's folder.
         resumed_by: what --workdir must be to go on, if not that folder.
+        profile_steps: of which a trace is written, to the folder `profile` of the run.
 
     Returns:
-        The summary; None if a signal stopped the run.
+        The summary.
 
     Raises:
+        StoppedError: by a signal, and saved.
         InputError: what the user can mend, in one sentence.
     """
     workdir = Workdir(path, config)
@@ -52,19 +61,48 @@ def train(
         print(f"{path} holds the finished run of this config.")
         _print_result(config, summary)
         return summary
-    run = _Run(build(config), workdir)
-    with _StopSignal() as stop:
-        finished = run.train(stop)
-    if not finished:
-        print(
-            f"Stopped by {stop.name} and saved at step {run.step} of "
-            f"{run.experiment.total_steps}; the same command with "
-            f"--workdir={resumed_by or path} goes on from there."
-        )
-        return None
-    summary = run.summarize()
-    _print_result(config, summary)
-    return summary
+    try:
+        with parallel.together():
+            experiment = build(config)
+        with _printing_in_the_first_process():
+            with parallel.together():
+                run = _Run(experiment, workdir)
+            with _StopSignal() as stop:
+                run.train(stop, profile_steps)
+            if run.step < experiment.total_steps:
+                raise StoppedError(
+                    f"Stopped by {stop.name or 'a signal to another process'} and saved "
+                    f"at step {run.step} of {experiment.total_steps}; the same command "
+                    f"with --workdir={resumed_by or path} goes on from there."
+                )
+            summary = run.summarize()
+            _print_result(config, summary)
+            return summary
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"Process {jax.process_index()} cannot go on without the others ({reason}); "
+            "the same commands, all started again, go on from the last checkpoint."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written to ({error}). The last good checkpoint is kept: "
+            "make room there, and the same command goes on."
+        ) from error
+    finally:
+        workdir.close()
+
+
+def _printing_in_the_first_process():
+    if parallel.is_first_process():
+        return contextlib.nullcontext()
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+class StoppedError(InputError):
+    """A signal stopped the run, whose state is saved."""
 
 
 class NotFiniteError(InputError):
@@ -88,12 +126,13 @@ class _Run:
         begun = workdir.checkpoints.exists()
         if not begun:  # what is wrong with init_from is said before anything is written
             self.state = self._first_state()
-        workdir.open()
+        workdir.open(writes=parallel.is_first_process())
+        parallel.wait_for_all("the run's folder is open")
         self.checkpoints = Checkpoints(workdir.checkpoints)
         if restored := self.checkpoints.restore(experiment.initial_state):
             state, self.record = restored
             self.step = int(state.step)
-            self.state = parallel.replicate(state, experiment.devices)
+            self.state = experiment.replicate(state)
             print(f"Resumed at step {self.step} of {experiment.total_steps}.")
         elif begun:
             self.state = self._first_state()
@@ -103,29 +142,41 @@ class _Run:
         self._in_flight = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
         self._timed_from = None  # step and time since which training is timed
+        self._pace = Pace()
 
     def _first_state(self):
         exp = self.experiment
         if exp.config["init_from"] is None:
             return exp.initial_state
         state = pretrained.initialise(exp.initial_state, exp.config)
-        return parallel.replicate(state, exp.devices)
+        return exp.replicate(state)
 
-    def train(self, stop: "_StopSignal") -> bool:
-        """Runs to the last step; False if a signal came first. Saves in both cases."""
+    def train(self, stop: "_StopSignal", profile_steps: int) -> None:
+        """Runs to the last step, or to a signal. Saves in both cases."""
         exp, config = self.experiment, self.experiment.config
         self.progress = Progress(
-            total=exp.total_steps, done=self.step, batch_size=config["batch_size"]
+            total=exp.total_steps,
+            done=self.step,
+            batch_size=config["batch_size"],
+            shown=parallel.is_first_process(),
         )
         batches = exp.feed.train_batches(self.step, exp.total_steps)
+        stops = parallel.Agreement()
+        profile = Profile(
+            self.workdir.path / "profile",
+            profile_steps if parallel.is_first_process() else 0,
+        )
         try:
-            while self.step < exp.total_steps and not stop:
-                self.state, sums = exp.train_step(self.state, next(batches), exp.key)
+            while self.step < exp.total_steps and not stops.any(bool(stop)):
+                with self._pace.waiting():
+                    batch = next(batches)
+                self.state, sums = exp.train_step(self.state, batch, exp.key)
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._account(leave=_IN_FLIGHT)
                 if self._timed_from is None:  # the first step, which was compiled
                     self._start_timing()
+                profile.after_step(self.state)
                 by_epochs = config["eval_every_epochs"] * exp.steps_per_epoch
                 every = config["eval_every_steps"] or by_epochs
                 if self.step == exp.total_steps or self._is_due(every):
@@ -138,11 +189,10 @@ class _Run:
                 self._account(leave=0)
                 self._save()
             self.checkpoints.wait()
-            return self.step == exp.total_steps
         finally:
+            profile.close(self.state)
             batches.close()
             self.progress.close()
-            self.workdir.close()
 
     def _is_due(self, every):
         return every and self.step % every == 0
@@ -153,6 +203,7 @@ class _Run:
         while len(self._in_flight) > leave:
             step, sums = self._in_flight.popleft()
             sums = jax.device_get(sums)
+            self._pace.step_ended()
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
                 self._stop_not_finite(step)
             self._factor = sums["rate_factor"]
@@ -239,7 +290,7 @@ class _Run:
         if val_error is not None:
             feedback = exp.feedback.after_evaluation(feedback, val_error)
         fresh = {"sums": jax.tree.map(np.float32, ZERO_SUMS), "feedback": feedback}
-        self.state = state.replace(**parallel.replicate(fresh, exp.devices))
+        self.state = state.replace(**exp.replicate(fresh))
         self._save(is_best, eval_seconds=time.perf_counter() - started)
         shown = [f"train loss {line['train_loss']:.4f}"] + [
             f"{part} error {line[f'{part}_error_percent']:.2f} %"
@@ -277,7 +328,7 @@ class _Run:
         variables = self._variables()
         size = math.ceil(config["eval_batch_size"] / len(exp.devices))
         total = collections.Counter()
-        batch_size = size * len(exp.devices)
+        batch_size = size * len(exp.devices)  # every device has as many rows
         for batch in exp.feed.eval_batches(part, batch_size=batch_size):
             sums = jax.device_get(self._test.evaluate(variables, batch))
             total.update({name: float(value) for name, value in sums.items()})
@@ -286,6 +337,7 @@ class _Run:
     def _start_timing(self):
         jax.block_until_ready(self.state)
         self._timed_from = (self.step, time.perf_counter())
+        self._pace.start()
 
     def _stop_timing(self):
         if self._timed_from is not None:
@@ -309,7 +361,8 @@ class _Run:
                 "step": self.step,
                 "wall_seconds": self.record["wall_seconds"],
                 "images_per_second": self._images_per_second(),
-                "peak_memory_mib": _peak_memory_mib(self.experiment.devices),
+                "peak_memory_mib": _peak_memory_mib(),
+                **self._pace.readings(),
                 **timing,
             },
         )
@@ -321,7 +374,14 @@ class _Run:
         return self.record["timed_images"] / seconds if seconds else None
 
     def summarize(self) -> dict[str, Any]:
-        """Draws the figures, writes summary.json and closes the run."""
+        """Draws the figures and writes summary.json; the first process, for all."""
+        self.checkpoints.close()
+        if parallel.is_first_process():
+            self.workdir.finish(self._summary())
+        parallel.wait_for_all("the run is summed up")
+        return self.workdir.summary()
+
+    def _summary(self):
         exp, config = self.experiment, self.experiment.config
         epoch_lines = [
             ln for ln in self.workdir.lines("metrics.jsonl") if ln["kind"] == "epoch"
@@ -336,9 +396,8 @@ class _Run:
                 figures / "survival.png",
                 title=f"{title}, {self.step} steps",
             )
-        self.checkpoints.close()
         best = self.record["best"] or {}
-        summary = {
+        return {
             "model": config["model"],
             "dataset": config["dataset"],
             "params": exp.params,
@@ -357,11 +416,10 @@ class _Run:
             + time.perf_counter()
             - self._clock,
             "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
+            "processes": jax.process_count(),
             "versions": _versions(),
             "git_revision": _git_revision(),
         }
-        self.workdir.finish(summary)
-        return summary
 
 
 class _StopSignal:
@@ -411,8 +469,8 @@ def _is_finite(state):
     return all(np.isfinite(array).all() for array in arrays)
 
 
-def _peak_memory_mib(devices):
-    stats = devices[0].memory_stats()
+def _peak_memory_mib():
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**20
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -34,7 +34,7 @@ def train(
     *,
     seeds: Sequence[int] | None,
     report: Callable[[list[Result]], None],
-) -> bool:
+) -> None:
     """Trains every job in turn, in a folder of its own.
 
     What is finished is not trained again, and what was stopped goes on. A job that
@@ -46,10 +46,8 @@ def train(
         seeds: each job is trained with all of these; None: with its own.
         report: called with `results` before the first job and after every one.
 
-    Returns:
-        False if a signal stopped a run.
-
     Raises:
+        StoppedError: a signal stopped a run.
         InputError: what the user can mend, if it can be known before the first step of
             all; Ctrl-C between the runs.
     """
@@ -62,8 +60,7 @@ def train(
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
         try:
-            if not _train(job, path, seeds):
-                return False  # and loop.train has said how to go on
+            _train(job, path, seeds)
         except NotFiniteError as error:
             diverged[job.name] = str(error)
             print(error)
@@ -74,14 +71,14 @@ def train(
             ) from None
         finally:
             report(results(jobs, path, seeds, diverged))
-    return True
 
 
 def _train(job, path, seeds):
     folder = str(epath.Path(path) / job.name)
     if seeds is None:
-        return loop.train(job.config, folder, resumed_by=path)
-    return several.train(job.config, folder, seeds, resumed_by=path)
+        loop.train(job.config, folder, resumed_by=path)
+    else:
+        several.train(job.config, folder, seeds, resumed_by=path)
 
 
 def results(

@@ -13,15 +13,16 @@ class Progress:
         total: steps of the whole run.
         done: steps done before, where it is resumed.
         batch_size: images per step.
+        shown: False for no bar, on a terminal too.
     """
 
-    def __init__(self, *, total: int, done: int, batch_size: int):
+    def __init__(self, *, total: int, done: int, batch_size: int, shown: bool):
         self._batch_size = batch_size
         self._bar = tqdm(
             total=total,
             initial=done,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
 

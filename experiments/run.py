@@ -2,7 +2,9 @@
 """Trains a network by a config.
 
 python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
-    [--workdir=DIR] [--seeds=5] [--config.FIELD=VALUE ...]
+    [--workdir=DIR] [--seeds=5] [--profile=STEPS] [--config.FIELD=VALUE ...]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I]
+    [--heartbeat_timeout=SECONDS]
 """
 
 import sys
@@ -20,11 +22,17 @@ def _train():
     add = parser.add_argument
     add("--workdir", help="folder of the run; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, in folders of their own")
+    add("--profile", type=int, default=0, help="steps to write a trace of")
+    add("--coordinator", help="HOST:PORT of process 0, if there are several")
+    add("--num_processes", type=int, help="of this run")
+    add("--process_id", type=int, help="of this one: 0, 1, ...")
+    add("--heartbeat_timeout", type=int, default=100, help="until one counts as dead")
     options, rest = parser.parse_with_config(sys.argv[1:])
     name, config = command.load_config(rest)
+    command.join_processes(options)
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:
-        loop.train(config, workdir)
+        loop.train(config, workdir, profile_steps=options.profile)
     else:
         seeds.train(config, workdir, seeds.parse(options.seeds))
 

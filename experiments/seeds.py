@@ -14,6 +14,7 @@ from etils import epath
 
 from experiments import loop
 from experiments.workdir import replace_file
+from rn_jax import parallel
 from rn_jax.errors import InputError
 
 
@@ -43,7 +44,7 @@ def train(
     seeds: Sequence[int],
     *,
     resumed_by: str | None = None,
-) -> list[dict[str, Any]] | None:
+) -> list[dict[str, Any]]:
     """Trains every seed in turn, in a folder of its own, then sums up.
 
     A seed that is finished is not trained again, and one that was stopped goes on. When
@@ -57,7 +58,7 @@ def train(
         resumed_by: what --workdir must be to go on, if not that folder.
 
     Returns:
-        The summary of each; None if a signal stopped one.
+        The summary of each.
 
     Raises:
         InputError: as `loop.train`.
@@ -71,8 +72,6 @@ def train(
         except loop.NotFiniteError as error:
             diverged = error  # told once the others are trained
             continue
-        if summary is None:
-            return None  # a signal stopped it
         summaries.append(summary)
     if diverged is not None:
         raise diverged
@@ -80,6 +79,8 @@ def train(
     for name in ("test_error_percent", "test_error_at_best_val_percent"):
         if all(summary[name] is not None for summary in summaries):
             result[name] = describe([summary[name] for summary in summaries])
+    if not parallel.is_first_process():
+        return summaries
     replace_file(folder / "seeds.json", json.dumps(result, indent=2) + "\n")
     shown = result.get("test_error_at_best_val_percent", result["test_error_percent"])
     at_best = "test_error_at_best_val_percent" in result

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class Experiment:
         schedule: learning rate by step, but for the feedback's factor.
         feedback: of training on the learning rate.
         initial_state: before the first step, on all devices.
+        replicate: a tree of arrays -> the same on all devices.
         gates_from_step: steps before stochastic depth begins.
         train_step: (state, batch, key) -> (state, metrics), compiled.
         test: of the network, by the test rule.
@@ -63,6 +65,7 @@ class Experiment:
     schedule: Callable
     feedback: optim.Feedback
     initial_state: train.TrainState
+    replicate: Callable
     gates_from_step: int
     train_step: Callable
     test: TestSteps
@@ -145,8 +148,10 @@ def build(config: Mapping[str, Any]) -> Experiment:
         micro_batches=config["micro_batches"],
         axis_name=axis_name,
     )
+    mode = config["parallelism"]
+    replicate = partial(parallel.replicate, devices=devices, mode=mode)
     test, constant_test = (
-        _test_steps(network, preprocess, devices)
+        _test_steps(network, preprocess, devices, mode)
         for network in (model, model.clone(stochastic_depth=None))
     )
     return Experiment(
@@ -160,9 +165,10 @@ def build(config: Mapping[str, Any]) -> Experiment:
         total_steps=total_steps,
         schedule=schedule,
         feedback=feedback,
-        initial_state=parallel.replicate(state, devices),
+        initial_state=replicate(state),
+        replicate=replicate,
         gates_from_step=gates_from_step,
-        train_step=parallel.compile_train_step(train_step, devices),
+        train_step=parallel.compile_train_step(train_step, devices, mode=mode),
         test=test,
         constant_test=constant_test,
         preprocess=preprocess,
@@ -170,15 +176,17 @@ def build(config: Mapping[str, Any]) -> Experiment:
     )
 
 
-def _test_steps(model, preprocess, devices):
+def _test_steps(model, preprocess, devices, mode):
     parts = {
         "model": model,
         "preprocess": preprocess,
         "axis_name": parallel.axis_name(devices),
     }
     return TestSteps(
-        parallel.compile_eval_step(train.make_eval_step(**parts), devices),
-        parallel.compile_statistics_step(train.make_statistics_step(**parts), devices),
+        parallel.compile_eval_step(train.make_eval_step(**parts), devices, mode=mode),
+        parallel.compile_statistics_step(
+            train.make_statistics_step(**parts), devices, mode=mode
+        ),
     )
 
 
@@ -328,6 +336,7 @@ _CHOICES = {
     "warmup_unit": ("steps", "epochs", "fraction"),
     "normalization": data.NORMALIZATIONS,
     "weight_decay_on": ("kernels", "all"),
+    "parallelism": parallel.MODES,
     "batch_norm": ("global", "device"),
     "batch_norm_at_test": ("moving", "exact"),
 }

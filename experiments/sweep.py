@@ -63,8 +63,8 @@ def _sweep():
         ]
         write(epath.Path(workdir), header, shown, title)
 
-    if many.train(jobs, workdir, seeds=chosen, report=report):
-        print(f"Table: {epath.Path(workdir) / 'table.md'}")
+    many.train(jobs, workdir, seeds=chosen, report=report)
+    print(f"Table: {epath.Path(workdir) / 'table.md'}")
 
 
 def parse_axis(text: str) -> tuple[str, list[str]]:

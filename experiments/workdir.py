@@ -7,12 +7,16 @@ no line is there twice and none is missing.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
+from experiments.lock import Lock
 from rn_jax.errors import InputError
 
 # Fields that may differ when a run is continued: they do not change what is computed,
@@ -25,6 +29,7 @@ _FREE = {
     "num_devices",
     "num_workers",
     "paper",
+    "parallelism",
     "published_error_percent",
 }
 
@@ -46,12 +51,26 @@ class Workdir:
         self.path = epath.Path(path)
         self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
         self._check_config()
+        self._writes = False
+        self._lock = Lock(self.path)
         self._events = None
 
-    def open(self) -> None:
-        """Makes the folder, if it is not there, and writes config.json."""
+    def open(self, *, writes: bool = True) -> None:
+        """Makes and locks the folder, and writes config.json, until `close`.
+
+        Args:
+            writes: False in all processes of a run but the first: nothing is written.
+
+        Raises:
+            InputError: another run has the folder, or it cannot be written to.
+        """
+        self._writes = writes
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._check_config()  # by now another run may have begun and ended there
             self._write("config.json", self.config)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to: {error}.") from None
@@ -67,16 +86,25 @@ class Workdir:
         return json.loads(file.read_text()) if file.exists() else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json and closes the events."""
-        self.close()
-        self._write("summary.json", summary)
+        """Writes summary.json."""
+        if self._writes:
+            self._write("summary.json", summary)
 
     def resume_at(self, step: int) -> None:
         """Cuts the logs back to `step` and opens the events there."""
+        if not self._writes:
+            return
         for name in ("metrics.jsonl", "timing.jsonl"):
             kept = [line for line in self.lines(name) if line["step"] <= step]
             self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = SummaryWriter(str(self.path / "events"), purge_step=step + 1)
+        # Without the thread of SummaryWriter, which would hang once a disk is full.
+        (self.path / "events").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(self.path / "events" / "events"))
+        # TensorBoard drops what an interrupted run had logged beyond this step.
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(
+            Event(wall_time=time.time(), step=step + 1, session_log=start)
+        )
 
     def log(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends a line with a "step" to metrics.jsonl or timing.jsonl, and as events.
@@ -85,6 +113,8 @@ class Workdir:
             name: "metrics" or "timing".
             line: numbers, strings, or None.
         """
+        if not self._writes:
+            return
         with (self.path / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for field, value in line.items():
@@ -92,7 +122,13 @@ class Workdir:
                 tag = "/".join(
                     (name, *([line["kind"]] if "kind" in line else []), field)
                 )
-                self._events.add_scalar(tag, value, line["step"])
+                self._events.write_event(
+                    Event(
+                        wall_time=time.time(),
+                        step=line["step"],
+                        summary=scalar(tag, value),
+                    )
+                )
         self._events.flush()
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -107,10 +143,13 @@ class Workdir:
         return lines
 
     def close(self) -> None:
-        """Closes the events."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Closes the events and gives the folder free."""
+        events, self._events = self._events, None
+        try:
+            if events is not None:
+                events.close()
+        finally:
+            self._lock.release()
 
     def _check_config(self):
         file = self.path / "config.json"

@@ -3,7 +3,8 @@
 
 A checkpoint is a plain nested dict of arrays and a small record in JSON, so it can be
 read without this project's classes. Saving is asynchronous; a checkpoint that was not
-written to its end does not count.
+written to its end does not count. In a run of several processes all of them call every
+function here; the first one writes, since the arrays are the same in all.
 """
 
 import contextlib
@@ -25,7 +26,11 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
+from rn_jax import parallel
 from rn_jax.errors import InputError
+
+# Of what is saved and how; another number is refused.
+FORMAT = 1
 
 
 @dataclasses.dataclass
@@ -72,6 +77,9 @@ class Checkpoints:
             state: a pytree with an attribute `step`.
             record: plain values that resuming needs, kept as JSON.
             best: it is the best so far, and kept until a better one comes.
+
+        Raises:
+            InputError: it, or the one before, cannot be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -79,14 +87,33 @@ class Checkpoints:
         if best:
             self._best.step = step
         tree = jax.device_get(flax.serialization.to_state_dict(state))
-        ours = {"digest": digest(tree), "best_step": self._best.step}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(tree),
-                record=ocp.args.JsonSave({"ours": ours, "caller": record}),
-            ),
-        )
+        ours = {
+            "format": FORMAT,
+            "layout": layout(tree),
+            "digest": digest(tree),
+            "best_step": self._best.step,
+        }
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree),
+                    record=ocp.args.JsonSave({"ours": ours, "caller": record}),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:  # of the disk, by Orbax, TensorStore or the system
+            last = max(self._manager.all_steps(read=True), default=None)
+            kept = "there is none before it" if last is None else f"step {last} is kept"
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise InputError(
+                f"A checkpoint cannot be written to {self.directory} ({reason}); "
+                f"{kept}. Make room there, and the same command goes on."
+            ) from error
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole; None if there is none at all.
@@ -101,17 +128,24 @@ class Checkpoints:
             The state and the record, as they were saved.
 
         Raises:
-            InputError: there are checkpoints, but none of them is whole.
+            InputError: there are checkpoints, but none of them is whole; or one of
+                another network, or by another version of this project.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            found = None
             try:
-                state, ours, record = self._read(step, like)
+                found = self._read(step, like)
+            except InputError:
+                raise
             except Exception:  # whatever a damaged file makes a reader raise
+                pass
+            if not parallel.all_true(found is not None):
                 self._report(
                     f"The checkpoint of step {step} is damaged; trying the one before."
                 )
                 continue
+            state, ours, record = found
             self._set_aside([s for s in steps if s > step])
             self._best.step = ours["best_step"]
             return state, record
@@ -139,44 +173,79 @@ class Checkpoints:
         return self._read(step, like)[0]
 
     def wait(self) -> None:
-        """Returns when everything begun is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything begun is on disk.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def _set_aside(self, steps):
-        for step in steps:
+        parallel.wait_for_all("the damaged checkpoints are known")
+        for step in steps if parallel.is_first_process() else ():
             place = self.directory.parent / "damaged"
             place.mkdir(parents=True, exist_ok=True)
             tries = sum(1 for _ in place.glob(f"{step}-*"))
             (self.directory / str(step)).rename(place / f"{step}-{tries + 1}")
+        parallel.wait_for_all("the damaged checkpoints are set aside")
         self._manager.reload()
 
     def _read(self, step, like):
-        target = None
-        if like is not None:
-            target = flax.serialization.to_state_dict(like)
-            target = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
-        )
         # After a file that cannot be read, Orbax's remaining reads print tracebacks.
         with contextlib.redirect_stderr(io.StringIO()):
             try:
-                saved = self._manager.restore(step, args=items)
+                record = self._restore(step, record=ocp.args.JsonRestore()).record
+                target = None if like is None else self._target(step, like, record)
+                state = self._restore(
+                    step, state=ocp.args.StandardRestore(target)
+                ).state
+            except InputError:
+                raise
             except Exception:
                 time.sleep(1)  # by then those reads have ended
                 raise
-        ours, record = saved.record["ours"], saved.record["caller"]
-        if ours["digest"] != digest(saved.state):
+        if record["ours"]["digest"] != digest(state):
             raise OSError("its contents do not match their checksum")
-        state = saved.state
         if like is not None:
             state = flax.serialization.from_state_dict(like, state)
-        return state, ours, record
+        return state, record["ours"], record["caller"]
+
+    def _restore(self, step, **items):
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _target(self, step, like, record):
+        """Arrays of the shapes that are looked for, which are those that are there."""
+        where = f"The checkpoint of step {step} in {self.directory}"
+        if (there := record["ours"].get("format")) != FORMAT:
+            raise InputError(
+                f"{where} was written by another version of rn_jax: its format is "
+                f"{there}, and this one reads {FORMAT}."
+            )
+        target = flax.serialization.to_state_dict(like)
+        here, there = layout(target), record["ours"]["layout"]
+        differ = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
+        if differ:
+            name = differ[0]
+            more = "" if len(differ) == 1 else f", and {len(differ) - 1} more differ"
+            raise InputError(
+                f"{where} is of another network: {name} is {there.get(name, 'absent')} "
+                f"there and {here.get(name, 'absent')} here{more}."
+            )
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
+
+
+def layout(tree: Any) -> dict[str, str]:
+    """Type and shape of every leaf by its path, as "float32[3, 3, 16, 16]"."""
+    return {
+        "/".join(str(part.key) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def digest(tree: Any) -> str:

@@ -1,29 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices: which ones to use, and the steps compiled for them. All of it is here."""
+"""Processes, devices, and the steps compiled for them. All of it is here.
 
+A run may have several processes, one for each host or accelerator, that
+`jax.distributed` joins. Each of them calls everything here, feeds its own rows of every
+batch, and holds the whole state: it is replicated over all devices.
+"""
+
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rn_jax.errors import InputError
 
 AXIS = "devices"
+MODES = ("pmap", "shard_map")
+
+
+# --- Processes ------------------------------------------------------------------------
+
+
+def join_processes(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_timeout: int = 100,
+) -> bool:
+    """Joins the other processes of a run, through `jax.distributed`.
+
+    Call it before anything else touches JAX. On TPU slices, and where SLURM or Open
+    MPI start the processes, no argument is needed; where none of them does, and without
+    arguments, this process stays alone.
+
+    Args:
+        coordinator: HOST:PORT of process 0, the same in all.
+        num_processes: of the run.
+        process_id: of this one, 0 .. num_processes - 1.
+        heartbeat_timeout: seconds without a sign of life after which a process counts
+            as dead, and the others end.
+
+    Returns:
+        Whether this process has joined others.
+
+    Raises:
+        InputError: only some of the first three are given, or values that cannot be.
+    """
+    given = (coordinator, num_processes, process_id)
+    if None in given and given != (None, None, None):
+        raise InputError(
+            "--coordinator, --num_processes and --process_id belong together; none of "
+            "them is needed on TPU slices, SLURM and Open MPI."
+        )
+    if heartbeat_timeout < 1:
+        raise InputError(
+            f"heartbeat_timeout must be at least 1 second, not {heartbeat_timeout}."
+        )
+    if coordinator is None:
+        if not _started_with_others(os.environ):
+            return False
+    elif num_processes < 1 or not 0 <= process_id < num_processes:
+        raise InputError(
+            f"process_id must be one of 0 .. num_processes - 1, not {process_id} of "
+            f"{num_processes}."
+        )
+    elif not coordinator.rpartition(":")[2].isdigit():
+        raise InputError(
+            f"coordinator must be HOST:PORT, as node1:1234, not {coordinator!r}."
+        )
+    # A run answers SIGTERM by itself, at a step on which all processes agree.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
+    except ValueError:
+        if coordinator is not None:
+            raise
+        return False  # libtpu is installed, but there is no slice
+    return True
+
+
+def _started_with_others(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher that `jax.distributed` knows started this process.
+
+    It would recognise them by itself, but tries Kubernetes too, by which many start
+    single processes.
+    """
+    by_slurm = "SLURM_STEP_NODELIST" in environ and environ.get("SLURM_NTASKS") != "1"
+    by_mpi = environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
+    return by_slurm or by_mpi or find_spec("libtpu") is not None
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, plots and writes metrics."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """If bad input stops one process inside, it stops all: none waits for another.
+
+    Raises:
+        InputError: its own, or that another process raised one.
+    """
+    error = None
+    try:
+        yield
+    except InputError as own:
+        error = own
+    failed = np.ravel(_all_gather(np.bool_(error is not None)))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise InputError(
+            f"Process {np.argmax(failed)} of {len(failed)} cannot go on and says why."
+        )
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when all processes have come to the place of that name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def all_true(value: bool) -> bool:
+    """Whether it is true in all processes, each of which has to ask."""
+    return bool(np.all(_all_gather(np.bool_(value))))
+
+
+def _all_gather(value):
+    if jax.process_count() == 1:
+        return value
+    return multihost_utils.process_allgather(value)
+
+
+# --- Devices --------------------------------------------------------------------------
 
 
 def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]:
     """Devices to train on, one per CPU core where there is no accelerator.
 
-    Call it before anything else touches JAX: the number of CPU devices is fixed by the
-    first use.
+    Call it before anything else touches JAX, but for `join_processes`: the number of
+    CPU devices is fixed by the first use.
 
     Args:
-        num_devices: None takes all accelerators, or of the CPU as many cores as divide
-            the batch.
+        num_devices: of all processes, each with the same number of them. None takes all
+            accelerators, or of the CPU as many cores as divide the batch.
         batch_size: the global batch, split evenly.
+
+    Returns:
+        Those of the first process, then those of the second, and so on.
 
     Raises:
         InputError: there are fewer devices, or they do not divide the batch.
@@ -36,23 +175,42 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
         jax.config.update("jax_num_cpu_devices", virtual)
     except RuntimeError:
         pass  # JAX is already in use, as in a notebook: take the devices there are
-    devices = jax.devices()
+    by_process = _devices_by_process()
+    processes, present = len(by_process), min(map(len, by_process))
+    platform = by_process[0][0].platform
     if num_devices is None:
-        num_devices = len(devices)
-        if devices[0].platform == "cpu":
-            usable = range(1, min(cpu_cores(), len(devices)) + 1)
-            num_devices = max(n for n in usable if batch_size % n == 0)
-    if num_devices > len(devices):
+        num_devices = processes * present
+        if platform == "cpu":
+            usable = range(
+                processes, processes * min(cpu_cores(), present) + 1, processes
+            )
+            num_devices = max(
+                (n for n in usable if batch_size % n == 0), default=processes
+            )
+    if num_devices % processes:
         raise InputError(
-            f"num_devices is {num_devices}, but there are {len(devices)} "
-            f"{devices[0].platform} devices."
+            f"num_devices {num_devices} does not divide by the {processes} processes."
+        )
+    if num_devices > processes * present:
+        of_processes = "" if processes == 1 else f" of {processes} processes"
+        raise InputError(
+            f"num_devices is {num_devices}, but there are {processes * present} "
+            f"{platform} devices{of_processes}."
         )
     if batch_size % num_devices:
         raise InputError(
             f"batch_size {batch_size} does not divide by {num_devices} devices; "
             f"{math.ceil(batch_size / num_devices) * num_devices} would."
         )
-    return devices[:num_devices]
+    share = num_devices // processes
+    return [device for devices in by_process for device in devices[:share]]
+
+
+def _devices_by_process():
+    groups = [[] for _ in range(jax.process_count())]
+    for device in sorted(jax.devices(), key=lambda device: device.id):
+        groups[device.process_index].append(device)
+    return groups
 
 
 def cpu_cores() -> int:
@@ -85,71 +243,148 @@ def batch_norm_axis(devices: Sequence[jax.Device], batch_norm: str) -> str | Non
     return axis_name(devices)
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """The tree with a copy on every device, as the compiled steps take and give it."""
+# --- Arrays on devices ----------------------------------------------------------------
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> Any:
+    """The tree with a copy on every device, as the compiled steps take and give it.
+
+    Args:
+        tree: of arrays, the same in every process.
+        devices: those of the steps.
+        mode: that of the steps.
+    """
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
+    if mode == "pmap":  # whose arrays are those of one process
+        devices = [d for d in devices if d.process_index == jax.process_index()]
     return jax.device_put(tree, _sharding(devices))
 
 
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
-    """Arrays on the devices, one axis of each split over them.
+    """Arrays on the devices of one process, one axis of each split over them.
 
     Compiled functions of such arrays run on all of the devices.
     """
     return jax.device_put(tree, _sharding(devices, *[None] * axis, AXIS))
 
 
+def _mesh(devices):
+    return Mesh(np.array(devices), (AXIS,))
+
+
 def _sharding(devices, *spec):
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    return NamedSharding(_mesh(devices), P(*spec))
 
 
-def compile_train_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+# --- Compiled steps -------------------------------------------------------------------
+
+
+def compile_train_step(
+    step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
+) -> Callable:
     """step(state, batch, key), with the batch split over the devices.
 
     The state is replicated and given up to the step, which returns the new one.
+
+    Args:
+        step: of `train.make_train_step`.
+        devices: of all processes.
+        mode: "pmap" or "shard_map", two ways to the same program. One device needs
+            neither.
     """
-    return _compile(step, devices, in_axes=(None, 0, None), donate_argnums=0)
+    return _compile(step, devices, mode, specs=(P(), P(AXIS), P()), donate=0)
 
 
-def compile_eval_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+def compile_eval_step(
+    step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
+) -> Callable:
     """eval_step(variables, batch), with the batch split over the devices."""
-    return _compile(step, devices, in_axes=(None, 0))
+    return _compile(step, devices, mode, specs=(P(), P(AXIS)))
 
 
-def compile_statistics_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+def compile_statistics_step(
+    step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
+) -> Callable:
     """step(variables, batch, number), with the batch split over the devices."""
-    return _compile(step, devices, in_axes=(None, 0, None))
+    return _compile(step, devices, mode, specs=(P(), P(AXIS), P()))
 
 
-def _compile(step, devices, *, in_axes, donate_argnums=()):
+def _compile(step, devices, mode, *, specs, donate=()):
+    if mode not in MODES:
+        raise InputError(f"parallelism must be one of {MODES}, not {mode!r}.")
     if len(devices) == 1:
-        return jax.jit(step, donate_argnums=donate_argnums)
-    pmapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=in_axes,
-        out_axes=None,
-        devices=devices,
-        donate_argnums=donate_argnums,
+        return jax.jit(step, donate_argnums=donate)
+    if mode == "pmap":
+        compiled = jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=tuple(0 if spec == P(AXIS) else None for spec in specs),
+            out_axes=None,
+            devices=devices,
+            donate_argnums=donate,
+        )
+        local = len(devices) // jax.process_count()
+        return _OverDevices(compiled, partial(_in_rows, parts=local))
+    compiled = jax.jit(
+        # Statistics of each device in a conditional would fail the check of types.
+        jax.shard_map(
+            step,
+            mesh=_mesh(devices),
+            in_specs=specs,
+            out_specs=P(),
+            check_vma=False,
+        ),
+        donate_argnums=donate,
     )
-    return _OverDevices(pmapped, len(devices))
+    return _OverDevices(
+        compiled,
+        partial(jax.make_array_from_process_local_data, _sharding(devices, AXIS)),
+    )
+
+
+def _in_rows(array, parts):
+    return np.reshape(array, (parts, -1, *array.shape[1:]))
 
 
 class _OverDevices:
-    """A pmapped step(first, batch, ...) that takes the whole batch and splits it."""
+    """A compiled step(first, batch, ...) that takes a process's rows of the batch."""
 
-    def __init__(self, pmapped, num_devices):
-        self._pmapped, self._num_devices = pmapped, num_devices
+    def __init__(self, compiled, split):
+        self._compiled, self._split = compiled, split
 
     def __call__(self, first, batch, *rest):
-        return self._pmapped(first, self._split(batch), *rest)
+        return self._compiled(first, jax.tree.map(self._split, batch), *rest)
 
     def lower(self, first, batch, *rest):
-        return self._pmapped.lower(first, self._split(batch), *rest)
+        return self._compiled.lower(first, jax.tree.map(self._split, batch), *rest)
 
-    def _split(self, batch):
-        return jax.tree.map(
-            lambda a: np.reshape(a, (self._num_devices, -1, *a.shape[1:])), batch
-        )
+
+class Agreement:
+    """Lets all processes see at the same step that one of them has seen something.
+
+    Each asks once a step, so the answers travel beside the steps of training, and none
+    of them is waited for.
+
+    Args:
+        delay: asks after which an answer is looked at.
+    """
+
+    def __init__(self, delay: int = 4):
+        self._delay, self._asked = delay, []
+        self._count = None
+        if jax.process_count() > 1:
+            firsts = [group[0] for group in _devices_by_process()]
+            self._sharding = _sharding(firsts, AXIS)
+            self._count = jax.jit(
+                lambda seen: seen.sum(), out_shardings=_sharding(firsts)
+            )
+
+    def any(self, seen: bool) -> bool:
+        """Whether a process had seen it, `delay` asks ago; at once in a run of one."""
+        if self._count is None:
+            return seen
+        own = np.array([seen], np.int32)
+        everywhere = jax.make_array_from_process_local_data(self._sharding, own)
+        self._asked.append(self._count(everywhere))
+        return len(self._asked) > self._delay and int(self._asked.pop(0)) > 0
