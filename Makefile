@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint install peers
+.PHONY: demo test test-all test-faults lint install peers
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
 	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits
@@ -12,6 +12,9 @@ test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
 
 test-all: lint $(if $(PEERS),peers)  ## With everything long
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-faults: .venv/test.stamp  ## Faults of every kind, counted in results/faults.json
+	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
