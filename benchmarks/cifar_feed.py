@@ -32,7 +32,13 @@ def main() -> None:
         rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8),
         rng.integers(0, 10, 50_000).astype(np.int32),
     )
-    feed = InMemory({"train": examples}, batch_size=options.batch_size, seed=0)
+    feed = InMemory(
+        {"train": examples},
+        batch_size=options.batch_size,
+        seed=0,
+        host_index=0,
+        num_hosts=1,
+    )
     position = 0
 
     def take():

@@ -22,11 +22,15 @@ class InMemory:
         parts: examples by name: "train", "test", and "val" if some are held out.
         batch_size: of training, over all devices.
         seed: of the order of examples.
+        host_index: of this host, in 0 .. num_hosts - 1.
+        num_hosts: each makes its equal share of the rows of every batch.
     """
 
     parts: Mapping[str, data.Examples]
     batch_size: int
     seed: int
+    host_index: int
+    num_hosts: int
 
     @property
     def num_train(self) -> int:
@@ -34,18 +38,29 @@ class InMemory:
         return len(self.parts["train"])
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of the steps first_step .. last_step - 1."""
+        """This host's rows of the batches of the steps first_step .. last_step - 1."""
         for step in range(first_step, last_step):
             yield data.train_batch(
                 self.parts["train"],
                 step=step,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                rows=self._rows(self.batch_size),
             )
 
     def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
-        """Every example of a part once; the last batch is filled up."""
-        return data.eval_batches(self.parts[part], batch_size=batch_size)
+        """This host's rows of a part's batches, of which the last is filled up.
+
+        Args:
+            part: every example of it is in one batch.
+            batch_size: over all devices.
+        """
+        return data.eval_batches(
+            self.parts[part], batch_size=batch_size, rows=self._rows(batch_size)
+        )
+
+    def _rows(self, batch_size):
+        return data.rows_of_host(batch_size, self.host_index, self.num_hosts)
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class ImageNet:
         parts: records by name, as in `InMemory`; "test" is the validation split.
         batch_size: of training, over all devices.
         seed: of the order of examples and of their crops.
+        host_index, num_hosts: as in `InMemory`; a host decodes only its own rows.
         train_view: (generator, image) -> the crop to train on.
         test_view: image -> the crop, or crops, to test on.
         num_workers: processes.
@@ -64,6 +80,8 @@ class ImageNet:
     parts: Mapping[str, imagenet.Records]
     batch_size: int
     seed: int
+    host_index: int
+    num_hosts: int
     train_view: imagenet.TrainTransform
     test_view: imagenet.EvalTransform
     num_workers: int
@@ -74,7 +92,7 @@ class ImageNet:
         return len(self.parts["train"])
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of the steps first_step .. last_step - 1."""
+        """This host's rows of the batches of the steps first_step .. last_step - 1."""
         return self._source("test").train_batches(
             first_step,
             last_step,
@@ -82,22 +100,32 @@ class ImageNet:
             seed=self.seed,
             transform=self.train_view,
             num_workers=self.num_workers,
+            host_index=self.host_index,
+            num_hosts=self.num_hosts,
         )
 
     def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
-        """Every example of a part once; the last batch is filled up."""
+        """This host's rows of a part's batches, as `InMemory.eval_batches`."""
         return self._source(part).eval_batches(
             batch_size=batch_size,
             transform=self.test_view,
             num_workers=self.num_workers,
+            host_index=self.host_index,
+            num_hosts=self.num_hosts,
         )
 
     def _source(self, part):
         return imagenet.Source(train=self.parts["train"], test=self.parts[part])
 
 
-def in_memory(config: Mapping[str, Any]) -> InMemory:
+def in_memory(
+    config: Mapping[str, Any], *, host_index: int, num_hosts: int
+) -> InMemory:
     """The feed of a data set that fits into memory.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+        host_index, num_hosts: as in `InMemory`.
 
     Raises:
         InputError: the data set cannot be read, or is too small for its protocol.
@@ -108,11 +136,23 @@ def in_memory(config: Mapping[str, Any]) -> InMemory:
         parts["train"], parts["val"] = data.split_validation(
             dataset, seed=config["split_seed"]
         )
-    return InMemory(parts, batch_size=config["batch_size"], seed=config["seed"])
+    return InMemory(
+        parts,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
 
 
-def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
+def of_imagenet(
+    config: Mapping[str, Any], *, host_index: int, num_hosts: int
+) -> ImageNet:
     """The feed of imagenet2012, by the fields that are for it alone.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+        host_index, num_hosts: as in `ImageNet`.
 
     Raises:
         InputError: the data set cannot be read, or crops that do not fit.
@@ -146,6 +186,8 @@ def of_imagenet(config: Mapping[str, Any]) -> ImageNet:
         parts,
         batch_size=config["batch_size"],
         seed=config["seed"],
+        host_index=host_index,
+        num_hosts=num_hosts,
         train_view=train if config["augment"] else partial(_without_draws, center),
         test_view=partial(
             test_view,

@@ -106,7 +106,9 @@ def build(config: Mapping[str, Any]) -> Experiment:
     model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
     stochastic_depth = model.stochastic_depth
 
-    feed = (feeds.of_imagenet if streamed else feeds.in_memory)(config)
+    feed = (feeds.of_imagenet if streamed else feeds.in_memory)(
+        config, host_index=jax.process_index(), num_hosts=jax.process_count()
+    )
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
     total_steps = _total_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)

@@ -515,8 +515,41 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def train_batch(examples: Examples, *, step: int, batch_size: int, seed: int) -> Batch:
-    """Return the batch of training step `step` (0, 1, ...); the mask is all True.
+def rows_of_host(batch_size: int, host_index: int, num_hosts: int) -> slice:
+    """Return the rows of the whole batch that a host makes, `batch_size / num_hosts`.
+
+    Raises:
+        InputError: the batch cannot be cut into equal parts; no such host.
+    """
+    if batch_size < 1:
+        raise InputError(f"A batch holds at least 1 example, not {batch_size}.")
+    if batch_size % num_hosts:
+        raise InputError(
+            f"A batch of {batch_size} cannot be cut into {num_hosts} equal parts, one "
+            f"for each host: take a multiple of {num_hosts}."
+        )
+    if not 0 <= host_index < num_hosts:
+        raise InputError(f"Host {host_index} is none of 0 .. {num_hosts - 1}.")
+    size = batch_size // num_hosts
+    return slice(host_index * size, (host_index + 1) * size)
+
+
+def train_batch(
+    examples: Examples,
+    *,
+    step: int,
+    batch_size: int,
+    seed: int,
+    rows: slice = slice(None),
+) -> Batch:
+    """Return the rows `rows` of the batch of training step `step`; the mask is True.
+
+    Args:
+        examples: those that are trained on.
+        step: 0, 1, ...
+        batch_size: of the whole batch.
+        seed: of the order of examples.
+        rows: of the whole batch, as `rows_of_host` has them.
 
     Raises:
         InputError: `batch_size` is not in 1..len(examples).
@@ -524,32 +557,41 @@ def train_batch(examples: Examples, *, step: int, batch_size: int, seed: int) ->
     n = len(examples)
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
     order = epoch_permutation(n, seed=seed, epoch=epoch)
-    chosen = order[position * batch_size : (position + 1) * batch_size]
+    chosen = order[position * batch_size : (position + 1) * batch_size][rows]
     return {
         "image": examples.images[chosen],
         "label": examples.labels[chosen],
-        "mask": np.ones(batch_size, np.bool_),
+        "mask": np.ones(len(chosen), np.bool_),
     }
 
 
-def eval_batches(examples: Examples, *, batch_size: int) -> Iterator[Batch]:
-    """Yield all examples once, in order.
+def eval_batches(
+    examples: Examples, *, batch_size: int, rows: slice = slice(None)
+) -> Iterator[Batch]:
+    """Yield the rows `rows` of batches of all examples once, in order.
 
-    The last batch is filled up with zeros, whose mask is False.
+    The last whole batch is filled up with zeros, whose mask is False; there are as many
+    batches whatever the rows are.
+
+    Args:
+        examples: of the part.
+        batch_size: of the whole batch.
+        rows: of the whole batch, as `rows_of_host` has them.
 
     Raises:
         InputError: `batch_size` is less than 1.
     """
     if batch_size < 1:
         raise InputError(f"A batch holds at least 1 example, not {batch_size}.")
+    size = len(range(batch_size)[rows])
     for start in range(0, len(examples), batch_size):
-        images = examples.images[start : start + batch_size]
-        labels = examples.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
+        images = examples.images[start : start + batch_size][rows]
+        labels = examples.labels[start : start + batch_size][rows]
+        missing = size - len(labels)
         yield {
             "image": np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
             "label": np.pad(labels, (0, missing)),
-            "mask": np.arange(batch_size) < len(labels),
+            "mask": np.arange(size) < len(labels),
         }
 
 

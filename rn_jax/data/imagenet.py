@@ -35,6 +35,7 @@ from rn_jax.data.datasets import (
     parse_record,
     quiet_tfds,
     resolve_data_dir,
+    rows_of_host,
     steps_per_epoch,
 )
 from rn_jax.data.transforms import decode_jpeg
@@ -180,7 +181,7 @@ class Source:
             batch_size=batch_size,
             seed=seed,
             transform=transform,
-            rows=_rows_of_host(batch_size, host_index, num_hosts),
+            rows=rows_of_host(batch_size, host_index, num_hosts),
         )
         return _in_workers(make, range(first_step, last_step), num_workers)
 
@@ -219,7 +220,7 @@ class Source:
             count=count,
             batch_size=batch_size,
             transform=transform,
-            rows=_rows_of_host(batch_size, host_index, num_hosts),
+            rows=rows_of_host(batch_size, host_index, num_hosts),
         )
         return _in_workers(make, range(-(-count // batch_size)), num_workers)
 
@@ -362,21 +363,6 @@ def _stack_view(images: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 def _views(images: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
     return images if isinstance(images, list) else [images]
-
-
-def _rows_of_host(batch_size: int, host_index: int, num_hosts: int) -> slice:
-    """Return the rows of the whole batch that a host makes."""
-    if batch_size < 1:
-        raise InputError(f"A batch holds at least 1 example, not {batch_size}.")
-    if batch_size % num_hosts:
-        raise InputError(
-            f"A batch of {batch_size} cannot be cut into {num_hosts} equal parts, one "
-            f"for each host: take a multiple of {num_hosts}."
-        )
-    if not 0 <= host_index < num_hosts:
-        raise InputError(f"Host {host_index} is none of 0 .. {num_hosts - 1}.")
-    size = batch_size // num_hosts
-    return slice(host_index * size, (host_index + 1) * size)
 
 
 def _in_workers(

@@ -406,6 +406,34 @@ def test_evaluation_counts_every_example_once(n, batch_size):
     np.testing.assert_array_equal(seen, np.arange(n))
 
 
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_hosts_share_the_same_batch(kind, num_hosts):
+    """Also the last one of an evaluation, which has 1 real row of 8."""
+
+    def batches(**options):
+        examples, size = numbered(25), 8
+        if kind == "evaluation":
+            return datasets.eval_batches(examples, batch_size=size, **options)
+        return (
+            datasets.train_batch(
+                examples, step=step, batch_size=size, seed=1, **options
+            )
+            for step in range(5)
+        )
+
+    hosts = [
+        batches(rows=datasets.rows_of_host(8, host, num_hosts))
+        for host in range(num_hosts)
+    ]
+    for parts, whole in zip(zip(*hosts, strict=True), batches(), strict=True):
+        assert {len(part["label"]) for part in parts} == {8 // num_hosts}
+        for name, array in whole.items():
+            together = np.concatenate([part[name] for part in parts])
+            assert together.dtype == array.dtype
+            np.testing.assert_array_equal(together, array)
+
+
 # Normalisation
 
 

@@ -121,7 +121,7 @@ def test_killed_and_resumed_with_worker_processes_it_ends_the_same(
 
 def test_the_held_out_images_are_none_that_are_trained_on(finished):
     config = json.loads((finished / "config.json").read_text())
-    parts = feed.of_imagenet(config).parts
+    parts = feed.of_imagenet(config, host_index=0, num_hosts=1).parts
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 36,
         "val": 4,
@@ -133,6 +133,30 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
     }
     assert sorted(labels["train"] + labels["val"]) == list(range(40))
     assert sorted(labels["test"]) == list(range(9))
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+@pytest.mark.parametrize("dataset", ["digits", "imagenet2012"])
+def test_hosts_make_their_rows_of_the_same_batches(finished, dataset, num_hosts):
+    """Also the last ones of an evaluation, of which a host may have no real row."""
+    config = json.loads((finished / "config.json").read_text())
+    make = feed.of_imagenet if dataset == "imagenet2012" else feed.in_memory
+    config = {**config, "dataset": dataset, "num_workers": 0}
+    whole, *hosts = (
+        make(config, host_index=host, num_hosts=count)
+        for host, count in [(0, 1), *((host, num_hosts) for host in range(num_hosts))]
+    )
+
+    def batches(source):
+        size = 4 if dataset == "imagenet2012" else 100  # of 9 images, or 360
+        trained = source.train_batches(8, 11)
+        return [*trained, *source.eval_batches("test", batch_size=size)]
+
+    by_host = zip(*map(batches, hosts), strict=True)
+    for parts, batch in zip(by_host, batches(whole), strict=True):
+        for name, array in batch.items():
+            together = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(together, array)
 
 
 @pytest.mark.parametrize(
