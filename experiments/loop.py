@@ -71,9 +71,9 @@ def train(
                 run.train(stop, profile_steps)
             if run.step < experiment.total_steps:
                 raise StoppedError(
-                    f"Stopped by {stop.name or 'a signal to another process'} and saved "
-                    f"at step {run.step} of {experiment.total_steps}; the same command "
-                    f"with --workdir={resumed_by or path} goes on from there."
+                    f"Stopped by {stop.name or 'a signal to another process'} and "
+                    f"saved at step {run.step} of {experiment.total_steps}; the same "
+                    f"command with --workdir={resumed_by or path} goes on from there."
                 )
             summary = run.summarize()
             _print_result(config, summary)
@@ -83,8 +83,9 @@ def train(
             raise
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"Process {jax.process_index()} cannot go on without the others ({reason}); "
-            "the same commands, all started again, go on from the last checkpoint."
+            f"Process {jax.process_index()} cannot go on without the others "
+            f"({reason}); all started again by the same commands, they go on from the "
+            "last checkpoint."
         ) from error
     except OSError as error:
         raise InputError(

@@ -53,6 +53,7 @@ def setup(
     stochastic_depth=None,
     batch_norm_axis=parallel.AXIS,
     gates_from_step=0,
+    mode="pmap",
 ):
     devices = jax.devices()[:num_devices]
     axis_name = parallel.axis_name(devices)
@@ -80,8 +81,8 @@ def setup(
     )
     return (
         model,
-        parallel.replicate(state, devices),
-        parallel.compile_train_step(step, devices),
+        parallel.replicate(state, devices, mode=mode),
+        parallel.compile_train_step(step, devices, mode=mode),
         devices,
     )
 
@@ -128,20 +129,24 @@ def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(
 
 
 def test_eight_devices_in_double_precision(x64):
-    """To 1e-12, so that nothing but rounding is between them."""
+    """To 1e-12, so that nothing but rounding is between them, by either mode."""
     states = []
-    for num_devices in (1, 8):
-        _, state, step, devices = setup(num_devices, DEPTH)
+    for num_devices, mode in ((1, "pmap"), (8, "pmap"), (8, "shard_map")):
+        _, state, step, devices = setup(num_devices, DEPTH, mode=mode)
         state = jax.tree.map(
             lambda a: a.astype("float64") if a.dtype == np.float32 else a, state
         )
-        state = parallel.replicate(state, devices)
+        state = parallel.replicate(state, devices, mode=mode)
         for i in range(2):
             state, _ = step(state, make_batch(seed=i), jax.random.key(1))
         states.append(jax.device_get(state))
     for part in ("params", "batch_stats"):
+        by_pmap = getattr(states[1], part)
+        jax.tree.map(
+            np.testing.assert_array_equal, by_pmap, getattr(states[2], part)
+        )  # the same program
         for path, a in jax.tree_util.tree_leaves_with_path(getattr(states[0], part)):
-            b = getattr(states[1], part)
+            b = by_pmap
             for key in path:
                 b = b[key.key]
             error = np.abs(a - b).max() / np.abs(a).max()

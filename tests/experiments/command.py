@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command as a user gives it, in this process or in one of its own."""
+"""The command as a user gives it, in this process or another, and what it leaves."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from experiments import run
 
@@ -55,3 +60,30 @@ def start(argv, **kwargs):
         text=True,
         **kwargs,
     )
+
+
+def lines(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def final_state(workdir):
+    """The arrays of the newest checkpoint, by their path."""
+    manager = ocp.CheckpointManager(workdir / "checkpoints")
+    restored = manager.restore(
+        manager.latest_step(),
+        args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+    )
+    manager.close()
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)
+    }
+
+
+def assert_same_run(a, b):
+    """Parameters, statistics, momentum, sums, counts and metrics, to the last bit."""
+    state_a, state_b = final_state(a), final_state(b)
+    assert state_a.keys() == state_b.keys()
+    for name in state_a:
+        np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
+    assert lines(a) == lines(b)

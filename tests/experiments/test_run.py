@@ -11,44 +11,14 @@ import time
 import command
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from command import arguments, in_process
+from command import arguments, assert_same_run, in_process, lines
 
 from experiments import loop
 from experiments.feed import InMemory
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
-
-
-def lines(workdir, name="metrics.jsonl"):
-    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
-def final_state(workdir):
-    """The arrays of the newest checkpoint, by their path."""
-    import orbax.checkpoint as ocp
-
-    manager = ocp.CheckpointManager(workdir / "checkpoints")
-    restored = manager.restore(
-        manager.latest_step(),
-        args=ocp.args.Composite(state=ocp.args.StandardRestore()),
-    )
-    manager.close()
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)
-    }
-
-
-def assert_same_run(a, b):
-    """Parameters, statistics, momentum, sums, counts and metrics, to the last bit."""
-    state_a, state_b = final_state(a), final_state(b)
-    assert state_a.keys() == state_b.keys()
-    for name in state_a:
-        np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
-    assert lines(a) == lines(b)
 
 
 OPTIONS = [

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes of one run, on this machine: as one, and when one of them dies."""
+
+import re
+import signal
+import socket
+import time
+
+import command
+import numpy as np
+import pytest
+from command import arguments, final_state, lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+KIND = "one of two processes dies"
+HEARTBEAT = 10  # seconds
+OPTIONS = (
+    "--config.stochastic_depth={'last_survival': 0.5}",
+    "--config.protocol=45k5k",
+    "--config.augment=True",
+    "--config.epochs=6",
+    "--config.checkpoint_every_steps=3",
+    "--config.log_every_steps=1",
+)
+
+
+def one(workdir, *options):
+    """A run of one process."""
+    process = command.start(arguments(workdir, *OPTIONS, *options))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out
+
+
+def start(workdir, *options, last=()):
+    """The two processes of a run, with a device each; `last` are the second's own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        command.start(
+            arguments(
+                workdir,
+                *OPTIONS,
+                f"--coordinator=localhost:{port}",
+                "--num_processes=2",
+                f"--process_id={index}",
+                f"--heartbeat_timeout={HEARTBEAT}",
+                *options,
+                *(last if index else ()),
+            )
+        )
+        for index in range(2)
+    ]
+
+
+def ends(processes, codes):
+    found = [process.communicate(timeout=600) for process in processes]
+    assert [p.returncode for p in processes] == codes, found
+    return found
+
+
+def checkpoint_is_there(workdir, step, processes):
+    deadline = time.monotonic() + 500
+    while not [
+        path
+        for path in workdir.glob("checkpoints/*")
+        if path.name.isdigit() and int(path.name) >= step
+    ]:
+        assert time.monotonic() < deadline
+        assert [p.poll() for p in processes] == [None] * len(processes), [
+            p.communicate() for p in processes if p.poll() is not None
+        ]
+        time.sleep(0.01)
+
+
+def assert_close(workdir, whole):
+    """Equal but for the rounding of sums over other numbers of devices."""
+    a, b = final_state(workdir), final_state(whole)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for x, y in zip(lines(workdir), lines(whole), strict=True):
+        assert x.keys() == y.keys()
+        assert (x["step"], x["open_blocks"]) == (y["step"], y["open_blocks"])
+        np.testing.assert_allclose(x["train_loss"], y["train_loss"], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of one process with two devices."""
+    workdir = tmp_path_factory.mktemp("one") / "whole"
+    one(workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+def test_two_processes_are_as_one(whole, tmp_path, mode):
+    """The first one writes and prints; a signal to the second stops both at a step."""
+    workdir, option = tmp_path / "two", f"--config.parallelism={mode}"
+    processes = start(workdir, option)
+    checkpoint_is_there(workdir, 3, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (out, err), (other_out, other_err) = ends(processes, [2, 2])
+    step = re.search(r"saved at step (\d+) of 30; the same command", err)[1]
+    assert f"saved at step {step} of 30" in other_err
+    assert "a signal to another process" in err and "SIGTERM" in other_err
+    assert (workdir / "checkpoints" / step).exists()
+    assert "Run folder" in out and "Run folder" not in other_out
+    (out, _), (other_out, _) = ends(start(workdir, option), [0, 0])
+    assert f"Resumed at step {step} of 30." in out
+    assert "Test error" in out and "Test error" not in other_out
+    assert_close(workdir, whole)
+
+
+def test_begun_by_two_and_ended_by_one_on_four_devices(whole, tmp_path):
+    workdir = tmp_path / "two"
+    processes = start(workdir)
+    checkpoint_is_there(workdir, 3, processes)
+    processes[0].send_signal(signal.SIGINT)
+    ends(processes, [2, 2])
+    assert "Resumed at step" in one(workdir, "--config.num_devices=4")
+    assert_close(workdir, whole)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_if_one_is_killed_the_other_ends_and_both_go_on(
+    whole, tmp_path, faults, victim
+):
+    workdir = tmp_path / "two"
+    processes = start(workdir)
+    checkpoint_is_there(workdir, 3, processes)
+    processes[victim].kill()
+    died = time.monotonic()
+    processes[1 - victim].communicate(timeout=600)
+    assert time.monotonic() - died < 3 * HEARTBEAT
+    assert processes[1 - victim].returncode != 0
+    processes[victim].communicate()
+    ends(start(workdir), [0, 0])
+    assert_close(workdir, whole)
+    faults(KIND)
+
+
+def test_bad_input_in_one_process_ends_all(tmp_path, faults):
+    workdir = tmp_path / "two"
+    processes = start(workdir, last=["--config.batch_size=241"])
+    (_, err), (_, other_err) = ends(processes, [2, 2])
+    assert "rn_jax: Process 1 of 2 cannot go on and says why.\n" in err
+    assert (
+        "rn_jax: batch_size 241 does not divide by 2 devices; 242 would." in other_err
+    )
+    assert not (workdir / "config.json").exists()
+    faults("bad input in one of two processes")
