@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/models.md, the table of every network, from the networks themselves.
+"""Writes docs/models.md from the networks, and the tables of docs/scaling.md.
 
 python -m docs.generate
+
+Those of docs/scaling.md are between markers, and come from results/scaling.json.
 """
 
+import json
+import re
 from pathlib import Path
 
 import rn_jax
+from benchmarks import measure, scaling
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
 PATH = Path(__file__).parent / "models.md"
+SCALING = Path(__file__).parent / "scaling.md"
 
 HEADER = """# Networks
 
@@ -39,11 +45,26 @@ def row(name: str) -> str:
     )
 
 
+def with_tables(text: str) -> str:
+    """The words of docs/scaling.md with the tables of results/scaling.json.
+
+    Args:
+        text: with every table, old or none, between <!-- NAME --> and <!-- end -->.
+    """
+    result = json.loads((measure.RESULTS / "scaling.json").read_text())
+    for name, table in scaling.tables(result).items():
+        block = f"<!-- {name} -->\n{table}\n<!-- end -->"
+        text = re.sub(f"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: block, text)
+    return text
+
+
 def main() -> None:
-    """Writes the file."""
+    """Writes the files."""
     rows = "\n".join(row(name) for name in rn_jax.list_models())
     PATH.write_text(f"{HEADER}{rows}\n")
     print(PATH)
+    SCALING.write_text(with_tables(SCALING.read_text()))
+    print(SCALING)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/models.md is what the networks say."""
+"""docs/models.md is what the networks say, docs/scaling.md what its result says."""
 
 import pytest
 
@@ -19,6 +19,12 @@ def test_every_model_is_in_the_docs():
         assert entry.paper in line and f"| {entry.params:,} |" in line
         assert f"| {rn_jax.create_model(name).num_blocks} |" in line
         assert f"| {entry.published or '-'} |" in line
+
+
+def test_scaling_has_the_tables_of_its_result():
+    text = generate.SCALING.read_text()
+    assert text.count("<!-- end -->") == text.count("<!--") // 2 == 6
+    assert generate.with_tables(text) == text
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnext50_32x4d"])

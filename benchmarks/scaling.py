@@ -1,0 +1,530 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicted efficiency of training on many devices: bytes counted, the rest assumed.
+
+    python -m benchmarks.scaling [--step_seconds=resnet50:0.013,resnet110:0.021]
+
+What the devices say to each other is counted in the traced training step. A step's
+seconds on one device are measured ones where `--step_seconds` gives them, for the batch
+in `BATCH_PER_DEVICE`; for the other networks they are computed from multiply-adds and
+`--flops`, a rate that is assumed. Writes results/scaling.json and prints the tables of
+docs/scaling.md. Nothing is compiled or run.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import rn_jax
+from benchmarks import measure
+from rn_jax import data, optim, parallel, train
+from rn_jax.analysis.cost import multiply_adds
+from rn_jax.models import MODELS
+
+DEVICES = (8, 64, 512)
+DEVICES_PER_HOST = 8
+# The paper's batch on one device, for ImageNet on eight.
+BATCH_PER_DEVICE = {"resnet110": 128, "resnet50": 32, "densenet_bc190_40": 64}
+# The backward pass takes two products for each of the forward pass.
+FLOPS_PER_MULTIPLY_ADD = 6
+BACKWARD = 2 / 3
+
+FORWARD, BACK = "BatchNorm forward", "BatchNorm backward"
+GRADIENTS, REST = "gradients", "sums and averages"
+
+
+class Meeting(NamedTuple):
+    """A collective operation of the traced step.
+
+    Attributes:
+        primitive: "psum" or "all_gather".
+        size: bytes that each device gives.
+        times: how often it runs in a step.
+    """
+
+    primitive: str
+    size: int
+    times: int
+
+
+def meetings(equations: Sequence[Any], times: int = 1) -> list[Meeting]:
+    """The collectives over `parallel.AXIS` in the order of the program.
+
+    A scan's count as often as it runs, of a conditional those of the branch that sends
+    most.
+
+    Args:
+        equations: of a jaxpr.
+        times: how often they run.
+
+    Raises:
+        ValueError: a collective of another kind, or in a loop of unknown length.
+    """
+    found = []
+    for equation in equations:
+        name, params = equation.primitive.name, equation.params
+        axes = params.get("axes", params.get("axis_name", ()))
+        inner = [meetings(program.eqns) for program in _programs(params)]
+        if name == "cond":
+            inner = [max(inner, key=total_bytes)]
+        elif name == "while" and any(inner):
+            raise ValueError("a collective in a loop of unknown length")
+        more = times * (params["length"] if name == "scan" else 1)
+        found += [m._replace(times=more * m.times) for part in inner for m in part]
+        if parallel.AXIS in axes and name != "axis_index":
+            if name not in ("psum", "all_gather"):
+                raise ValueError(f"a collective that is not counted: {name}")
+            size = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+            found.append(Meeting(name, size, times))
+    return found
+
+
+def total_bytes(found: Sequence[Meeting]) -> int:
+    """Bytes that a device gives in them."""
+    return sum(m.size * m.times for m in found)
+
+
+def _programs(params):
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+def step_and_shapes(
+    model: Any, image_shape: tuple[int, int, int], batch_size: int = 2
+) -> tuple[Callable, tuple[Any, ...]]:
+    """The training step over several devices, and its arguments as shapes alone.
+
+    Args:
+        model: of constant depth; its `axis_name` says how BatchNorm is synchronised.
+        image_shape: (H, W, C).
+        batch_size: of the batch's shapes; what devices give does not depend on it.
+    """
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.1),
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=1e-4,
+        decay="all",
+    )
+    step = train.make_train_step(
+        model=model,
+        tx=tx,
+        preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
+        axis_name=parallel.AXIS,
+    )
+    create = partial(train.create_state, model=model, tx=tx, image_shape=image_shape)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+    }
+    return step, (jax.eval_shape(create, key), batch, key)
+
+
+def collectives(
+    model: Any, image_shape: tuple[int, int, int]
+) -> dict[str, dict[str, int]]:
+    """Calls and bytes a device gives in one training step, by what they are for.
+
+    Args:
+        model, image_shape: as for `step_and_shapes`.
+    """
+    step, shapes = step_and_shapes(model, image_shape)
+    # How many devices there are does not change what each of them gives.
+    program = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 2)])(*shapes)
+    # The step's own barrier, before which devices meet in BatchNorm alone.
+    end = max(
+        i
+        for i, equation in enumerate(program.eqns)
+        if equation.primitive.name == "optimization_barrier"
+    )
+    inside, at_end = meetings(program.eqns[:end]), meetings(program.eqns[end:])
+    leaves = len(jax.tree.leaves(shapes[0].params))
+    kinds = {
+        FORWARD: [m for m in inside if m.primitive == "all_gather"],
+        BACK: [m for m in inside if m.primitive == "psum"],
+        GRADIENTS: at_end[:leaves],
+        REST: at_end[leaves:],
+    }
+    return {
+        kind: {
+            "calls": sum(m.times for m in found),
+            "bytes": total_bytes(found),
+        }
+        for kind, found in kinds.items()
+    }
+
+
+class Link(NamedTuple):
+    """A way between members of a group.
+
+    Attributes:
+        bandwidth: bytes a second that a member sends while it receives as many.
+        latency: seconds of one hop.
+    """
+
+    bandwidth: float
+    latency: float
+
+
+class Interconnect(NamedTuple):
+    """What joins the devices.
+
+    Attributes:
+        inside: between the devices of a host; of all, if `between` is None.
+        between: between hosts, shared by the devices of each.
+    """
+
+    inside: Link
+    between: Link | None = None
+
+    def groups(self, devices: int) -> tuple[int, int]:
+        """Devices that `inside` joins, and groups of them."""
+        inside = min(devices, DEVICES_PER_HOST) if self.between else devices
+        return inside, devices // inside
+
+
+# Bandwidths are the vendors', latencies assumed.
+NVLINK = Link(450e9, 2e-6)  # the fourth generation's, of an H100 or H200
+ICI = Link(200e9, 1e-6)  # a TPU v5e's, all four ways together
+INTERCONNECTS = {
+    "NVLink 4": Interconnect(NVLINK),
+    "ICI of TPU v5e": Interconnect(ICI),
+    "Ethernet, 100 Gbit/s a host": Interconnect(NVLINK, Link(100e9 / 8, 30e-6)),
+    "Ethernet, 25 Gbit/s a host": Interconnect(NVLINK, Link(25e9 / 8, 30e-6)),
+}
+
+
+def reduce_seconds(size: float, members: int, link: Link) -> float:
+    """Seconds until `members` have the sum of `size` bytes.
+
+    A member sends what it sends in a ring, over the hops of a tree: what libraries come
+    near to by halving and doubling or by trees in pieces. A plain ring has
+    2 (members - 1) hops.
+    """
+    hops = 2 * math.ceil(math.log2(members))
+    return 2 * (members - 1) / members * size / link.bandwidth + hops * link.latency
+
+
+def gather_seconds(size: float, members: int, link: Link) -> float:
+    """Seconds until `members` have the `size` bytes of each, by doubling."""
+    hops = math.ceil(math.log2(members))
+    return (members - 1) * size / link.bandwidth + hops * link.latency
+
+
+def all_reduce_seconds(size: float, devices: int, joined: Interconnect) -> float:
+    """Seconds of an all-reduce: within the hosts, then between them."""
+    inside, groups = joined.groups(devices)
+    seconds = reduce_seconds(size, inside, joined.inside)
+    if groups > 1:
+        seconds += reduce_seconds(size, groups, joined.between)
+    return seconds
+
+
+def all_gather_seconds(size: float, devices: int, joined: Interconnect) -> float:
+    """Seconds of an all-gather: a host's part goes between hosts as a whole."""
+    inside, groups = joined.groups(devices)
+    seconds = gather_seconds(size, inside, joined.inside)
+    if groups > 1:
+        seconds += gather_seconds(inside * size, groups, joined.between)
+    return seconds
+
+
+def efficiency(
+    step_seconds: float,
+    sent: Mapping[str, Mapping[str, int]],
+    devices: int,
+    joined: Interconnect,
+) -> dict[str, float]:
+    """Share of a step in which devices compute, with a constant batch for each.
+
+    Args:
+        step_seconds: of one device by itself.
+        sent: of `collectives`.
+        devices: how many.
+        joined: by what.
+
+    Returns:
+        "as_built", with the gradients summed after the backward pass; "overlapped", the
+        bound if their sum hid behind it; "batch_norm_seconds" and "gradient_seconds",
+        of communication.
+    """
+    seconds = 0.0
+    if calls := sent[FORWARD]["calls"]:
+        mean = sent[FORWARD]["bytes"] / calls
+        seconds += calls * all_gather_seconds(mean, devices, joined)
+    # XLA makes one operation of the two sums of each layer (tests/test_scaling.py).
+    if calls := sent[BACK]["calls"] // 2:
+        mean = sent[BACK]["bytes"] / calls
+        seconds += calls * all_reduce_seconds(mean, devices, joined)
+    last = sent[GRADIENTS]["bytes"] + sent[REST]["bytes"]
+    at_end = all_reduce_seconds(last, devices, joined)
+    left_over = max(0.0, at_end - BACKWARD * step_seconds)
+    return {
+        "as_built": step_seconds / (step_seconds + seconds + at_end),
+        "overlapped": step_seconds / (step_seconds + seconds + left_over),
+        "batch_norm_seconds": seconds,
+        "gradient_seconds": at_end,
+    }
+
+
+def network(name: str, flops: float, measured: float | None) -> dict[str, Any]:
+    """What is predicted for a network.
+
+    Args:
+        name: of `BATCH_PER_DEVICE`.
+        flops: of one device, floating point operations a second; assumed.
+        measured: seconds of its step on one device; None computes them from `flops`.
+    """
+    entry, batch = MODELS[name], BATCH_PER_DEVICE[name]
+    shape = (entry.image_size, entry.image_size, entry.channels)
+    cost = multiply_adds(rn_jax.create_model(name), entry.image_size, entry.channels)
+    seconds = FLOPS_PER_MULTIPLY_ADD * cost * batch / flops
+    seconds = seconds if measured is None else measured
+    result = {
+        "params": entry.params,
+        "multiply_adds": cost,
+        "batch_per_device": batch,
+        "step_seconds": seconds,
+        "step_seconds_are": "assumed" if measured is None else "measured",
+        "images_per_second": batch / seconds,
+        "batch_norm": {},
+    }
+    for batch_norm, axis in (("global", parallel.AXIS), ("device", None)):
+        sent = collectives(rn_jax.create_model(name, axis_name=axis), shape)
+        result["batch_norm"][batch_norm] = {
+            "collectives": sent,
+            "efficiency": {
+                joined: {
+                    str(devices): efficiency(seconds, sent, devices, link)
+                    for devices in DEVICES
+                }
+                for joined, link in INTERCONNECTS.items()
+            },
+        }
+    return result
+
+
+# Bytes of ImageNet's training archive over its pictures; benchmarks/imagenet_feed.py
+# makes smaller ones.
+IMAGENET_BYTES = 137.9e9 / 1_281_167
+CORES_PER_HOST = (96, 128)
+
+
+def feeding(networks: Mapping[str, Any], storage: float) -> dict[str, Any]:
+    """Which devices the hosts can feed, at the rate that each network takes.
+
+    Args:
+        networks: of `network`, by name.
+        storage: bytes a second that all hosts together read; assumed.
+    """
+    decoded, path = _result("imagenet_feed")
+    per_core = decoded["with_workers"]["pictures_per_second_and_worker"]["rn_jax"]
+    rate = networks["resnet50"]["images_per_second"]
+    found = {
+        "imagenet": {
+            "measured_in": path,
+            "pictures_per_second_and_core": per_core,
+            "pictures_per_second_and_device": rate,
+            "cores_per_device": rate / per_core,
+            "devices_fed_by_host": {
+                str(cores): cores * per_core / rate for cores in CORES_PER_HOST
+            },
+            "bytes_per_picture": IMAGENET_BYTES,
+            "bytes_read_per_second": {
+                str(devices): devices * rate * IMAGENET_BYTES for devices in DEVICES
+            },
+            "storage_bytes_per_second": storage,
+            "devices_fed_by_storage": storage / (rate * IMAGENET_BYTES),
+        }
+    }
+    cut, path = _result("cifar_feed_cpu")
+    per_process = cut["images_per_second"]["feed"]
+    found["cifar"] = {
+        "measured_in": path,
+        "images_per_second_and_process": per_process,
+        "devices_fed_by_process": {
+            name: per_process / networks[name]["images_per_second"]
+            for name in ("resnet110", "densenet_bc190_40")
+        },
+    }
+    return found
+
+
+def _result(name):
+    path = measure.RESULTS / f"{name}.json"
+    return json.loads(path.read_text()), f"results/{path.name}"
+
+
+def tables(result: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of docs/scaling.md by name, in Markdown, from results/scaling.json."""
+    return {
+        "bytes": _bytes_table(result["networks"]),
+        "steps": _steps_table(result["networks"]),
+        "interconnects": _interconnects_table(result["interconnects"]),
+        "efficiency": _efficiency_table(result["networks"]),
+        "seconds": _seconds_table(result["networks"]),
+        "feeding": _feeding_table(result["feeding"]),
+    }
+
+
+def _table(header, rows, left=1):
+    """Markdown; the first `left` columns are words, the others numbers."""
+    marks = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
+
+
+def _bytes_table(networks):
+    kinds = (GRADIENTS, FORWARD, BACK, REST)
+    rows = []
+    for name, found in networks.items():
+        for batch_norm, part in found["batch_norm"].items():
+            sent = [part["collectives"][kind] for kind in kinds]
+            cells = [f"{s['bytes']:,} in {s['calls']:,}" for s in sent]
+            total = sum(s["bytes"] for s in sent)
+            rows.append([name, batch_norm, *cells, f"{total:,}"])
+    return _table(["network", "batch_norm", *kinds, "together"], rows, left=2)
+
+
+def _steps_table(networks):
+    header = ["network", "images", "milliseconds", "images a second", "they are"]
+    rows = [
+        [
+            name,
+            f"{found['batch_per_device']}",
+            f"{1e3 * found['step_seconds']:.1f}",
+            f"{found['images_per_second']:,.0f}",
+            found["step_seconds_are"],
+        ]
+        for name, found in networks.items()
+    ]
+    return _table(header, rows)
+
+
+def _interconnects_table(interconnects):
+    header = ["joined by", "in a host", "of latency", "between hosts", "of latency"]
+    rows = []
+    for joined, links in interconnects.items():
+        row = [joined]
+        for kind in ("inside", "between"):
+            if link := links.get(kind):
+                row += [
+                    f"{link['bandwidth'] / 1e9:g} GB/s",
+                    f"{1e6 * link['latency']:g} µs",
+                ]
+            else:
+                row += ["the same", "the same"]
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _efficiency_table(networks):
+    header = ["network", "batch_norm", "joined by", *(f"{n} devices" for n in DEVICES)]
+    rows = []
+    for name, found in networks.items():
+        for batch_norm, part in found["batch_norm"].items():
+            for joined, by_devices in part["efficiency"].items():
+                cells = [
+                    f"{100 * e['as_built']:.0f} ({100 * e['overlapped']:.0f})"
+                    for e in (by_devices[str(n)] for n in DEVICES)
+                ]
+                rows.append([name, batch_norm, joined, *cells])
+    return _table(header, rows, left=3)
+
+
+def _seconds_table(networks):
+    header = ["network", "joined by", *(f"{n} devices" for n in DEVICES)]
+    rows = []
+    for name, found in networks.items():
+        for joined, by_devices in found["batch_norm"]["global"]["efficiency"].items():
+            cells = [
+                f"{1e3 * e['batch_norm_seconds']:.2f} + "
+                f"{1e3 * e['gradient_seconds']:.2f}"
+                for e in (by_devices[str(n)] for n in DEVICES)
+            ]
+            rows.append([name, joined, *cells])
+    return _table(header, rows, left=2)
+
+
+def _feeding_table(found):
+    pictures, cifar = found["imagenet"], found["cifar"]
+    rows = [
+        [
+            "pictures a core decodes a second",
+            f"{pictures['pictures_per_second_and_core']:,.0f}",
+        ],
+        [
+            "pictures a device takes a second in resnet50",
+            f"{pictures['pictures_per_second_and_device']:,.0f}",
+        ],
+        ["cores for each device", f"{pictures['cores_per_device']:.1f}"],
+        *(
+            [f"devices that a host of {cores} cores feeds", f"{devices:.1f}"]
+            for cores, devices in pictures["devices_fed_by_host"].items()
+        ),
+        *(
+            [f"gigabytes read a second by {devices} devices", f"{read / 1e9:.1f}"]
+            for devices, read in pictures["bytes_read_per_second"].items()
+        ),
+        [
+            "devices that a storage of "
+            f"{pictures['storage_bytes_per_second'] / 1e9:g} GB/s feeds",
+            f"{pictures['devices_fed_by_storage']:.0f}",
+        ],
+        [
+            "images of CIFAR a process cuts a second",
+            f"{cifar['images_per_second_and_process']:,.0f}",
+        ],
+        *(
+            [f"devices that this process feeds in {name}", f"{devices:.1f}"]
+            for name, devices in cifar["devices_fed_by_process"].items()
+        ),
+    ]
+    return _table(["what", "number"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--step_seconds", default="", help="measured, by network")
+    parser.add_argument("--flops", type=float, default=60e12, help="assumed rate")
+    parser.add_argument("--storage", type=float, default=10e9, help="bytes a second")
+    options = parser.parse_args()
+    try:
+        pairs = [p.split(":") for p in options.step_seconds.split(",") if p]
+        measured = {name: float(seconds) for name, seconds in pairs}
+    except ValueError:
+        parser.error("--step_seconds takes NETWORK:SECONDS,NETWORK:SECONDS")
+    if unknown := measured.keys() - BATCH_PER_DEVICE.keys():
+        parser.error(f"--step_seconds: {', '.join(unknown)} is not predicted")
+    networks = {
+        name: network(name, options.flops, measured.get(name))
+        for name in BATCH_PER_DEVICE
+    }
+    links = {
+        joined: {kind: link._asdict() for kind, link in pair._asdict().items() if link}
+        for joined, pair in INTERCONNECTS.items()
+    }
+    result = {
+        **vars(options),
+        "devices_per_host": DEVICES_PER_HOST,
+        "interconnects": links,
+        "networks": networks,
+        "feeding": feeding(networks, options.storage),
+    }
+    path = measure.write("scaling", result)
+    for table in tables(result).values():
+        print(f"{table}\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
