@@ -112,7 +112,7 @@ def compare(config, epochs, rounds, folder) -> dict[str, object]:
         "saved / none": measure.ratio(seconds["saved"], seconds["none"]),
         "blocked_seconds_per_save": statistics.median(saving.blocked),
         "seconds_to_disk": to_disk,
-        # What a save costs where none of its writing is hidden: noise does not drown it.
+        # What a save costs at most: none of its writing is hidden behind steps.
         "to_disk / epoch": to_disk / epoch_seconds["none"],
         "state_bytes": state_bytes,
         "checkpoint_bytes": saving.bytes_on_disk(),
