@@ -26,6 +26,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     # Data
     config.dataset = dataset  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
     config.data_dir = placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.damaged_records = "stop"  # or skip: go on without them, said on stderr
     config.protocol = "full"  # full: train on all; 45k5k: hold out a tenth to validate
     config.split_seed = 0  # which examples are held out
     config.normalization = "mean_image"  # or another of data.NORMALIZATIONS

@@ -117,10 +117,12 @@ def evaluate(options: argparse.Namespace) -> None:
         labels, scores = _by_shape(bar, total, size, probabilities)
     else:
         labels, scores = _by_batch(bar, probabilities)
+    if not len(labels):
+        raise InputError(f"None of the {total} images can be read: take more of them.")
     result = {
         "crops": options.crops,
         **({"scales": scales} if dense else {"resize": resize, "size": side}),
-        "images": total,
+        "images": len(labels),
         "top1_error_percent": top_error(scores, labels, 1),
         "top5_error_percent": top_error(scores, labels, 5),
     }
@@ -129,7 +131,7 @@ def evaluate(options: argparse.Namespace) -> None:
         epath.Path(options.workdir) / name, json.dumps(result, indent=2) + "\n"
     )
     print(
-        f"{total:,} images, {options.crops} crops: top-1 error "
+        f"{len(labels):,} images, {options.crops} crops: top-1 error "
         f"{result['top1_error_percent']:.2f} %, top-5 error "
         f"{result['top5_error_percent']:.2f} %."
     )
@@ -204,32 +206,34 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
 
     Args:
         batches: of 1 image each, with a list of views.
-        total: images.
+        total: images, as many as batches.
         size: views of a batch.
         probabilities: as `_make_probabilities` gives it.
     """
-    labels, sums, count = np.zeros(total, np.int32), None, 0
+    labels, sums, count = [], np.zeros((total, 0)), 1
 
     def add(places, views):
         nonlocal sums
         filled = views + [np.zeros_like(views[0])] * (size - len(views))
         found = probabilities(np.stack(filled)[:, None])
-        sums = np.zeros((total, found.shape[1])) if sums is None else sums
+        sums = sums if sums.size else np.zeros((total, found.shape[1]))
         np.add.at(sums, places, found[: len(views)])
 
     waiting = collections.defaultdict(lambda: ([], []))
-    for place, batch in enumerate(batches):
-        labels[place] = batch["label"][0]
+    for batch in batches:
+        if not batch["mask"][0]:  # its record is damaged
+            continue
         count = len(batch["image"])
         for view in batch["image"]:
             places, views = waiting[view.shape]
-            places.append(place)
+            places.append(len(labels))
             views.append(view[0])
             if len(views) == size:
                 add(*waiting.pop(view.shape))
+        labels.append(batch["label"][0])
     for places, views in waiting.values():
         add(places, views)
-    return labels, sums / count
+    return np.array(labels), sums[: len(labels)] / count
 
 
 if __name__ == "__main__":

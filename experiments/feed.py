@@ -130,7 +130,11 @@ def in_memory(
     Raises:
         InputError: the data set cannot be read, or is too small for its protocol.
     """
-    dataset = data.load(config["dataset"], data_dir=config["data_dir"])
+    dataset = data.load(
+        config["dataset"],
+        data_dir=config["data_dir"],
+        damaged_records=config["damaged_records"],
+    )
     parts = {"train": dataset.train, "test": dataset.test}
     if config["protocol"] == "45k5k":
         parts["train"], parts["val"] = data.split_validation(
@@ -157,7 +161,9 @@ def of_imagenet(
     Raises:
         InputError: the data set cannot be read, or crops that do not fit.
     """
-    source = imagenet.open_source(config["data_dir"])
+    source = imagenet.open_source(
+        config["data_dir"], damaged_records=config["damaged_records"]
+    )
     parts = {"train": source.train, "test": source.test}
     if config["protocol"] == "45k5k":
         order = np.random.default_rng(config["split_seed"]).permutation(

@@ -329,6 +329,7 @@ def _stochastic_depth(settings):
 
 _CHOICES = {
     "protocol": ("full", "45k5k"),
+    "damaged_records": ("stop", "skip"),
     "train_crop": ("area", "scale"),
     "eval_crops": ("center", "ten"),
     "dtype": ("float32", "bfloat16", "float16"),

@@ -20,7 +20,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,6 +32,10 @@ Batch = dict[str, np.ndarray]
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STATISTICS = ("channel", "mean_image", "unit", "imagenet", "imagenet_mean")
 NORMALIZATIONS = (*_STATISTICS, "contrast")  # of each image alone
+
+# More damaged records than this, of a data set in memory or in a row, are no longer
+# skipped: a whole file is lost then.
+MAX_SKIPPED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +187,12 @@ def get_spec(name: str) -> DatasetSpec:
     raise unknown_name("data set", name, DATASETS)
 
 
-def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    damaged_records: str = "stop",
+) -> Dataset:
     """Return a data set as uint8 images and int32 labels in host memory.
 
     A second call with the same arguments returns the same object; its arrays are
@@ -195,14 +204,30 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         data_dir: folder that holds TFDS data sets; None for TFDS's own rule: the
           environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Not used by
           `digits`, whose split (1,437 / 360, stratified by class) is fixed.
+        damaged_records: "stop" to raise at the first of them; "skip" to leave up to
+          `MAX_SKIPPED` of a split out, each with a sentence on stderr.
 
     Raises:
         InputError: unknown name; not prepared and not preparable here; prepared in a
           format without random access; files missing or damaged.
     """
+    skip = skips_damaged(damaged_records)
     if get_spec(name).name == "digits":
-        return _load(name, None)
-    return _load(name, resolve_data_dir(data_dir))
+        return _load(name, None, False)
+    return _load(name, resolve_data_dir(data_dir), skip)
+
+
+def skips_damaged(damaged_records: str) -> bool:
+    """Whether the setting "stop" or "skip" is the latter.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if damaged_records not in ("stop", "skip"):
+        raise InputError(
+            f"damaged_records must be stop or skip, not {damaged_records!r}."
+        )
+    return damaged_records == "skip"
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> str:
@@ -216,17 +241,18 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, data_dir: str | None) -> Dataset:
+def _load(name: str, data_dir: str | None, skip_damaged: bool) -> Dataset:
     spec = DATASETS[name]
     if data_dir is None:
         return _load_digits(spec)
     builder = open_builder(spec, data_dir)
     with quiet_tfds(), damage_in_a_sentence(spec, data_dir, builder.data_dir):
-        train = [_read(builder, spec, split) for split in spec.train_splits]
+        read = functools.partial(_read, builder, spec, skip_damaged=skip_damaged)
+        train = [read(split) for split in spec.train_splits]
         return Dataset(
             spec=spec,
             train=_joined(train),
-            test=_read(builder, spec, spec.test_split),
+            test=read(spec.test_split),
             train_sizes=tuple(len(examples) for examples in train),
         )
 
@@ -299,25 +325,64 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
-def _read(builder, spec: DatasetSpec, split: str) -> Examples:
-    """Decode a whole split.
+class DamagedRecordError(Exception):
+    """A record cannot be read; its text names it and says why."""
+
+
+def _read(builder, spec: DatasetSpec, split: str, *, skip_damaged: bool) -> Examples:
+    """Decode a whole split, without its damaged records if those are skipped.
 
     The records are parsed here because TFDS's own feature decoding takes as long as
     Pillow does for the images. Threads make it slower: a 32x32 image is decoded too
     quickly for the interpreter lock to be handed over.
     """
-    from PIL import Image
-
     source = data_source(builder, split)
     images = np.empty((len(source), *spec.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
+    damaged: dict[int, str] = {}  # why, by place
     for start in range(0, len(source), 1000):
         places = range(start, min(start + 1000, len(source)))
-        for place, record in zip(places, source.__getitems__(places), strict=True):
-            encoded, labels[place] = parse_record(record)
-            pixels = Image.open(io.BytesIO(encoded)).tobytes()
-            images[place] = np.frombuffer(pixels, np.uint8).reshape(spec.image_shape)
-    return _read_only(images, labels)
+        for place, record in zip(places, fetch(source, places), strict=True):
+            try:
+                record = source[place] if record is None else record
+                images[place], labels[place] = _decode(record, spec)
+            except MemoryError:
+                raise
+            except Exception as error:  # as many kinds as in `damage_in_a_sentence`
+                damaged[place] = first_line(error)
+                most = min(MAX_SKIPPED, len(source) - 1) if skip_damaged else 0
+                if len(damaged) > most:
+                    raise DamagedRecordError(
+                        f"record {place} of the split {split}: {damaged[place]}"
+                    ) from error
+    if not damaged:
+        return _read_only(images, labels)
+    for place, reason in damaged.items():
+        print(
+            f"Record {place} of the split {split} of {spec.name} in "
+            f"{builder.data_path} is damaged ({reason}) and left out.",
+            file=sys.stderr,
+        )
+    whole = np.delete(np.arange(len(source)), list(damaged))
+    return _read_only(images[whole], labels[whole])
+
+
+def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
+    """Return the image, uint8[H, W, C], and the label of a record."""
+    from PIL import Image
+
+    encoded, label = parse_record(record)
+    pixels = Image.open(io.BytesIO(encoded)).tobytes()
+    return np.frombuffer(pixels, np.uint8).reshape(spec.image_shape), label
+
+
+def fetch(source: Sequence[bytes], indices: Sequence[int]) -> Sequence[bytes | None]:
+    """Return the records at `indices`; None for all if one of them cannot be read."""
+    # Together, because array_record then reads its files side by side.
+    try:
+        return source.__getitems__(indices)
+    except Exception:
+        return [None] * len(indices)  # one at a time it shows which one it was
 
 
 def data_source(builder, split: str):

@@ -12,30 +12,34 @@ worker imports this package, and so JAX, but no function that it runs is one of 
 it never initialises a backend, and so never takes a share of an accelerator.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from rn_jax.data.datasets import (
+    MAX_SKIPPED,
     Batch,
+    DamagedRecordError,
     DatasetSpec,
     damage_in_a_sentence,
     data_source,
     epoch_permutation,
+    fetch,
     first_line,
     open_builder,
     parse_record,
     quiet_tfds,
     resolve_data_dir,
     rows_of_host,
+    skips_damaged,
     steps_per_epoch,
 )
 from rn_jax.data.transforms import decode_jpeg
@@ -64,11 +68,13 @@ class Records:
         where: the split and its folder, for sentences.
         source: the split's records by index, as bytes.
         chosen: int[M], which of them these are; None for all.
+        skip_damaged: whether another record stands for one that cannot be read.
     """
 
     where: str
     source: Sequence[bytes]
     chosen: np.ndarray | None = None
+    skip_damaged: bool = False
 
     def __len__(self) -> int:
         return len(self.source) if self.chosen is None else len(self.chosen)
@@ -79,42 +85,59 @@ class Records:
             indices = self.chosen[indices]
         return dataclasses.replace(self, chosen=indices)
 
-    def decode(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield (uint8[H, W, 3], label) of the records at `indices`, in that order.
+    def decode(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int, bool]]:
+        """Yield (uint8[H, W, 3], label, True) of the records at `indices`, in order.
+
+        For a damaged one that is skipped it is the image and label of the next one
+        that can be read, around the end if need be, and False.
 
         Raises:
-            InputError: a record is damaged.
+            InputError: a record is damaged, or with `skip_damaged` more than
+                `MAX_SKIPPED` in a row.
         """
-        if self.chosen is not None:
-            indices = self.chosen[indices]
-        for index, record in zip(indices, self._fetch(indices), strict=True):
-            with self._named(index):
-                encoded, label = parse_record(record)
-                image = decode_jpeg(encoded)
-            yield image, label
+        sought = indices if self.chosen is None else self.chosen[indices]
+        records = fetch(self.source, sought.tolist())
+        for place, record in zip(indices, records, strict=True):
+            yield self._decode_or_next(place, record)
 
-    def _fetch(self, indices: np.ndarray) -> Sequence[bytes]:
-        # Together, because array_record then reads its files side by side.
+    def _decode_or_next(self, first, record):
+        """Of the record at place `first` of these, which is read if it is None."""
+        for skipped in range(min(1 + MAX_SKIPPED, len(self))):
+            place = (first + skipped) % len(self)
+            try:
+                image, label = self._decode_one(place, None if skipped else record)
+            except DamagedRecordError as error:
+                if not self.skip_damaged:
+                    raise InputError(
+                        f"{error}: restore its files, prepare them again, or set "
+                        "damaged_records=skip."
+                    ) from error
+                _say_once(f"{error} and skipped.")
+            else:
+                return image, label, skipped == 0
+        raise InputError(
+            f"None of {skipped + 1} records in a row of the {self.where} can be read: "
+            "restore its files or prepare them again."
+        )
+
+    def _decode_one(self, place, record):
+        """The image and label of a record, which is read if it is None."""
+        index = int(place if self.chosen is None else self.chosen[place])
         try:
-            return self.source.__getitems__(indices.tolist())
-        except Exception:
-            return [self._fetch_one(index) for index in indices]  # which one it was
-
-    def _fetch_one(self, index: int) -> bytes:
-        with self._named(index):
-            return self.source[index]
-
-    @contextlib.contextmanager
-    def _named(self, index: int) -> Iterator[None]:
-        try:
-            yield
+            record = self.source[index] if record is None else record
+            encoded, label = parse_record(record)
+            return decode_jpeg(encoded), label
         except MemoryError:
             raise
         except Exception as error:  # as many kinds as in `damage_in_a_sentence`
-            raise InputError(
-                f"Record {index} of the {self.where} is damaged "
-                f"({first_line(error)}): restore its files or prepare them again."
+            raise DamagedRecordError(
+                f"Record {index} of the {self.where} is damaged ({first_line(error)})"
             ) from error
+
+
+@functools.cache
+def _say_once(sentence):
+    print(sentence, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,8 +194,9 @@ class Source:
 
         Raises:
             InputError: a batch that does not fit the examples or the hosts; later, a
-                damaged record, images that `transform` gives different shapes, or a
-                worker that was ended from outside, as by the kernel for want of memory.
+                damaged record that is not skipped, images that `transform` gives
+                different shapes, or a worker that was ended from outside, as by the
+                kernel for want of memory.
         """
         steps_per_epoch(self.num_train, batch_size)
         make = functools.partial(
@@ -197,7 +221,8 @@ class Source:
     ) -> Iterator[Batch]:
         """Yield the validation images once each, in order: `eval_batch` of 0, 1, ...
 
-        Every host yields as many batches as the others.
+        Damaged ones that are skipped are masked out. Every host yields as many batches
+        as the others.
 
         Args:
             batch_size: over all hosts.
@@ -225,16 +250,21 @@ class Source:
         return _in_workers(make, range(-(-count // batch_size)), num_workers)
 
 
-def open_source(data_dir: str | os.PathLike | None = None) -> Source:
+def open_source(
+    data_dir: str | os.PathLike | None = None, *, damaged_records: str = "stop"
+) -> Source:
     """Open ImageNet, of which nothing is read yet.
 
     Args:
         data_dir: as in `rn_jax.data.load`.
+        damaged_records: "stop" to raise at one; "skip" for batches without it, see
+            `train_batch` and `eval_batch`, and a sentence on stderr, once in a process.
 
     Raises:
         InputError: a package of the extra `imagenet` is missing; the data set is not
             prepared, is in a format without random access, or is damaged.
     """
+    skip = skips_damaged(damaged_records)
     for package in ("grain", "cv2"):
         try:
             importlib.import_module(package)
@@ -249,13 +279,15 @@ def open_source(data_dir: str | os.PathLike | None = None) -> Source:
     with quiet_tfds(), damage_in_a_sentence(SPEC, data_dir, folder):
         present = {path.name for path in builder.data_path.iterdir()}
         train, test = (
-            _open_split(builder, split, present)
+            _open_split(builder, split, present, skip_damaged=skip)
             for split in (*SPEC.train_splits, SPEC.test_split)
         )
     return Source(train=train, test=test)
 
 
-def _open_split(builder, split: str, present: set[str]) -> Records:
+def _open_split(
+    builder, split: str, present: set[str], *, skip_damaged: bool
+) -> Records:
     """Return a split whose files are all among those present."""
     # TFDS's wrapper would take its whole builder along to the workers.
     source = data_source(builder, split).data_source
@@ -265,7 +297,8 @@ def _open_split(builder, split: str, present: set[str]) -> Records:
     if missing:
         raise FileNotFoundError(f"{len(missing)} files are missing, as {missing[0]}")
     folder = os.fspath(builder.data_path)
-    return Records(where=f"split {split} of {SPEC.name} in {folder}", source=source)
+    where = f"split {split} of {SPEC.name} in {folder}"
+    return Records(where, source, skip_damaged=skip_damaged)
 
 
 def train_batch(
@@ -281,7 +314,8 @@ def train_batch(
 
     The examples are those of `rn_jax.data.train_batch`: `epoch_permutation`, of which
     the rest that fills no batch is dropped. The generator given to `transform` depends
-    on (seed, epoch, index of the example) alone.
+    on (seed, epoch, index of the example) alone, also where another image stands for a
+    damaged one: the next that can be read, in the order of `records`.
 
     Args:
         records: the training split.
@@ -294,11 +328,12 @@ def train_batch(
     order = epoch_permutation(n, seed=seed, epoch=epoch)
     indices = order[position * batch_size : (position + 1) * batch_size][rows]
     images, labels = [], []
-    for index, (image, label) in zip(indices, records.decode(indices), strict=True):
+    decoded = records.decode(indices)
+    for index, (image, label, _) in zip(indices, decoded, strict=True):
         rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, int(index)]))
         images.append(transform(rng, image))
         labels.append(label)
-    return _stack(images, labels, len(indices))
+    return _stack(images, labels, np.ones(len(indices), np.bool_))
 
 
 def eval_batch(
@@ -312,7 +347,8 @@ def eval_batch(
 ) -> Batch:
     """Return the rows `rows` of batch `number` of the first `count` examples.
 
-    Rows beyond `count` are zeros, whose mask is False.
+    Rows beyond `count`, and of damaged records that are skipped, are zeros, whose mask
+    is False.
 
     Args:
         records: the validation split.
@@ -325,27 +361,26 @@ def eval_batch(
     real = wanted[wanted < count]
     # Of a batch without a real row, one image still tells the shape.
     indices = real if len(real) else np.array([count - 1])
-    images, labels = [], []
-    for image, label in records.decode(indices):
+    images, labels, mask = [], [], np.zeros(len(wanted), np.bool_)
+    for row, (image, label, intact) in enumerate(records.decode(indices)):
         images.append(transform(image))
         labels.append(label)
-    batch = _stack(images, labels, len(wanted))
-    if len(real) < len(wanted):
-        for array in (*_views(batch["image"]), batch["label"], batch["mask"]):
-            array[len(real) :] = 0
-    return batch
+        mask[row] = intact and row < len(real)
+    return _stack(images, labels, mask)
 
 
-def _stack(images: list, labels: list[int], size: int) -> Batch:
-    """Return a batch of `size` rows, of which the first are given."""
+def _stack(images: list, labels: list[int], mask: np.ndarray) -> Batch:
+    """Return a batch of the first rows and a mask of all: zeros where it is False."""
     views = zip(*map(_views, images), strict=True)
-    stacked = [_stack_view(same, size) for same in views]
-    label = np.zeros(size, np.int32)
+    stacked = [_stack_view(same, len(mask)) for same in views]
+    label = np.zeros(len(mask), np.int32)
     label[: len(labels)] = labels
+    for array in (*stacked, label):
+        array[~mask] = 0
     return {
         "image": stacked if isinstance(images[0], list) else stacked[0],
         "label": label,
-        "mask": np.arange(size) < len(labels),
+        "mask": mask,
     }
 
 

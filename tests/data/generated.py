@@ -5,7 +5,9 @@ import io
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from rn_jax.data.datasets import DATASETS
 
@@ -149,3 +151,37 @@ def prepare_imagenet(data_dir, *, train=24, validation=11):
     builder = Generated(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
     return builder.data_path
+
+
+def halve_picture(record):
+    """The record with the first half of its picture's file."""
+    example = tf_example_pb2.Example.FromString(record)
+    pictures = example.features.feature["image"].bytes_list.value
+    pictures[0] = pictures[0][: len(pictures[0]) // 2]
+    return example.SerializeToString()
+
+
+def no_example(record):
+    """Bytes that are no tf.train.Example."""
+    return b"no example"
+
+
+def spoil_records(shard, spoil):
+    """Write an array_record file anew, with spoil[i](record) in the place of record i.
+
+    For "flip" in the place of a function, bytes of it are changed in the file itself.
+    """
+    reader = ArrayRecordReader(str(shard))
+    records = reader.read_all()
+    reader.close()
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for i, record in enumerate(records):
+        writer.write(record if spoil.get(i, "flip") == "flip" else spoil[i](record))
+    writer.close()
+    content = shard.read_bytes()
+    for i in (i for i, how in spoil.items() if how == "flip"):
+        middle = len(records[i]) // 2
+        part = records[i][middle : middle + 50]
+        assert content.count(part) == 1  # pictures are not compressed again
+        content = content.replace(part, bytes(byte ^ 255 for byte in part))
+    shard.write_bytes(content)

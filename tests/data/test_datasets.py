@@ -287,6 +287,45 @@ def test_damaged_files_are_one_sentence(own_cifar10, split, spoil):
     assert str(data_dir / "cifar10") in message
 
 
+@pytest.mark.parametrize(
+    "how",
+    ["flip", generated.halve_picture, generated.no_example],
+    ids=["flip", "half", "none"],
+)
+def test_a_damaged_record_is_named_or_left_out(own_cifar10, capsys, how):
+    data_dir, folder = own_cifar10
+    before = datasets._load.__wrapped__("cifar10", str(data_dir), False)
+    (shard,) = folder.glob("cifar10-train*")
+    generated.spoil_records(shard, {3: how, 22: how})
+    message = sentence_of(data_dir)
+    assert "record 3 of the split train: " in message and str(folder) in message
+    rest = np.delete(np.arange(23), [3, 22])
+    found = datasets.load("cifar10", data_dir=data_dir, damaged_records="skip")
+    np.testing.assert_array_equal(found.train.images, before.train.images[rest])
+    np.testing.assert_array_equal(found.train.labels, before.train.labels[rest])
+    np.testing.assert_array_equal(found.test.images, before.test.images)
+    assert found.train_sizes == (21,)
+    said = capsys.readouterr().err.splitlines()
+    for place, line in zip((3, 22), said, strict=True):
+        begin = f"Record {place} of the split train of cifar10 in {folder} is damaged ("
+        assert line.startswith(begin) and line.endswith(") and left out.")
+
+
+@pytest.mark.parametrize("spoil", [truncate, empty, overwrite])
+def test_a_damaged_file_is_not_left_out(own_cifar10, spoil, capsys):
+    data_dir, folder = own_cifar10
+    (shard,) = folder.glob("cifar10-test*")
+    spoil(shard)
+    with pytest.raises(InputError, match="damaged or incomplete"):
+        datasets.load("cifar10", data_dir=data_dir, damaged_records="skip")
+    assert capsys.readouterr().err == ""
+
+
+def test_damaged_records_are_for_stopping_or_skipping():
+    with pytest.raises(InputError, match="must be stop or skip, not 'ignore'"):
+        datasets.load("digits", damaged_records="ignore")
+
+
 def test_other_image_shape_is_one_sentence(own_cifar10, monkeypatch):
     data_dir, _ = own_cifar10
     spec = datasets.DatasetSpec(name="cifar10", image_shape=(16, 16, 3), num_classes=10)

@@ -16,7 +16,6 @@ import time
 import generated
 import numpy as np
 import pytest
-from tensorflow_datasets.proto import tf_example_pb2
 
 from rn_jax.data import datasets, imagenet, transforms
 from rn_jax.errors import InputError
@@ -87,7 +86,7 @@ def test_every_picture_is_decoded_with_its_label(source):
         assert len(records) == size
         encoded = generated.imagenet_split(split, size)
         labels = []
-        for image, label in records.decode(np.arange(size)):
+        for image, label, _ in records.decode(np.arange(size)):
             expected = transforms.decode_jpeg(encoded[label])
             np.testing.assert_array_equal(image, expected)
             labels.append(label)
@@ -97,7 +96,7 @@ def test_every_picture_is_decoded_with_its_label(source):
 
 def test_batches_hold_the_examples_that_the_seed_and_the_step_say(source):
     """As the data sets in memory do: the order of `epoch_permutation`."""
-    labels = np.array([label for _, label in source.train.decode(np.arange(TRAIN))])
+    labels = np.array([label for _, label, _ in source.train.decode(np.arange(TRAIN))])
     in_memory = datasets.Examples(np.zeros((TRAIN, 1, 1, 1), np.uint8), labels)
     for step, batch in enumerate(train(source, 0, 8, batch_size=7)):
         expected = datasets.train_batch(in_memory, step=step, batch_size=7, seed=3)
@@ -153,11 +152,11 @@ def test_hosts_share_the_same_batch(source, kind, num_hosts):
         )
 
     hosts = [batches(host_index=i, num_hosts=num_hosts) for i in range(num_hosts)]
-    together = [
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*hosts, strict=True)
-    ]
-    assert_same(together, batches())
+    assert_same(map(together, zip(*hosts, strict=True)), batches())
+
+
+def together(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 16])
@@ -166,7 +165,7 @@ def test_every_validation_image_counts_once(source, batch_size):
     assert len(batches) == -(-VALIDATION // batch_size)
     expected = {
         label: eval_transform(image)
-        for image, label in source.test.decode(np.arange(VALIDATION))
+        for image, label, _ in source.test.decode(np.arange(VALIDATION))
     }
     labels = []
     for batch in batches:
@@ -195,7 +194,7 @@ def test_views_of_an_image_stay_together(source):
     batches = list(evaluate(source, transform=views))
     assert all(batch["image"].shape == (4, 10, 32, 32, 3) for batch in batches)
     images = [batch["image"][batch["mask"]] for batch in batches]
-    expected = [views(image) for image, _ in source.test.decode(np.arange(VALIDATION))]
+    expected = [views(image) for image, _, _ in whole(source.test)]
     np.testing.assert_array_equal(np.concatenate(images), expected)
 
 
@@ -203,7 +202,7 @@ def test_views_of_several_shapes_come_as_a_list(source):
     views = functools.partial(transforms.dense_views, sizes=(32, 48))
     batches = list(evaluate(source, batch_size=1, transform=views))
     decoded = source.test.decode(np.arange(VALIDATION))
-    for batch, (image, label) in zip(batches, decoded, strict=True):
+    for batch, (image, label, _) in zip(batches, decoded, strict=True):
         for found, expected in zip(batch["image"], views(image), strict=True):
             np.testing.assert_array_equal(found, expected[None])
         assert batch["label"] == [label] and batch["mask"] == [True]
@@ -346,28 +345,106 @@ def test_a_damaged_record_is_named(own_folder, num_workers):
         list(source.train.decode(np.array([damaged])))
 
 
-def test_a_picture_that_is_cut_off_is_named(source):
-    class Cut:
-        """The records of a split, one of which holds half a picture."""
+# What is said of a record of each kind of damage.
+REASONS = {
+    "flip": "",
+    generated.halve_picture: "bytes are no whole JPEG or PNG",
+    generated.no_example: "Error parsing message",
+}
 
-        def __getitems__(self, indices):
-            records = source.test.source.__getitems__(indices)
-            return [
-                record if i != 7 else halved(record)
-                for i, record in zip(indices, records, strict=True)
-            ]
 
-    def halved(record):
-        example = tf_example_pb2.Example.FromString(record)
-        (picture,) = example.features.feature["image"].bytes_list.value
-        example.features.feature["image"].bytes_list.value[0] = picture[:1000]
-        return example.SerializeToString()
+@pytest.mark.parametrize("how", REASONS, ids=["flip", "half", "none"])
+def test_a_damaged_validation_image_is_named(own_folder, how):
+    (shard,) = own_folder.glob("*validation*")
+    generated.spoil_records(shard, {7: how})
+    source = imagenet.open_source(own_folder.parents[1])
+    message = sentence_of(list, evaluate(source))
+    assert re.match(rf"Record 7 of the split validation .*{REASONS[how]}", message)
+    assert message.endswith("or set damaged_records=skip.")
 
-    records = imagenet.Records("split validation", Cut())
-    with pytest.raises(
-        InputError, match=r"Record 7 of the split validation .*1000 bytes are no whole"
+
+# The records that stand for damaged ones of 24: around the end, and not a damaged one.
+INSTEAD = {5: 7, 6: 7, 23: 0}
+
+
+@pytest.fixture
+def damaged(own_folder):
+    """A source that skips three damaged records of each split, and its folder."""
+    imagenet._say_once.cache_clear()
+    for split, last in (("train", 23), ("validation", 10)):
+        (shard,) = own_folder.glob(f"*{split}*")
+        spoil = dict(zip((5, 6, last), REASONS, strict=True))
+        generated.spoil_records(shard, spoil)
+    return imagenet.open_source(own_folder.parents[1], damaged_records="skip")
+
+
+def test_in_training_the_next_record_stands_for_a_damaged_one(damaged, source, capfd):
+    decoded = {place: found for place, found in enumerate(whole(source.train))}
+    for step, batch in enumerate(train(damaged, 0, 12)):
+        epoch, position = divmod(step, 6)
+        order = datasets.epoch_permutation(TRAIN, seed=3, epoch=epoch)
+        for row, index in enumerate(order[4 * position : 4 * position + 4]):
+            image, label, _ = decoded[INSTEAD.get(int(index), int(index))]
+            # With what is drawn at its own place.
+            rng = np.random.default_rng([3, epoch, int(index)])
+            expected = train_transform(rng, image)
+            np.testing.assert_array_equal(batch["image"][row], expected)
+            assert batch["label"][row] == label
+        assert batch["mask"].all()
+    said = capfd.readouterr().err.splitlines()
+    said = [line for line in said if line.startswith("Record")]
+    assert sorted(line.split()[1] for line in said) == ["23", "5", "6"]
+    assert all("of the split train of imagenet2012 in " in line for line in said)
+    assert all(line.endswith(") and skipped.") for line in said)
+
+
+def whole(records):
+    return records.decode(np.arange(len(records)))
+
+
+def test_a_held_out_record_never_stands_for_a_damaged_one(damaged, source):
+    kept = np.array([0, 5, 9, 23])  # after 5 comes 9, and after 23 comes 0
+    found = [(label, intact) for _, label, intact in whole(damaged.train.take(kept))]
+    labels = [label for _, label, _ in whole(source.train)]
+    expected = [(0, True), (9, False), (9, True), (0, False)]
+    assert found == [(labels[place], intact) for place, intact in expected]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_in_evaluation_a_damaged_image_does_not_count(damaged, source, batch_size):
+    place = 0
+    found = evaluate(damaged, batch_size=batch_size)
+    intact = evaluate(source, batch_size=batch_size)
+    for batch, expected in zip(found, intact, strict=True):
+        places = place + np.arange(batch_size)
+        counted = expected["mask"] & ~np.isin(places, (5, 6, 10))
+        np.testing.assert_array_equal(batch["mask"], counted)
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(batch[name][counted], expected[name][counted])
+            assert not batch[name][~counted].any()
+        place += batch_size
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_skip_the_same_records(damaged, num_hosts):
+    for batches in (
+        functools.partial(train, damaged, 0, 6),
+        functools.partial(evaluate, damaged),
     ):
-        list(records.decode(np.arange(VALIDATION)))
+        hosts = [batches(host_index=i, num_hosts=num_hosts) for i in range(num_hosts)]
+        assert_same(map(together, zip(*hosts, strict=True)), batches())
+
+
+def test_too_many_damaged_records_in_a_row_are_not_skipped(own_folder, monkeypatch):
+    (shard,) = own_folder.glob("*validation*")
+    generated.spoil_records(shard, dict.fromkeys((3, 4, 5), generated.no_example))
+    source = imagenet.open_source(own_folder.parents[1], damaged_records="skip")
+    assert [intact for _, _, intact in whole(source.test)].count(False) == 3
+    monkeypatch.setattr(imagenet, "MAX_SKIPPED", 2)
+    message = sentence_of(list, whole(source.test))
+    assert "None of 3 records in a row of the split validation of" in message
+    message = sentence_of(list, whole(source.test.take(np.array([4]))))
+    assert "None of 1 records in a row" in message
 
 
 def test_pictures_of_several_shapes_are_no_batch(source):

@@ -128,7 +128,7 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
         "test": 9,
     }
     labels = {
-        name: [label for _, label in part.decode(np.arange(len(part)))]
+        name: [label for _, label, _ in part.decode(np.arange(len(part)))]
         for name, part in parts.items()
     }
     assert sorted(labels["train"] + labels["val"]) == list(range(40))
@@ -174,7 +174,7 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
     records = experiment.feed.parts["test"]
     apply = jax.jit(partial(model.apply, train=False))
     ranks = []
-    for image, label in records.decode(np.arange(9)):
+    for image, label, _ in records.decode(np.arange(9)):
         views = test_view(image, crops=crops, resize=36, size=32).reshape(-1, 32, 32, 3)
         # As many views as the other, so that one program is compiled.
         pixels = experiment.preprocess(np.resize(views, (10, 32, 32, 3)))
@@ -209,7 +209,7 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
         batch_size=1, transform=partial(view, scales=scales), num_workers=0
     )
     labels, scores = evaluate._by_shape(batches, 9, 4, probabilities)
-    for place, (image, label) in enumerate(source.test.decode(np.arange(9))):
+    for place, (image, label, _) in enumerate(source.test.decode(np.arange(9))):
         assert labels[place] == label
         lefts, widths = [], []
         for scale in scales:
