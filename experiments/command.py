@@ -85,13 +85,17 @@ def exit_code(
     *,
     interrupted: str = "Interrupted before the first step.",
 ) -> int:
-    """Runs a command; 2 after bad input or Ctrl-C, with one sentence, else 0."""
+    """Runs a command and returns its exit code, with one sentence if that is not 0.
+
+    It is 2 after bad input or Ctrl-C, and 75 (that of BSD's sysexits for "try again")
+    after a signal to a run, which is saved and to be started again.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
     try:
         command()
     except InputError as error:
         print(f"rn_jax: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"rn_jax: {interrupted}", file=sys.stderr)
         return 2

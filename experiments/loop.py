@@ -103,7 +103,9 @@ def _printing_in_the_first_process():
 
 
 class StoppedError(InputError):
-    """A signal stopped the run, whose state is saved."""
+    """A signal stopped the run, whose state is saved: the same command goes on."""
+
+    exit_code = 75
 
 
 class NotFiniteError(InputError):

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Bad input: one sentence that names what was wrong and what would be right.
 
-    The commands print the sentence and exit with 2.
+    The commands print the sentence and exit with `exit_code`.
     """
+
+    exit_code = 2
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -5,14 +5,14 @@ from experiments import loop
 from experiments.workdir import Workdir
 
 
-def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends="finished"):
+def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
     """Puts a run without training in the place of the loop's.
 
     Args:
         monkeypatch: pytest's.
         error: test error in percent by config.
         at: number of the run that does not end well, from 1.
-        ends: how it ends: an exception, or None as after a signal.
+        ends: the exception by which it ends.
 
     Returns:
         The configs that were "trained", in order.
@@ -25,9 +25,8 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends="finished"):
             return summary
         trained.append(config)
         workdir.open()
+        workdir.close()
         if len(trained) == at:
-            if ends is None:
-                return None
             raise ends
         summary = {
             "test_error_percent": error(config),

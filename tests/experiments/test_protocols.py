@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from command import arguments, in_process
-from test_run import assert_same_run, final_state, lines, stop_after
+from command import arguments, assert_same_run, final_state, in_process, lines
+from test_run import stop_after
 
 from experiments import pretrained, setup
 from rn_jax import InputError, data
@@ -76,7 +76,7 @@ def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypa
     workdir = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         stop_after(patch, 11)
-        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 75
     assert not (workdir / "summary.json").exists()
     assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
     assert_same_run(workdir, finished)

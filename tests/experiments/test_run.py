@@ -135,8 +135,8 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(finished, tmp_path):
     wait_for_step(workdir, process, 3)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    step = int(re.search(r"Stopped by SIGTERM and saved at step (\d+) of 30", out)[1])
+    assert process.returncode == 75, err
+    step = int(re.search(r"Stopped by SIGTERM and saved at step (\d+) of 30", err)[1])
     assert step < 30
     assert (workdir / "checkpoints" / str(step)).exists()
     process = command.start(arguments(workdir, *OPTIONS))
@@ -167,9 +167,9 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     workdir = tmp_path / "damaged"
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
-        assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 0
+        assert in_process(monkeypatch, arguments(workdir, *OPTIONS)) == 75
     stopped = "Stopped by SIGTERM and saved at step 9 of 30; the same command"
-    assert stopped in capsys.readouterr().out
+    assert stopped in capsys.readouterr().err
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert newest == 9
     for file in (workdir / f"checkpoints/{newest}/state").rglob("*"):

@@ -102,7 +102,7 @@ def test_two_processes_are_as_one(whole, tmp_path, mode):
     processes = start(workdir, option)
     checkpoint_is_there(workdir, 3, processes)
     processes[1].send_signal(signal.SIGTERM)
-    (out, err), (other_out, other_err) = ends(processes, [2, 2])
+    (out, err), (other_out, other_err) = ends(processes, [75, 75])
     step = re.search(r"saved at step (\d+) of 30; the same command", err)[1]
     assert f"saved at step {step} of 30" in other_err
     assert "a signal to another process" in err and "SIGTERM" in other_err
@@ -119,7 +119,7 @@ def test_begun_by_two_and_ended_by_one_on_four_devices(whole, tmp_path):
     processes = start(workdir)
     checkpoint_is_there(workdir, 3, processes)
     processes[0].send_signal(signal.SIGINT)
-    ends(processes, [2, 2])
+    ends(processes, [75, 75])
     assert "Resumed at step" in one(workdir, "--config.num_devices=4")
     assert_close(workdir, whole)
 

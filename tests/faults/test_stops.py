@@ -81,7 +81,7 @@ def test_signal_saves_at_the_current_step(server, whole, tmp_path, faults, first
     """And a second one, while that is written, changes nothing."""
     workdir = tmp_path / "run"
     run = stopped(server, workdir, first, then=then)
-    assert run.code == 2
+    assert run.code == 75
     said = re.fullmatch(
         r"rn_jax: Stopped by (\w+) and saved at step (\d+) of 30; the same command "
         rf"with --workdir={workdir} goes on from there\.\n",
