@@ -90,7 +90,7 @@ def exit_code(
     It is 2 after bad input or Ctrl-C, and 75 (that of BSD's sysexits for "try again")
     after a signal to a run, which is saved and to be started again.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
+    logging.set_verbosity(logging.FATAL)  # what Orbax says of errors, we say too
     try:
         command()
     except InputError as error:

@@ -71,9 +71,10 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
 
     def stopped(config, path, *, resumed_by):
         calls.append((config["seed"], path, resumed_by))
+        raise loop.StoppedError("Stopped by SIGTERM.")
 
     monkeypatch.setattr(loop, "train", stopped)
-    assert in_process(monkeypatch, arguments(tmp_path, *OPTIONS)) == 0
+    assert in_process(monkeypatch, arguments(tmp_path, *OPTIONS)) == 75
     assert calls == [(0, str(tmp_path / "seed0"), str(tmp_path))]
     assert not (tmp_path / "seeds.json").exists()
 
