@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from experiments import fields
 from rn_jax import parallel
 from rn_jax.errors import InputError, unknown_name
 
@@ -22,6 +23,12 @@ _HINT = "configs/default.py has them all."
 # Fields that are dicts of any fields: single entries are set here, because
 # ml_collections sets no entry that is not there yet.
 _ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
+
+# What a value or a config file that cannot be read raises in absl or ml_collections.
+_UNREADABLE = (
+    *(flags.Error, OSError, TypeError, ValueError, ArithmeticError),
+    *(SyntaxError, MemoryError, RecursionError),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,12 +101,20 @@ def exit_code(
     try:
         command()
     except InputError as error:
-        print(f"rn_jax: {error}", file=sys.stderr)
+        print(f"rn_jax: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"rn_jax: {interrupted}", file=sys.stderr)
         return 2
     return 0
+
+
+def _printable(text):
+    """One line, without what a terminal would take for commands."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
 
 
 def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -138,7 +153,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
             raise _no_entries(entry[1]) from None
         name, _, hint = error.partition("\n")
         raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
-    except (flags.Error, TypeError, ValueError, OSError) as error:
+    except _UNREADABLE as error:
         if missing := re.search(r"No such file or directory: '(.+?)'", str(error)):
             known = glob.glob("configs/[!_]*.py")
             raise unknown_name("config", missing[1], known) from None
@@ -147,6 +162,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise InputError(" ".join(str(error).split())) from error
     for field, text in entries:
         _set_entry(config, field, text)
+    fields.check(config)
     file = config_flags.get_config_filename(values["config"])
     return Path(file.partition(":")[0]).stem, config
 
@@ -177,7 +193,7 @@ def _set_entry(config, field, text):
             raise _no_entries(field)
     try:
         place[name] = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         place[name] = text  # a name needs no quotes
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to what a run needs: data, network, optimiser, compiled steps."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 
 import rn_jax
 from experiments import feed as feeds
+from experiments import fields
 from rn_jax import data, optim, parallel, train
 from rn_jax.data import imagenet
+from rn_jax.data.datasets import first_line
 from rn_jax.errors import InputError
 
 
@@ -126,6 +129,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     image_shape = spec.image_shape
     if streamed:
         image_shape = (config["image_size"], config["image_size"], 3)
+    _check_network(config, model, image_shape)
     params_key, steps_key = jax.random.split(jax.random.key(config["seed"]))
     state = train.create_state(
         params_key,
@@ -138,6 +142,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     preprocess, augment = _preprocessing(config, spec, feed)
     axis_name = parallel.axis_name(devices)
     gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
+    gates_from_step = min(gates_from_step, total_steps)  # beyond it nothing differs
     train_step = train.make_train_step(
         model=model,
         tx=tx,
@@ -238,20 +243,34 @@ def _preprocessing(config, spec, feed):
     return preprocess, augment
 
 
+_MOST_STEPS = 2**31  # they are counted in int32
+
+
 def _total_steps(config, steps_per_epoch):
     lengths = [config["steps"], config["epochs"] and config["epochs"] * steps_per_epoch]
-    return min(length for length in lengths if length is not None)
+    steps = min(length for length in lengths if length is not None)
+    if steps >= _MOST_STEPS:
+        raise InputError(
+            f"epochs={config['epochs']} of {steps_per_epoch} steps make {steps:,}, and "
+            "a run has less than 2^31."
+        )
+    return steps
 
 
 def _schedule(config, steps_per_epoch, total_steps):
-    in_steps = {
-        "steps": 1,
-        "epochs": steps_per_epoch,
-        "fraction": total_steps,
-    }
-    drops_in = in_steps[config["lr_drops_unit"]]
+    units = {"steps": 1, "epochs": steps_per_epoch, "fraction": total_steps}
+
+    def in_steps(name, length):
+        steps = int(length * units[config[f"{name}_unit"]])
+        if steps >= _MOST_STEPS:
+            raise InputError(
+                f"{name} has {length}, which is {steps:,} steps; a run has less than "
+                "2^31."
+            )
+        return steps
+
     warmup = {
-        "warmup_steps": int(config["warmup"] * in_steps[config["warmup_unit"]]),
+        "warmup_steps": in_steps("warmup", config["warmup"]),
         "warmup_learning_rate": config["warmup_learning_rate"],
     }
     if config["lr_schedule"] == "plateau":
@@ -262,7 +281,7 @@ def _schedule(config, steps_per_epoch, total_steps):
         )
     return optim.piecewise_schedule(
         config["learning_rate"],
-        drops=[int(drop * drops_in) for drop in config["lr_drops"]],
+        drops=[in_steps("lr_drops", drop) for drop in config["lr_drops"]],
         factor=config["lr_factor"],
         **warmup,
     )
@@ -302,7 +321,76 @@ def _model(config, axis_name=None):
     for name in config["model_kwargs"]:
         if name in derived:
             raise InputError(f"model_kwargs cannot set {name}: other fields do.")
-    return rn_jax.create_model(config["model"], **derived, **config["model_kwargs"])
+    with _unfit_in_a_sentence(config):
+        model = rn_jax.create_model(
+            config["model"], **derived, **config["model_kwargs"]
+        )
+        num_blocks = model.num_blocks
+    if num_blocks > _MOST_BLOCKS:
+        raise InputError(
+            f"{config['model']} with these model_kwargs has {num_blocks:,} blocks; at "
+            f"most {_MOST_BLOCKS:,} are taken."
+        )
+    return model
+
+
+_MOST_BLOCKS = 10_000
+_MOST_PARAMS = 2**31
+
+
+def _check_network(config, model, image_shape):
+    """Traces a network with model_kwargs, which may be unfit in ways of many kinds.
+
+    Raises:
+        InputError: it cannot be applied to such images, or has too many parameters.
+    """
+    if not config["model_kwargs"]:
+        return
+    model = model.clone(axis_name=None)
+
+    def apply(images):
+        key = jax.random.key(0)
+        variables = model.init({"params": key}, images, train=False)
+        logits, _ = model.apply(
+            variables,
+            images,
+            train=True,
+            rngs={"dropout": key, "gates": key},
+            mutable=["batch_stats", "aux_logits"],
+        )
+        return variables["params"], logits
+
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    with _unfit_in_a_sentence(config):
+        params, logits = jax.eval_shape(apply, images)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if size > _MOST_PARAMS:
+        raise InputError(
+            f"{config['model']} with these model_kwargs has {size:,} parameters; at "
+            "most 2^31 are taken."
+        )
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise InputError(
+            f"{config['model']} with these model_kwargs gives no logits for images of "
+            f"{list(image_shape)}."
+        )
+
+
+@contextlib.contextmanager
+def _unfit_in_a_sentence(config):
+    """Turns what unfit model_kwargs make a network raise into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of Flax, JAX or NumPy, by what does not fit
+        if not config["model_kwargs"]:
+            raise
+        raise InputError(
+            f"{config['model']} cannot be made with the model_kwargs "
+            f"{fields.shown(config['model_kwargs'])} ({type(error).__name__}: "
+            f"{first_line(error)})."
+        ) from error
 
 
 def _stochastic_depth(settings):
@@ -327,85 +415,22 @@ def _stochastic_depth(settings):
         ) from None
 
 
-_CHOICES = {
-    "protocol": ("full", "45k5k"),
-    "damaged_records": ("stop", "skip"),
-    "train_crop": ("area", "scale"),
-    "eval_crops": ("center", "ten"),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "matmul_precision": (None, "bfloat16", "tensorfloat32", "float32"),
-    "lr_schedule": ("piecewise", "cosine", "plateau"),
-    "lr_drops_unit": ("steps", "epochs", "fraction"),
-    "warmup_unit": ("steps", "epochs", "fraction"),
-    "normalization": data.NORMALIZATIONS,
-    "weight_decay_on": ("kernels", "all"),
-    "parallelism": parallel.MODES,
-    "batch_norm": ("global", "device"),
-    "batch_norm_at_test": ("moving", "exact"),
-}
-_AT_LEAST = {
-    "steps": 1,
-    "epochs": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "eval_every_epochs": 1,
-    "eval_every_steps": 0,
-    "plateau_patience": 1,
-    "plateau_drops": 1,
-    "micro_batches": 1,
-    "batch_norm_examples": 1,
-    "color_jitter": 0,
-    "pca_noise": 0,
-    "bias_rate": 0,
-    "augment_pad": 0,
-    "image_size": 1,
-    "eval_size": 1,
-    "eval_resize": 1,
-    "num_workers": 0,
-    "warmup": 0,
-    "checkpoint_every_steps": 0,
-    "log_every_steps": 0,
-    "learning_rate": 0,
-    "warmup_learning_rate": 0,
-    "lr_factor": 0,
-    "momentum": 0,
-    "weight_decay": 0,
-    "aux_loss_weight": 0,
-    "stochastic_depth_from_epoch": 0,
-    "seed": 0,
-    "split_seed": 0,
-}
-
-
 def _check_values(config):
-    for name, choices in _CHOICES.items():
-        if config[name] not in choices:
-            raise InputError(
-                f"{name} must be one of {', '.join(map(str, choices))}, not "
-                f"{config[name]!r}."
-            )
-    for name, least in _AT_LEAST.items():
-        value = config[name]
-        if value is not None and not value >= least:
-            raise InputError(f"{name} must be at least {least}, not {value}.")
-    for name in ("seed", "split_seed"):
-        if config[name] >= 2**31:
-            raise InputError(f"{name} must be below 2^31, not {config[name]}.")
-    drops = config["lr_drops"]
-    if not all(isinstance(drop, int | float) for drop in drops):
-        raise InputError(f"lr_drops must be numbers, not {drops}.")
-    if list(drops) != sorted(set(drops)):
-        raise InputError(f"lr_drops must come one after another, not as {drops}.")
-    scales = config["train_scales"]
-    if len(scales) != 2 or not all(isinstance(scale, int) for scale in scales):
-        raise InputError(f"train_scales must be two whole numbers, not {scales}.")
+    fields.check(config)
     if config["batch_size"] % config["micro_batches"]:
         raise InputError(
             f"micro_batches {config['micro_batches']} do not divide a batch_size of "
             f"{config['batch_size']}."
         )
+    spec = _spec(config["dataset"])
+    side, pad = min(spec.image_shape[:2]), config["augment_pad"]
+    if pad is not None and pad > side:
+        raise InputError(
+            f"augment_pad must be at most {side}, the side of an image of {spec.name}, "
+            f"not {pad}."
+        )
     colours = config["augment"] and (config["color_jitter"] or config["pca_noise"])
-    if colours and _spec(config["dataset"]).image_shape[-1] != 3:
+    if colours and spec.image_shape[-1] != 3:
         raise InputError(
             f"color_jitter and pca_noise need colours, which {config['dataset']} has "
             "not."

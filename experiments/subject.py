@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 import rn_jax
-from experiments import setup
+from experiments import fields, setup
 from experiments.feed import InMemory
 from experiments.workdir import Workdir
 from rn_jax import data, parallel
@@ -129,14 +129,13 @@ def finished(
         "num_workers": num_workers,
         "micro_batches": 1,
         "init_from": None,
-        "data_dir": data_dir or config["data_dir"],
+        "data_dir": data_dir or config.get("data_dir"),
     }
-    try:
-        experiment = setup.build({**config, **here})
-    except KeyError as error:
+    if missing := sorted(set(fields.types()) - {*config, *here}):
         raise InputError(
-            f"The run {path} is of an older version: its config has no {error}."
-        ) from None
+            f"The run {path} is of an older version: its config has no {missing[0]}."
+        )
+    experiment = setup.build({**config, **here})
     state = _last_state(folder, summary["steps"], experiment.initial_state)
     if summary["steps"] <= experiment.gates_from_step:  # it ended before they began
         constant = experiment.model.clone(stochastic_depth=None)

@@ -22,7 +22,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         name: as given.
         known: the names there are.
     """
-    known = sorted(known)
+    known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     if near:
         return InputError(f"Unknown {kind} {name!r}; near it: {', '.join(near)}.")

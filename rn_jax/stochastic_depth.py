@@ -145,8 +145,11 @@ class StochasticDepth:
                     'so schedule must be "uniform".'
                 )
         if self.num_open is not None:
-            if self.num_open < 1:
-                raise InputError(f"num_open must be at least 1, not {self.num_open}.")
+            if not isinstance(self.num_open, int) or self.num_open < 1:
+                raise InputError(
+                    "num_open must be a whole number of at least 1, not "
+                    f"{self.num_open!r}."
+                )
             if self.schedule != "uniform":
                 raise InputError(
                     "num_open chooses among all blocks alike, so schedule must be "

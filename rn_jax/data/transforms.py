@@ -12,6 +12,9 @@ import numpy as np
 
 from rn_jax.errors import InputError
 
+# Of a picture that is decoded: 400 MB. A photograph of 100 megapixels fits.
+MOST_PIXELS = 2**27
+
 
 def decode_jpeg(encoded: bytes) -> np.ndarray:
     """Decode a JPEG, also a greyscale or CMYK one, or a PNG, to uint8[H, W, 3].
@@ -21,19 +24,54 @@ def decode_jpeg(encoded: bytes) -> np.ndarray:
     holds 22 CMYK files and one PNG.
 
     Raises:
-        InputError: the bytes are no whole picture.
+        InputError: the bytes are no whole picture, or one of more than 2^27 pixels.
     """
     import cv2
 
+    height, width = _size_in_header(encoded) or (0, 0)
+    if height * width > MOST_PIXELS:
+        raise InputError(
+            f"A picture of {height}x{width} pixels is too large to be decoded: at most "
+            f"{MOST_PIXELS:,} pixels are taken."
+        )
+
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     data = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(data, flags) if len(data) else None
+    image = cv2.imdecode(data, flags) if height * width else None
     if image is None:
         raise InputError(
             f"{len(encoded)} bytes are no whole JPEG or PNG: cut off, or of another "
             "format."
         )
     return image
+
+
+def _size_in_header(encoded: bytes) -> tuple[int, int] | None:
+    """Return (height, width) as a JPEG or PNG says it; None where it does not."""
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = encoded[16:20], encoded[20:24]
+        return int.from_bytes(height), int.from_bytes(width)
+    if not encoded.startswith(b"\xff\xd8"):
+        return None
+    place = 2
+    while (place := encoded.find(b"\xff", place)) >= 0:  # also over stray bytes
+        marker, length = encoded[place + 1 : place + 2], encoded[place + 2 : place + 4]
+        if marker in _FRAMES:
+            height, width = (
+                encoded[place + 5 : place + 7],
+                encoded[place + 7 : place + 9],
+            )
+            return int.from_bytes(height), int.from_bytes(width)
+        if marker in _ALONE:
+            place += 1 if marker == b"\xff" else 2
+        else:
+            place += 2 + int.from_bytes(length)
+    return None
+
+
+# Markers of JPEG: frames, which have the size, and those without a length.
+_FRAMES = {bytes([code]) for code in range(0xC0, 0xD0)} - {b"\xc4", b"\xc8", b"\xcc"}
+_ALONE = {bytes([code]) for code in (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)}
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

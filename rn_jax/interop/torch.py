@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of PyTorch models: torchvision's, and akamaster's ResNets for CIFAR."""
 
+import os
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +74,8 @@ def from_torch(
     layout = _LAYOUTS.get(type(model))
     if layout is None or not layout.has(model):
         raise InputError(f"No PyTorch project is known here that has {name}.")
-    if head := next((h for h in layout.heads if f"{h}.weight" in weights), None):
+    heads = (h for h in layout.heads if np.ndim(weights.get(f"{h}.weight", 0)))
+    if head := next(heads, None):
         classes = len(weights[f"{head}.weight"])
     else:
         raise InputError(
@@ -142,6 +146,8 @@ def _kernel(value, channels):
     """OIhw -> hwIO; O, Chw -> hwC, O after a flattened map; O, I -> I, O."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
+    if value.ndim < 2 or not value.size:
+        return value  # whose shape does not fit
     if channels and value.shape[1] % channels == 0:
         value = value.reshape(len(value), channels, -1).swapaxes(1, 2)
     return value.reshape(len(value), -1).T
@@ -257,16 +263,19 @@ def _array(value: Any) -> np.ndarray:
 def read_weights(path: str | Path) -> dict[str, Any]:
     """A file of weights, read without running any code that it may hold.
 
+    The tensors together are at most as large as the file, whatever it claims.
+
     Args:
         path: .safetensors (needs the package safetensors), or .pt, .pth, .th or .bin
             (needs torch). A dict with the entry "state_dict" gives that entry.
 
     Raises:
-        InputError: no such file; another kind of file; one that is damaged or holds
-            more than weights; a package that is not installed.
+        InputError: no such file; another kind of file; one that is damaged, holds
+            more than weights or claims to hold more than it can; a package that is not
+            installed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"There is no file {path}.")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".th", ".bin"):
         raise InputError(
@@ -280,30 +289,71 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"Reading {path.name} needs the package {error.name}."
         ) from error
+    if isinstance(content, Mapping):
+        content = content.get("state_dict", content)
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds no weights by name.")
-    return content.get("state_dict", content)
+    for name, value in content.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise InputError(f"{path} holds more than weights: {str(name)[:100]!r}.")
+    claimed, there = sum(value.nbytes for value in content.values()), os.stat(path)
+    if claimed > there.st_size:
+        raise InputError(
+            f"{path} claims {claimed:,} bytes of weights, and a file of "
+            f"{there.st_size:,} bytes holds at most as many."
+        )
+    return content
+
+
+def _is_plain(value):
+    """Whether it is an array, or a tensor that NumPy can take as it is."""
+    if isinstance(value, np.ndarray):
+        return True
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+        return False
+    try:
+        torch.empty(0, dtype=value.dtype).numpy()
+    except TypeError:  # bfloat16, or quantized
+        return False
+    return value.layout == torch.strided
 
 
 def _read_safetensors(path):
-    import safetensors
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # damaged, or of a dtype that NumPy has not
         raise InputError(f"{path} is not a file of safetensors.") from error
 
 
 def _read_torch(path):
-    import pickle
-
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        _refuse_compressed(path)
+        with warnings.catch_warnings(action="ignore"):  # of old pickles
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise InputError(
             f"{path} cannot be read as weights alone; it is damaged or holds other "
             "Python objects."
         ) from error
+
+
+def _refuse_compressed(path):
+    """Raises an InputError for a ZIP that is smaller than what it unfolds to."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unfolded = sum(entry.file_size for entry in archive.infolist())
+    size = os.stat(path).st_size
+    if unfolded > size:
+        raise InputError(
+            f"{path} unfolds to {unfolded:,} bytes from {size:,}; PyTorch's own files "
+            "are not compressed."
+        )

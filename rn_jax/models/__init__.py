@@ -595,10 +595,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         raise unknown_name("model", name, MODELS)
     entry = MODELS[name]
     fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
-    if "block_kwargs" in kwargs:
-        own = entry.arguments.get("block_kwargs", {})
-        fields["block_kwargs"] = {**own, **kwargs["block_kwargs"]}
     try:
+        if "block_kwargs" in kwargs:
+            own = entry.arguments.get("block_kwargs", {})
+            fields["block_kwargs"] = {**own, **kwargs["block_kwargs"]}
         return entry.build(**fields)
     except TypeError as error:
         raise InputError(f"{name} cannot be made: {error}.") from error
