@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, report, subject
+from experiments import command, files, report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from experiments.workdir import replace_file
@@ -159,7 +159,7 @@ def _subject(options) -> Subject:
         )
     try:
         model_kwargs = ast.literal_eval(options.model_kwargs or "{}")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         model_kwargs = None
     if not isinstance(model_kwargs, dict):
         raise InputError(
@@ -257,7 +257,7 @@ def _study(name, lab, common, folder):
 
 def _read(folder, name):
     file = folder / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return files.read_json(file) if file.exists() else None
 
 
 def _common(network: Subject, settings: Options) -> dict[str, Any]:

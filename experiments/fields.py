@@ -4,6 +4,7 @@
 A config is what config.json can hold, and small: numbers, text, lists and dicts.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -95,6 +96,7 @@ _KINDS = {
 }
 
 
+@functools.cache
 def types() -> dict[str, tuple[type, bool]]:
     """Type of every field by configs/default.py, and whether it may be None."""
     config = default.get_config()

@@ -33,7 +33,12 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     """
     source = config["init_from"]
     folder = epath.Path(source)
-    found = _of_run(folder) if folder.is_dir() else _of_file(source, config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state))
+    try:
+        is_run = folder.is_dir()
+    except OSError as error:  # a name too long, a bucket that does not answer
+        raise InputError(f"init_from {source} cannot be read: {error}.") from None
+    found = _of_run(folder, size) if is_run else _of_file(source, config)
     parts = {
         name: _replaced(getattr(state, name), found.get(name, {}), source, config)
         for name in ("params", "batch_stats")
@@ -41,7 +46,11 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     return state.replace(**parts)
 
 
-def _of_run(folder):
+# Times as many numbers as ours another run's state may have: its head may be larger.
+_TIMES_OURS = 16
+
+
+def _of_run(folder, size):
     if not (folder / "config.json").exists():
         raise InputError(f"init_from {folder} is not the folder of a run.")
     if not (folder / "checkpoints").exists():
@@ -51,7 +60,7 @@ def _of_run(folder):
     try:
         if step is None:
             raise InputError(f"init_from {folder} has no checkpoint yet.")
-        return checkpoints.read(step)
+        return checkpoints.read(step, most=_TIMES_OURS * size)
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes a reader raise

@@ -2,7 +2,6 @@
 """A trained network to be studied: from a finished run, or from imported weights."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 
 import rn_jax
-from experiments import fields, setup
+from experiments import fields, files, setup
 from experiments.feed import InMemory
 from experiments.workdir import Workdir
 from rn_jax import data, parallel
@@ -77,7 +76,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
             "does not."
         )
     folder = epath.Path(path)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = files.read_json(folder / "summary.json")
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
         label=folder.name,
@@ -121,8 +120,8 @@ def finished(
             f"The run {path} {state}: a finished one has a summary.json; the command "
             "that began it goes on with it."
         )
-    config = json.loads((folder / "config.json").read_text())
-    summary = json.loads((folder / "summary.json").read_text())
+    config = files.read_json(folder / "config.json")
+    summary = files.read_json(folder / "summary.json")
     # On the devices that are here now; what is computed does not depend on them.
     here = {
         "num_devices": None,
@@ -136,8 +135,11 @@ def finished(
             f"The run {path} is of an older version: its config has no {missing[0]}."
         )
     experiment = setup.build({**config, **here})
-    state = _last_state(folder, summary["steps"], experiment.initial_state)
-    if summary["steps"] <= experiment.gates_from_step:  # it ended before they began
+    steps = summary.get("steps")
+    if not isinstance(steps, int):
+        raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
+    state = _last_state(folder, steps, experiment.initial_state)
+    if steps <= experiment.gates_from_step:  # it ended before they began
         constant = experiment.model.clone(stochastic_depth=None)
         experiment = dataclasses.replace(
             experiment, model=constant, stochastic_depth=None

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -164,13 +165,21 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def read(self, step: int, like: Any | None = None) -> Any:
+    def read(
+        self, step: int, like: Any | None = None, *, most: int | None = None
+    ) -> Any:
         """The state saved at `step`, as `restore` gives it; a nested dict if no `like`.
 
+        Args:
+            step: one that was saved.
+            like: a state of the same structure and shapes.
+            most: numbers that it may claim to hold; those of `like` if there is one.
+
         Raises:
-            Exception: of whatever kind, the checkpoint is damaged.
+            InputError: it claims more.
+            Exception: of whatever other kind, the checkpoint is damaged.
         """
-        return self._read(step, like)[0]
+        return self._read(step, like, most)[0]
 
     def wait(self) -> None:
         """Returns when everything begun is on disk.
@@ -196,12 +205,17 @@ class Checkpoints:
         parallel.wait_for_all("the damaged checkpoints are set aside")
         self._manager.reload()
 
-    def _read(self, step, like):
+    def _read(self, step, like, most=None):
         # After a file that cannot be read, Orbax's remaining reads print tracebacks.
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 record = self._restore(step, record=ocp.args.JsonRestore()).record
-                target = None if like is None else self._target(step, like, record)
+                target = None
+                if like is not None:
+                    target = self._target(step, like, record)
+                    most = sum(leaf.size for leaf in jax.tree.leaves(target))
+                if most is not None:
+                    self._refuse_larger(step, most)
                 state = self._restore(
                     step, state=ocp.args.StandardRestore(target)
                 ).state
@@ -238,6 +252,20 @@ class Checkpoints:
                 f"there and {here.get(name, 'absent')} here{more}."
             )
         return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
+
+    def _refuse_larger(self, step, most):
+        """Raises an InputError by the metadata alone: reading would take the memory."""
+        handler = ocp.PyTreeCheckpointHandler()
+        metadata = handler.metadata(self.directory / str(step) / "state")
+        claimed = sum(
+            max(math.prod(array.shape), math.prod(array.storage.chunk_shape))
+            for array in jax.tree.leaves(metadata.tree)
+        )
+        if claimed > most:
+            raise InputError(
+                f"The checkpoint of step {step} in {self.directory} claims {claimed:,} "
+                f"numbers; at most {most:,} are taken."
+            )
 
 
 def layout(tree: Any) -> dict[str, str]:

@@ -41,7 +41,17 @@ TRY = functools.partial(
 NUMBERS = [2**31 - 1, 1e37, 0, 1e-300, 1, -1, 2, 7, 10**9, 2**31, 10**30, -(10**30)]
 NUMBERS += [0.5, -0.5, 1.5, 1e300, math.nan, math.inf, -math.inf]
 TEXTS = ["", " ", "x", "None", "nan", "digits", "cosine", "plateau", "45k5k", "a\nb"]
-TEXTS += ["\0", "\x1b[2J", "ü\u202e", "\udcff", "../../x", "--x", "'", "x" * 5000]
+TEXTS += [
+    "\0",
+    "\x1b[2J",
+    "ü\u202e",
+    "\udcff",
+    "../../x",
+    "--x",
+    "'",
+    "x" * 300,
+    "x" * 5000,
+]
 SCALARS = st.sampled_from([*NUMBERS, *TEXTS, None, True, False, 1j, b"x", object()])
 VALUES = st.one_of(
     SCALARS,
@@ -73,7 +83,7 @@ def shapes_alone():
             return jax.eval_shape(functools.partial(real, **parts), key)
 
     real = train.create_state
-    entry = ModelEntry(ResNet, {"stage_sizes": (2, 2), "features": (4, 8)})
+    entry = ModelEntry(ResNet, {"stage_sizes": (2,), "features": (4,), "remat": "none"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny", entry)
         patch.setattr(train, "create_state", create_state)
@@ -111,7 +121,7 @@ def _reach_a_traced_step(config):
 
 
 # Configs of a test that are traced once taken; of further ones the checks alone run.
-TRACED = 4
+TRACED = 2
 
 
 class Outcomes:
@@ -220,7 +230,7 @@ NETWORK = sorted(set(ResNet.__dataclass_fields__) - {"stochastic_depth"})
 
 @pytest.mark.parametrize("entry", [*NETWORK, "x", "block_kwargs.dropout"])
 def test_entries_of_model_kwargs(entry, outcomes):
-    outcomes.traced = -4  # these have most ways to fail within a trace
+    outcomes.traced = -3  # these have most ways to fail within a trace
     for value in [*SIZES, 0, -1, 2**13, 10**30, math.nan, "", "x", True, {}, {"x": 1}]:
         outcomes.check_fields(model_kwargs={entry: value})
     fuzz(10, VALUES, lambda value: outcomes.check_fields(model_kwargs={entry: value}))
@@ -233,7 +243,7 @@ def test_sizes_of_other_networks(model, outcomes):
     names = ["depth", "growth_rate", "compression", "features", "stage_sizes"]
     for name in names:
         for value in [0, -1, 0.5, math.nan, 10**30, "x", (), (0,), (10**9,), None]:
-            outcomes.traced = 0 if value is None else TRACED
+            outcomes.traced = TRACED
             outcomes.check_fields(model=model, model_kwargs={name: value})
 
 
@@ -252,7 +262,7 @@ PLAUSIBLE = {
 
 
 def test_several_fields_at_once(outcomes):
-    outcomes.traced = -40
+    outcomes.traced = -25
 
     def check(names_and_values):
         outcomes.check_fields(**names_and_values)
