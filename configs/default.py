@@ -59,7 +59,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.lr_factor = 0.1  # by which a drop or a plateau multiplies the rate
     config.plateau_patience = 5  # evaluations without a lower validation error
     config.plateau_drops = 3  # at most so many
-    config.warmup = 0  # how long the rate is warmup_learning_rate at the start
+    config.warmup = 0.0  # how long the rate is warmup_learning_rate at the start
     config.warmup_unit = "steps"  # steps, epochs, or fraction of the run's length
     config.warmup_until_error = placeholder(float)  # percent in training; then warmup=0
     config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110

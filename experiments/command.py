@@ -30,6 +30,9 @@ _UNREADABLE = (
     *(SyntaxError, MemoryError, RecursionError),
 )
 
+# Characters of a sentence on stderr, which may quote what was typed.
+_LONGEST = 4000
+
 
 class Parser(argparse.ArgumentParser):
     """A command's own options, with one sentence for what it cannot take.
@@ -110,11 +113,12 @@ def exit_code(
 
 
 def _printable(text):
-    """One line, without what a terminal would take for commands."""
-    return "".join(
+    """One line, not endless, without what a terminal would take for commands."""
+    line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in " ".join(text.split())
     )
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:

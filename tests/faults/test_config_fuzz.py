@@ -149,7 +149,7 @@ class Outcomes:
         assert code == 2
         assert err.startswith("rn_jax: ") and err.endswith("\n"), err
         assert err.count("\n") == 1 and "Traceback" not in err, err
-        assert len(err) < 8000, err
+        assert len(err) < 4100, err
 
     def check_fields(self, **changes):
         """The same of a config file that puts in values without asking their type."""
