@@ -224,6 +224,21 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
         np.testing.assert_allclose(scores[place], [np.mean(lefts), np.mean(widths)])
 
 
+def test_damaged_images_have_no_dense_scores():
+    def batch(label, intact):
+        pixels = np.full((1, 4, 4, 3), label, np.uint8)
+        return {"image": [pixels], "label": [label], "mask": [intact]}
+
+    batches = [batch(1, True), batch(0, False), batch(2, True)]
+    labels, scores = evaluate._by_shape(
+        batches, 3, 2, lambda images: images.mean(axis=(1, 2, 3))
+    )
+    assert labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(scores, [[1, 1, 1], [2, 2, 2]])
+    labels, _ = evaluate._by_shape(batches[1:2], 1, 2, None)
+    assert len(labels) == 0  # which the command refuses
+
+
 @pytest.mark.slow
 def test_dense_evaluation_of_a_run(finished, capsys):
     argv = [f"--workdir={finished}", "--crops=dense", "--scales=32,64", "--images=3"]
