@@ -3,8 +3,10 @@
 
 import argparse
 import ast
+import contextlib
 import datetime
 import glob
+import logging as stdlib_logging
 import os
 import re
 import sys
@@ -101,8 +103,10 @@ def exit_code(
     after a signal to a run, which is saved and to be started again.
     """
     logging.set_verbosity(logging.FATAL)  # what Orbax says of errors, we say too
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     try:
-        command()
+        with _quiet_after_a_failed_write():
+            command()
     except InputError as error:
         print(f"rn_jax: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -119,6 +123,25 @@ def _printable(text):
         for c in " ".join(text.split())
     )
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+@contextlib.contextmanager
+def _quiet_after_a_failed_write():
+    """Lets what follows a failed write in TensorStore, which has a sentence, be unsaid.
+
+    Its other writes end later, find Orbax's event loop closed, and would each print so.
+    """
+    before = sys.unraisablehook
+
+    def hook(found):
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:

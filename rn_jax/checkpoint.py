@@ -44,6 +44,10 @@ class _Best(PreservationPolicy):
         return [info.step == self.step for info in checkpoints]
 
 
+class _OtherNetworkError(InputError):
+    """A checkpoint that is whole, but of something else."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -110,7 +114,9 @@ class Checkpoints:
         except Exception as error:  # of the disk, by Orbax, TensorStore or the system
             last = max(self._manager.all_steps(read=True), default=None)
             kept = "there is none before it" if last is None else f"step {last} is kept"
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = " ".join(str(error).split())
+            if len(reason) > 200:  # TensorStore's end with the system's words
+                reason = f"{reason[:80]} ... {reason[-80:]}"
             raise InputError(
                 f"A checkpoint cannot be written to {self.directory} ({reason}); "
                 f"{kept}. Make room there, and the same command goes on."
@@ -137,7 +143,7 @@ class Checkpoints:
             found = None
             try:
                 found = self._read(step, like)
-            except InputError:
+            except _OtherNetworkError:
                 raise
             except Exception:  # whatever a damaged file makes a reader raise
                 pass
@@ -237,7 +243,7 @@ class Checkpoints:
         """Arrays of the shapes that are looked for, which are those that are there."""
         where = f"The checkpoint of step {step} in {self.directory}"
         if (there := record["ours"].get("format")) != FORMAT:
-            raise InputError(
+            raise _OtherNetworkError(
                 f"{where} was written by another version of rn_jax: its format is "
                 f"{there}, and this one reads {FORMAT}."
             )
@@ -247,7 +253,7 @@ class Checkpoints:
         if differ:
             name = differ[0]
             more = "" if len(differ) == 1 else f", and {len(differ) - 1} more differ"
-            raise InputError(
+            raise _OtherNetworkError(
                 f"{where} is of another network: {name} is {there.get(name, 'absent')} "
                 f"there and {here.get(name, 'absent')} here{more}."
             )

@@ -98,9 +98,9 @@ def test_signal_saves_at_the_current_step(server, whole, tmp_path, faults, first
 def test_no_room_for_a_file(server, whole, tmp_path, faults, what):
     """By a limit on the size of files, of which the kernel tells as of a full disk."""
     workdir = tmp_path / "run"
-    stopped(server, workdir, signal.SIGTERM)
+    stopped(server, workdir, signal.SIGTERM, after=12)
     before = checkpoints(workdir)
-    limit = (workdir / "metrics.jsonl").stat().st_size
+    limit = (workdir / "metrics.jsonl").stat().st_size  # which has outgrown config.json
     limit += 1_500 if what == "checkpoint" else 50
     run = server.run(argv(workdir), file_size=limit)
     assert run.code == 2
