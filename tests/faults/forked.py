@@ -20,6 +20,7 @@ sys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})
 from tiny import TINY
 from rn_jax import register_model
 import experiments.run
+import sklearn.datasets  # which digits come from
 register_model("tiny", TINY)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -75,6 +76,7 @@ class Server:
         """Ends the server."""
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def _line(self):
         return self._process.stdout.readline().strip()

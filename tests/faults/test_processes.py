@@ -2,6 +2,7 @@
 """Several processes of one run, on this machine: as one, and when one of them dies."""
 
 import re
+import shutil
 import signal
 import socket
 import time
@@ -19,10 +20,18 @@ OPTIONS = (
     "--config.stochastic_depth={'last_survival': 0.5}",
     "--config.protocol=45k5k",
     "--config.augment=True",
-    "--config.epochs=6",
+    "--config.epochs=4",
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=1",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """In all processes: they are compared with each other alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
 
 
 def one(workdir, *options):
@@ -97,37 +106,34 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_two_processes_are_as_one(whole, tmp_path, mode):
-    """The first one writes and prints; a signal to the second stops both at a step."""
+    """The first one writes and prints; a signal to the second stops both at a step.
+
+    What they began is ended by two, or by one on four devices.
+    """
     workdir, option = tmp_path / "two", f"--config.parallelism={mode}"
     processes = start(workdir, option)
     checkpoint_is_there(workdir, 3, processes)
     processes[1].send_signal(signal.SIGTERM)
     (out, err), (other_out, other_err) = ends(processes, [75, 75])
-    step = re.search(r"saved at step (\d+) of 30; the same command", err)[1]
-    assert f"saved at step {step} of 30" in other_err
+    step = re.search(r"saved at step (\d+) of 20; the same command", err)[1]
+    assert f"saved at step {step} of 20" in other_err
     assert "a signal to another process" in err and "SIGTERM" in other_err
     assert (workdir / "checkpoints" / step).exists()
     assert "Run folder" in out and "Run folder" not in other_out
+    if mode == "pmap":
+        ended_by_one = shutil.copytree(workdir, tmp_path / "one")
+        out = one(ended_by_one, "--config.num_devices=4")
+        assert f"Resumed at step {step} of 20." in out
+        assert_close(ended_by_one, whole)
     (out, _), (other_out, _) = ends(start(workdir, option), [0, 0])
-    assert f"Resumed at step {step} of 30." in out
+    assert f"Resumed at step {step} of 20." in out
     assert "Test error" in out and "Test error" not in other_out
     assert_close(workdir, whole)
 
 
-def test_begun_by_two_and_ended_by_one_on_four_devices(whole, tmp_path):
-    workdir = tmp_path / "two"
-    processes = start(workdir)
-    checkpoint_is_there(workdir, 3, processes)
-    processes[0].send_signal(signal.SIGINT)
-    ends(processes, [75, 75])
-    assert "Resumed at step" in one(workdir, "--config.num_devices=4")
-    assert_close(workdir, whole)
-
-
 @pytest.mark.parametrize("victim", [0, 1])
-def test_if_one_is_killed_the_other_ends_and_both_go_on(
-    whole, tmp_path, faults, victim
-):
+def test_if_one_is_killed_the_other_ends(whole, tmp_path, faults, victim):
+    """Within the time without a heartbeat; both started again end as one does."""
     workdir = tmp_path / "two"
     processes = start(workdir)
     checkpoint_is_there(workdir, 3, processes)
@@ -137,8 +143,9 @@ def test_if_one_is_killed_the_other_ends_and_both_go_on(
     assert time.monotonic() - died < 3 * HEARTBEAT
     assert processes[1 - victim].returncode != 0
     processes[victim].communicate()
-    ends(start(workdir), [0, 0])
-    assert_close(workdir, whole)
+    if victim == 1:
+        ends(start(workdir), [0, 0])
+        assert_close(workdir, whole)
     faults(KIND)
 
 
