@@ -24,5 +24,8 @@ def read_json(file: epath.Path) -> dict[str, Any]:
     except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{file} is damaged: it holds no dict of JSON.")
+        raise InputError(
+            f"{file} is damaged, it holds no dict of JSON: restore it, or take another "
+            "folder."
+        )
     return content

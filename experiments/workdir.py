@@ -16,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax.errors import InputError
 
@@ -83,7 +84,7 @@ class Workdir:
     def summary(self) -> dict[str, Any] | None:
         """summary.json, which is there once the run has ended."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
@@ -137,9 +138,10 @@ class Workdir:
         lines = []
         for text in file.read_text().splitlines() if file.exists() else []:
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            lines.append(line)
         return lines
 
     def close(self) -> None:
@@ -162,12 +164,7 @@ class Workdir:
                     "choose another --workdir."
                 )
             return
-        try:
-            there = json.loads(file.read_text())
-        except json.JSONDecodeError:
-            raise InputError(
-                f"{file} is damaged; restore it, or choose another --workdir."
-            ) from None
+        there = read_json(file)
         names = sorted((set(there) | set(self.config)) - _FREE)
         differ = [n for n in names if there.get(n) != self.config.get(n)]
         if differ:

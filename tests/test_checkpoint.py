@@ -175,3 +175,31 @@ def test_a_checkpoint_begun_but_not_ended_does_not_count(saved):
     checkpoints = Checkpoints(saved / "checkpoints")
     assert checkpoints.latest_step() == 4
     checkpoints.close()
+
+
+def test_checkpoint_of_another_network_is_refused_with_what_differs(saved):
+    state = make_state(0)
+    wider = state.replace(
+        params={"a": {"kernel": jnp.zeros((60, 51)), "more": jnp.zeros(3)}}
+    )
+    checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
+    with pytest.raises(
+        InputError,
+        match=r"of step 4 in .* is of another network: params/a/kernel is "
+        r"float32\[60, 50\] there and float32\[60, 51\] here, and 1 more differ\.",
+    ):
+        checkpoints.restore(wider)
+    assert steps_in(saved) == [2, 3, 4]
+    checkpoints.close()
+
+
+def test_checkpoint_of_another_format_is_refused(saved):
+    file = next(Path(saved / "checkpoints/4/record").glob("metadata"))
+    record = json.loads(file.read_text())
+    record["ours"]["format"] = 99
+    file.write_text(json.dumps(record))
+    checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
+    with pytest.raises(InputError, match="its format is 99, and this one reads 1"):
+        checkpoints.restore(make_state(0))
+    assert steps_in(saved) == [2, 3, 4]
+    checkpoints.close()

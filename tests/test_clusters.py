@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/train.sbatch, with a stand-in for SLURM's commands."""
 
+import json
 import os
 import re
 import subprocess
@@ -27,7 +28,8 @@ def submit(folder, *arguments, srun="true"):
     path = f"{folder}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", SCRIPT, *arguments],
-        env={**os.environ, "PATH": path, "SLURM_JOB_ID": "7"},
+        cwd=DOCS.parent,
+        env={**os.environ, "PATH": path, "SLURM_JOB_ID": str(os.getpid())},
         capture_output=True,
         text=True,
     )
@@ -69,7 +71,7 @@ def test_is_queued_again_only_if_it_was_stopped(tmp_path, srun, code, again):
     run = tmp_path / "run"
     done, calls = submit(tmp_path, run, srun=srun)
     assert done.returncode == code
-    assert ("scontrol requeue 7" in calls) == again
+    assert (f"scontrol requeue {os.getpid()}" in calls) == again
 
 
 def test_needs_a_folder(tmp_path):
@@ -81,3 +83,27 @@ def test_needs_a_folder(tmp_path):
 def test_the_documents_name_the_script():
     text = (DOCS / "clusters.md").read_text()
     assert f"docs/{SCRIPT.name}" in text and f"]({SCRIPT.name})" in text
+
+
+@pytest.mark.slow
+def test_two_processes_find_each_other_as_under_slurm(tmp_path):
+    """With the variables that srun gives to two tasks on one node."""
+    srun = """
+        for i in 0 1; do
+            SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_PROCID=$i \\
+                SLURM_LOCALID=$i JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 \\
+                "$@" &
+        done
+        wait
+    """
+    options = (
+        "--config=configs/resnet20.py:digits",
+        "--config.model_kwargs.stage_sizes=(1,1,1)",
+        "--config.epochs=1",
+        "--config.batch_size=240",
+    )
+    done, _ = submit(tmp_path, tmp_path / "run", *options, srun=srun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Run folder") == 1
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["processes"] == 2

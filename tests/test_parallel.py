@@ -7,6 +7,12 @@ import pytest
 from rn_jax import InputError, parallel
 
 
+@pytest.fixture(autouse=True, scope="module")
+def devices():
+    """JAX is in use, so that `choose_devices` does not change how many there are."""
+    jax.devices()
+
+
 def test_none_takes_as_many_cores_as_divide_the_batch(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert len(parallel.choose_devices(None, 64)) == 4
@@ -34,3 +40,49 @@ def test_virtual_devices_always_synchronise():
     assert parallel.batch_norm_axis(devices[:1], "global") is None
     with pytest.raises(InputError, match="batch_norm must be"):
         parallel.batch_norm_axis(devices, "local")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"coordinator": "node1:1234"}, "belong together"),
+        ({"num_processes": 2, "process_id": 0}, "belong together"),
+        (("node1:1234", 2, 2), "must be one of 0 .. num_processes - 1, not 2 of 2"),
+        (("node1:1234", 0, 0), "not 0 of 0"),
+        (("node1", 2, 0), "must be HOST:PORT, as node1:1234, not 'node1'"),
+        ({"heartbeat_timeout": 0}, "at least 1 second, not 0"),
+    ],
+)
+def test_processes_that_cannot_be(given, says):
+    if isinstance(given, tuple):
+        names = ("coordinator", "num_processes", "process_id")
+        given = dict(zip(names, given, strict=True))
+    with pytest.raises(InputError, match=says):
+        parallel.join_processes(**given)
+
+
+@pytest.mark.parametrize(
+    ("environ", "several"),
+    [
+        ({}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # a batch script's shell
+        ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_launchers_of_several_processes(monkeypatch, environ, several):
+    monkeypatch.setattr(parallel, "find_spec", lambda name: None)  # no libtpu
+    assert parallel._started_with_others(environ) == several
+
+
+def test_alone_nothing_is_waited_for():
+    assert not parallel.join_processes()
+    assert parallel.is_first_process()
+    assert parallel.all_true(True) and not parallel.all_true(False)
+    agreement = parallel.Agreement()
+    assert agreement.any(True) and not agreement.any(False)
+    with pytest.raises(InputError, match="this one"), parallel.together():
+        raise InputError("this one")

@@ -42,6 +42,7 @@ def undisturbed(server, tmp_path_factory):
     started = time.monotonic()
     run = server.run(argv(folder / "whole"))
     assert run.code == 0, run.err
+    assert_same_run(folder / "first", folder / "whole")  # the same seed twice
     return folder / "whole", time.monotonic() - started
 
 

@@ -237,7 +237,7 @@ def test_damaged_config_is_refused(server, whole, tmp_path, faults):
     os.truncate(workdir / "config.json", 100)
     run = server.run(argv(workdir))
     assert run.code == 2
-    assert f"{workdir}/config.json is damaged; restore it" in run.err
+    assert f"{workdir}/config.json is damaged, it holds no dict of JSON" in run.err
     shutil.copy(whole / "config.json", workdir)
     goes_on_as_if_nothing_had_happened(server, workdir, whole)
     faults("damaged config")
