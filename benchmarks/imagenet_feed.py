@@ -340,7 +340,7 @@ def main() -> None:
     for name, milliseconds in result["decoders"]["milliseconds"].items():
         print(f"decoding, {name}: {milliseconds:.2f} ms a picture")
     packages = ("grain", "opencv-python-headless", "pillow", "simplejpeg")
-    packages += ("torch", "torchvision", "tensorflow")
+    packages += ("torch", "torchvision", "tensorflow", "tensorflow-cpu")
     print(measure.write("imagenet_feed", result, *packages))
 
 

@@ -87,7 +87,7 @@ def setup(
     )
 
 
-def run(num_devices, stochastic_depth, steps=3):
+def run(num_devices, stochastic_depth, steps=5):
     _, state, step, _ = setup(num_devices, stochastic_depth)
     seen = []
     for i in range(steps):

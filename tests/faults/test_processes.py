@@ -108,7 +108,7 @@ def whole(tmp_path_factory):
 def test_two_processes_are_as_one(whole, tmp_path, mode):
     """The first one writes and prints; a signal to the second stops both at a step.
 
-    What they began is ended by two, or by one on four devices.
+    What they began is ended by two, or by one on one device or on four.
     """
     workdir, option = tmp_path / "two", f"--config.parallelism={mode}"
     processes = start(workdir, option)
@@ -121,10 +121,11 @@ def test_two_processes_are_as_one(whole, tmp_path, mode):
     assert (workdir / "checkpoints" / step).exists()
     assert "Run folder" in out and "Run folder" not in other_out
     if mode == "pmap":
-        ended_by_one = shutil.copytree(workdir, tmp_path / "one")
-        out = one(ended_by_one, "--config.num_devices=4")
-        assert f"Resumed at step {step} of 20." in out
-        assert_close(ended_by_one, whole)
+        for devices in (1, 4):
+            ended_by_one = shutil.copytree(workdir, tmp_path / f"one{devices}")
+            out = one(ended_by_one, f"--config.num_devices={devices}")
+            assert f"Resumed at step {step} of 20." in out
+            assert_close(ended_by_one, whole)
     (out, _), (other_out, _) = ends(start(workdir, option), [0, 0])
     assert f"Resumed at step {step} of 20." in out
     assert "Test error" in out and "Test error" not in other_out
