@@ -109,6 +109,10 @@ def exit_code(
             command()
     except InputError as error:
         print(f"rn_jax: {_printable(str(error))}", file=sys.stderr)
+        if isinstance(error, parallel.LostProcessError):
+            # On the usual way out JAX would wait for the one that has ended.
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"rn_jax: {interrupted}", file=sys.stderr)

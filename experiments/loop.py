@@ -82,7 +82,7 @@ def train(
         if jax.process_count() == 1:
             raise
         reason = str(error).splitlines()[0]
-        raise InputError(
+        raise parallel.LostProcessError(
             f"Process {jax.process_index()} cannot go on without the others "
             f"({reason}); all started again by the same commands, they go on from the "
             "last checkpoint."

@@ -111,6 +111,8 @@ class Checkpoints:
     def _writing(self):
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # another process has ended
+            raise
         except Exception as error:  # of the disk, by Orbax, TensorStore or the system
             last = max(self._manager.all_steps(read=True), default=None)
             kept = "there is none before it" if last is None else f"step {last} is kept"

@@ -29,6 +29,10 @@ MODES = ("pmap", "shard_map")
 # --- Processes ------------------------------------------------------------------------
 
 
+class LostProcessError(InputError):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+
 def join_processes(
     *,
     coordinator: str | None = None,
@@ -55,28 +59,14 @@ def join_processes(
     Raises:
         InputError: only some of the first three are given, or values that cannot be.
     """
-    given = (coordinator, num_processes, process_id)
-    if None in given and given != (None, None, None):
-        raise InputError(
-            "--coordinator, --num_processes and --process_id belong together; none of "
-            "them is needed on TPU slices, SLURM and Open MPI."
-        )
     if heartbeat_timeout < 1:
         raise InputError(
             f"heartbeat_timeout must be at least 1 second, not {heartbeat_timeout}."
         )
-    if coordinator is None:
-        if not _started_with_others(os.environ):
-            return False
-    elif num_processes < 1 or not 0 <= process_id < num_processes:
-        raise InputError(
-            f"process_id must be one of 0 .. num_processes - 1, not {process_id} of "
-            f"{num_processes}."
-        )
-    elif not coordinator.rpartition(":")[2].isdigit():
-        raise InputError(
-            f"coordinator must be HOST:PORT, as node1:1234, not {coordinator!r}."
-        )
+    by_hand = _check_place(coordinator, num_processes, process_id)
+    launched = not by_hand and _launched_with_others(os.environ)
+    if not by_hand and not launched and find_spec("libtpu") is None:
+        return False
     # A run answers SIGTERM by itself, at a step on which all processes agree.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -87,21 +77,51 @@ def join_processes(
             heartbeat_timeout_seconds=heartbeat_timeout,
         )
     except ValueError:
-        if coordinator is not None:
+        if by_hand or launched:
             raise
-        return False  # libtpu is installed, but there is no slice
+        return False  # libtpu is installed, but this is no TPU
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"This process cannot join the others ({reason}): start all of them, and "
+            "give each the same coordinator, which it can reach."
+        ) from error
+    if by_hand:
+        return num_processes > 1
+    # To ask JAX starts its backend, which would fix the number of a CPU's devices.
+    return launched or jax.process_count() > 1
+
+
+def _check_place(coordinator, num_processes, process_id):
+    """Whether a place among others was given by hand; raises if it cannot be."""
+    given = (coordinator, num_processes, process_id)
+    if given == (None, None, None):
+        return False
+    if None in given:
+        raise InputError(
+            "--coordinator, --num_processes and --process_id belong together; none of "
+            "them is needed on TPU slices, SLURM and Open MPI."
+        )
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise InputError(
+            f"process_id must be one of 0 .. num_processes - 1, not {process_id} of "
+            f"{num_processes}."
+        )
+    if not coordinator.rpartition(":")[2].isdigit():
+        raise InputError(
+            f"coordinator must be HOST:PORT, as node1:1234, not {coordinator!r}."
+        )
     return True
 
 
-def _started_with_others(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher that `jax.distributed` knows started this process.
+def _launched_with_others(environ: Mapping[str, str]) -> bool:
+    """Whether SLURM or Open MPI started this process as one of several.
 
-    It would recognise them by itself, but tries Kubernetes too, by which many start
-    single processes.
+    `jax.distributed` would find out by itself, but tries Kubernetes too, by which many
+    start single processes.
     """
     by_slurm = "SLURM_STEP_NODELIST" in environ and environ.get("SLURM_NTASKS") != "1"
-    by_mpi = environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
-    return by_slurm or by_mpi or find_spec("libtpu") is not None
+    return by_slurm or environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
 
 
 def is_first_process() -> bool:

@@ -73,9 +73,8 @@ def test_processes_that_cannot_be(given, says):
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
     ],
 )
-def test_launchers_of_several_processes(monkeypatch, environ, several):
-    monkeypatch.setattr(parallel, "find_spec", lambda name: None)  # no libtpu
-    assert parallel._started_with_others(environ) == several
+def test_launchers_of_several_processes(environ, several):
+    assert parallel._launched_with_others(environ) == several
 
 
 def test_alone_nothing_is_waited_for():
