@@ -13,7 +13,7 @@ test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
 test-all: lint $(if $(PEERS),peers)  ## With everything long
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: .venv/test.stamp  ## Faults of every kind, counted in results/faults.json
+test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faults.json
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
 lint: .venv/test.stamp

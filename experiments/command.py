@@ -109,8 +109,8 @@ def exit_code(
             command()
     except InputError as error:
         print(f"rn_jax: {_printable(str(error))}", file=sys.stderr)
-        if isinstance(error, parallel.LostProcessError):
-            # On the usual way out JAX would wait for the one that has ended.
+        if isinstance(error, parallel.AloneError):
+            # On the usual way out JAX waits for the others, and they may wait for this.
             sys.stderr.flush()
             os._exit(error.exit_code)
         return error.exit_code

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lock on a run's folder, so that two runs never write into the same one."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -14,28 +15,34 @@ from etils import epath
 
 from rn_jax.errors import InputError
 
-# Seconds between signs of life in the file, and without one until it counts as stale.
-_REFRESH, _STALE = 60, 600
+# Seconds between signs of life in the file.
+_REFRESH = 60
 
 
 class Lock:
     """The file lock.json with host, process and time of whoever holds the folder.
 
     Processes of one machine are told apart by the kernel, which ends the lock of one
-    that dies. For those of other machines, and in buckets, the time in the file counts,
-    which is renewed every minute: ten minutes without make a lock stale.
+    that dies. A holder on another machine, or of a bucket, is watched: its process
+    changes the file every minute, and when two and a half pass without a change, the
+    lock is stale.
 
     Args:
         folder: which is there.
         report: takes a sentence that the user should read.
+        refresh: seconds between changes of the file.
     """
 
     def __init__(
-        self, folder: epath.PathLike, *, report: Callable[[str], None] = print
+        self,
+        folder: epath.PathLike,
+        *,
+        report: Callable[[str], None] = print,
+        refresh: float = _REFRESH,
     ):
         self._path = epath.Path(folder) / "lock.json"
-        self._report = report
-        self._since = time.time()
+        self._report, self._refresh = report, refresh
+        self._since = datetime.datetime.now().isoformat(" ", "seconds")
         self._file = None
         self._released = threading.Event()
         self._keeper = None
@@ -47,15 +54,18 @@ class Lock:
             InputError: another run has it.
             OSError: the file cannot be written.
         """
-        if not self._is_remote():
-            self._open_alone()
-        holder = self._holder()
-        if holder is not None:
-            if self._is_alive(holder):
-                self._close()
-                raise self._refusal(holder)
-            self._report(f"Took over the lock of {_name(holder)}, which has ended.")
-        self._write()
+        by_kernel = not self._is_remote() and self._open_alone()
+        try:
+            holder = self._holder()
+            if holder is not None:
+                here = holder["host"] == socket.gethostname()
+                if not (by_kernel and here) and self._shows_life(holder):
+                    raise self._refusal(holder)
+                self._report(f"Took over the lock of {_name(holder)}, which has ended.")
+            self._write()
+        except BaseException:
+            self._close()
+            raise
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
@@ -73,33 +83,44 @@ class Lock:
         return "://" in os.fspath(self._path)
 
     def _open_alone(self):
-        """Opens the file and locks it, or says who has it."""
+        """Opens the file and locks it; False where the file system has no such locks.
+
+        Raises:
+            InputError: a process of this machine has the lock.
+        """
         while True:
-            file = open(self._path, "a+")
+            file = open(self._path, "r+", opener=_or_new)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.close()
                 raise self._refusal(self._holder()) from None
+            except OSError:
+                file.close()
+                return False
             # The one who had it may have removed the file since it was opened.
             if self._path.exists() and os.path.samestat(
                 os.fstat(file.fileno()), os.stat(self._path)
             ):
                 self._file = file
-                return
+                return True
             file.close()
 
     def _holder(self):
         try:
             holder = json.loads(self._path.read_text())
-            return holder if {"host", "process", "renewed"} <= set(holder) else None
+            return holder if {"host", "process", "since"} <= set(holder) else None
         except (OSError, ValueError, TypeError):  # not there, or not whole
             return None
 
-    def _is_alive(self, holder):
-        if holder["host"] == socket.gethostname() and self._file is not None:
-            return False  # the kernel says so
-        return time.time() - holder["renewed"] < _STALE
+    def _shows_life(self, holder):
+        self._report(f"Looking whether {_name(holder)} is still at work here.")
+        end = time.monotonic() + 2.5 * self._refresh
+        while time.monotonic() < end:
+            time.sleep(self._refresh / 20)
+            if self._holder() != holder:
+                return True
+        return False
 
     def _refusal(self, holder):
         who = "another run" if holder is None else _name(holder)
@@ -109,33 +130,33 @@ class Lock:
         )
 
     def _keep(self):
-        while not self._released.wait(_REFRESH):
-            try:
+        while not self._released.wait(self._refresh):
+            with contextlib.suppress(OSError):  # a full disk is told by who needs it
                 self._write()
-            except OSError:
-                pass  # a full disk is told by whoever writes what matters
 
     def _write(self):
         holder = {
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "since": datetime.datetime.fromtimestamp(self._since).isoformat(
-                " ", "seconds"
-            ),
+            "since": self._since,
             "renewed": time.time(),
         }
-        text = json.dumps(holder) + "\n"
+        text = json.dumps(holder).ljust(511) + "\n"  # always as long
         if self._file is None:
             self._path.write_text(text)
             return
-        self._file.truncate(0)
-        self._file.write(text)
-        self._file.flush()
+        # Over the old text: at no time is the file empty, or another one.
+        os.pwrite(self._file.fileno(), text.encode(), 0)
+        os.truncate(self._file.fileno(), len(text))
 
     def _close(self):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _or_new(path, flags):
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _name(holder):

@@ -64,36 +64,45 @@ def train(
     try:
         with parallel.together():
             experiment = build(config)
-        with _printing_in_the_first_process():
+        with _printing_in_the_first_process(), _StopSignal() as stop:
             with parallel.together():
                 run = _Run(experiment, workdir)
-            with _StopSignal() as stop:
+            with _ending_alone(), contextlib.closing(run):
+                run.resume()
                 run.train(stop, profile_steps)
-            if run.step < experiment.total_steps:
-                raise StoppedError(
-                    f"Stopped by {stop.name or 'a signal to another process'} and "
-                    f"saved at step {run.step} of {experiment.total_steps}; the same "
-                    f"command with --workdir={resumed_by or path} goes on from there."
-                )
-            summary = run.summarize()
-            _print_result(config, summary)
+                if run.step < experiment.total_steps:
+                    by = stop.name or "a signal to another process"
+                    raise StoppedError(
+                        f"Stopped by {by} and saved at step {run.step} of "
+                        f"{experiment.total_steps}; the same command with "
+                        f"--workdir={resumed_by or path} goes on from there."
+                    )
+                summary = run.summarize()
+            if parallel.is_first_process():
+                _print_result(config, summary)
             return summary
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        reason = str(error).splitlines()[0]
-        raise parallel.LostProcessError(
-            f"Process {jax.process_index()} cannot go on without the others "
-            f"({reason}); all started again by the same commands, they go on from the "
-            "last checkpoint."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written to ({error}). The last good checkpoint is kept: "
-            "make room there, and the same command goes on."
-        ) from error
     finally:
         workdir.close()
+
+
+@contextlib.contextmanager
+def _ending_alone():
+    """Around what one process of several may fail in while the others go on."""
+    try:
+        yield
+    except (StoppedError, NotFiniteError):  # in all of them at the same step
+        raise
+    except (InputError, jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, InputError):
+            raise parallel.AloneError(str(error)) from error
+        # Of a collective, most often, since another process has ended.
+        raise parallel.AloneError(
+            f"Process {jax.process_index()} of {jax.process_count()} cannot go on "
+            f"({str(error).splitlines()[0]}); all started again by the same commands, "
+            "they go on from the last checkpoint."
+        ) from error
 
 
 def _printing_in_the_first_process():
@@ -119,6 +128,7 @@ class _Run:
         self.experiment = experiment
         self.workdir = workdir
         self.step = 0
+        self.checkpoints = None
         # What resuming needs beside the state; saved with every checkpoint.
         self.record = {
             "wall_seconds": 0.0,
@@ -126,26 +136,36 @@ class _Run:
             "timed_images": 0,
             "best": None,
         }
-        begun = workdir.checkpoints.exists()
-        if not begun:  # what is wrong with init_from is said before anything is written
+        self._begun = workdir.checkpoints.exists()
+        if not self._begun:  # a bad init_from is said before anything is written
             self.state = self._first_state()
         workdir.open(writes=parallel.is_first_process())
-        parallel.wait_for_all("the run's folder is open")
-        self.checkpoints = Checkpoints(workdir.checkpoints)
-        if restored := self.checkpoints.restore(experiment.initial_state):
-            state, self.record = restored
-            self.step = int(state.step)
-            self.state = experiment.replicate(state)
-            print(f"Resumed at step {self.step} of {experiment.total_steps}.")
-        elif begun:
-            self.state = self._first_state()
-        print(f"Run folder: {workdir.path}")
-        workdir.resume_at(self.step)
-        self._clock = time.perf_counter()
         self._in_flight = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
         self._timed_from = None  # step and time since which training is timed
         self._pace = Pace()
+
+    def resume(self) -> None:
+        """Goes to the newest checkpoint, if there is one."""
+        exp = self.experiment
+        self.checkpoints = Checkpoints(self.workdir.checkpoints)
+        if restored := self.checkpoints.restore(exp.initial_state):
+            state, self.record = restored
+            self.step = int(state.step)
+            self.state = exp.replicate(state)
+            print(f"Resumed at step {self.step} of {exp.total_steps}.")
+        elif self._begun:
+            self.state = self._first_state()
+        print(f"Run folder: {self.workdir.path}")
+        self.workdir.resume_at(self.step)
+        self._clock = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the threads that save."""
+        # Among several processes that would be to wait for one that may have ended.
+        if self.checkpoints is not None and jax.process_count() == 1:
+            with contextlib.suppress(InputError):  # which has been told
+                self.checkpoints.close()
 
     def _first_state(self):
         exp = self.experiment
@@ -380,8 +400,10 @@ class _Run:
         """Draws the figures and writes summary.json; the first process, for all."""
         self.checkpoints.close()
         if parallel.is_first_process():
-            self.workdir.finish(self._summary())
-        parallel.wait_for_all("the run is summed up")
+            with self.workdir.writing():
+                summary = self._summary()
+            self.workdir.finish(summary)
+        parallel.wait_for_all()
         return self.workdir.summary()
 
     def _summary(self):

@@ -10,6 +10,7 @@ python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
 import sys
 
 from experiments import command, loop, seeds
+from rn_jax.errors import InputError
 
 
 def main() -> int:
@@ -29,6 +30,8 @@ def _train():
     add("--heartbeat_timeout", type=int, default=100, help="until one counts as dead")
     options, rest = parser.parse_with_config(sys.argv[1:])
     name, config = command.load_config(rest)
+    if options.profile < 0 or (options.profile and options.seeds is not None):
+        raise InputError("--profile is a number of steps, of a run without --seeds.")
     command.join_processes(options)
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:

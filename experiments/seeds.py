@@ -75,12 +75,12 @@ def train(
         summaries.append(summary)
     if diverged is not None:
         raise diverged
+    if not parallel.is_first_process():
+        return summaries
     result = {"seeds": list(seeds)}
     for name in ("test_error_percent", "test_error_at_best_val_percent"):
         if all(summary[name] is not None for summary in summaries):
             result[name] = describe([summary[name] for summary in summaries])
-    if not parallel.is_first_process():
-        return summaries
     replace_file(folder / "seeds.json", json.dumps(result, indent=2) + "\n")
     shown = result.get("test_error_at_best_val_percent", result["test_error_percent"])
     at_best = "test_error_at_best_val_percent" in result

@@ -151,6 +151,8 @@ def _last_state(folder, step, like):
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         state = checkpoints.read(step, like)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes a reader raise
         raise InputError(
             f"The checkpoint of step {step}, the last of the run {folder}, is missing "

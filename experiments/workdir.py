@@ -6,9 +6,10 @@ memory readings go to timing.jsonl. On resume both are cut back to the restored 
 no line is there twice and none is missing.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -68,13 +69,26 @@ class Workdir:
         self._writes = writes
         if not writes:
             return
-        try:
+        with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self._check_config()  # by now another run may have begun and ended there
             self._write("config.json", self.config)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes into the folder.
+
+        Raises:
+            InputError: it cannot be written to, as when the disk is full.
+        """
+        try:
+            yield
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written to: {error}.") from None
+            raise InputError(
+                f"{self.path} cannot be written to ({error}). Checkpoints that are "
+                "there are kept: make room, and the same command goes on."
+            ) from error
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -89,23 +103,23 @@ class Workdir:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
         if self._writes:
-            self._write("summary.json", summary)
+            with self.writing():
+                self._write("summary.json", summary)
 
     def resume_at(self, step: int) -> None:
         """Cuts the logs back to `step` and opens the events there."""
         if not self._writes:
             return
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            kept = [line for line in self.lines(name) if line["step"] <= step]
-            self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
-        # Without the thread of SummaryWriter, which would hang once a disk is full.
-        (self.path / "events").mkdir(exist_ok=True)
-        self._events = EventsWriter(str(self.path / "events" / "events"))
-        # TensorBoard drops what an interrupted run had logged beyond this step.
-        start = SessionLog(status=SessionLog.START)
-        self._events.write_event(
-            Event(wall_time=time.time(), step=step + 1, session_log=start)
-        )
+        with self.writing():
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                kept = [line for line in self.lines(name) if line["step"] <= step]
+                self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
+            # Without the thread of SummaryWriter, which would hang once a disk is full.
+            (self.path / "events").mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self.path / "events" / "events"))
+            # TensorBoard drops what an interrupted run had logged beyond this step.
+            start = SessionLog(status=SessionLog.START)
+            self._add_event(step + 1, session_log=start)
 
     def log(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends a line with a "step" to metrics.jsonl or timing.jsonl, and as events.
@@ -116,30 +130,30 @@ class Workdir:
         """
         if not self._writes:
             return
-        with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for field, value in line.items():
-            if field not in ("step", "epoch", "kind") and value is not None:
-                tag = "/".join(
-                    (name, *([line["kind"]] if "kind" in line else []), field)
-                )
-                self._events.write_event(
-                    Event(
-                        wall_time=time.time(),
-                        step=line["step"],
-                        summary=scalar(tag, value),
-                    )
-                )
-        self._events.flush()
+        prefix = f"{name}/{line['kind']}" if "kind" in line else name
+        with self.writing():
+            with (self.path / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            for field, value in line.items():
+                if field not in ("step", "epoch", "kind") and value is not None:
+                    summary = scalar(f"{prefix}/{field}", value)
+                    self._add_event(line["step"], summary=summary)
+            self._events.flush()
+
+    def _add_event(self, step, **content):
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._events.write_event(event)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a .jsonl file; a killed run may leave half a line."""
         file = self.path / name
         lines = []
-        for text in file.read_text().splitlines() if file.exists() else []:
+        for text in file.read_bytes().splitlines() if file.exists() else []:
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
+                break
+            if not isinstance(line, dict) or "step" not in line:
                 break
             lines.append(line)
         return lines
@@ -150,6 +164,8 @@ class Workdir:
         try:
             if events is not None:
                 events.close()
+        except OSError:
+            pass  # the disk is full, which was told when a line was written
         finally:
             self._lock.release()
 

@@ -44,7 +44,7 @@ class _Best(PreservationPolicy):
         return [info.step == self.step for info in checkpoints]
 
 
-class _OtherNetworkError(InputError):
+class OtherNetworkError(InputError):
     """A checkpoint that is whole, but of something else."""
 
 
@@ -145,7 +145,7 @@ class Checkpoints:
             found = None
             try:
                 found = self._read(step, like)
-            except _OtherNetworkError:
+            except (OtherNetworkError, MemoryError):
                 raise
             except Exception:  # whatever a damaged file makes a reader raise
                 pass
@@ -184,7 +184,7 @@ class Checkpoints:
             most: numbers that it may claim to hold; those of `like` if there is one.
 
         Raises:
-            InputError: it claims more.
+            InputError: it claims more, or is of another network or format.
             Exception: of whatever other kind, the checkpoint is damaged.
         """
         return self._read(step, like, most)[0]
@@ -204,13 +204,13 @@ class Checkpoints:
         self._manager.close()
 
     def _set_aside(self, steps):
-        parallel.wait_for_all("the damaged checkpoints are known")
+        parallel.wait_for_all()
         for step in steps if parallel.is_first_process() else ():
             place = self.directory.parent / "damaged"
             place.mkdir(parents=True, exist_ok=True)
             tries = sum(1 for _ in place.glob(f"{step}-*"))
             (self.directory / str(step)).rename(place / f"{step}-{tries + 1}")
-        parallel.wait_for_all("the damaged checkpoints are set aside")
+        parallel.wait_for_all()
         self._manager.reload()
 
     def _read(self, step, like, most=None):
@@ -218,6 +218,7 @@ class Checkpoints:
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 record = self._restore(step, record=ocp.args.JsonRestore()).record
+                self._check_format(step, record)
                 target = None
                 if like is not None:
                     target = self._target(step, like, record)
@@ -241,23 +242,29 @@ class Checkpoints:
     def _restore(self, step, **items):
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
+    def _check_format(self, step, record):
+        there = record["ours"].get("format", "older than formats are numbered")
+        if there != FORMAT:
+            raise OtherNetworkError(
+                f"{self._where(step)} was written by another version of rn_jax: its "
+                f"format is {there}, and this one reads {FORMAT}."
+            )
+
+    def _where(self, step):
+        return f"The checkpoint of step {step} in {self.directory}"
+
     def _target(self, step, like, record):
         """Arrays of the shapes that are looked for, which are those that are there."""
-        where = f"The checkpoint of step {step} in {self.directory}"
-        if (there := record["ours"].get("format")) != FORMAT:
-            raise _OtherNetworkError(
-                f"{where} was written by another version of rn_jax: its format is "
-                f"{there}, and this one reads {FORMAT}."
-            )
         target = flax.serialization.to_state_dict(like)
         here, there = layout(target), record["ours"]["layout"]
         differ = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
         if differ:
             name = differ[0]
             more = "" if len(differ) == 1 else f", and {len(differ) - 1} more differ"
-            raise _OtherNetworkError(
-                f"{where} is of another network: {name} is {there.get(name, 'absent')} "
-                f"there and {here.get(name, 'absent')} here{more}."
+            raise OtherNetworkError(
+                f"{self._where(step)} is of another network: {name} is "
+                f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} "
+                f"here{more}."
             )
         return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
 
@@ -271,8 +278,8 @@ class Checkpoints:
         )
         if claimed > most:
             raise InputError(
-                f"The checkpoint of step {step} in {self.directory} claims {claimed:,} "
-                f"numbers; at most {most:,} are taken."
+                f"{self._where(step)} claims {claimed:,} numbers; at most {most:,} are "
+                "taken."
             )
 
 

@@ -29,8 +29,8 @@ MODES = ("pmap", "shard_map")
 # --- Processes ------------------------------------------------------------------------
 
 
-class LostProcessError(InputError):
-    """Another process of the run has ended, and this one cannot go on without it."""
+class AloneError(InputError):
+    """Raised in one process of several: it must not wait for the others at its end."""
 
 
 def join_processes(
@@ -75,6 +75,7 @@ def join_processes(
             num_processes,
             process_id,
             heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
         )
     except ValueError:
         if by_hand or launched:
@@ -131,15 +132,17 @@ def is_first_process() -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """If bad input stops one process inside, it stops all: none waits for another.
+    """If an error stops one process inside, it stops all: none waits for another.
+
+    What is inside must not wait for other processes itself.
 
     Raises:
-        InputError: its own, or that another process raised one.
+        InputError: that another process raised an error; and what is raised inside.
     """
     error = None
     try:
         yield
-    except InputError as own:
+    except BaseException as own:
         error = own
     failed = np.ravel(_all_gather(np.bool_(error is not None)))
     if error is not None:
@@ -150,10 +153,9 @@ def together() -> Iterator[None]:
         )
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when all processes have come to the place of that name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def wait_for_all() -> None:
+    """Returns when all processes have come here."""
+    _all_gather(np.bool_(True))
 
 
 def all_true(value: bool) -> bool:
@@ -278,7 +280,16 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
         return jax.device_put(tree, devices[0])
     if mode == "pmap":  # whose arrays are those of one process
         devices = [d for d in devices if d.process_index == jax.process_index()]
-    return jax.device_put(tree, _sharding(devices))
+    sharding = _sharding(devices)
+    if jax.process_count() == 1 or mode == "pmap":
+        return jax.device_put(tree, sharding)
+    # Without `device_put`'s own check, for which the processes would meet.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(
+            np.shape(leaf), sharding, np.asarray(leaf).__getitem__
+        ),
+        tree,
+    )
 
 
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:

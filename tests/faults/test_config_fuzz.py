@@ -87,7 +87,7 @@ def shapes_alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny", entry)
         patch.setattr(train, "create_state", create_state)
-        patch.setattr(parallel, "replicate", lambda tree, devices: tree)
+        patch.setattr(parallel, "replicate", lambda tree, devices, mode: tree)
         patch.setattr(setup, "_use_compilation_cache", lambda folder: None)
         yield
 

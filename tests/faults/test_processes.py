@@ -2,6 +2,7 @@
 """Several processes of one run, on this machine: as one, and when one of them dies."""
 
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -152,6 +153,22 @@ def test_if_one_is_killed_the_other_ends(whole, tmp_path, faults, victim):
         ends(start(workdir), [0, 0])
         assert_close(workdir, whole)
     faults(KIND)
+
+
+def test_first_process_cannot_write(tmp_path, faults):
+    """It ends by itself, and so does the other, which then waits for it in vain."""
+    workdir = tmp_path / "two"
+    processes = start(workdir)
+    checkpoint_is_there(workdir, 3, processes)
+    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (100, 100))
+    began = time.monotonic()
+    _, err = processes[0].communicate(timeout=600)
+    assert processes[0].returncode == 2
+    assert "cannot be written to" in err and "the same command goes on" in err
+    processes[1].communicate(timeout=600)
+    assert processes[1].returncode in (2, -signal.SIGABRT)
+    assert time.monotonic() - began < 3 * HEARTBEAT
+    faults("no room for the first of two processes")
 
 
 def test_bad_input_in_one_process_ends_all(tmp_path, faults):

@@ -16,6 +16,7 @@ from command import ROOT, arguments, assert_same_run, in_process
 from forked import Server
 from tiny import TINY
 
+from rn_jax.checkpoint import Checkpoints
 from rn_jax.models import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -54,7 +55,7 @@ def checkpoints(workdir):
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def stopped(server, workdir, number, after=4, then=None):
+def stopped(server, workdir, number, after=4):
     """A run that had a signal once there was a checkpoint of a step, or was beyond."""
     run = server.start(argv(workdir))
     deadline = time.monotonic() + 240
@@ -62,8 +63,6 @@ def stopped(server, workdir, number, after=4, then=None):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     run.signal(number)
-    if then is not None:
-        run.signal(then)
     run.wait()
     return run
 
@@ -75,23 +74,54 @@ def goes_on_as_if_nothing_had_happened(server, workdir, whole):
     assert_same_run(workdir, whole)
 
 
-@pytest.mark.parametrize("then", [None, signal.SIGTERM, signal.SIGINT], ids=str)
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_signal_saves_at_the_current_step(server, whole, tmp_path, faults, first, then):
-    """And a second one, while that is written, changes nothing."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_signal_saves_at_the_current_step(server, whole, tmp_path, faults, number):
     workdir = tmp_path / "run"
-    run = stopped(server, workdir, first, then=then)
+    run = stopped(server, workdir, number)
     assert run.code == 75
     said = re.fullmatch(
-        r"rn_jax: Stopped by (\w+) and saved at step (\d+) of 30; the same command "
-        rf"with --workdir={workdir} goes on from there\.\n",
+        rf"rn_jax: Stopped by {number.name} and saved at step (\d+) of 30; the same "
+        rf"command with --workdir={workdir} goes on from there\.\n",
         run.err,
     )
-    assert said[1] in {first.name, getattr(then, "name", None)}
-    assert checkpoints(workdir)[-1] == int(said[2])
+    assert checkpoints(workdir)[-1] == int(said[1])
     assert not (workdir / "lock.json").exists()
     goes_on_as_if_nothing_had_happened(server, workdir, whole)
-    faults(first.name if then is None else f"{first.name}, then {then.name}")
+    faults(number.name)
+
+
+def test_second_signals_while_it_saves(
+    server, whole, tmp_path, faults, monkeypatch, capsys
+):
+    """Before, in and after what writes the checkpoint that the first one asked for."""
+    workdir = tmp_path / "run"
+    save, wait = Checkpoints.save, Checkpoints.wait
+
+    def again():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    def saving(checkpoints, state, *arguments, **keywords):
+        if int(state.step) == 8:  # which is saved in any case
+            again()
+        save(checkpoints, state, *arguments, **keywords)
+        if int(state.step) == 8:
+            again()
+
+    def waiting(checkpoints):
+        again()
+        wait(checkpoints)
+        again()
+
+    with monkeypatch.context() as patch:
+        patch.setitem(MODELS, "tiny", TINY)
+        patch.setattr(Checkpoints, "save", saving)
+        patch.setattr(Checkpoints, "wait", waiting)
+        assert in_process(patch, argv(workdir)) == 75
+    assert "saved at step 8 of 30" in capsys.readouterr().err
+    assert checkpoints(workdir)[-1] == 8
+    goes_on_as_if_nothing_had_happened(server, workdir, whole)
+    faults("second signal while it saves", 6)
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
@@ -108,8 +138,8 @@ def test_no_room_for_a_file(server, whole, tmp_path, faults, what):
         "checkpoint": rf"rn_jax: A checkpoint cannot be written to {workdir}/check"
         rf"points \(.*\); step {before[-1]} is kept\. Make room there, and the same "
         r"command goes on\.\n",
-        "metrics": rf"rn_jax: {workdir} cannot be written to \(.*\)\. The last good "
-        r"checkpoint is kept: make room there, and the same command goes on\.\n",
+        "metrics": rf"rn_jax: {workdir} cannot be written to \(.*\)\. Checkpoints that "
+        r"are there are kept: make room, and the same command goes on\.\n",
     }[what]
     assert re.fullmatch(sentence, run.err), run.err
     assert checkpoints(workdir)[-1] == before[-1]
@@ -173,14 +203,18 @@ sys.exit(run.main())
 
 
 def test_folder_in_use_is_refused(server, whole, tmp_path, faults, monkeypatch, capsys):
+    """The first one is held still meanwhile, so that it does not end too early."""
     workdir = tmp_path / "run"
     run = server.start(argv(workdir))
+    deadline = time.monotonic() + 240
     while not (workdir / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+    run.signal(signal.SIGSTOP)
     monkeypatch.setitem(MODELS, "tiny", TINY)
     assert in_process(monkeypatch, argv(workdir)) == 2
-    err = capsys.readouterr().err
-    assert f"{workdir} is in use by process {run.pid} on " in err
+    assert f"{workdir} is in use by process {run.pid} on " in capsys.readouterr().err
+    run.signal(signal.SIGCONT)
     assert run.wait() == 0, run.err
     assert_same_run(workdir, whole)
     faults("two runs in a folder")

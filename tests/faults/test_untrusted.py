@@ -296,7 +296,7 @@ JSON = {
 def test_json(text, tmp_path, faults):
     file = epath.Path(tmp_path) / "config.json"
     file.write_text(text)
-    refused("damaged: it holds no dict", files.read_json, file)
+    refused("damaged, it holds no dict", files.read_json, file)
     faults("JSON")
 
 
