@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from command import arguments, final_state, lines
 
+from experiments.lock import Lock
+
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 KIND = "one of two processes dies"
@@ -133,42 +135,67 @@ def test_two_processes_are_as_one(whole, tmp_path, mode):
     assert_close(workdir, whole)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_if_one_is_killed_the_other_ends(whole, tmp_path, faults, victim):
-    """Within the time without a heartbeat; both started again end as one does."""
+def ends_without(other, index):
+    """The other process ends in time; returns its exit code."""
+    began = time.monotonic()
+    _, err = other.communicate(timeout=600)
+    assert time.monotonic() - began < 3 * HEARTBEAT
+    # JAX may end a process before it does so itself, if that takes part in nothing.
+    assert other.returncode in (2, -signal.SIGABRT)
+    if other.returncode == 2:
+        assert f"rn_jax: Process {index} of 2 cannot go on (" in err
+    return other.returncode
+
+
+def test_if_one_is_killed_the_other_ends_and_both_go_on(whole, tmp_path, faults):
+    workdir = tmp_path / "two"
+    for victim in (0, 1):
+        processes = start(workdir)
+        checkpoint_is_there(workdir, 3 + 6 * victim, processes)
+        processes[victim].kill()
+        code = ends_without(processes[1 - victim], 1 - victim)
+        assert code == 2 or victim == 0
+        processes[victim].communicate()
+    ends(start(workdir), [0, 0])
+    assert_close(workdir, whole)
+    faults(KIND, 2)
+
+
+def test_if_one_hangs_the_other_ends(tmp_path, faults):
+    """Its connections stay open: nothing but its heartbeat is missing."""
     workdir = tmp_path / "two"
     processes = start(workdir)
     checkpoint_is_there(workdir, 3, processes)
-    processes[victim].kill()
-    died = time.monotonic()
-    _, err = processes[1 - victim].communicate(timeout=600)
-    assert time.monotonic() - died < 3 * HEARTBEAT
-    code = processes[1 - victim].returncode
-    # Without the first process JAX may end the others before they do so themselves.
-    if victim == 1 or code != -signal.SIGABRT:
-        assert code == 2
-        assert f"rn_jax: Process {1 - victim} cannot go on without the others" in err
-    processes[victim].communicate()
-    if victim == 1:
-        ends(start(workdir), [0, 0])
-        assert_close(workdir, whole)
-    faults(KIND)
+    processes[1].send_signal(signal.SIGSTOP)
+    ends_without(processes[0], 0)
+    processes[1].kill()
+    processes[1].communicate()
+    faults("one of two processes hangs")
 
 
 def test_first_process_cannot_write(tmp_path, faults):
-    """It ends by itself, and so does the other, which then waits for it in vain."""
+    """It ends by itself, and so does the other, which would wait for it in vain."""
     workdir = tmp_path / "two"
     processes = start(workdir)
     checkpoint_is_there(workdir, 3, processes)
     resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (100, 100))
-    began = time.monotonic()
     _, err = processes[0].communicate(timeout=600)
     assert processes[0].returncode == 2
     assert "cannot be written to" in err and "the same command goes on" in err
-    processes[1].communicate(timeout=600)
-    assert processes[1].returncode in (2, -signal.SIGABRT)
-    assert time.monotonic() - began < 3 * HEARTBEAT
+    ends_without(processes[1], 1)
     faults("no room for the first of two processes")
+
+
+def test_folder_in_use_is_refused_to_both(tmp_path, faults):
+    workdir = tmp_path / "two"
+    workdir.mkdir()
+    lock = Lock(workdir)
+    lock.acquire()
+    (_, err), (_, other_err) = ends(start(workdir), [2, 2])
+    assert f"rn_jax: {workdir} is in use by process" in err
+    assert "rn_jax: Process 0 of 2 cannot go on and says why.\n" in other_err
+    lock.release()
+    faults("two runs in a folder")
 
 
 def test_bad_input_in_one_process_ends_all(tmp_path, faults):
