@@ -255,7 +255,7 @@ def test_other_settings_reach_the_end_within_an_epoch(tmp_path, monkeypatch):
 
 def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
     configs = []
-    monkeypatch.setattr(loop, "train", lambda config, path: configs.append(config))
+    monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
     argv = [f"--config={command.ROOT}/configs/resnet110_sd.py"]
     argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
     assert in_process(monkeypatch, argv) == 0
@@ -265,7 +265,7 @@ def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
 
 def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypatch):
     configs = []
-    monkeypatch.setattr(loop, "train", lambda config, path: configs.append(config))
+    monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
     argv = arguments(tmp_path / "w", "--config.steps=7", config="resnet110_sd")
     assert in_process(monkeypatch, argv) == 0
     assert configs[0]["steps"] == 7
@@ -454,7 +454,7 @@ def test_workdir_of_another_config_is_left_as_it_is(finished, monkeypatch, capsy
 def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     paths = []
-    monkeypatch.setattr(loop, "train", lambda config, path: paths.append(path))
+    monkeypatch.setattr(loop, "train", lambda config, path, **_: paths.append(path))
     argv = [a for a in arguments("") if not a.startswith("--workdir")]
     assert in_process(monkeypatch, argv) == 0
     assert re.fullmatch(r"runs/resnet20-digits-\d{8}-\d{6}", paths[0])

@@ -171,7 +171,7 @@ def test_damaged_records_are_skipped_alike_by_any_number_of_workers(
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageNet, "train_batches", stopping)
-        assert run(patch, tmp_path / "0", data_dir, skip) == 0
+        assert run(patch, tmp_path / "0", data_dir, skip) == 75
     for workers in (0, 2):
         workdir = tmp_path / str(workers)
         assert run(monkeypatch, workdir, data_dir, skip, workers=workers) == 0
