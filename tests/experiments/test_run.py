@@ -117,6 +117,7 @@ def wait_for_step(workdir, process, step):
     raise AssertionError(f"no checkpoint {step}: {process.communicate()}")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path):
     """Once, after a checkpoint within an epoch; tests/faults has fifty times."""
     workdir = tmp_path / "killed"

@@ -25,7 +25,7 @@ from rn_jax.interop import from_torch, read_weights
 
 KIND = "untrusted file"
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 def refused(sentence, call, *arguments):
