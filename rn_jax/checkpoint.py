@@ -200,8 +200,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""
-        self.wait()
-        self._manager.close()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def _set_aside(self, steps):
         parallel.wait_for_all()
