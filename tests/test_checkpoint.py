@@ -2,7 +2,6 @@
 """Checkpoints: what is kept, what comes back, and what damage does."""
 
 import json
-import os
 from pathlib import Path
 
 import flax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from damage import fill_with_zeros, flip_one_bit, remove, truncate
 
 from rn_jax import InputError
 from rn_jax.checkpoint import Checkpoints
@@ -96,27 +96,6 @@ def files_of(saved, step):
     """The files of a checkpoint, the largest, which holds arrays, first."""
     files = [p for p in (saved / f"checkpoints/{step}").rglob("*") if p.is_file()]
     return sorted(files, key=lambda p: -p.stat().st_size)
-
-
-def truncate(files):
-    for file in files:
-        os.truncate(file, file.stat().st_size // 2)
-
-
-def fill_with_zeros(files):
-    for file in files:
-        file.write_bytes(bytes(file.stat().st_size))
-
-
-def remove(files):
-    for file in files:
-        file.unlink()
-
-
-def flip_one_bit(files):
-    content = bytearray(files[0].read_bytes())
-    content[len(content) // 2] ^= 1
-    files[0].write_bytes(content)
 
 
 # TensorStore's other reads may end after the first damaged one has closed Orbax's event

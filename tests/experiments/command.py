@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import run
+from experiments.feed import InMemory
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "jax"
@@ -38,15 +40,30 @@ def in_process(monkeypatch, argv, command=run):
 
 
 # A user's own network enters the table before the command runs.
-PROGRAM = f"""
+WITH_TINY = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import TINY
 from rn_jax import register_model
-register_model("tiny", TINY)
 from experiments import run
+register_model("tiny", TINY)
+"""
+PROGRAM = f"""{WITH_TINY}
 sys.exit(run.main())
 """
+
+
+def stop_after(monkeypatch, steps, feed=InMemory):
+    """Makes the loop see a signal after that many steps of a kind of feed."""
+    whole = feed.train_batches
+
+    def train_batches(self, first_step, last_step):
+        for i, batch in enumerate(whole(self, first_step, last_step), start=1):
+            if i == steps:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(feed, "train_batches", train_batches)
 
 
 def start(argv, **kwargs):

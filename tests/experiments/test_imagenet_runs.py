@@ -7,7 +7,6 @@ In `make test` the tiny network instead, on the same images.
 import dataclasses
 import importlib
 import json
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT, assert_same_run, in_process, lines
+from command import ROOT, assert_same_run, in_process, lines, stop_after
 from scipy import special
 from tiny import TINY
 
@@ -98,16 +97,8 @@ def test_killed_and_resumed_with_worker_processes_it_ends_the_same(
 ):
     workdir = tmp_path / "stopped"
     model = json.loads((finished / "config.json").read_text())["model"]
-    whole = ImageNet.train_batches
-
-    def stopping(self, first_step, last_step):
-        for i, batch in enumerate(whole(self, first_step, last_step), start=1):
-            if i == 7:
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
     with monkeypatch.context() as patch:
-        patch.setattr(ImageNet, "train_batches", stopping)
+        stop_after(patch, 7, ImageNet)
         options = [f"--config.model={model}", "--config.num_workers=1"]
         options = argv(workdir, data_dir, *options)
         assert in_process(monkeypatch, options) == 75

@@ -6,8 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
-from command import arguments, assert_same_run, final_state, in_process, lines
-from test_run import stop_after
+from command import (
+    arguments,
+    assert_same_run,
+    final_state,
+    in_process,
+    lines,
+    stop_after,
+)
 
 from experiments import pretrained, setup
 from rn_jax import InputError, data

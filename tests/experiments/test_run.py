@@ -13,10 +13,9 @@ import command
 import jax
 import jax.numpy as jnp
 import pytest
-from command import arguments, assert_same_run, in_process, lines
+from command import arguments, assert_same_run, in_process, lines, stop_after
 
 from experiments import loop
-from experiments.feed import InMemory
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -179,19 +178,6 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     assert "The checkpoint of step 9 is damaged; trying the one before." in out
     assert re.search(r"Resumed at step 6 of 30\.", out)
     assert_same_run(workdir, finished[0])
-
-
-def stop_after(monkeypatch, steps):
-    """Makes the loop see a signal after that many steps."""
-    whole = InMemory.train_batches
-
-    def train_batches(feed, first_step, last_step):
-        for i, batch in enumerate(whole(feed, first_step, last_step), start=1):
-            if i == steps:
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(InMemory, "train_batches", train_batches)
 
 
 @pytest.mark.parametrize(

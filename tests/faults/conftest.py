@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from forked import Server
 
 COUNTS = pytest.StashKey()
 
@@ -28,6 +29,14 @@ def faults(pytestconfig):
         pytestconfig.stash[COUNTS]["tried"][kind] += tried
 
     return count
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Starts runs by forks, see `forked.Server`."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
 
 
 @pytest.hookimpl(wrapper=True)

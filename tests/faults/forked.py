@@ -12,16 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from command import ROOT, WITH_TINY
 
-_SERVER = f"""
-import json, os, resource, sys
-sys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})
-from tiny import TINY
-from rn_jax import register_model
-import experiments.run
+_SERVER = f"""{WITH_TINY}
+import json, os, resource
 import sklearn.datasets  # which digits come from
-register_model("tiny", TINY)
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -33,7 +28,7 @@ for line in sys.stdin:
         if job["file_size"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"],) * 2)
         sys.argv = ["run", *job["argv"]]
-        sys.exit(experiments.run.main())
+        sys.exit(run.main())
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """

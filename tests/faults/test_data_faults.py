@@ -16,9 +16,8 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
 import generated
-from command import arguments, in_process
+from command import arguments, assert_same_run, in_process, lines, stop_after
 from test_imagenet_runs import argv
-from test_run import assert_same_run, lines
 from tiny import TINY
 
 from experiments.feed import ImageNet
@@ -161,16 +160,8 @@ def test_damaged_records_are_skipped_alike_by_any_number_of_workers(
         places = (0, size // 2, size - 1)
         generated.spoil_records(shard, dict(zip(places, HOWS.values(), strict=True)))
     data_dir, skip = own_folder.parents[1], "--config.damaged_records=skip"
-    whole = ImageNet.train_batches
-
-    def stopping(self, first_step, last_step):
-        for i, batch in enumerate(whole(self, first_step, last_step), start=1):
-            if i == 5:
-                signal.raise_signal(signal.SIGTERM)
-            yield batch
-
     with monkeypatch.context() as patch:
-        patch.setattr(ImageNet, "train_batches", stopping)
+        stop_after(patch, 5, ImageNet)
         assert run(patch, tmp_path / "0", data_dir, skip) == 75
     for workers in (0, 2):
         workdir = tmp_path / str(workers)

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 from command import arguments, assert_same_run
-from forked import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -21,13 +20,6 @@ OPTIONS = (
     "--config.checkpoint_every_steps=1",
     "--config.log_every_steps=1",
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 def argv(workdir):

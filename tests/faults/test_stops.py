@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-from command import ROOT, arguments, assert_same_run, in_process
-from forked import Server
+from command import PROGRAM, ROOT, arguments, assert_same_run, in_process
+from damage import fill_with_zeros, remove_half, truncate
 from tiny import TINY
 
 from rn_jax.checkpoint import Checkpoints
@@ -27,13 +27,6 @@ OPTIONS = (
     "--config.checkpoint_every_steps=2",
     "--config.log_every_steps=1",
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 def argv(workdir, *options):
@@ -157,35 +150,27 @@ def test_disk_is_full(server, whole, tmp_path, faults):
         "$python" "$@"; code=$?
         rm -f "$place/filler"; cp -r "$place" "$copy"; exit $code
     """
-    program = f"""
-import glob, sys, threading, time
-sys.path.insert(0, {str(ROOT / "tests" / "experiments")!r})
-from tiny import TINY
-from rn_jax import register_model
-from experiments import run
-register_model("tiny", TINY)
-place = sys.argv[1]
-
-def fill():
     # Once there is a checkpoint, somebody else takes all the room that is left.
-    while not glob.glob(f"{{place}}/run/checkpoints/[0-9]"):
+    filler = """
+import glob, sys, threading, time
+
+def fill(place):
+    while not glob.glob(f"{place}/run/checkpoints/[0-9]"):
         time.sleep(0.01)
-    with open(f"{{place}}/filler", "wb", buffering=0) as file:
+    with open(f"{place}/filler", "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(512))
         except OSError:
             pass
 
-threading.Thread(target=fill, daemon=True).start()
-sys.argv = ["run", *sys.argv[2:]]
-sys.exit(run.main())
+threading.Thread(target=fill, args=[sys.argv.pop(1)], daemon=True).start()
 """
     done = subprocess.run(
         [
             *("unshare", "--user", "--map-root-user", "--mount"),
             *("bash", "-c", script, "bash", place, sys.executable, copy),
-            *("-c", program, place, *argv(place / "run")),
+            *("-c", filler + PROGRAM, place, *argv(place / "run")),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -231,21 +216,6 @@ def test_lock_of_a_dead_process_is_taken_over(server, whole, tmp_path, faults):
     )
     assert_same_run(workdir, whole)
     faults("stale lock")
-
-
-def truncate(files):
-    for file in files:
-        os.truncate(file, file.stat().st_size // 2)
-
-
-def fill_with_zeros(files):
-    for file in files:
-        file.write_bytes(bytes(file.stat().st_size))
-
-
-def remove_half(files):
-    for file in files[::2]:
-        file.unlink()
 
 
 @pytest.mark.parametrize(
