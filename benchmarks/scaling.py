@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 
 import rn_jax
 from benchmarks import measure
-from rn_jax import data, optim, parallel, train
+from benchmarks.training_step import make_step
+from rn_jax import parallel
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
@@ -107,20 +107,7 @@ def step_and_shapes(
         image_shape: (H, W, C).
         batch_size: of the batch's shapes; what devices give does not depend on it.
     """
-    tx = optim.sgd(
-        optim.piecewise_schedule(0.1),
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-4,
-        decay="all",
-    )
-    step = train.make_train_step(
-        model=model,
-        tx=tx,
-        preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
-        axis_name=parallel.AXIS,
-    )
-    create = partial(train.create_state, model=model, tx=tx, image_shape=image_shape)
+    step, create = make_step(model, image_shape, axis_name=parallel.AXIS)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training steps to be timed, by the same factories that experiments use."""
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,38 @@ def make_batch(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
         "label": rng.integers(0, 10, batch_size).astype(np.int32),
         "mask": np.ones(batch_size, bool),
     }
+
+
+def make_step(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    learning_rate: float = 0.01,
+    depth: rn_jax.StochasticDepth | None = None,
+    axis_name: str | None = None,
+) -> tuple[Callable, Callable]:
+    """The training step by SGD with Nesterov momentum, and key -> its first state.
+
+    Args:
+        image_shape: (H, W, C).
+        depth: as for `train.make_train_step`, and so is axis_name.
+    """
+    tx = optim.sgd(
+        optim.piecewise_schedule(learning_rate),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay="all",
+    )
+    step = train.make_train_step(
+        model=model,
+        tx=tx,
+        preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
+        stochastic_depth=depth,
+        axis_name=axis_name,
+    )
+    create = partial(train.create_state, model=model, tx=tx, image_shape=image_shape)
+    return step, create
 
 
 class Step:
@@ -45,27 +79,13 @@ class Step:
             dtype=jnp.dtype(dtype),
             **model_kwargs,
         )
-        tx = optim.sgd(
-            optim.piecewise_schedule(0.01),
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=1e-4,
-            decay="all",
-        )
-        self.create_state = partial(
-            train.create_state,
-            jax.random.key(0),
-            model=self.model,
-            tx=tx,
-            image_shape=(image_size, image_size, 3),
-        )
-        step = train.make_train_step(
-            model=self.model,
-            tx=tx,
-            preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
-            stochastic_depth=depth,
+        step, create_state = make_step(
+            self.model,
+            (image_size, image_size, 3),
+            depth=depth,
             axis_name=axis_name,
         )
+        self.create_state = partial(create_state, jax.random.key(0))
         self.step = parallel.compile_train_step(step, self.devices)
         self.batch = make_batch(batch_size, image_size)
         self.key = jax.random.key(1)

@@ -159,7 +159,7 @@ def _subject(options) -> Subject:
         )
     try:
         model_kwargs = ast.literal_eval(options.model_kwargs or "{}")
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    except command.NOT_A_LITERAL:
         model_kwargs = None
     if not isinstance(model_kwargs, dict):
         raise InputError(

@@ -32,6 +32,9 @@ _UNREADABLE = (
     *(SyntaxError, MemoryError, RecursionError),
 )
 
+# What `ast.literal_eval` raises for text that is no literal.
+NOT_A_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+
 # Characters of a sentence on stderr, which may quote what was typed.
 _LONGEST = 4000
 
@@ -224,7 +227,7 @@ def _set_entry(config, field, text):
             raise _no_entries(field)
     try:
         place[name] = ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    except NOT_A_LITERAL:
         place[name] = text  # a name needs no quotes
 
 

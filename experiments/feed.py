@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run's batches come from: arrays in memory, or ImageNet's JPEGs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,18 +15,18 @@ from rn_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """The examples of a data set that fits into host memory, cut into batches.
+class Feed:
+    """What every feed has; each kind adds `train_batches` and `eval_batches`.
 
     Attributes:
         parts: examples by name: "train", "test", and "val" if some are held out.
         batch_size: of training, over all devices.
-        seed: of the order of examples.
+        seed: of all that is drawn on the host.
         host_index: of this host, in 0 .. num_hosts - 1.
         num_hosts: each makes its equal share of the rows of every batch.
     """
 
-    parts: Mapping[str, data.Examples]
+    parts: Mapping[str, Sized]
     batch_size: int
     seed: int
     host_index: int
@@ -36,6 +36,13 @@ class InMemory:
     def num_train(self) -> int:
         """Examples that are trained on."""
         return len(self.parts["train"])
+
+
+@dataclass(frozen=True)
+class InMemory(Feed):
+    """The examples of a data set that fits into host memory, cut into batches."""
+
+    parts: Mapping[str, data.Examples]
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This host's rows of the batches of the steps first_step .. last_step - 1."""
@@ -64,32 +71,22 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class ImageNet:
+class ImageNet(Feed):
     """imagenet2012, decoded and cropped by worker processes while the devices compute.
 
+    A host decodes only its own rows.
+
     Attributes:
-        parts: records by name, as in `InMemory`; "test" is the validation split.
-        batch_size: of training, over all devices.
-        seed: of the order of examples and of their crops.
-        host_index, num_hosts: as in `InMemory`; a host decodes only its own rows.
+        parts: records by name; "test" is the validation split.
         train_view: (generator, image) -> the crop to train on.
         test_view: image -> the crop, or crops, to test on.
         num_workers: processes.
     """
 
     parts: Mapping[str, imagenet.Records]
-    batch_size: int
-    seed: int
-    host_index: int
-    num_hosts: int
     train_view: imagenet.TrainTransform
     test_view: imagenet.EvalTransform
     num_workers: int
-
-    @property
-    def num_train(self) -> int:
-        """Examples that are trained on."""
-        return len(self.parts["train"])
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This host's rows of the batches of the steps first_step .. last_step - 1."""
@@ -125,7 +122,7 @@ def in_memory(
 
     Args:
         config: the fields of configs/default.py, as plain values.
-        host_index, num_hosts: as in `InMemory`.
+        host_index, num_hosts: as in `Feed`.
 
     Raises:
         InputError: the data set cannot be read, or is too small for its protocol.
@@ -156,7 +153,7 @@ def of_imagenet(
 
     Args:
         config: the fields of configs/default.py, as plain values.
-        host_index, num_hosts: as in `ImageNet`.
+        host_index, num_hosts: as in `Feed`.
 
     Raises:
         InputError: the data set cannot be read, or crops that do not fit.

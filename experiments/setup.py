@@ -62,7 +62,7 @@ class Experiment:
     model: nn.Module
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
-    feed: feeds.InMemory | feeds.ImageNet
+    feed: feeds.Feed
     steps_per_epoch: int
     total_steps: int
     schedule: Callable

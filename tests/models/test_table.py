@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rn_jax
-from rn_jax import create_model, data, optim, train
+from benchmarks.training_step import make_step
+from rn_jax import create_model
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 from rn_jax.models.densenet import DenseNet
@@ -544,19 +545,7 @@ def test_one_training_step_by_shape_for_every_name():
 
 def training_step(model, shape):
     """The step of `train`, the shapes of its state, and those of a batch."""
-    tx = optim.sgd(
-        optim.piecewise_schedule(0.1),
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=1e-4,
-        decay="all",
-    )
-    step = train.make_train_step(
-        model=model,
-        tx=tx,
-        preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
-    )
-    create = partial(train.create_state, model=model, tx=tx, image_shape=shape[1:])
+    step, create = make_step(model, shape[1:], learning_rate=0.1)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
