@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training command: its files, resuming bit for bit, signals, and bad input."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -200,7 +201,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
                 sums = {**sums, spoiled: jnp.float32(math.nan)}
             return state, sums
 
-        return dataclass_replace(experiment, train_step=step)
+        return dataclasses.replace(experiment, train_step=step)
 
     monkeypatch.setattr(loop, "build", spoiled)
     assert in_process(monkeypatch, argv) == 2
@@ -306,12 +307,6 @@ def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "w/summary.json").read_text())
     assert summary["test_error_percent"] <= 3
     assert summary["params"] == 1_727_962 - 2 * 16 * 9  # one channel instead of three
-
-
-def dataclass_replace(instance, **changes):
-    import dataclasses
-
-    return dataclasses.replace(instance, **changes)
 
 
 BAD_INPUT = {

@@ -533,9 +533,15 @@ def on_the_branch(name, layer, info):
 
 @pytest.mark.slow
 def test_one_training_step_by_shape_for_every_name():
-    """The step of every other name is traced whole, though not run."""
+    """The step of every other name is traced whole, though not run.
+
+    But for deep DenseNets, which take minutes and have the layers of the shallow ones.
+    """
     for name in rn_jax.list_models():
-        step, state, batch = training_step(create_model(name), image_shape(name, 2))
+        model = create_model(name)
+        if isinstance(model, DenseNet) and model.num_blocks > 40:
+            continue
+        step, state, batch = training_step(model, image_shape(name, 2))
         after, sums = jax.eval_shape(step, state, batch, jax.random.key(0))
         assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(
             lambda a: a.shape, state
