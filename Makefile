@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-faults lint install peers
+.PHONY: demo test test-all test-faults docs lint install peers
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
 	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits
@@ -10,11 +10,16 @@ demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded dig
 test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+# Faults first, so that the longest files do not come last.
 test-all: lint $(if $(PEERS),peers)  ## With everything long
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder tests/faults tests
 
 test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faults.json
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+
+docs: .venv/test.stamp  ## The documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/models.md from the networks, and the tables of docs/scaling.md.
+"""Writes docs/models.md, the tables of docs/scaling.md, and the notebooks' first cells.
 
 python -m docs.generate
 
-Those of docs/scaling.md are between markers, and come from results/scaling.json.
+docs/models.md comes from the networks. The tables of docs/scaling.md are between
+markers, and come from results/scaling.json. The first two cells of a notebook, its
+title and what installs, have the address of setup.cfg.
 """
 
+import configparser
 import json
 import re
 from pathlib import Path
@@ -58,6 +61,41 @@ def with_tables(text: str) -> str:
     return text
 
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TITLES = {
+    "quickstart": "Quickstart: a residual network with stochastic depth",
+    "stochastic_depth": "Stochastic depth: what gates do",
+    "ensembles": "Residual networks as ensembles of shallow ones",
+    "your_own_block": "A block of your own",
+}
+
+COLAB = "https://colab.research.google.com"
+BADGE = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
+
+INSTALL = """# On Colab this installs the project beside Colab's JAX, elsewhere nothing.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    if not os.path.isdir("/content/rn_jax"):
+        !git clone --quiet --depth=1 {url} /content/rn_jax
+    %pip install --quiet "/content/rn_jax[train]"
+    %cd -q /content/rn_jax
+elif not os.path.isdir("configs"):
+    %cd -q ..
+"""
+
+
+def first_cells(file: str) -> tuple[str, str]:
+    """The title with its badge and the cell that installs, of a notebook."""
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[1] / "setup.cfg")
+    url = settings["metadata"]["url"]
+    name = url.removeprefix("https://github.com/")
+    badge = f"[{BADGE}]({COLAB}/github/{name}/blob/main/notebooks/{file})"
+    return f"# {TITLES[Path(file).stem]}\n\n{badge}", INSTALL.format(url=url).strip()
+
+
 def main() -> None:
     """Writes the files."""
     rows = "\n".join(row(name) for name in rn_jax.list_models())
@@ -65,6 +103,12 @@ def main() -> None:
     print(PATH)
     SCALING.write_text(with_tables(SCALING.read_text()))
     print(SCALING)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        for cell, text in zip(notebook["cells"], first_cells(path.name), strict=False):
+            cell["source"] = text.splitlines(keepends=True)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        print(path)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
     [--workdir=DIR] [--seeds=5] [--profile=STEPS] [--config.FIELD=VALUE ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
     [--heartbeat_timeout=SECONDS]
+    [--dry_run]
+python -m experiments.run --list
 """
 
 import sys
 
-from experiments import command, loop, seeds
+from experiments import command, loop, overview, seeds, setup
 from rn_jax.errors import InputError
 
 
@@ -28,10 +30,19 @@ def _train():
     add("--num_processes", type=int, help="of this run")
     add("--process_id", type=int, help="of this one: 0, 1, ...")
     add("--heartbeat_timeout", type=int, default=100, help="until one counts as dead")
+    add("--dry_run", action="store_true", help="print what the run would be, and stop")
+    add("--list", action="store_true", help="print models, data sets and configs")
+    parser.epilog = f"configs (in configs/): {', '.join(overview.configs())}"
     options, rest = parser.parse_with_config(sys.argv[1:])
+    if options.list:
+        print(overview.listing())
+        return
     name, config = command.load_config(rest)
     if options.profile < 0 or (options.profile and options.seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
+    if options.dry_run:
+        print(overview.plan(setup.build(config)))
+        return
     command.join_processes(options)
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:

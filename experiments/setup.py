@@ -43,6 +43,7 @@ class Experiment:
         config: the fields of configs/default.py, as plain values.
         model: without parameters; the state has them.
         params: number of parameters.
+        image_shape: (H, W, C) of the images trained on.
         feed: of batches; it has a part "val" if examples are held out.
         steps_per_epoch, total_steps: of the training part.
         schedule: learning rate by step, but for the feedback's factor.
@@ -62,6 +63,7 @@ class Experiment:
     model: nn.Module
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
+    image_shape: tuple[int, int, int]
     feed: feeds.Feed
     steps_per_epoch: int
     total_steps: int
@@ -104,7 +106,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     _use_compilation_cache(config["compilation_cache"])
     jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
 
-    spec = _spec(config["dataset"])
+    spec = dataset_spec(config["dataset"])
     streamed = spec is imagenet.SPEC
     model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
     stochastic_depth = model.stochastic_depth
@@ -167,6 +169,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         model=model,
         params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         stochastic_depth=stochastic_depth,
+        image_shape=image_shape,
         feed=feed,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -197,7 +200,12 @@ def _test_steps(model, preprocess, devices, mode):
     )
 
 
-def _spec(name):
+def dataset_spec(name: str) -> data.DatasetSpec:
+    """What is known of a data set, in memory or not, before it is read.
+
+    Raises:
+        InputError: no such name; those near it are listed.
+    """
     if name == imagenet.SPEC.name:
         return imagenet.SPEC
     try:
@@ -313,7 +321,7 @@ def _model(config, axis_name=None):
             'than "subset".'
         )
     derived = {
-        "num_classes": _spec(config["dataset"]).num_classes,
+        "num_classes": dataset_spec(config["dataset"]).num_classes,
         "stochastic_depth": stochastic_depth,
         "axis_name": axis_name,
         "dtype": jnp.dtype(config["dtype"]),
@@ -422,7 +430,7 @@ def _check_values(config):
             f"micro_batches {config['micro_batches']} do not divide a batch_size of "
             f"{config['batch_size']}."
         )
-    spec = _spec(config["dataset"])
+    spec = dataset_spec(config["dataset"])
     side, pad = min(spec.image_shape[:2]), config["augment_pad"]
     if pad is not None and pad > side:
         raise InputError(

@@ -200,8 +200,8 @@ class Workdir:
         replace_file(self.path / name, text)
 
 
-def replace_file(path: epath.Path, text: str) -> None:
+def replace_file(path: epath.Path, content: str | bytes) -> None:
     """Writes a file beside the old one, then puts it in its place."""
     new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
     new.replace(path)

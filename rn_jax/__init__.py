@@ -13,6 +13,7 @@ from rn_jax.stochastic_depth import (
     survival_probs,
     test_gates,
 )
+from rn_jax.weights import list_weights, load, read_info, save
 
 __version__ = "0.1.0"
 
@@ -27,8 +28,12 @@ __all__ = [
     "deepen",
     "expected_open_blocks",
     "list_models",
+    "list_weights",
+    "load",
+    "read_info",
     "register_model",
     "sample_gates",
+    "save",
     "stack",
     "survival_probs",
     "test_gates",

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/models.md is what the networks say, docs/scaling.md what its result says."""
 
+import subprocess
+import sys
+
 import pytest
 
 import rn_jax
@@ -34,4 +37,25 @@ def test_rows(name):
 
 @pytest.mark.slow
 def test_all_rows():
-    assert list(ROWS.values()) == [generate.row(name) for name in ROWS]
+    """But those of deep DenseNets, which take minutes; test_table has their costs."""
+    names = [
+        name
+        for name in ROWS
+        if "densenet" not in name or rn_jax.create_model(name).num_blocks <= 48
+    ]
+    assert [ROWS[name] for name in names] == [generate.row(name) for name in names]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    root = generate.PATH.parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference/rn_jax/index.html").read_text()
+    for name in rn_jax.__all__:
+        assert f'id="rn_jax.{name}"' in reference

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multiply-adds of a network, counted from its own program."""
 
+import collections
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -21,7 +23,22 @@ def multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> int:
         image_size: side of the image in pixels.
         channels: of the image.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    work = multiply_adds_by_module(model, (image_size, image_size, channels))
+    return sum(work.values())
+
+
+def multiply_adds_by_module(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, ...], int]:
+    """The same, by the path of the module that they are in.
+
+    Those of a scan's body are of all its turns together.
+
+    Args:
+        model: one of rn_jax's networks.
+        image_shape: (H, W, C).
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
     def init(image):
         return model.init({"params": jax.random.key(0)}, image, train=False)
@@ -30,31 +47,37 @@ def multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> int:
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
         variables, image
     )
-    return _count(program.jaxpr)
+    work = collections.Counter()
+    for scope, count in _counts(program.jaxpr, (), 1):
+        _network, *path = (name for name in scope if re.fullmatch(r"\w+", name))
+        work[tuple(path)] += count
+    return dict(work)
 
 
-def _count(jaxpr) -> int:
-    total = 0
+def _counts(jaxpr, scope, times):
+    """(names of the scopes around it, multiply-adds) of every product in a program."""
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         out = equation.outvars[0].aval
+        inside = (*scope, *str(equation.source_info.name_stack).split("/"))
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(out.shape) * math.prod(kernel) // outputs
+            yield inside, times * math.prod(out.shape) * math.prod(kernel) // outputs
         elif name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             lengths = (equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += math.prod(out.shape) * math.prod(lengths)
+            yield inside, times * math.prod(out.shape) * math.prod(lengths)
         elif name == "cond":
-            total += max(
-                (_count(b.jaxpr) for b in params.get("branches", ())), default=0
-            )
+            branches = [
+                list(_counts(b.jaxpr, inside, times)) for b in params["branches"]
+            ]
+            yield from max(branches, key=lambda b: sum(n for _, n in b))
         else:
-            times = params.get("length", 1) if name == "scan" else 1
-            inner = (_inner(value) for value in params.values())
-            total += times * sum(_count(j) for j in inner if j is not None)
-    return total
+            turns = times * (params.get("length", 1) if name == "scan" else 1)
+            for value in params.values():
+                if (inner := _inner(value)) is not None:
+                    yield from _counts(inner, inside, turns)
 
 
 def _inner(value):

@@ -178,8 +178,8 @@ def augment(
         pad: zeros on each side before the crop, in pixels; 0 for no crop.
         flip: whether to mirror half of the images.
         first_index: position of `images[0]` in the whole batch. Example i of the whole
-          batch is given `fold_in(key, i)`, whichever device holds it and however many
-          there are.
+            batch is given `fold_in(key, i)`, whichever device holds it and however many
+            there are.
 
     Returns:
         Images of the same shape and dtype; the very input for pad 0 and flip False.

@@ -202,14 +202,14 @@ def load(
     Args:
         name: a key of `DATASETS`.
         data_dir: folder that holds TFDS data sets; None for TFDS's own rule: the
-          environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Not used by
-          `digits`, whose split (1,437 / 360, stratified by class) is fixed.
+            environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Not used by
+            `digits`, whose split (1,437 / 360, stratified by class) is fixed.
         damaged_records: "stop" to raise at the first of them; "skip" to leave up to
-          `MAX_SKIPPED` of a split out, each with a sentence on stderr.
+            `MAX_SKIPPED` of a split out, each with a sentence on stderr.
 
     Raises:
         InputError: unknown name; not prepared and not preparable here; prepared in a
-          format without random access; files missing or damaged.
+            format without random access; files missing or damaged.
     """
     skip = skips_damaged(damaged_records)
     if get_spec(name).name == "digits":

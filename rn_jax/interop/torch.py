@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch models: torchvision's, and akamaster's ResNets for CIFAR."""
+"""Weights from and to PyTorch: of torchvision, timm and akamaster's project."""
 
 import os
 import re
@@ -40,16 +40,19 @@ def from_torch(
 ) -> dict[str, Any]:
     """The variables of a network from a PyTorch model's weights.
 
-    Reads torchvision's networks under torchvision's names, and, for "resnet20" to
-    "resnet1202", akamaster's, whose shortcut is `shortcut="A_centered"` here. The
-    number of classes is that of the weights:
+    Reads torchvision's networks under torchvision's names, timm's of the same names
+    (ResNet, wide ResNet, ResNeXt, DenseNet, VGG), and, for "resnet20" to "resnet1202",
+    akamaster's, whose shortcut is `shortcut="A_centered"` here. The number of classes
+    is that of the weights:
 
         model = create_model("resnet50", num_classes=1000)
         logits = model.apply(from_torch("resnet50", weights), images, train=False)
 
     torchvision's trained GoogLeNet comes without auxiliary heads, for which `aux_heads`
     is False, and takes images of mean 0.5 and deviation 0.5 in every channel: its
-    `transform_input` makes them from the usual ones.
+    `transform_input` makes them from the usual ones. timm's pre-activation networks
+    (resnetv2) pool before the first BatchNorm, ours after it as in He et al. 2016's
+    code: another function, and so refused.
 
     Args:
         name: of `list_models()`.
@@ -71,9 +74,7 @@ def from_torch(
         if not key.endswith(_IGNORED)
     }
     model = create_model(name, **fields)
-    layout = _LAYOUTS.get(type(model))
-    if layout is None or not layout.has(model):
-        raise InputError(f"No PyTorch project is known here that has {name}.")
+    layout = _layout(model, name)
     heads = (h for h in layout.heads if np.ndim(weights.get(f"{h}.weight", 0)))
     if head := next(heads, None):
         classes = len(weights[f"{head}.weight"])
@@ -88,16 +89,19 @@ def from_torch(
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)
     shapes = jax.eval_shape(unstack, shapes)
 
+    lacking = []
+
     def take(path, leaf):
         *module, kind = [part.key for part in path][1:]
         module = "/".join(module)
-        theirs = head if module == "head" else layout.module(module, model)
-        theirs = f"{theirs}.{_LEAVES[kind]}"
+        theirs = f"{layout.name_of(module, model, head)}.{_LEAVES[kind]}"
         if theirs not in weights:
-            raise InputError(f"The weights for {name} lack {theirs}.")
+            lacking.append(theirs)
+            return leaf
         value = weights.pop(theirs)
         if kind == "kernel":
-            value = _kernel(value, layout.flattened(model).get(module))
+            channels = layout.flattened(model).get(module)
+            value = _kernel(value, leaf.ndim, channels)
         if value.shape != leaf.shape:
             raise InputError(
                 f"{theirs} has shape {value.shape} in our layout, but {name} needs "
@@ -106,12 +110,55 @@ def from_torch(
         return value
 
     variables = jax.tree_util.tree_map_with_path(take, shapes)
+    differences = []
+    if lacking:
+        differences.append(f"the weights for {name} lack {_some(lacking)}")
     if weights:
-        raise InputError(
-            f"{name} has no place for {', '.join(sorted(weights)[:3])}"
-            f"{' and more' if len(weights) > 3 else ''}."
-        )
+        differences.append(f"{name} has no place for {_some(sorted(weights))}")
+    if differences:
+        sentence = ", and ".join(differences)
+        raise InputError(f"{sentence[0].upper()}{sentence[1:]}.")
     return stack(variables, model)
+
+
+def _some(names):
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A PyTorch model's weights from the variables of a network: `from_torch` undone.
+
+    The names are torchvision's, of akamaster's project for ResNets with the small stem:
+
+        weights = to_torch(rn_jax.create_model("resnet50"), variables)
+        peer.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+
+    Args:
+        model: that the variables belong to.
+        variables: collections "params" and "batch_stats", stacked or not.
+
+    Returns:
+        Name -> array, in the dtypes of `variables`; PyTorch's counts of batches, which
+        nothing here has, are 0.
+
+    Raises:
+        InputError: a network without a PyTorch counterpart.
+    """
+    layout = _layout(model, "such a network")
+    head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
+    weights = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unstack(variables)):
+        *module, kind = [part.key for part in path][1:]
+        module = "/".join(module)
+        theirs = layout.name_of(module, model, head)
+        value = np.asarray(leaf)
+        if kind == "kernel":
+            value = _weight(value, layout.flattened(model).get(module))
+        weights[f"{theirs}.{_LEAVES[kind]}"] = np.ascontiguousarray(value)
+        if kind == "mean":
+            weights[f"{theirs}.{_IGNORED}"] = np.zeros((), np.int64)
+    return weights
 
 
 def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,21 +183,43 @@ def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+# timm's names of VGG's classifier, whose layers are convolutions there.
+_TIMM_VGG = {
+    "pre_logits.fc1": "classifier.0",
+    "pre_logits.fc2": "classifier.3",
+    "head.fc": "classifier.6",
+}
+
+
 def _current(key):
-    """Without DataParallel's prefix, and norm1 for the norm.1 of old DenseNets."""
+    """torchvision's name of today for timm's, DataParallel's and that of old files."""
     key = key.removeprefix("module.")
+    module, _, leaf = key.rpartition(".")
+    if module in _TIMM_VGG:
+        return f"{_TIMM_VGG[module]}.{leaf}"
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
 
 
-def _kernel(value, channels):
-    """OIhw -> hwIO; O, Chw -> hwC, O after a flattened map; O, I -> I, O."""
+def _kernel(value, ndim, channels):
+    """OIhw -> hwIO or hwI, O; O, Chw -> hwC, O after a flattened map; O, I -> I, O."""
     if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
+        value = value.transpose(2, 3, 1, 0)
+        return value if ndim == 4 else value.reshape(-1, value.shape[-1])
     if value.ndim < 2 or not value.size:
         return value  # whose shape does not fit
     if channels and value.shape[1] % channels == 0:
         value = value.reshape(len(value), channels, -1).swapaxes(1, 2)
     return value.reshape(len(value), -1).T
+
+
+def _weight(value, channels):
+    """The inverse of `_kernel`."""
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    value = value.T
+    if channels:
+        value = value.reshape(len(value), -1, channels).swapaxes(1, 2)
+    return value.reshape(len(value), -1)
 
 
 # --- Our modules, as paths in the unstacked layout, and theirs ------------------------
@@ -172,6 +241,10 @@ class _Layout:
     module: Callable[[str, Network], str]
     has: Callable[[Network], bool]
     flattened: Callable[[Network], Mapping[str, int]] = lambda model: {}
+
+    def name_of(self, path: str, model: Network, head: str) -> str:
+        """Their name of our module at that path, where they name the classifier so."""
+        return head if path == "head" else self.module(path, model)
 
 
 def _resnet(path, model):
@@ -252,6 +325,13 @@ _LAYOUTS = {
         lambda m: {"aux1/fc": 128, "aux2/fc": 128},
     ),
 }
+
+
+def _layout(model, name):
+    layout = _LAYOUTS.get(type(model))
+    if layout is None or not layout.has(model):
+        raise InputError(f"No PyTorch project is known here that has {name}.")
+    return layout
 
 
 def _array(value: Any) -> np.ndarray:

@@ -77,7 +77,7 @@ class AlexNet(Network):
         x = pool(layer(x, 5, 3, groups=self.towers, bias_init=bias_init))
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
-        x = adaptive_average_pool(x, 3 if small else 6).reshape(len(x), -1)
+        x = adaptive_average_pool(x, 3 if small else 6).reshape(x.shape[0], -1)
         for i in (1, 2):
             x = x if two else drop(x)
             fc = nn.Dense(

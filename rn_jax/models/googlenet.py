@@ -120,7 +120,7 @@ class AuxiliaryHead(nn.Module):
             x = adaptive_average_pool(x, self.grid or 4)
         x = self.unit(128, 1, name="conv")(x)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
-        x = self.activation(dense(1024, name="fc")(x.reshape(len(x), -1)))
+        x = self.activation(dense(1024, name="fc")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = dense(self.num_classes, name="head")(x)
         if not self.is_initializing():

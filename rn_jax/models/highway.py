@@ -51,7 +51,7 @@ class HighwayLayer(nn.Module):
             bias = nn.initializers.constant(layer.gate_bias)
             t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
             wide = t.astype(at_least_float32(t.dtype))
-            total = wide.reshape(len(t), -1).sum(axis=1)
+            total = wide.reshape(t.shape[0], -1).sum(axis=1)
             layer.sow("intermediates", "transform_gate_sum", total)
             h = layer.activation(layer.linear(layer.features, name="transform")(x))
             return t, h
@@ -174,7 +174,7 @@ class HighwayMLP(_Highway):
             raise InputError(f"depth must be at least 2, not {self.depth}.")
         gates = self.check(images, gates, paths, train=train)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         x = self.activation(dense(self.width, name="fc")(x))
         return self.classify(self._stage(1, dense, self.width, x, gates, paths, train))
 

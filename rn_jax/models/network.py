@@ -128,16 +128,16 @@ class Network(nn.Module, kw_only=True):
             raise InputError(
                 f"Images must be normalised floating point numbers, not {images.dtype}."
             )
-        self._check_gates(gates, len(images))
+        self._check_gates(gates, images.shape[0])
         if paths is not None:
-            self._check_paths(paths, gates, len(images))
+            self._check_paths(paths, gates, images.shape[0])
         if gates is not None or self.stochastic_depth is None:
             return gates
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
             return test_gates(settings, num_blocks)[:, None]
         key = self.make_rng("gates")
-        return sample_gates(key, settings, num_blocks, len(images))
+        return sample_gates(key, settings, num_blocks, images.shape[0])
 
     def _check_gates(self, gates, batch_size):
         subset = isinstance(gates, Subset)

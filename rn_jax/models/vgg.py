@@ -142,7 +142,7 @@ class VGG(Network):
         else:
             hidden, norm = (512,), norm if self.batch_norm else None
             x = drop(x.mean(axis=(1, 2), keepdims=True))
-        x = x.reshape(len(x), 1, 1, -1)
+        x = x.reshape(x.shape[0], 1, 1, -1)
         for i, width in enumerate(self.hidden or hidden, start=1):
             fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
             x = fc(x)

@@ -11,9 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
+from tiny import TINY
 
-from experiments import run
+from configs import resnet20
+from experiments import loop, run
 from experiments.feed import InMemory
+from rn_jax.models import MODELS
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "jax"
@@ -64,6 +68,22 @@ def stop_after(monkeypatch, steps, feed=InMemory):
             yield batch
 
     monkeypatch.setattr(feed, "train_batches", train_batches)
+
+
+def train_tiny(workdir):
+    """A finished run of four blocks with stochastic depth, two epochs of digits."""
+    config = resnet20.get_config("digits").to_dict()
+    config |= {
+        "model": "tiny",
+        "epochs": 2,
+        "batch_size": 240,
+        "num_devices": 2,
+        "stochastic_depth": {"last_survival": 0.5},
+        "compilation_cache": str(CACHE),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", TINY)
+        loop.train(config, workdir)
 
 
 def start(argv, **kwargs):

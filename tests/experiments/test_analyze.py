@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The studies' command: its files, what it resumes, its errors, and its numbers."""
 
-import importlib
 import json
 import os
 import shutil
@@ -14,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import CACHE, ROOT
+from command import ROOT, train_tiny
 from tiny import TINY
 
-from experiments import analyze, loop, report, studies, subject
+from experiments import analyze, report, studies, subject
 from experiments.studies import STUDIES
 from rn_jax import StochasticDepth, data, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
@@ -35,18 +34,7 @@ ALL = ["--draws=2", "--batch_size=100", "--seed=3"]
 def run(tmp_path_factory, quick_compile_module):
     """A finished run of four blocks with stochastic depth."""
     path = str(tmp_path_factory.mktemp("run") / "tiny_sd")
-    config = importlib.import_module("configs.resnet20").get_config("digits").to_dict()
-    config |= {
-        "model": "tiny",
-        "epochs": 2,
-        "batch_size": 240,
-        "num_devices": 2,
-        "stochastic_depth": {"last_survival": 0.5},
-        "compilation_cache": str(CACHE),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", TINY)
-        loop.train(config, path)
+    train_tiny(path)
     return path
 
 

@@ -300,12 +300,13 @@ def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
 
 @pytest.mark.slow
 def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
-    """What `make demo` trains: 3 % or less on the 360 test images."""
+    """What `make demo` trains, in half of its epochs: 5 % or less on 360 images."""
     argv = [f"--config={command.ROOT}/configs/resnet110_sd.py:digits"]
     argv += [f"--workdir={tmp_path / 'w'}", "--config.num_devices=2"]
+    argv += ["--config.epochs=15"]
     assert in_process(monkeypatch, argv) == 0
     summary = json.loads((tmp_path / "w/summary.json").read_text())
-    assert summary["test_error_percent"] <= 3
+    assert summary["test_error_percent"] <= 5
     assert summary["params"] == 1_727_962 - 2 * 16 * 9  # one channel instead of three
 
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a finished run's network into one file, for use outside the experiments.
+
+python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors]
+    [--out=FILE] [--data_dir=DIR]
+
+safetensors is what rn_jax.load reads: the network and its weights. stablehlo is one
+program, uint8[B, H, W, C] -> logits f32[B, K] for any B, normalisation and weights
+included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+import rn_jax
+from experiments import command, files, setup, subject
+from experiments.workdir import replace_file
+from rn_jax import data
+from rn_jax.errors import InputError
+from rn_jax.interop import to_stablehlo
+
+FORMATS = ("stablehlo", "safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(
+        lambda: export(_parse(argv)), interrupted="Interrupted; nothing was written."
+    )
+
+
+def _parse(argv):
+    parser = command.Parser(__doc__)
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of a finished run")
+    add("--format", default="stablehlo", choices=FORMATS)
+    add("--out", help="the file; default: in the run, named by the network")
+    add("--data_dir", help="of the data set; default: the run's")
+    return parser.parse_args(argv)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the file and prints where it is and how to read it.
+
+    Args:
+        options: as `_parse` gives them.
+
+    Raises:
+        InputError: no finished run, or a file that cannot be written.
+    """
+    config, experiment, state = subject.finished(
+        options.workdir, data_dir=options.data_dir
+    )
+    model = experiment.model.clone(axis_name=None)
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    default = epath.Path(options.workdir) / f"{config['model']}.{options.format}"
+    out = epath.Path(options.out or default)
+    try:
+        if options.format == "safetensors":
+            info = facts(options.workdir, config, experiment)
+            rn_jax.save(out, model, variables, info=info)
+            how = f'model, variables = rn_jax.load("{out}")'
+        else:
+            program = to_stablehlo(
+                model,
+                variables,
+                experiment.image_shape,
+                preprocess=experiment.preprocess,
+            )
+            replace_file(out, program)
+            how = f'logits = jax.export.deserialize(open("{out}", "rb").read()).call'
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}.") from error
+    print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
+
+
+def facts(
+    workdir: str, config: Mapping[str, Any], experiment: setup.Experiment
+) -> dict[str, Any]:
+    """What someone with the weights alone needs to know, as JSON can say it.
+
+    Args:
+        workdir: of the finished run.
+        config: its fields.
+        experiment: made of them.
+    """
+    kind, examples = config["normalization"], experiment.feed.parts["train"]
+    normalization = {"kind": kind}
+    if kind != "contrast":
+        found = data.normalization(examples, kind)
+        normalization |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
+    summary = files.read_json(epath.Path(workdir) / "summary.json")
+    return {
+        "dataset": config["dataset"],
+        "class_names": setup.dataset_spec(config["dataset"]).class_names,
+        "image_shape": experiment.image_shape,
+        "normalization": normalization,  # of pixels 0..255: (image - mean) / std
+        "test_error_percent": summary["test_error_percent"],
+        "seed": config["seed"],
+        "epochs": summary["epochs"],
+        "config": config,
+        "git_revision": summary["git_revision"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

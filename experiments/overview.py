@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to run, and what a run would be: `--list` and `--dry_run`."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.setup import Experiment
+from rn_jax import data
+from rn_jax.analysis.cost import multiply_adds_by_module
+from rn_jax.data import imagenet
+from rn_jax.models import MODELS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# No papers' rows: every field once, and what some rows share.
+_NO_ROWS = ("__init__", "default", "he2016", "imagenet", "torch_imagenet")
+# The backward pass takes two products for each of the forward pass; two operations in
+# a multiply-add.
+_OPERATIONS = 6
+
+
+def configs() -> list[str]:
+    """Names of the configs, one for each row of a paper."""
+    return sorted(f.stem for f in CONFIGS.glob("*.py") if f.stem not in _NO_ROWS)
+
+
+def listing() -> str:
+    """All models, data sets and configs, a line each."""
+    lines = ["Models (--config.model):"]
+    for name, entry in MODELS.items():
+        size = "" if entry.params is None else f"{entry.params:>13,}"
+        lines.append(f"  {name:<30} {size:>13}  {entry.paper}")
+    lines += ["", "Data sets (--config=FILE:NAME):"]
+    for spec in (*data.DATASETS.values(), imagenet.SPEC):
+        shape = "x".join(map(str, spec.image_shape))
+        lines.append(f"  {spec.name:<30} {spec.num_classes:>5} classes, {shape}")
+    lines += ["", "Configs (--config=configs/NAME.py):"]
+    for name in configs():
+        lines.append(f"  {name:<31} {_first_sentence(CONFIGS / f'{name}.py')}")
+    return "\n".join(lines)
+
+
+def _first_sentence(file):
+    text = file.read_text().partition('"""')[2].partition('"""')[0]
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def plan(experiment: Experiment) -> str:
+    """The network's table, and what a run would take, without a step of it.
+
+    Memory is what a device keeps between the passes of a training step, by its shapes;
+    time is that of convolutions and products alone, at the rate of one convolution
+    measured now, so that the run takes longer.
+    """
+    config, model = experiment.config, experiment.model.clone(axis_name=None)
+    rows = table(model, experiment.image_shape)
+    total = {key: sum(row[key] for row in rows) for key in ("params", "multiply_adds")}
+    lines = [f"{'module':<22}{'output':>18}{'parameters':>14}{'multiply-adds':>17}"]
+    for row in [*rows, {"name": "all", "output": "", **total}]:
+        lines.append(
+            f"{row['name']:<22}{row['output']:>18}{row['params']:>14,}"
+            f"{row['multiply_adds']:>17,}"
+        )
+    devices = len(experiment.devices)
+    share = config["batch_size"] // devices // config["micro_batches"]
+    state = 3 * 4 * experiment.params  # parameters, momentum and gradients
+    kept = residual_bytes(model, (share, *experiment.image_shape))
+    examples = experiment.total_steps * config["batch_size"]
+    operations = _OPERATIONS * total["multiply_adds"] * examples
+    seconds = operations / convolution_rate() / devices
+    epochs = experiment.total_steps / experiment.steps_per_epoch
+    lines += [
+        "",
+        f"{config['model']} on {config['dataset']}: {experiment.total_steps:,} steps "
+        f"of {config['batch_size']} examples, {epochs:.1f} epochs.",
+        f"Memory on each of {devices} {experiment.devices[0].platform} devices: about "
+        f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
+        f"batch of {share}.",
+        f"Time: more than {_told(seconds)}, which its convolutions and products take.",
+    ]
+    return "\n".join(lines)
+
+
+def table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """A row for each part of a network: "name", "output", "params", "multiply_adds".
+
+    The blocks of a stage that run in a scan are one row. A row's multiply-adds are for
+    one image, and all its blocks together.
+
+    Args:
+        model: without parameters.
+        image_shape: (H, W, C).
+    """
+    outputs = {}
+
+    def note(next_call, args, kwargs, context):
+        y = next_call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(y, jax.Array):
+            outputs[context.module.path] = "x".join(map(str, y.shape[1:]))
+        return y
+
+    def init(image):
+        return model.init({"params": jax.random.key(0)}, image, train=False)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(note):
+        params = jax.eval_shape(init, image)["params"]
+    work = multiply_adds_by_module(model, image_shape)
+    parts = dict.fromkeys(map(_part, outputs))
+    rows = {}
+    for part in parts:
+        if part and not any(len(p) > len(part) and p[:1] == part for p in parts):
+            tree = params
+            for name in part:
+                tree = tree.get(name, {})
+            leaves = jax.tree.leaves(tree)
+            times = f" x {leaves[0].shape[0]}" if part[-1] == "blocks" else ""
+            rows[part] = {
+                "name": "/".join(part) + times,
+                "output": outputs.get(part, ""),
+                "params": sum(leaf.size for leaf in leaves),
+                "multiply_adds": sum(n for p, n in work.items() if _part(p) == part),
+            }
+    return list(rows.values())
+
+
+def _part(path):
+    """The row that a module belongs to; the blocks of a scan have one of their own."""
+    return path[: 2 if path[1:2] in (("first",), ("blocks",)) else 1]
+
+
+def residual_bytes(model: nn.Module, images_shape: tuple[int, ...]) -> int:
+    """What the forward pass of a training step keeps for the backward pass, in bytes.
+
+    Parameters are not counted. Gates of stochastic depth change nothing here: the
+    memory is there for every block.
+
+    Args:
+        model: without parameters and without `axis_name`.
+        images_shape: (B, H, W, C), of a device's share of the batch.
+    """
+    model = model.clone(stochastic_depth=None)
+    images = jax.ShapeDtypeStruct(images_shape, jnp.float32)
+    key = jax.random.key(0)
+
+    def init(images):
+        return model.init({"params": key}, images, train=False)
+
+    def backward(variables, images):
+        def logits(params):
+            y, _ = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats", "aux_logits"],
+            )
+            return y
+
+        return jax.vjp(logits, variables["params"])[1]
+
+    variables = jax.eval_shape(init, images)
+    kept = jax.tree.leaves(jax.eval_shape(backward, variables, images))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept)
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(variables["params"]))
+    return max(size - params, 0)
+
+
+def convolution_rate() -> float:
+    """Operations a second of one 3x3 convolution on one device, by its best of five."""
+    images = jnp.ones((16, 32, 32, 64), jnp.float32)
+    kernel = jnp.ones((3, 3, 64, 64), jnp.float32)
+    convolve = jax.jit(
+        lambda x, w: jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    jax.block_until_ready(convolve(images, kernel))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(convolve(images, kernel))
+        seconds.append(time.perf_counter() - start)
+    return 2 * images.size * kernel.shape[-1] * 9 / min(seconds)
+
+
+def _told(seconds):
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network and its weights in one file, and the trained ones that come along.
+
+A file is safetensors: arrays by the names of the unstacked layout, which do not depend
+on what runs in a scan, and in its metadata, as JSON, what `create_model` needs to make
+the network. Nothing in it is code.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rn_jax.errors import InputError, unknown_name
+from rn_jax.interop.torch import read_weights
+from rn_jax.models import MODELS, create_model
+from rn_jax.models.network import Network
+from rn_jax.models.trunk import stack, unstack
+from rn_jax.stochastic_depth import StochasticDepth
+
+# Of the files; another number is refused.
+FORMAT = 1
+_KEY = "rn_jax"
+# Fields that say nothing of what the network computes, and are not saved.
+_OF_A_RUN = ("parent", "name", "axis_name")
+
+
+def save(
+    path: str | os.PathLike,
+    model: Network,
+    variables: Mapping[str, Any],
+    *,
+    info: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a network and its variables into one file, which `load` reads.
+
+    Args:
+        path: ends in .safetensors; a file that is there already is replaced, and stays
+            whole if that fails.
+        model: of a name in the table, with other fields that are numbers, names, tuples
+            or dicts of these. A network of your own is given a name by
+            `register_model`, here and before it is loaded.
+        variables: collections "params" and "batch_stats", stacked or not.
+        info: what else should be known, as JSON can say it: see `read_info`.
+
+    Raises:
+        InputError: another ending; a network that the table cannot make again; or the
+            package safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"Name the file {path.stem}.safetensors, not {path.name}.")
+    name, fields = describe(model)
+    metadata = {"format": FORMAT, "model": name, "fields": fields, "info": info or {}}
+    arrays = flax.traverse_util.flatten_dict(unstack(variables), sep="/")
+    arrays = {k: np.ascontiguousarray(value) for k, value in arrays.items()}
+    content = _safetensors().save(arrays, {_KEY: json.dumps(metadata)})
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
+    """A network and its variables: `model.apply(variables, images, train=False)`.
+
+    Args:
+        source: a file of `save`, or a name of `list_weights()`.
+
+    Returns:
+        The network, without parameters, and collections of arrays as it takes them.
+
+    Raises:
+        InputError: no such file or name; another kind of file; one of another format,
+            of a network that is not in the table, or with blocks that do not fit it.
+    """
+    path = _file(source)
+    arrays, found = read_weights(path), _metadata(path)
+    try:
+        fields = {key: _decoded(key, value) for key, value in found["fields"].items()}
+        # Every block has arrays: a file cannot ask for more blocks than these.
+        claimed = sum(fields.get("stage_sizes", ())) + fields.get("depth", 0)
+        if claimed > len(arrays):
+            raise InputError(
+                f"{path} claims {claimed:,} blocks, but has {len(arrays):,} arrays."
+            )
+        model = create_model(found["model"], **fields)
+        tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
+        return model, jax.tree.map(jnp.asarray, stack(tree, model))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a crafted file may lead to
+        raise InputError(
+            f"{path} does not hold a network as rn_jax.save writes it "
+            f"({type(error).__name__})."
+        ) from error
+
+
+def read_info(source: str | os.PathLike) -> dict[str, Any]:
+    """What `save` was told about the weights, and what they are of.
+
+    Of those of `list_weights()` and of `experiments.export`: the data set, how pixels
+    are normalised, the test error, the config and the command.
+
+    Args:
+        source: as for `load`.
+
+    Returns:
+        The entries of `info`, and "model" and "fields", as `create_model` takes them.
+
+    Raises:
+        InputError: as `load`, without reading the weights.
+    """
+    found = _metadata(_file(source))
+    return {**found["info"], "model": found["model"], "fields": found["fields"]}
+
+
+def list_weights() -> list[str]:
+    """The names of trained weights that come with the package, for `load`."""
+    return sorted(_trained())
+
+
+def describe(model: Network) -> tuple[str, dict[str, Any]]:
+    """A name of the table and fields, as JSON can say them, that make this network.
+
+    `axis_name` is left out: it belongs to a training step.
+
+    Raises:
+        InputError: there is none.
+    """
+    own, candidates = _fields(model), []
+    for name in MODELS:
+        base = create_model(name)
+        if type(base) is type(model):
+            theirs = _fields(base)
+            changed = {k: v for k, v in own.items() if not _same(v, theirs[k])}
+            candidates.append((name, changed))
+    blame = ""
+    for name, changed in sorted(candidates, key=lambda candidate: len(candidate[1])):
+        try:
+            fields = {key: _encoded(key, value) for key, value in changed.items()}
+            decoded = {key: _decoded(key, value) for key, value in fields.items()}
+            if _same(own, _fields(create_model(name, **decoded))):
+                return name, fields
+        except (InputError, TypeError) as error:  # no such field, or not to be said
+            blame = blame or f" ({error})"
+    raise InputError(
+        f"No name of the table makes this {type(model).__name__} by fields that a file "
+        f"can hold{blame}: give it a name by register_model."
+    )
+
+
+def _fields(model):
+    fields = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in _OF_A_RUN
+    }
+    dtype = fields["dtype"]
+    return {**fields, "dtype": None if dtype is None else jnp.dtype(dtype)}
+
+
+def _same(a, b):
+    """Equality that looks into partials, which compare by identity."""
+    if isinstance(a, partial) and isinstance(b, partial):
+        return (
+            _same(a.func, b.func)
+            and _same(a.args, b.args)
+            and _same(a.keywords, b.keywords)
+        )
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and bool(a == b)
+
+
+def _encoded(name, value):
+    """A field as JSON can say it; a TypeError where it cannot."""
+    if isinstance(value, StochasticDepth):
+        return dataclasses.asdict(value)
+    if name == "dtype" and value is not None:
+        return value.name
+    if isinstance(value, Mapping):
+        return {key: _encoded("", entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_encoded("", entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name or 'an entry'} is {value!r}")
+
+
+def _decoded(name, value):
+    if name == "stochastic_depth" and value is not None:
+        return StochasticDepth(**value)
+    if name == "dtype" and value is not None:
+        return jnp.dtype(value)
+    if isinstance(value, Mapping):
+        return {key: _decoded("", entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return tuple(_decoded("", entry) for entry in value)
+    return value
+
+
+# --- Files --------------------------------------------------------------------------
+
+
+def _trained():
+    """Name -> file of the weights in the package."""
+    folder = resources.files("rn_jax") / "trained"
+    return {
+        file.name.removesuffix(".safetensors"): file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if file.name.endswith(".safetensors")
+    }
+
+
+def _file(source):
+    path = Path(source)
+    if path.suffix == ".safetensors" or path.exists():
+        return path
+    trained = _trained()
+    if str(source) not in trained:
+        raise unknown_name("trained network", str(source), trained)
+    return Path(str(trained[str(source)]))
+
+
+def _metadata(path):
+    safetensors = _safetensors()
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            found = json.loads((file.metadata() or {}).get(_KEY, "null"))
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise InputError(f"{path} is not a file of safetensors.") from error
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} was not written by rn_jax.save; weights of PyTorch projects are "
+            "for interop.from_torch."
+        )
+    if found.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is of format {found.get('format')!r}; this version reads {FORMAT}."
+        )
+    kinds = {"model": str, "fields": dict, "info": dict}
+    if any(not isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise InputError(f"{path} is damaged: its metadata are not those of a network.")
+    return found
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "Files of weights need the package safetensors: pip install safetensors."
+        ) from error
+    return safetensors.numpy

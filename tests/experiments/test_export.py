@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of finished runs in files, and what they see in pictures."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from command import in_process, train_tiny
+from PIL import Image
+from tiny import TINY
+
+import rn_jax
+from experiments import export, predict, subject
+from rn_jax import data
+from rn_jax.models import MODELS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, quick_compile_module):
+    path = tmp_path_factory.mktemp("run") / "tiny_sd"
+    train_tiny(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    """The run's logits of the test images, by the code that studies use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", TINY)
+        found = subject.from_run(str(run))
+    logits = jax.jit(lambda x: found.model.apply(found.variables, x, train=False))
+    return np.asarray(logits(found.preprocess(found.test.images))), found.test
+
+
+def error_percent(logits, labels):
+    return 100 * float((np.asarray(logits).argmax(1) != labels).mean())
+
+
+def test_safetensors_are_the_network_with_what_one_needs_to_use_it(
+    run, trained, monkeypatch, capsys
+):
+    argv = [f"--workdir={run}", "--format=safetensors"]
+    assert in_process(monkeypatch, argv, export) == 0
+    file = run / "tiny.safetensors"
+    told = capsys.readouterr().out
+    assert f"Wrote {file}" in told and f'rn_jax.load("{file}")' in told
+
+    model, variables = rn_jax.load(file)
+    info = rn_jax.read_info(file)
+    stats = info["normalization"]
+    logits, test = trained
+    images = data.normalize(test.images, stats["mean"], stats["std"])
+    ours = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
+    assert info["test_error_percent"] == error_percent(ours, test.labels)
+    assert info["class_names"] == list("0123456789")
+    assert info["config"]["stochastic_depth"] == {"last_survival": 0.5}
+
+
+def test_stablehlo_is_the_network_from_pixels_to_logits(
+    run, trained, monkeypatch, capsys, tmp_path
+):
+    file = tmp_path / "program"
+    assert in_process(monkeypatch, [f"--workdir={run}", f"--out={file}"], export) == 0
+    assert f'open("{file}", "rb")' in capsys.readouterr().out
+    logits, test = trained
+    found = jax.export.deserialize(bytearray(file.read_bytes())).call(test.images)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    summary = json.loads((run / "summary.json").read_text())
+    assert error_percent(found, test.labels) == summary["test_error_percent"]
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (["--format=onnx"], "invalid choice: 'onnx'"),
+        (
+            ["--out=/none/x.stablehlo"],
+            "/none/x.stablehlo cannot be written: No such file",
+        ),
+        (["--out=x.npz", "--format=safetensors"], "Name the file x.safetensors"),
+    ],
+)
+def test_bad_input(run, monkeypatch, capsys, options, match):
+    assert in_process(monkeypatch, [f"--workdir={run}", *options], export) == 2
+    assert re.search(match, capsys.readouterr().err)
+
+
+def test_a_run_that_has_not_ended(tmp_path, monkeypatch, capsys):
+    for program, more in ((export, []), (predict, ["x.png"])):
+        argv = [f"--workdir={tmp_path / 'none'}", *more]
+        assert in_process(monkeypatch, argv, program) == 2
+        assert "is not there: a finished one has" in capsys.readouterr().err
+
+
+def test_predict_prints_classes_and_probabilities(
+    run, trained, monkeypatch, capsys, tmp_path
+):
+    logits, test = trained
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, file in enumerate(files):
+        Image.fromarray(test.images[i, ..., 0]).save(file)
+    argv = [f"--workdir={run}", "--top=2", *files]
+    assert in_process(monkeypatch, argv, predict) == 0
+    told = capsys.readouterr().out.splitlines()
+    probabilities = np.asarray(jax.nn.softmax(logits[:3]))
+    for file, line, found in zip(files, told, probabilities, strict=True):
+        name, _, classes = line.rpartition(": ")
+        assert name == file
+        expected = [f"{k} {100 * found[k]:.2f} %" for k in np.argsort(-found)[:2]]
+        assert classes == ", ".join(expected)
+
+
+def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch, capsys):
+    _, test = trained
+    file = run / "large.jpg"
+    large = Image.fromarray(test.images[0, ..., 0]).resize((80, 80)).convert("RGB")
+    large.save(file, quality=95)
+    assert in_process(monkeypatch, [f"--workdir={run}", str(file)], predict) == 0
+    assert capsys.readouterr().out.count("%") == 3
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (["{text}"], "is no picture: take a PNG or JPEG"),
+        (["/none.png"], "none.png cannot be read .No such file"),
+        (["--top=11", "{text}"], "--top must be between 1 and 10, not 11"),
+        ([], "arguments are required: IMAGE"),
+    ],
+)
+def test_bad_pictures(run, tmp_path, monkeypatch, capsys, options, match):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    argv = [f"--workdir={run}", *(o.format(text=text) for o in options)]
+    assert in_process(monkeypatch, argv, predict) == 2
+    assert re.search(match, capsys.readouterr().err)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be run, and what a run would be, before it is one."""
+
+import pytest
+from command import arguments, in_process
+
+import rn_jax
+from experiments import overview
+from rn_jax.analysis.cost import multiply_adds
+from rn_jax.models import MODELS
+
+
+def test_list_has_all_models_data_sets_and_configs(monkeypatch, capsys):
+    assert in_process(monkeypatch, ["--list"]) == 0
+    told = capsys.readouterr().out
+    first = [line.split()[0] for line in told.splitlines() if line.startswith("  ")]
+    datasets = ["cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist"]
+    datasets += ["digits", "imagenet2012"]
+    assert first == [*rn_jax.list_models(), *datasets, *overview.configs()]
+    assert "269,722  He et al. 2015" in told
+    assert "ResNet-110 with stochastic depth (Huang et al. 2016, table 1)" in told
+
+
+def test_help_names_the_configs(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, ["--help"])
+    assert "resnet110_sd, " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet20", "preact_resnet110", "densenet_bc40_36", "highway50_mnist"),
+        *("vgg15", "googlenet_2014", "plain20", "resnet110_exclusive_gating_6"),
+    ],
+)
+def test_rows_are_the_whole_network(name):
+    entry = MODELS[name]
+    model = rn_jax.create_model(name)
+    rows = overview.table(model, (entry.image_size, entry.image_size, entry.channels))
+    assert sum(row["params"] for row in rows) == entry.params
+    counted = multiply_adds(model, entry.image_size, entry.channels)
+    assert sum(row["multiply_adds"] for row in rows) == counted
+    assert rows[-1]["output"] == str(entry.num_classes)
+
+
+def test_rows_of_a_residual_network():
+    rows = overview.table(rn_jax.create_model("resnet110"), (32, 32, 3))
+    assert [(row["name"], row["output"]) for row in rows] == [
+        ("stem_conv", "32x32x16"),
+        ("stem_bn", "32x32x16"),
+        ("stage1/blocks x 18", "32x32x16"),
+        ("stage2/first", "16x16x32"),
+        ("stage2/blocks x 17", "16x16x32"),
+        ("stage3/first", "8x8x64"),
+        ("stage3/blocks x 17", "8x8x64"),
+        ("head", "10"),
+    ]
+    # Two 3x3 convolutions of 16 channels in each of 18 blocks, at 32x32.
+    assert rows[2]["multiply_adds"] == 18 * 2 * 32 * 32 * 9 * 16 * 16
+    assert rows[2]["params"] == 18 * 2 * (9 * 16 * 16 + 2 * 16)
+
+
+def test_memory_grows_with_the_batch_and_the_blocks():
+    def kept(blocks, batch):
+        model = rn_jax.create_model("resnet20", stage_sizes=(blocks, 1, 1))
+        return overview.residual_bytes(model, (batch, 32, 32, 3))
+
+    block = kept(5, 8) - kept(4, 8)
+    # At least the outputs of its two convolutions, f32[8, 32, 32, 16].
+    assert 2 * 4 * 8 * 32 * 32 * 16 <= block <= 4 * 4 * 8 * 32 * 32 * 16
+    assert kept(6, 8) - kept(5, 8) == block
+    assert kept(4, 16) == pytest.approx(2 * kept(4, 8), rel=0.02)
+
+
+def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path):
+    argv = arguments(tmp_path / "run", "--dry_run")
+    assert in_process(monkeypatch, argv) == 0
+    told = capsys.readouterr().out
+    assert "tiny on digits: 10 steps of 240 examples, 2.0 epochs." in told
+    assert "2 cpu devices" in told and "Time: more than" in told
+    assert not (tmp_path / "run").exists()

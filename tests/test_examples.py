@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every block of code in README and docs: Python is run, commands are taken.
+
+A command is given to its program whole, which checks its options and configs, and stops
+where the work would begin; what it gives is tested elsewhere. What needs a network,
+hardware or files that are not here carries the comment `not run: why`, and `NOT_RUN`
+lists it.
+"""
+
+import contextlib
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from unittest import mock
+
+import generated
+import jax
+import pytest
+
+from experiments import report, studies
+from rn_jax.data import DATASETS
+from rn_jax.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?"
+    r"(?:```python\n(?P<python>.*?)```"
+    r"|(?P<shell>(?:^ {4}(?:\S+\$ )?(?:\.venv/bin/|make )[^\n]*\n"
+    r"(?:^ {5}[^\n]*\n)*)+))",
+    re.S | re.M,
+)
+NOT_RUN = {
+    "README.md": ["needs resnet50.pth"],
+    "docs/how_to/data_set.md": ["downloads kmnist"],
+}
+# Make's targets that tests, or CI itself, run.
+TARGETS = {"demo", "test", "test-all", "test-faults", "docs", "install"}
+# Where the work of a command begins.
+WORK = {
+    "experiments.run": ("experiments.loop", "train"),
+    "experiments.sweep": ("experiments.many", "train"),
+    "experiments.reproduce": ("experiments.many", "train"),
+    "experiments.analyze": ("experiments.analyze", "_subject"),
+    "experiments.evaluate": ("experiments.evaluate", "evaluate"),
+    "experiments.export": ("experiments.export", "export"),
+    "experiments.predict": ("experiments.predict", "predict"),
+}
+
+
+def blocks(page):
+    return [found.groupdict() for found in BLOCK.finditer(page.read_text())]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def test_what_is_not_run_is_listed():
+    found = {name(p): [b["why"] for b in blocks(p) if b["why"]] for p in PAGES}
+    assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN
+
+
+def test_every_fence_is_found():
+    for page in PAGES:
+        fences = page.read_text().count("```")
+        assert fences == 2 * sum(b["python"] is not None for b in blocks(page))
+
+
+WITH_PYTHON = [p for p in PAGES if any(b["python"] for b in blocks(p))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
+def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
+    """The blocks of a page one after another, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    with contextlib.ExitStack() as stack:
+        for table in (MODELS, DATASETS, studies.STUDIES, report.SECTIONS):
+            stack.enter_context(mock.patch.dict(table))  # what a page adds goes again
+        # JAX widens dtypes for a reader, where the tests are strict.
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        for block in blocks(page):
+            if block["python"] and not block["why"]:
+                exec(compile(block["python"], name(page), "exec"), names)
+
+
+def commands():
+    for page in PAGES:
+        for block in blocks(page):
+            if block["shell"] and not block["why"]:
+                text = re.sub(r"\\\n", " ", block["shell"])
+                for line in text.splitlines():
+                    line = re.sub(r"^\S+\$ ", "", line.strip())
+                    if line:
+                        yield pytest.param(line, id=f"{name(page)}: {line[:60]}")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    for dataset in ("cifar10", "cifar100"):
+        generated.prepare(dataset, folder)
+    return folder
+
+
+class BeganError(Exception):
+    """The work of a command."""
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert words[1] in TARGETS
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    assert words[0].startswith(".venv/bin/")
+    if words[0] != ".venv/bin/python":
+        assert words[0] in (".venv/bin/pip", ".venv/bin/mkdocs")
+        return
+    assert words[1] == "-m"
+    module = importlib.import_module(words[2])
+    if words[2] not in WORK:  # a benchmark, or docs.generate
+        assert module.__doc__ and "python -m " + words[2] in module.__doc__
+        return
+    if "--coordinator" in line:
+        monkeypatch.setattr("rn_jax.parallel.join_processes", lambda **_: True)
+    where, what = WORK[words[2]]
+    began = []
+
+    def begin(*args, **kwargs):
+        began.append(what)
+        raise BeganError
+
+    monkeypatch.setattr(importlib.import_module(where), what, begin)
+    monkeypatch.setattr(sys, "argv", ["command", *words[3:]])
+    try:
+        assert module.main() == 0, capsys.readouterr().err
+    except BeganError:
+        pass
+    assert began or {"--list", "--dry_run", "--help"} & set(words)

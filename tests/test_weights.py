@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks in files: what comes back is what was saved; nothing else is taken."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import rn_jax
+from rn_jax import InputError, create_model
+from rn_jax.models import MODELS
+from rn_jax.models.resnet import ResNet
+
+ROOT = Path(rn_jax.__file__).parents[1]
+
+
+def test_every_name_is_found_again_with_and_without_own_fields():
+    for name in rn_jax.list_models():
+        assert rn_jax.weights.describe(create_model(name)) == (name, {})
+        model = create_model(name, num_classes=7, axis_name="devices")
+        assert rn_jax.weights.describe(model) == (name, {"num_classes": 7})
+
+
+def all_fields():
+    return {
+        "num_classes": 7,
+        "stochastic_depth": rn_jax.StochasticDepth(schedule=(0.9, 0.8, 0.7)),
+        "shortcut": "B",
+        "dtype": jnp.bfloat16,
+        "stage_sizes": (1, 1, 1),
+        "remat": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("resnet20", all_fields()),
+        ("resnet110_scaling_05_1", {"stage_sizes": (1, 2, 1)}),
+        ("densenet40_12", {"num_classes": 3}),
+        ("highway10_mnist", {}),
+        ("vgg15", {"num_classes": 4}),
+    ],
+)
+@pytest.mark.parametrize("layout", [lambda v: v, rn_jax.unstack])
+def test_what_is_saved_comes_back(tmp_path, random_variables, name, fields, layout):
+    model = create_model(name, **fields)
+    shape = (8, 8, MODELS[name].channels)
+    variables = random_variables(model, shape)
+    rn_jax.save(tmp_path / "net.safetensors", model, layout(variables), info={"a": [1]})
+    again, found = rn_jax.load(str(tmp_path / "net.safetensors"))
+    assert again == create_model(name, **fields)
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
+    info = rn_jax.read_info(tmp_path / "net.safetensors")
+    assert (info["a"], info["model"]) == ([1], name)
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+class OwnBlock(rn_jax.models.resnet.BasicBlock):
+    pass
+
+
+def test_a_network_of_ones_own_needs_a_name(tmp_path, monkeypatch, random_variables):
+    model = ResNet((1, 1), features=(4, 8), block=OwnBlock)
+    variables = random_variables(model, (8, 8, 3))
+    path = tmp_path / "own.safetensors"
+    with pytest.raises(InputError, match=r"block is <class .*OwnBlock'>.*register_m"):
+        rn_jax.save(path, model, variables)
+    assert os.listdir(tmp_path) == []
+    with monkeypatch.context() as patch:
+        fields = {"stage_sizes": (1, 1), "features": (4, 8), "block": OwnBlock}
+        patch.setitem(MODELS, "own", rn_jax.ModelEntry(ResNet, fields))
+        rn_jax.save(path, model, variables)
+        assert rn_jax.load(path)[0] == model
+    with pytest.raises(InputError, match="Unknown model 'own'"):
+        rn_jax.load(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path, monkeypatch, random_variables
+):
+    model = ResNet((1,), features=(4,))
+    variables = random_variables(model, (8, 8, 3))
+    path = tmp_path / "net.safetensors"
+    rn_jax.save(path, model, variables)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(Path, "write_bytes", full)
+        rn_jax.save(path, model, variables, info={"other": 1})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def full(path, content):
+    with path.open("wb") as file:
+        file.write(content[:10])
+    raise OSError(28, "full")
+
+
+def write(path, metadata, arrays=None):
+    arrays = {"params/head/bias": np.zeros(3, "float32")} if arrays is None else arrays
+    safetensors.numpy.save_file(arrays, path, metadata)
+    return path
+
+
+def ours(**changes):
+    found = {"format": 1, "model": "resnet20", "fields": {}, "info": {}, **changes}
+    return {"rn_jax": json.dumps(found)}
+
+
+@pytest.mark.parametrize(
+    "metadata, match",
+    [
+        (None, "was not written by rn_jax.save; weights of PyTorch projects"),
+        ({"rn_jax": "[1]"}, "was not written by rn_jax.save"),
+        ({"rn_jax": "{"}, "is not a file of safetensors"),
+        (ours(format=2), "is of format 2; this version reads 1"),
+        (ours(fields=3), "is damaged"),
+        (ours(model=None), "is damaged"),
+        (ours(model="resnet21"), "Unknown model 'resnet21'"),
+        (ours(fields={"shortcat": "B"}), "resnet20 cannot be made: .*'shortcat'"),
+        (ours(fields={"stage_sizes": [10**12]}), r"claims 1,000,000,000,000 blocks"),
+        (ours(fields={"stage_sizes": "many"}), r"does not hold a network"),
+        (ours(fields={"stochastic_depth": {"last_survival": 3}}), r"in \(0, 1\]"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, metadata, match):
+    with pytest.raises(InputError, match=match):
+        rn_jax.load(write(tmp_path / "x.safetensors", metadata))
+
+
+def test_blocks_that_are_not_there(tmp_path):
+    arrays = {f"params/stage1/block{i:02d}/a": np.zeros(1) for i in range(1, 20)}
+    path = write(tmp_path / "x.safetensors", ours(), arrays)
+    with pytest.raises(InputError, match="stage1 has 19 blocks, the model 3"):
+        rn_jax.load(path)
+
+
+def test_files_that_are_not_there(tmp_path):
+    model = create_model("resnet20")
+    with pytest.raises(InputError, match=r"Name the file net\.safetensors"):
+        rn_jax.save(tmp_path / "net.npz", model, {})
+    with pytest.raises(InputError, match="There is no file"):
+        rn_jax.load(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="Unknown trained network 'resnet21_digits'"):
+        rn_jax.load("resnet21_digits")
+
+
+def test_without_safetensors_a_sentence_says_what_is_needed():
+    code = """
+import sys
+sys.modules["safetensors"] = None
+import rn_jax
+try:
+    rn_jax.load("resnet20_digits")
+except rn_jax.InputError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pip install safetensors" in done.stdout
