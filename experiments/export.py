@@ -20,7 +20,6 @@ import rn_jax
 from experiments import command, files, setup, subject
 from experiments.workdir import replace_file
 from rn_jax import data
-from rn_jax.errors import InputError
 from rn_jax.interop import to_stablehlo
 
 FORMATS = ("stablehlo", "safetensors")
@@ -60,22 +59,19 @@ def export(options: argparse.Namespace) -> None:
     variables = {name: state[name] for name in ("params", "batch_stats")}
     default = epath.Path(options.workdir) / f"{config['model']}.{options.format}"
     out = epath.Path(options.out or default)
-    try:
-        if options.format == "safetensors":
-            info = facts(options.workdir, config, experiment)
-            rn_jax.save(out, model, variables, info=info)
-            how = f'model, variables = rn_jax.load("{out}")'
-        else:
-            program = to_stablehlo(
-                model,
-                variables,
-                experiment.image_shape,
-                preprocess=experiment.preprocess,
-            )
-            replace_file(out, program)
-            how = f'logits = jax.export.deserialize(open("{out}", "rb").read()).call'
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}.") from error
+    if options.format == "safetensors":
+        info = facts(options.workdir, config, experiment)
+        rn_jax.save(out, model, variables, info=info)
+        how = f'model, variables = rn_jax.load("{out}")'
+    else:
+        program = to_stablehlo(
+            model,
+            variables,
+            experiment.image_shape,
+            preprocess=experiment.preprocess,
+        )
+        replace_file(out, program)
+        how = f'logits = jax.export.deserialize(open("{out}", "rb").read()).call'
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
 
 

@@ -58,8 +58,9 @@ def train(
     """
     workdir = Workdir(path, config)
     if summary := workdir.summary():
-        print(f"{path} holds the finished run of this config.")
-        _print_result(config, summary)
+        if parallel.is_first_process():
+            print(f"{path} holds the finished run of this config.")
+            _print_result(config, summary)
         return summary
     try:
         with parallel.together():

@@ -201,7 +201,17 @@ class Workdir:
 
 
 def replace_file(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file beside the old one, then puts it in its place."""
+    """Writes a file beside the old one, then puts it in its place.
+
+    Raises:
+        InputError: it cannot be written, as when the disk is full.
+    """
     new = path.with_name(f"{path.name}.new")
-    new.write_bytes(content.encode() if isinstance(content, str) else content)
-    new.replace(path)
+    try:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        new.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written to ({error}). What was there is kept: make "
+            "room, and the same command goes on."
+        ) from error

@@ -53,8 +53,8 @@ def save(
         info: what else should be known, as JSON can say it: see `read_info`.
 
     Raises:
-        InputError: another ending; a network that the table cannot make again; or the
-            package safetensors is not installed.
+        InputError: another ending; a network that the table cannot make again; a file
+            that cannot be written; or the package safetensors is not installed.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -68,6 +68,8 @@ def save(
     try:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to ({error}).") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -86,7 +88,7 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
             of a network that is not in the table, or with blocks that do not fit it.
     """
     path = _file(source)
-    arrays, found = read_weights(path), _metadata(path)
+    found, arrays = _metadata(path), read_weights(path)
     try:
         fields = {key: _decoded(key, value) for key, value in found["fields"].items()}
         # Every block has arrays: a file cannot ask for more blocks than these.

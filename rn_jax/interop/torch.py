@@ -112,12 +112,11 @@ def from_torch(
     variables = jax.tree_util.tree_map_with_path(take, shapes)
     differences = []
     if lacking:
-        differences.append(f"the weights for {name} lack {_some(lacking)}")
+        differences.append(f"The weights for {name} lack {_some(lacking)}")
     if weights:
         differences.append(f"{name} has no place for {_some(sorted(weights))}")
     if differences:
-        sentence = ", and ".join(differences)
-        raise InputError(f"{sentence[0].upper()}{sentence[1:]}.")
+        raise InputError(f"{', and '.join(differences)}.")
     return stack(variables, model)
 
 
@@ -152,7 +151,7 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         *module, kind = [part.key for part in path][1:]
         module = "/".join(module)
         theirs = layout.name_of(module, model, head)
-        value = np.asarray(leaf)
+        value = np.array(leaf)  # a copy, which PyTorch may write to
         if kind == "kernel":
             value = _weight(value, layout.flattened(model).get(module))
         weights[f"{theirs}.{_LEAVES[kind]}"] = np.ascontiguousarray(value)
