@@ -18,6 +18,7 @@ from etils import epath
 
 import rn_jax
 from experiments import command, files, setup, subject
+from experiments.feed import InMemory
 from experiments.workdir import replace_file
 from rn_jax import data
 from rn_jax.interop import to_stablehlo
@@ -67,11 +68,11 @@ def export(options: argparse.Namespace) -> None:
         program = to_stablehlo(
             model,
             variables,
-            experiment.image_shape,
+            _image_shape(config, experiment),
             preprocess=experiment.preprocess,
         )
         replace_file(out, program)
-        how = f'logits = jax.export.deserialize(open("{out}", "rb").read()).call'
+        how = f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
 
 
@@ -94,7 +95,7 @@ def facts(
     return {
         "dataset": config["dataset"],
         "class_names": setup.dataset_spec(config["dataset"]).class_names,
-        "image_shape": experiment.image_shape,
+        "image_shape": _image_shape(config, experiment),
         "normalization": normalization,  # of pixels 0..255: (image - mean) / std
         "test_error_percent": summary["test_error_percent"],
         "seed": config["seed"],
@@ -102,6 +103,13 @@ def facts(
         "config": config,
         "git_revision": summary["git_revision"],
     }
+
+
+def _image_shape(config, experiment):
+    """Of the images that the run was tested on."""
+    if isinstance(experiment.feed, InMemory):
+        return experiment.image_shape
+    return (config["eval_size"], config["eval_size"], 3)
 
 
 if __name__ == "__main__":

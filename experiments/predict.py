@@ -78,7 +78,7 @@ def _view(
         with Image.open(file) as picture:
             upright = ImageOps.exif_transpose(picture)
             upright = upright.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a damaged picture makes Pillow raise
         reason = "is no picture"
         if isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError):
             reason = f"cannot be read ({error.strerror or error})"

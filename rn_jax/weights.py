@@ -6,6 +6,7 @@ on what runs in a scan, and in its metadata, as JSON, what `create_model` needs 
 the network. Nothing in it is code.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -62,8 +63,11 @@ def save(
     name, fields = describe(model)
     metadata = {"format": FORMAT, "model": name, "fields": fields, "info": info or {}}
     arrays = flax.traverse_util.flatten_dict(unstack(variables), sep="/")
-    arrays = {k: np.ascontiguousarray(value) for k, value in arrays.items()}
-    content = _safetensors().save(arrays, {_KEY: json.dumps(metadata)})
+    arrays = {k: np.asarray(value, order="C") for k, value in arrays.items()}
+    try:
+        content = _safetensors().save(arrays, {_KEY: json.dumps(metadata)})
+    except TypeError as error:
+        raise InputError(f"info must be what JSON can say: {error}.") from error
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_bytes(content)
@@ -71,7 +75,8 @@ def save(
     except OSError as error:
         raise InputError(f"{path} cannot be written to ({error}).") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none there, or no such folder
+            unfinished.unlink()
 
 
 def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
@@ -85,19 +90,21 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
 
     Raises:
         InputError: no such file or name; another kind of file; one of another format,
-            of a network that is not in the table, or with blocks that do not fit it.
+            of a network that is not in the table, or with arrays of other names.
     """
     path = _file(source)
     found, arrays = _metadata(path), read_weights(path)
     try:
         fields = {key: _decoded(key, value) for key, value in found["fields"].items()}
         # Every block has arrays: a file cannot ask for more blocks than these.
-        claimed = sum(fields.get("stage_sizes", ())) + fields.get("depth", 0)
+        sizes = (*fields.get("stage_sizes", ()), fields.get("depth", 0))
+        claimed = sum(max(size, 0) for size in sizes)
         if claimed > len(arrays):
             raise InputError(
                 f"{path} claims {claimed:,} blocks, but has {len(arrays):,} arrays."
             )
         model = create_model(found["model"], **fields)
+        _check_names(path, model, MODELS[found["model"]], arrays)
         tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
         return model, jax.tree.map(jnp.asarray, stack(tree, model))
     except InputError:
@@ -113,13 +120,14 @@ def read_info(source: str | os.PathLike) -> dict[str, Any]:
     """What `save` was told about the weights, and what they are of.
 
     Of those of `list_weights()` and of `experiments.export`: the data set, how pixels
-    are normalised, the test error, the config and the command.
+    are normalised, the test error and the config.
 
     Args:
         source: as for `load`.
 
     Returns:
-        The entries of `info`, and "model" and "fields", as `create_model` takes them.
+        The entries of `info`, and "model" and "fields": the name, and what differs from
+        the table, as JSON.
 
     Raises:
         InputError: as `load`, without reading the weights.
@@ -142,11 +150,11 @@ def describe(model: Network) -> tuple[str, dict[str, Any]]:
         InputError: there is none.
     """
     own, candidates = _fields(model), []
-    for name in MODELS:
-        base = create_model(name)
-        if type(base) is type(model):
-            theirs = _fields(base)
-            changed = {k: v for k, v in own.items() if not _same(v, theirs[k])}
+    for name, entry in MODELS.items():
+        theirs = _fields_of_entry(name, entry, type(model))
+        if theirs is not None:
+            same = {k for k in theirs if _same(own[k], theirs[k])}
+            changed = {k: v for k, v in own.items() if k not in same}
             candidates.append((name, changed))
     blame = ""
     for name, changed in sorted(candidates, key=lambda candidate: len(candidate[1])):
@@ -171,6 +179,45 @@ def _fields(model):
     }
     dtype = fields["dtype"]
     return {**fields, "dtype": None if dtype is None else jnp.dtype(dtype)}
+
+
+def _fields_of_entry(name, entry, kind):
+    """Fields of a name's network if it is of that class, else None.
+
+    Some may be missing: a user's entry need not be whole without arguments.
+    """
+    try:
+        base = create_model(name)
+    except Exception:  # whatever a builder raises
+        if entry.build is not kind:
+            return None
+        missing = dataclasses.MISSING
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        known = {**defaults, "num_classes": entry.num_classes, **entry.arguments}
+        return {
+            k: v for k, v in known.items() if v is not missing and k not in _OF_A_RUN
+        }
+    return _fields(base) if type(base) is kind else None
+
+
+def _check_names(path, model, entry, arrays):
+    """Raises an InputError for arrays that the model has not, or that it lacks.
+
+    Their shapes are checked by Flax when the model is applied: some depend on the size
+    of the images.
+    """
+    side, channels = entry.image_size, entry.channels
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(
+        lambda x: unstack(model.init({"params": key}, x, train=False)), image
+    )
+    names = set(flax.traverse_util.flatten_dict(shapes, sep="/"))
+    for kind, found in (("lacks", names - set(arrays)), ("has", set(arrays) - names)):
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            which = "" if kind == "lacks" else ", which the network has not"
+            raise InputError(f"{path} {kind} {min(found)}{more}{which}.")
 
 
 def _same(a, b):
@@ -230,7 +277,7 @@ def _trained():
 
 def _file(source):
     path = Path(source)
-    if path.suffix == ".safetensors" or path.exists():
+    if path.suffix == ".safetensors" or os.path.isfile(path):
         return path
     trained = _trained()
     if str(source) not in trained:
@@ -257,7 +304,8 @@ def _metadata(path):
             f"{path} is of format {found.get('format')!r}; this version reads {FORMAT}."
         )
     kinds = {"model": str, "fields": dict, "info": dict}
-    if any(not isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    whole = all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+    if not whole or set(found["fields"]) & set(_OF_A_RUN):
         raise InputError(f"{path} is damaged: its metadata are not those of a network.")
     return found
 

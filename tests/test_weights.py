@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 import rn_jax
-from rn_jax import InputError, create_model
+from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 from rn_jax.models.resnet import ResNet
 
@@ -62,6 +63,54 @@ def test_what_is_saved_comes_back(tmp_path, random_variables, name, fields, layo
     info = rn_jax.read_info(tmp_path / "net.safetensors")
     assert (info["a"], info["model"]) == ([1], name)
     assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_what_comes_with_the_package():
+    """The trained networks are small, and make the error that they are said to make."""
+    names = rn_jax.list_weights()
+    files = list((ROOT / "rn_jax" / "trained").iterdir())
+    assert sorted(file.stem for file in files) == names
+    assert {"resnet110_sd_digits", "resnet20_digits"} <= set(names)
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) < 8 * 2**20 and sum(sizes) < 20 * 2**20
+    for name in ("resnet110_sd_digits", "resnet20_digits"):
+        model, variables = rn_jax.load(name)
+        info = rn_jax.read_info(name)
+        test = data.load(info["dataset"]).test
+        stats = info["normalization"]
+        images = data.normalize(test.images, stats["mean"], stats["std"])
+        apply = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False))
+        found = np.asarray(apply(variables, images)).argmax(-1)
+        error = 100 * float((found != test.labels).mean())
+        assert error == pytest.approx(info["test_error_percent"], abs=0.3)  # an image
+
+
+def test_entries_that_need_arguments(tmp_path, monkeypatch, random_variables):
+    """Such a one of a user's does not stand in the way of others, and can be saved."""
+    monkeypatch.setitem(MODELS, "own", rn_jax.ModelEntry(ResNet, {"block": OwnBlock}))
+    assert rn_jax.weights.describe(create_model("resnet20")) == ("resnet20", {})
+    model = create_model("own", stage_sizes=(1, 1), features=(4, 8))
+    path = tmp_path / "own.safetensors"
+    rn_jax.save(path, model, random_variables(model, (8, 8, 3)))
+    assert rn_jax.load(path)[0] == model
+
+
+class Scaled(rn_jax.models.resnet.Block):
+    """A block with a parameter that is a single number."""
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train):
+        return x + self.param("scale", nn.initializers.zeros, ()) * x
+
+
+def test_single_numbers_keep_their_shape(tmp_path, monkeypatch, random_variables):
+    fields = {"stage_sizes": (2,), "features": (4,), "block": Scaled}
+    monkeypatch.setitem(MODELS, "scaled", rn_jax.ModelEntry(ResNet, fields))
+    model = create_model("scaled")
+    variables = random_variables(model, (8, 8, 3))
+    rn_jax.save(tmp_path / "x.safetensors", model, variables)
+    found = rn_jax.load(tmp_path / "x.safetensors")[1]
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), found, variables)
 
 
 class OwnBlock(rn_jax.models.resnet.BasicBlock):
@@ -130,7 +179,10 @@ def ours(**changes):
         (ours(model="resnet21"), "Unknown model 'resnet21'"),
         (ours(fields={"shortcat": "B"}), "resnet20 cannot be made: .*'shortcat'"),
         (ours(fields={"stage_sizes": [10**12]}), r"claims 1,000,000,000,000 blocks"),
+        (ours(fields={"stage_sizes": [10**12, -(10**12)]}), r"claims 1,000,000,000"),
         (ours(fields={"stage_sizes": "many"}), r"does not hold a network"),
+        (ours(fields={"axis_name": "x"}), "is damaged"),
+        (ours(), r"lacks batch_stats/stage1/block01/bn1/mean and 95 more"),
         (ours(fields={"stochastic_depth": {"last_survival": 3}}), r"in \(0, 1\]"),
     ],
 )
@@ -142,7 +194,7 @@ def test_other_files_are_refused(tmp_path, metadata, match):
 def test_blocks_that_are_not_there(tmp_path):
     arrays = {f"params/stage1/block{i:02d}/a": np.zeros(1) for i in range(1, 20)}
     path = write(tmp_path / "x.safetensors", ours(), arrays)
-    with pytest.raises(InputError, match="stage1 has 19 blocks, the model 3"):
+    with pytest.raises(InputError, match=r"lacks batch_stats/stage1/.* and \d+ more"):
         rn_jax.load(path)
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
 
+_NEEDS = "StableHLO programs need the package flatbuffers: pip install flatbuffers."
+
 
 def to_stablehlo(
     model: Network,
@@ -33,6 +35,9 @@ def to_stablehlo(
     Returns:
         What `from_stablehlo` takes: a serialised `jax.export.Exported` of one function,
         images -> logits f32[B, num_classes].
+
+    Raises:
+        InputError: the package flatbuffers is not installed.
     """
 
     def logits(images):
@@ -43,16 +48,25 @@ def to_stablehlo(
     (batch,) = jax.export.symbolic_shape("batch")
     dtype = jnp.float32 if preprocess is None else jnp.uint8
     images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)
-    return jax.export.export(jax.jit(logits), platforms=platforms)(images).serialize()
+    program = jax.export.export(jax.jit(logits), platforms=platforms)(images)
+    try:
+        return bytes(program.serialize())
+    except ImportError as error:
+        raise InputError(_NEEDS) from error
 
 
 def from_stablehlo(content: bytes) -> Callable[[jax.Array], jax.Array]:
     """The function that `to_stablehlo` wrote: images -> logits, to be jitted or not.
 
+    It is compiled when it is first called. Take programs from those you trust: unlike
+    weights they are code.
+
     Raises:
-        InputError: it is no such program.
+        InputError: it is no such program, or the package flatbuffers is not installed.
     """
     try:
         return jax.export.deserialize(bytearray(content)).call
+    except ImportError as error:
+        raise InputError(_NEEDS) from error
     except Exception as error:  # whatever damaged bytes make the reader raise
         raise InputError("This is no program that jax.export wrote.") from error

@@ -142,9 +142,16 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         nothing here has, are 0.
 
     Raises:
-        InputError: a network without a PyTorch counterpart.
+        InputError: a network without a PyTorch counterpart, or whose counterpart
+            computes something else with the same weights.
     """
-    layout = _layout(model, "such a network")
+    layout = _layout(model, f"such a {type(model).__name__}")
+    if not layout.computes(model):
+        raise InputError(
+            f"The PyTorch project's {type(model).__name__} with these weights computes "
+            "something else: it has shortcut B and the stride on the 3x3, or for CIFAR "
+            "basic blocks and A_centered, and GoogLeNet torchvision's windows."
+        )
     head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
     weights = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(unstack(variables)):
@@ -154,7 +161,7 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         value = np.array(leaf)  # a copy, which PyTorch may write to
         if kind == "kernel":
             value = _weight(value, layout.flattened(model).get(module))
-        weights[f"{theirs}.{_LEAVES[kind]}"] = np.ascontiguousarray(value)
+        weights[f"{theirs}.{_LEAVES[kind]}"] = np.asarray(value, order="C")
         if kind == "mean":
             weights[f"{theirs}.{_IGNORED}"] = np.zeros((), np.int64)
     return weights
@@ -231,7 +238,8 @@ class _Layout:
     Attributes:
         heads: their names of the classifier.
         module: (path of ours, network) -> theirs.
-        has: which networks of the family they have.
+        has: which networks of the family have weights of the same shapes there.
+        computes: which of these also compute the same there.
         flattened: network -> our layers that follow a flattened map, with the channels
             of that map.
     """
@@ -239,6 +247,7 @@ class _Layout:
     heads: tuple[str, ...]
     module: Callable[[str, Network], str]
     has: Callable[[Network], bool]
+    computes: Callable[[Network], bool] = lambda model: True
     flattened: Callable[[Network], Mapping[str, int]] = lambda model: {}
 
     def name_of(self, path: str, model: Network, head: str) -> str:
@@ -305,22 +314,33 @@ def _number(name):
 
 _LAYOUTS = {
     ResNet: _Layout(
-        ("fc", "linear"), _resnet, lambda m: m.block in (BasicBlock, Bottleneck)
+        ("fc", "linear"),
+        _resnet,
+        lambda m: m.block in (BasicBlock, Bottleneck),
+        lambda m: (
+            m.shortcut == "B" and m.block_kwargs.get("stride_on", "3x3") == "3x3"
+            if m.stem == "imagenet"
+            else m.shortcut == "A_centered" and m.block is BasicBlock
+        ),
     ),
     DenseNet: _Layout(("classifier",), _densenet, lambda m: m.stem == "imagenet"),
     VGG: _Layout(
         ("classifier.6",),
         _vgg,
         lambda m: m.stem == "imagenet",
-        lambda m: {"fc1": m.features[-1]},
+        flattened=lambda m: {"fc1": m.features[-1]},
     ),
     AlexNet: _Layout(
-        ("classifier.6",), _alexnet, lambda m: m.towers == 1, lambda m: {"fc1": 256}
+        ("classifier.6",),
+        _alexnet,
+        lambda m: m.towers == 1,
+        flattened=lambda m: {"fc1": 256},
     ),
     GoogLeNet: _Layout(
         ("fc",),
         _googlenet,
         lambda m: m.batch_norm,
+        lambda m: (m.large_kernel, m.last_pool) == (3, 2),
         lambda m: {"aux1/fc": 128, "aux2/fc": 128},
     ),
 }

@@ -352,7 +352,7 @@ def resnet20_weights():
 
 def test_round_trip_of_names_and_shapes(resnet20_weights):
     variables = from_torch("resnet20", resnet20_weights)
-    model = create_model("resnet20")
+    model = create_model("resnet20", shortcut="A_centered")
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     )
@@ -387,6 +387,20 @@ def test_weights_that_do_not_fit(resnet20_weights, change, match):
     weights = {key: value for key, value in weights.items() if value is not None}
     with pytest.raises(InputError, match=match):
         from_torch("resnet20", weights)
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("resnet20", {}),  # whose shortcut is A
+        ("resnet50", {"block_kwargs": {"stride_on": "1x1"}}),
+        ("resnet34", {"shortcut": "C"}),
+        ("googlenet", {"large_kernel": 5}),
+    ],
+)
+def test_networks_that_compute_something_else_there(name, fields):
+    with pytest.raises(InputError, match="computes something else"):
+        to_torch(create_model(name, **fields), {"params": {}})
 
 
 def test_names_without_a_counterpart():
