@@ -77,9 +77,10 @@ def evaluate(options: argparse.Namespace) -> None:
             f"--scales must be multiples of {_MULTIPLE}, as 224,256, not "
             f"{options.scales}."
         )
-    config, experiment, state = subject.finished(
+    run = subject.finished(
         options.workdir, data_dir=options.data_dir, num_workers=options.num_workers
     )
+    config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, ImageNet):
         raise InputError(
             f"The run {options.workdir} is on {config['dataset']}, whose test images "
@@ -89,7 +90,6 @@ def evaluate(options: argparse.Namespace) -> None:
     side = options.size or config["eval_size"]
     if options.crops != "dense" and side > resize:
         raise InputError(f"A crop of {side} does not fit a shorter side of {resize}.")
-    model = experiment.model.clone(axis_name=None)
     dense = options.crops == "dense"
     if dense and not isinstance(model, ResNet | DenseNet):
         raise InputError(
@@ -108,9 +108,8 @@ def evaluate(options: argparse.Namespace) -> None:
         num_workers=feed.num_workers,
         limit=total,
     )
-    variables = {name: state[name] for name in ("params", "batch_stats")}
     probabilities = _make_probabilities(
-        model, experiment.preprocess, variables, experiment.devices
+        model, experiment.preprocess, run.variables, experiment.devices
     )
     bar = tqdm(batches, total=math.ceil(total / (1 if dense else size)), disable=None)
     if dense:

@@ -11,13 +11,13 @@ included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 import rn_jax
-from experiments import command, files, setup, subject
+from experiments import command, setup, subject
 from experiments.feed import InMemory
 from experiments.workdir import replace_file
 from rn_jax import data
@@ -53,49 +53,36 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         InputError: no finished run, or a file that cannot be written.
     """
-    config, experiment, state = subject.finished(
-        options.workdir, data_dir=options.data_dir
-    )
-    model = experiment.model.clone(axis_name=None)
-    variables = {name: state[name] for name in ("params", "batch_stats")}
-    default = epath.Path(options.workdir) / f"{config['model']}.{options.format}"
+    run = subject.finished(options.workdir, data_dir=options.data_dir)
+    default = epath.Path(options.workdir) / f"{run.config['model']}.{options.format}"
     out = epath.Path(options.out or default)
     if options.format == "safetensors":
-        info = facts(options.workdir, config, experiment)
-        rn_jax.save(out, model, variables, info=info)
+        rn_jax.save(out, run.model, run.variables, info=facts(run))
         how = f'model, variables = rn_jax.load("{out}")'
     else:
         program = to_stablehlo(
-            model,
-            variables,
-            _image_shape(config, experiment),
-            preprocess=experiment.preprocess,
+            run.model,
+            run.variables,
+            _image_shape(run),
+            preprocess=run.experiment.preprocess,
         )
         replace_file(out, program)
         how = f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
 
 
-def facts(
-    workdir: str, config: Mapping[str, Any], experiment: setup.Experiment
-) -> dict[str, Any]:
-    """What someone with the weights alone needs to know, as JSON can say it.
-
-    Args:
-        workdir: of the finished run.
-        config: its fields.
-        experiment: made of them.
-    """
-    kind, examples = config["normalization"], experiment.feed.parts["train"]
+def facts(run: subject.Finished) -> dict[str, Any]:
+    """What someone with the weights alone needs to know, as JSON can say it."""
+    config, summary = run.config, run.summary
+    kind, examples = config["normalization"], run.experiment.feed.parts["train"]
     normalization = {"kind": kind}
     if kind != "contrast":
         found = data.normalization(examples, kind)
         normalization |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
-    summary = files.read_json(epath.Path(workdir) / "summary.json")
     return {
         "dataset": config["dataset"],
         "class_names": setup.dataset_spec(config["dataset"]).class_names,
-        "image_shape": _image_shape(config, experiment),
+        "image_shape": _image_shape(run),
         "normalization": normalization,  # of pixels 0..255: (image - mean) / std
         "test_error_percent": summary["test_error_percent"],
         "seed": config["seed"],
@@ -105,11 +92,11 @@ def facts(
     }
 
 
-def _image_shape(config, experiment):
-    """Of the images that the run was tested on."""
-    if isinstance(experiment.feed, InMemory):
-        return experiment.image_shape
-    return (config["eval_size"], config["eval_size"], 3)
+def _image_shape(run):
+    """Of the images that it was tested on."""
+    if isinstance(run.experiment.feed, InMemory):
+        return run.experiment.image_shape
+    return (run.config["eval_size"], run.config["eval_size"], 3)
 
 
 if __name__ == "__main__":

@@ -43,17 +43,14 @@ def predict(options: argparse.Namespace) -> None:
     Raises:
         InputError: no finished run, or a file that is no picture.
     """
-    config, experiment, state = subject.finished(
-        options.workdir, data_dir=options.data_dir
-    )
+    run = subject.finished(options.workdir, data_dir=options.data_dir)
+    config, experiment, model = run.config, run.experiment, run.model
     spec = setup.dataset_spec(config["dataset"])
     if not 1 <= options.top <= spec.num_classes:
         raise InputError(
             f"--top must be between 1 and {spec.num_classes}, not {options.top}."
         )
     pixels = np.stack([_view(file, config, experiment) for file in options.images])
-    model = experiment.model.clone(axis_name=None)
-    variables = {name: state[name] for name in ("params", "batch_stats")}
 
     @jax.jit
     def probabilities(variables, pixels):
@@ -62,7 +59,7 @@ def predict(options: argparse.Namespace) -> None:
 
     names = spec.class_names or range(spec.num_classes)
     for file, found in zip(
-        options.images, np.asarray(probabilities(variables, pixels)), strict=True
+        options.images, np.asarray(probabilities(run.variables, pixels)), strict=True
     ):
         best = np.argsort(-found, kind="stable")[: options.top]
         told = ", ".join(f"{names[k]} {100 * found[k]:.2f} %" for k in best)

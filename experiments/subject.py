@@ -4,7 +4,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -69,22 +69,22 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     Raises:
         InputError: no such run, one that has not ended, or one that cannot be read.
     """
-    config, experiment, state = finished(path, data_dir=data_dir)
+    run = finished(path, data_dir=data_dir)
+    config, experiment = run.config, run.experiment
     if not isinstance(experiment.feed, InMemory):
         raise InputError(
             f"Studies take data sets that fit into memory, and {config['dataset']} "
             "does not."
         )
     folder = epath.Path(path)
-    summary = files.read_json(folder / "summary.json")
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
         label=folder.name,
         source=path,
         model_name=config["model"],
         model_kwargs=config["model_kwargs"],
-        model=experiment.model.clone(axis_name=None),
-        variables={name: state[name] for name in ("params", "batch_stats")},
+        model=run.model,
+        variables=run.variables,
         stochastic_depth=experiment.stochastic_depth,
         dataset=config["dataset"],
         normalization=config["normalization"],
@@ -95,15 +95,33 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
         run={
             "config": config,
             "epochs": [line for line in lines if line["kind"] == "epoch"],
-            "summary": summary,
+            "summary": run.summary,
         },
     )
 
 
+class Finished(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        config: its fields, as it was trained.
+        experiment: made of them, on the devices that are here now.
+        model: without synchronised BatchNorm.
+        variables: after the last epoch, in host memory.
+        summary: its summary.json.
+    """
+
+    config: Mapping[str, Any]
+    experiment: setup.Experiment
+    model: Network
+    variables: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+
 def finished(
     path: str, *, data_dir: str | None = None, num_workers: int | None = None
-) -> tuple[dict[str, Any], setup.Experiment, Mapping[str, Any]]:
-    """A finished run's config, its experiment, and its state after the last epoch.
+) -> Finished:
+    """A finished run, with its network as it was after the last epoch.
 
     Args:
         path: the run's folder, which is only read.
@@ -144,7 +162,13 @@ def finished(
         experiment = dataclasses.replace(
             experiment, model=constant, stochastic_depth=None
         )
-    return config, experiment, state
+    return Finished(
+        config,
+        experiment,
+        model=experiment.model.clone(axis_name=None),
+        variables={name: state[name] for name in ("params", "batch_stats")},
+        summary=summary,
+    )
 
 
 def _last_state(folder, step, like):

@@ -92,9 +92,8 @@ def from_torch(
     lacking = []
 
     def take(path, leaf):
-        *module, kind = [part.key for part in path][1:]
-        module = "/".join(module)
-        theirs = f"{layout.name_of(module, model, head)}.{_LEAVES[kind]}"
+        module, kind, theirs = layout.names(path, model, head)
+        theirs = f"{theirs}.{_LEAVES[kind]}"
         if theirs not in weights:
             lacking.append(theirs)
             return leaf
@@ -155,9 +154,7 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
     weights = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(unstack(variables)):
-        *module, kind = [part.key for part in path][1:]
-        module = "/".join(module)
-        theirs = layout.name_of(module, model, head)
+        module, kind, theirs = layout.names(path, model, head)
         value = np.array(leaf)  # a copy, which PyTorch may write to
         if kind == "kernel":
             value = _weight(value, layout.flattened(model).get(module))
@@ -250,9 +247,14 @@ class _Layout:
     computes: Callable[[Network], bool] = lambda model: True
     flattened: Callable[[Network], Mapping[str, int]] = lambda model: {}
 
-    def name_of(self, path: str, model: Network, head: str) -> str:
-        """Their name of our module at that path, where they name the classifier so."""
-        return head if path == "head" else self.module(path, model)
+    def names(self, path, model: Network, head: str) -> tuple[str, str, str]:
+        """Our module and kind of a leaf at that path of the tree, and their module.
+
+        `head` is their name of the classifier.
+        """
+        *module, kind = [part.key for part in path][1:]
+        module = "/".join(module)
+        return module, kind, head if module == "head" else self.module(module, model)
 
 
 def _resnet(path, model):

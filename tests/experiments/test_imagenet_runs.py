@@ -158,17 +158,15 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
     argv = [f"--workdir={finished}", f"--crops={crops}", "--resize=36", "--size=32"]
     assert evaluate.main([*argv, "--num_workers=0", "--batch_size=4"]) == 0
     found = json.loads((finished / f"evaluation_{crops}.json").read_text())
-    _, experiment, state = subject.finished(str(finished), num_workers=0)
-    model = experiment.model.clone(axis_name=None)
-    variables = {name: state[name] for name in ("params", "batch_stats")}
-    records = experiment.feed.parts["test"]
-    apply = jax.jit(partial(model.apply, train=False))
+    run = subject.finished(str(finished), num_workers=0)
+    records = run.experiment.feed.parts["test"]
+    apply = jax.jit(partial(run.model.apply, train=False))
     ranks = []
     for image, label, _ in records.decode(np.arange(9)):
         views = test_view(image, crops=crops, resize=36, size=32).reshape(-1, 32, 32, 3)
         # As many views as the other, so that one program is compiled.
-        pixels = experiment.preprocess(np.resize(views, (10, 32, 32, 3)))
-        scores = special.softmax(np.float64(apply(variables, pixels)), axis=1)
+        pixels = run.experiment.preprocess(np.resize(views, (10, 32, 32, 3)))
+        scores = special.softmax(np.float64(apply(run.variables, pixels)), axis=1)
         mean = scores[: len(views)].mean(axis=0)
         ranks.append((mean > mean[label]).sum())
     ranks = np.array(ranks)
