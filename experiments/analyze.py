@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, files, report, subject
+from experiments import command, files, study_report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from experiments.workdir import replace_file
@@ -128,7 +128,7 @@ def analyze(options: argparse.Namespace) -> None:
         found = {label: lab.earlier for label, (lab, _, _) in labs.items()} | finished
         done = {name for studies in found.values() for name in studies}
         shown = [name for name in STUDIES if name in done.union(names)]
-        report.write(out, shown, found, reasons)
+        study_report.write(out, shown, found, reasons)
     print(f"Report: {out / 'report.md'}")
 
 

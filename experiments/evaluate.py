@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import jax
 import numpy as np
 from etils import epath
 from tqdm import tqdm
@@ -21,12 +20,10 @@ from tqdm import tqdm
 from experiments import command, subject
 from experiments.feed import ImageNet, test_view
 from experiments.workdir import replace_file
-from rn_jax import parallel
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.resnet import ResNet
-from rn_jax.train import log_mean_softmax
 
 # Sides of dense images are cut to multiples of this, so that there are few shapes.
 _MULTIPLE = 32
@@ -108,9 +105,7 @@ def evaluate(options: argparse.Namespace) -> None:
         num_workers=feed.num_workers,
         limit=total,
     )
-    probabilities = _make_probabilities(
-        model, experiment.preprocess, run.variables, experiment.devices
-    )
+    probabilities = subject.make_probabilities(run)
     bar = tqdm(batches, total=math.ceil(total / (1 if dense else size)), disable=None)
     if dense:
         labels, scores = _by_shape(bar, total, size, probabilities)
@@ -169,24 +164,6 @@ def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     return 100 * float(np.mean((rank >= k) | ~np.isfinite(own[:, 0])))
 
 
-def _make_probabilities(model, preprocess, variables, devices) -> Callable:
-    """Mean softmax f64[B, K] of uint8[B, V, H, W, 3], on all devices."""
-    variables = parallel.replicate(variables, devices)
-
-    @jax.jit
-    def mean_log(variables, images):
-        flat = images.reshape(-1, *images.shape[2:])
-        logits = model.apply(variables, preprocess(flat), train=False)
-        return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
-
-    def probabilities(images):
-        on_devices = parallel.split_examples(images, devices)
-        # In double precision the least likely classes keep their order.
-        return np.exp(np.asarray(mean_log(variables, on_devices), np.float64))
-
-    return probabilities
-
-
 def _by_batch(batches: Iterable, probabilities: Callable):
     """Labels and scores of images that all have the same views."""
     labels, scores = [], []
@@ -207,7 +184,7 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
         batches: of 1 image each, with a list of views.
         total: images, as many as batches.
         size: views of a batch.
-        probabilities: as `_make_probabilities` gives it.
+        probabilities: as `subject.make_probabilities` gives it.
     """
     labels, sums, count = [], np.zeros((total, 0)), 1
 

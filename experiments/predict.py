@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -44,23 +43,16 @@ def predict(options: argparse.Namespace) -> None:
         InputError: no finished run, or a file that is no picture.
     """
     run = subject.finished(options.workdir, data_dir=options.data_dir)
-    config, experiment, model = run.config, run.experiment, run.model
+    config, experiment = run.config, run.experiment
     spec = setup.dataset_spec(config["dataset"])
     if not 1 <= options.top <= spec.num_classes:
         raise InputError(
             f"--top must be between 1 and {spec.num_classes}, not {options.top}."
         )
     pixels = np.stack([_view(file, config, experiment) for file in options.images])
-
-    @jax.jit
-    def probabilities(variables, pixels):
-        logits = model.apply(variables, experiment.preprocess(pixels), train=False)
-        return jax.nn.softmax(logits.astype("float32"))
-
+    probabilities = subject.make_probabilities(run)(pixels[:, None])
     names = spec.class_names or range(spec.num_classes)
-    for file, found in zip(
-        options.images, np.asarray(probabilities(run.variables, pixels)), strict=True
-    ):
+    for file, found in zip(options.images, probabilities, strict=True):
         best = np.argsort(-found, kind="stable")[: options.top]
         told = ", ".join(f"{names[k]} {100 * found[k]:.2f} %" for k in best)
         print(f"{file}: {told}")

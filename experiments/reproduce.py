@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from experiments import command, many, seeds
-from experiments.report import table as markdown
+from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Row, Table
 from experiments.workdir import replace_file
 from rn_jax.errors import InputError, unknown_name

@@ -2,6 +2,7 @@
 """A trained network to be studied: from a finished run, or from imported weights."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.models.network import Network
+from rn_jax.train import log_mean_softmax
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Finished(NamedTuple):
         experiment: made of them, on the devices that are here now.
         model: without synchronised BatchNorm.
         variables: after the last epoch, in host memory.
+        opened: f[L], the share of the steps in which block l was open; f[0] without
+            gates.
         summary: its summary.json.
     """
 
@@ -115,6 +119,7 @@ class Finished(NamedTuple):
     experiment: setup.Experiment
     model: Network
     variables: Mapping[str, Any]
+    opened: np.ndarray
     summary: Mapping[str, Any]
 
 
@@ -132,13 +137,12 @@ def finished(
         InputError: no such run, one that has not ended, or one that cannot be read.
     """
     folder = epath.Path(path)
+    config = read_config(folder)
     if not (folder / "summary.json").exists():
-        state = "has not ended" if (folder / "config.json").exists() else "is not there"
         raise InputError(
-            f"The run {path} {state}: a finished one has a summary.json; the command "
-            "that began it goes on with it."
+            f"The run {path} has not ended: a finished one has a summary.json; the "
+            "command that began it goes on with it."
         )
-    config = files.read_json(folder / "config.json")
     summary = files.read_json(folder / "summary.json")
     # On the devices that are here now; what is computed does not depend on them.
     here = {
@@ -148,10 +152,6 @@ def finished(
         "init_from": None,
         "data_dir": data_dir or config.get("data_dir"),
     }
-    if missing := sorted(set(fields.types()) - {*config, *here}):
-        raise InputError(
-            f"The run {path} is of an older version: its config has no {missing[0]}."
-        )
     experiment = setup.build({**config, **here})
     steps = summary.get("steps")
     if not isinstance(steps, int):
@@ -167,8 +167,58 @@ def finished(
         experiment,
         model=experiment.model.clone(axis_name=None),
         variables={name: state[name] for name in ("params", "batch_stats")},
+        opened=np.asarray(state["open_counts"]) / steps,
         summary=summary,
     )
+
+
+def read_config(folder: epath.Path) -> dict[str, Any]:
+    """A run's fields, those of configs/default.py.
+
+    Raises:
+        InputError: the folder is no run's, or that of an older version.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        inside = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
+        if inside:
+            names = ", ".join(str(f.parent) for f in inside[:3])
+            raise InputError(f"{folder} holds several runs: name one, such as {names}.")
+        raise InputError(
+            f"{folder} is no run: python -m experiments.run --workdir=FOLDER makes one."
+        )
+    config = files.read_json(file)
+    free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}
+    if missing := sorted(set(fields.types()) - free - set(config)):
+        raise InputError(
+            f"The run {folder} is of an older version: its config has no {missing[0]}."
+        )
+    return config
+
+
+def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes the function from uint8[B, V, H, W, C] to the softmax f64[B, K].
+
+    It is the mean over the V views of each image, and computed on all devices.
+    """
+    experiment, model = run.experiment, run.model
+    devices = experiment.devices
+    variables = parallel.replicate(run.variables, devices)
+
+    @jax.jit
+    def mean_log(variables, images):
+        flat = images.reshape(-1, *images.shape[2:])
+        logits = model.apply(variables, experiment.preprocess(flat), train=False)
+        return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
+
+    def probabilities(images):
+        rows = math.ceil(len(images) / len(devices)) * len(devices)
+        filled = np.resize(images, (rows, *images.shape[1:]))
+        found = mean_log(variables, parallel.split_examples(filled, devices))
+        # In double precision the least likely classes keep their order.
+        return np.exp(np.asarray(found, np.float64))[: len(images)]
+
+    return probabilities
 
 
 def _last_state(folder, step, like):

@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from experiments import command, many, seeds, sweep_plots
-from experiments.report import table
+from experiments.study_report import table
 from experiments.workdir import replace_file
 from rn_jax.errors import InputError
 

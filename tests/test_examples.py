@@ -19,7 +19,7 @@ import generated
 import jax
 import pytest
 
-from experiments import report, studies
+from experiments import studies, study_report
 from rn_jax.data import DATASETS
 from rn_jax.models import MODELS
 
@@ -49,6 +49,7 @@ WORK = {
     "experiments.evaluate": ("experiments.evaluate", "evaluate"),
     "experiments.export": ("experiments.export", "export"),
     "experiments.predict": ("experiments.predict", "predict"),
+    "experiments.report": ("experiments.report", "report"),
 }
 
 
@@ -87,7 +88,7 @@ def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     with contextlib.ExitStack() as stack:
-        for table in (MODELS, DATASETS, studies.STUDIES, report.SECTIONS):
+        for table in (MODELS, DATASETS, studies.STUDIES, study_report.SECTIONS):
             stack.enter_context(mock.patch.dict(table))  # what a page adds goes again
         # JAX widens dtypes for a reader, where the tests are strict.
         stack.enter_context(jax.numpy_dtype_promotion("standard"))

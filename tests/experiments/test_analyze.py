@@ -16,7 +16,7 @@ import pytest
 from command import ROOT, train_tiny
 from tiny import TINY
 
-from experiments import analyze, report, studies, subject
+from experiments import analyze, studies, study_report, subject
 from experiments.studies import STUDIES
 from rn_jax import StochasticDepth, data, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
@@ -366,7 +366,7 @@ def test_studies_of_every_family(model, missing, random_variables, tmp_path):
             lab.earlier[name] = {**result, "baseline_error_percent": lab.baseline}
             json.dumps(lab.earlier[name], allow_nan=False)
     found = {"untrained": lab.earlier}
-    report.write(tmp_path, list(STUDIES), found, {"untrained": reasons})
+    study_report.write(tmp_path, list(STUDIES), found, {"untrained": reasons})
     text = (tmp_path / "report.md").read_text()
     assert text.count("Not done: ") == len(missing | OF_RUNS)
     assert len(list(tmp_path.glob("*.png"))) == len(lab.earlier)
@@ -455,7 +455,7 @@ def deleted(errors, base=5.0, transitions=(), **more):
 
 
 def test_words_on_deleting_one_block():
-    tell = report.SECTIONS["delete_one"].tell
+    tell = study_report.SECTIONS["delete_one"].tell
     robust = tell(deleted([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
     assert "This agrees with the paper" in robust
     assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust
@@ -471,7 +471,7 @@ def test_words_on_deleting_one_block():
 
 
 def test_words_on_the_paths_that_carry_the_gradient():
-    tell = report.SECTIONS["path_gradients"].tell
+    tell = study_report.SECTIONS["path_gradients"].tell
 
     def result(mean):
         about = {"mean": mean, "interval_95": [1, 2], "shares": []}
@@ -490,7 +490,7 @@ def test_words_on_the_paths_that_carry_the_gradient():
 
 
 def test_words_on_the_dial_and_the_gradients():
-    tell = report.SECTIONS["depth_dial"].tell
+    tell = study_report.SECTIONS["depth_dial"].tell
     errors = {
         "survival": [[5.0], [5.5], [20.0]],
         "damage": [[5.0], [6.0], [6.0]],
@@ -501,7 +501,7 @@ def test_words_on_the_dial_and_the_gradients():
     )
     assert "Of 6 blocks, 6 can be closed at a cost of 1 point" in told
     assert "3 if the least likely" in told and "0 at random" in told
-    compare = report.SECTIONS["gradient_magnitude"].compare
+    compare = study_report.SECTIONS["gradient_magnitude"].compare
     rates = {"learning_rate": [0.1, 0.1, 0.01]}
     told = compare(
         {

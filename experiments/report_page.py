@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of `experiments.report`: HTML with Plotly's figures, all in one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from plotly import graph_objects, offline
+from plotly.subplots import make_subplots
+
+from configs import default
+
+if TYPE_CHECKING:
+    from experiments.report import Mistake, Record
+
+# Okabe and Ito 2008: told apart by nearly all readers.
+_COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7"),
+    *("#e69f00", "#56b4e9", "#000000"),
+)
+_DASHES = {"train": "dash", "val": "dot", "test": "solid"}
+# Classes up to which a confusion matrix is drawn, and up to which it has its numbers.
+_DRAWN, _NUMBERED = 100, 20
+_PAIRS = 10  # of classes, listed by how often one is taken for the other
+_THUMBNAIL = 96  # pixels
+# Where a figure stands before it is drawn.
+_SHORT, _TALL = 380, 720
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
+       padding: 0 1rem; color: #222; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
+tr { border-bottom: 1px solid #eee; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+code, pre { font-size: 13px; }
+pre { overflow-x: auto; }
+.mistakes { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; }
+.mistakes figure { width: 8.5rem; font-size: 13px; line-height: 1.3; }
+.mistakes img { width: 96px; image-rendering: pixelated; }
+.study img { max-width: 100%; }
+"""
+
+
+def page(records: Sequence[Record], *, command: str) -> str:
+    """The whole page.
+
+    Args:
+        records: of the runs, of which the first comes first.
+        command: that made it.
+    """
+    title = f"Report of {', '.join(record.label for record in records)}"
+    sections = [
+        ("Results", _results(records)),
+        ("Configs", _configs(records)),
+        ("Learning curves", _learning_curves(records)),
+        ("Gates", _gates(records)),
+        ("Confusions", _each(records, _confusions)),
+        ("Worst mistakes", _each(records, _mistakes)),
+        ("Studies", _each(records, _studies)),
+        ("Time and memory", _timing(records)),
+        ("Environment", _environment(records)),
+    ]
+    body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<script>{offline.get_plotlyjs()}</script>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n<p><code>{escape(command)}</code></p>\n{body}\n"
+        "</body>\n</html>\n"
+    )
+
+
+# --- Tables ---------------------------------------------------------------------------
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def row(cells, tag="td"):
+        inside = "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
+        return f"<tr>{inside}</tr>"
+
+    return "\n".join(["<table>", row(header, "th"), *map(row, rows), "</table>"])
+
+
+def _results(records):
+    columns = [_result(record) for record in records]
+    rows = [[name, *(c.get(name, "") for c in columns)] for name in columns[0]]
+    return _table(["", *(record.label for record in records)], rows)
+
+
+def _result(record: Record) -> dict[str, str]:
+    """What came out, beside what the paper has."""
+    config, summary = record.config, record.summary or {}
+    last = record.epochs[-1] if record.epochs else {}
+    error = summary.get("test_error_percent", last.get("test_error_percent"))
+    paper, published = _published(record)
+    if summary:
+        state = "has ended"
+    elif last:
+        state = f"has not ended: as of epoch {last['epoch']}"
+    else:
+        state = "has not ended, and was not tested yet"
+    return {
+        "run": state,
+        "network": config["model"],
+        "data set": config["dataset"],
+        "parameters": _number(summary.get("params"), ",d"),
+        "blocks": _number(summary.get("num_blocks"), "d"),
+        "epochs": str(summary.get("epochs", last.get("epoch", 0))),
+        "seed": str(config["seed"]),
+        "test error": _number(error, ".2f", " %"),
+        "published": _number(published, ".2f", f" % ({paper})"),
+        "ours - published": _number(
+            None if None in (error, published) else error - published, "+.2f", " points"
+        ),
+        "validation error, last epoch": _number(
+            summary.get("val_error_percent", last.get("val_error_percent")),
+            ".2f",
+            " %",
+        ),
+        "test error at the best validation epoch": _number(
+            summary.get("test_error_at_best_val_percent"), ".2f", " %"
+        ),
+    }
+
+
+def _published(record):
+    """Of which paper the recipe is, and its test error on this data set or None."""
+    config = record.config
+    return config["paper"], config["published_error_percent"].get(config["dataset"])
+
+
+def _number(value, form, unit=""):
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _configs(records):
+    """Fields that the runs have otherwise; those of one run, other than the default."""
+    columns = {record.label: _flat(record.config) for record in records}
+    if len(records) == 1:
+        columns = {"default": _flat(default.get_config().to_dict()), **columns}
+    names = dict.fromkeys(itertools.chain(*columns.values()))
+    rows = [
+        [name, *(json.dumps(c[name]) if name in c else "-" for c in columns.values())]
+        for name in names
+        if len({json.dumps(c.get(name)) for c in columns.values()}) > 1
+    ]
+    what = "in which the runs differ" if len(records) > 1 else "other than the default"
+    told = f"<p>Fields {what}:</p>\n{_table(['', *columns], rows)}"
+    if not rows:
+        told = f"<p>There are no fields {what}.</p>"
+    whole = "\n".join(
+        f"<details><summary>All of {escape(r.label)}</summary>\n"
+        f"<pre>{escape(json.dumps(r.config, indent=2))}</pre></details>"
+        for r in records
+    )
+    return f"{told}\n{whole}"
+
+
+def _flat(config, prefix=""):
+    """Entries of dicts as fields of their own, as they are set on the command line."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _environment(records):
+    columns = []
+    for record in records:
+        summary = record.summary or {}
+        columns.append(
+            {
+                "devices": summary.get("devices", "-"),
+                "processes": summary.get("processes", "-"),
+                "revision": summary.get("git_revision") or "-",
+                **summary.get("versions", {}),
+            }
+        )
+    names = dict.fromkeys(itertools.chain(*columns))
+    rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
+    return _table(["", *(record.label for record in records)], rows)
+
+
+# --- Figures --------------------------------------------------------------------------
+
+
+def _drawn(figure, name, height=_SHORT):
+    """A figure as HTML, in a div of that name."""
+    figure.update_layout(
+        template="simple_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        hovermode="closest",
+    )
+    # Without the button that sends a figure to Plotly's servers, or links to them.
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        config={
+            "displaylogo": False,
+            "modeBarButtonsToRemove": ["sendChartToCloud"],
+            "plotlyServerURL": "",
+            "responsive": True,
+        },
+    )
+
+
+def _colour(index):
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def _learning_curves(records):
+    if not any(record.epochs for record in records):
+        return "<p>No epoch has ended yet.</p>"
+    quantities = {
+        "loss": "loss (nats)",
+        "error_percent": "error (%)",
+        "learning_rate": "learning rate",
+        "open_blocks": "open blocks",
+    }
+    if not any("open_blocks" in r.epochs[-1] for r in records if r.epochs):
+        del quantities["open_blocks"]
+    figure = make_subplots(2, 2, shared_xaxes="all", vertical_spacing=0.08)
+    for place, (quantity, axis) in enumerate(quantities.items()):
+        where = {"row": place // 2 + 1, "col": place % 2 + 1}
+        figure.update_yaxes(title=axis, **where)
+        for i, record in enumerate(records):
+            for part, name, dash in _curves(quantity):
+                lines = [line for line in record.epochs if name in line]
+                if not lines:
+                    continue
+                figure.add_scatter(
+                    x=[line["epoch"] for line in lines],
+                    y=[line[name] for line in lines],
+                    mode="lines" if len(lines) > 1 else "markers",
+                    name=f"{record.label}: {part}",
+                    # One entry for all quantities, which hides and shows all of them.
+                    legendgroup=f"{i} {part}",
+                    showlegend=quantity == "error_percent",
+                    line={"color": _colour(i), "dash": dash},
+                    hovertemplate="epoch %{x}: %{y:.4g}",
+                    **where,
+                )
+    for paper, published in dict.fromkeys(map(_published, records)):
+        if published is not None:
+            figure.add_hline(
+                published,
+                line={"color": "grey", "width": 1, "dash": "dashdot"},
+                annotation={"text": f"{paper}: {published:.2f} %"},
+                row=1,
+                col=2,
+            )
+    figure.update_xaxes(title="epoch", row=2)
+    figure.update_layout(
+        legend={"orientation": "h", "y": -0.15},
+        updatemenus=[_scale_buttons()],
+    )
+    return _drawn(figure, "learning_curves", _TALL)
+
+
+def _curves(quantity):
+    """(part, name in metrics.jsonl, dashes) of a quantity's lines."""
+    if quantity in ("loss", "error_percent"):
+        return [(part, f"{part}_{quantity}", dash) for part, dash in _DASHES.items()]
+    return [("test", quantity, "solid")]
+
+
+def _scale_buttons():
+    """Linear or logarithmic axes of loss and error."""
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "x": 0,
+        "y": 1.1,
+        "buttons": [
+            {
+                "label": kind,
+                "method": "relayout",
+                "args": [{"yaxis.type": kind, "yaxis2.type": kind}],
+            }
+            for kind in ("linear", "log")
+        ],
+    }
+
+
+def _gates(records):
+    with_gates = [(i, r) for i, r in enumerate(records) if r.opened is not None]
+    if not with_gates:
+        return "<p>All blocks were open in all steps.</p>" + _unfinished(records)
+    figure = graph_objects.Figure()
+    for i, record in with_gates:
+        blocks = list(range(1, len(record.opened) + 1))
+        figure.add_bar(
+            x=blocks,
+            y=record.opened.tolist(),
+            name=f"{record.label}: measured",
+            marker={"color": _colour(i), "opacity": 0.4},
+        )
+        figure.add_scatter(
+            x=blocks,
+            y=record.survival.tolist(),
+            mode="lines",
+            name=f"{record.label}: survival probability",
+            line={"color": _colour(i)},
+        )
+    figure.update_xaxes(title="block")
+    figure.update_yaxes(title="share of the steps open", range=[0, 1.05])
+    told = "".join(
+        f"<p>{escape(r.label)}: {r.opened.sum():.2f} of {len(r.opened)} blocks were "
+        f"open in the mean of all steps; {r.survival.sum():.2f} are expected.</p>"
+        for _, r in with_gates
+    )
+    return told + _drawn(figure, "gates") + _unfinished(records)
+
+
+def _unfinished(records):
+    names = ", ".join(r.label for r in records if r.summary is None)
+    return f"<p>Not known before the end of {escape(names)}.</p>" if names else ""
+
+
+def _each(records, section):
+    """A section's content for one run after another."""
+    return "\n".join(
+        f"<h3>{escape(record.label)}</h3>\n{section(record, i)}"
+        for i, record in enumerate(records)
+    )
+
+
+def _confusions(record, index):
+    if record.confusion is None:
+        return _unfinished([record])
+    counts, names = record.confusion, record.class_names
+    errors = counts - np.diag(np.diag(counts))
+    told = (
+        f"<p>{errors.sum():,} of {counts.sum():,} test images are taken for another "
+        f"class: {100 * errors.sum() / counts.sum():.2f} %.</p>"
+    )
+    most = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
+    pairs = [divmod(int(k), len(counts)) for k in most if errors.flat[k]]
+    rows = [[names[a], names[b], errors[a, b], counts[a].sum()] for a, b in pairs]
+    if rows:
+        told += _table(["class", "taken for", "images", "of"], rows)
+    if len(counts) > _DRAWN:
+        return told
+    figure = graph_objects.Figure(
+        graph_objects.Heatmap(
+            x=names,
+            y=names,
+            z=errors.tolist(),  # the right ones would outshine them
+            text=counts.tolist(),
+            texttemplate="%{text}" if len(counts) <= _NUMBERED else None,
+            hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
+            colorscale="Oranges",
+            colorbar={"title": "errors"},
+        )
+    )
+    figure.update_xaxes(title="taken for", type="category")
+    figure.update_yaxes(title="class", type="category", autorange="reversed")
+    return told + _drawn(figure, f"confusion_{index}", _TALL)
+
+
+def _mistakes(record, index):
+    if record.confusion is None:
+        return _unfinished([record])
+    if not record.mistakes:
+        return "<p>None.</p>"
+    shown = "\n".join(_mistake(m, record.class_names) for m in record.mistakes)
+    return f'<div class="mistakes">\n{shown}\n</div>'
+
+
+def _mistake(mistake: Mistake, names):
+    content = io.BytesIO()
+    grey = mistake.image.shape[2] == 1
+    picture = Image.fromarray(mistake.image[..., 0] if grey else mistake.image)
+    if max(picture.size) > 2 * _THUMBNAIL:
+        picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
+    picture.save(content, "PNG")
+    right, wrong = escape(names[mistake.label]), escape(names[mistake.taken_for])
+    return (
+        f"<figure>{_image(content.getvalue(), right)}"
+        f"<figcaption><b>{right}</b>, taken for <b>{wrong}</b> "
+        f"({100 * mistake.probability:.1f} %), loss {mistake.loss:.2f}</figcaption>"
+        "</figure>"
+    )
+
+
+def _image(png: bytes, alternative: str) -> str:
+    content = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="{alternative}">'
+
+
+def _studies(record, index):
+    if not record.figures:
+        return (
+            "<p>None yet: python -m experiments.analyze --workdir=RUN makes them, once "
+            "the run has ended.</p>"
+        )
+    return "\n".join(
+        f'<figure class="study">{_image(png, escape(title))}'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
+        for title, png in record.figures
+    )
+
+
+def _timing(records):
+    rows = []
+    for record in records:
+        last = record.timing[-1] if record.timing else {}
+        summary = record.summary or {}
+        seconds = summary.get("wall_seconds", last.get("wall_seconds"))
+        rows.append(
+            [
+                record.label,
+                _number(seconds, ",.0f", " s"),
+                _number(last.get("images_per_second"), ",.0f"),
+                _number(last.get("peak_memory_mib"), ",.0f", " MiB"),
+                _number(_milliseconds(last, "step_seconds_p50"), ",.1f", " ms"),
+                _number(_milliseconds(last, "step_seconds_p99"), ",.1f", " ms"),
+            ]
+        )
+    header = ["", "wall time", "images per second", "peak memory"]
+    told = _table([*header, "median step", "99 % of the steps within"], rows)
+    if not any(record.timing for record in records):
+        return told
+    figure = make_subplots(1, 2)
+    quantities = {
+        "images_per_second": "images per second",
+        "peak_memory_mib": "peak memory (MiB)",
+    }
+    for column, (name, axis) in enumerate(quantities.items(), start=1):
+        for i, record in enumerate(records):
+            figure.add_scatter(
+                x=[line["step"] for line in record.timing],
+                y=[line.get(name) for line in record.timing],
+                mode="lines+markers",
+                name=f"{record.label}: {axis}",
+                line={"color": _colour(i)},
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(title=axis, rangemode="tozero", row=1, col=column)
+    figure.update_xaxes(title="step")
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    return f"{told}\n{_drawn(figure, 'timing')}"
+
+
+def _milliseconds(line, name):
+    return None if line.get(name) is None else 1000 * line[name]

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page about runs: its numbers, and its figures as a browser draws them."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+from command import in_process, lines, train_tiny
+from plotly import offline
+from sklearn.metrics import confusion_matrix
+from tiny import TINY
+
+from experiments import report, subject
+from rn_jax.models import MODELS
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, quick_compile_module):
+    path = tmp_path_factory.mktemp("run") / "tiny_sd"
+    train_tiny(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(run):
+    """The same as if it had been killed after its first epoch."""
+    path = run.with_name("stopped")
+    shutil.copytree(run, path)
+    (path / "summary.json").unlink()
+    for name in ("metrics", "timing"):
+        first = [ln for ln in lines(path, f"{name}.jsonl") if ln["step"] <= 6]
+        text = "".join(json.dumps(line) + "\n" for line in first)
+        (path / f"{name}.jsonl").write_text(text)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"seed": 5, "published_error_percent": {"digits": 8.75}}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(run, stopped, tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "both.html"
+    analysis = run / "analysis"
+    analysis.mkdir()
+    (analysis / "delete_one.png").write_bytes(
+        (run / "figures/survival.png").read_bytes()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", TINY)
+        argv = [str(run), str(stopped), f"--out={file}"]
+        assert in_process(patch, argv, report) == 0
+    return file
+
+
+class Tables(HTMLParser):
+    """Rows of all tables as lists of texts, and where everything is loaded from."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.sources, self._in_cell = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        self._in_cell = tag in ("td", "th")
+
+    def handle_endtag(self, tag):
+        self._in_cell = False
+
+    def handle_data(self, data):
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+def test_numbers_are_those_of_the_runs(page, run, stopped):
+    rows = {row[0]: row[1:] for row in Tables(page.read_text()).rows}
+    summary = json.loads((run / "summary.json").read_text())
+    first = [ln for ln in lines(stopped) if ln["kind"] == "epoch"][-1]
+    assert rows["test error"] == [
+        f"{summary['test_error_percent']:.2f} %",
+        f"{first['test_error_percent']:.2f} %",
+    ]
+    assert rows["run"] == ["has ended", "has not ended: as of epoch 1"]
+    assert rows["published"] == ["-", "8.75 % (He et al. 2015)"]
+    assert rows["ours - published"] == [
+        "-",
+        f"{first['test_error_percent'] - 8.75:+.2f} points",
+    ]
+    assert rows["seed"] == ["0", "5"]
+    assert rows["published_error_percent.digits"] == ["-", "8.75"]
+    assert "batch_size" not in rows  # which the runs have in common
+    assert rows["jax"] == [jax.__version__, "-"]
+    assert rows["epochs"] == ["2", "1"]
+
+
+def test_of_one_run_the_fields_other_than_the_default_are_told(run, tmp_path):
+    record = report.read(str(run), "run", worst=0)
+    text = report.report_page.page([record], command="")
+    rows = {row[0]: row[1:] for row in Tables(text).rows}
+    assert rows["batch_size"] == ["128", "240"]
+    assert rows["stochastic_depth.last_survival"] == ["-", "0.5"]
+    assert "momentum" not in rows
+
+
+def test_confusions_and_worst_mistakes_are_those_of_the_network(run):
+    record = report.read(str(run), "run", worst=5)
+    found = subject.from_run(str(run))
+    apply = jax.jit(lambda x: found.model.apply(found.variables, x, train=False))
+    logits = np.asarray(apply(found.preprocess(found.test.images)), np.float64)
+    labels = found.test.labels
+    guess = logits.argmax(axis=1)
+    np.testing.assert_array_equal(record.confusion, confusion_matrix(labels, guess))
+    own = logits[np.arange(len(labels)), labels]
+    losses = np.where(guess != labels, np.logaddexp.reduce(logits, axis=1) - own, 0)
+    worst = np.argsort(-losses)[:5]
+    assert [m.label for m in record.mistakes] == labels[worst].tolist()
+    assert [m.taken_for for m in record.mistakes] == guess[worst].tolist()
+    np.testing.assert_allclose(
+        [m.loss for m in record.mistakes], losses[worst], rtol=1e-4
+    )
+    for mistake, i in zip(record.mistakes, worst, strict=True):
+        np.testing.assert_array_equal(mistake.image, found.test.images[i])
+    assert report.read(str(run), "run", worst=0).mistakes == []
+
+
+def test_the_page_loads_nothing(page):
+    ours = page.read_text().replace(offline.get_plotlyjs(), "")
+    sources = Tables(ours).sources
+    assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert "http" not in re.sub(r'"http://www\.w3\.org[^"]*"', "", ours)
+
+
+def test_names_are_text_and_no_html(run, tmp_path):
+    evil = "<script>alert(1)</script>&amp;"
+    record = report.read(str(run), evil, worst=3)
+    record = record.__class__(
+        **{**vars(record), "class_names": [f"{evil}{k}" for k in range(10)]}
+    )
+    text = report.report_page.page([record], command=evil)
+    assert "<script>alert" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;") >= 10
+
+
+def test_names_of_runs_are_as_long_as_tells_them_apart():
+    assert report.labels(["a/x", "b/y/"]) == ["x", "y"]
+    assert report.labels(["a/x/0", "b/x/0", "b/x/1"]) == ["a/x/0", "b/x/0", "b/x/1"]
+
+
+@pytest.mark.parametrize(
+    "argv, match",
+    [
+        (["{}/nowhere"], "nowhere is no run: python -m experiments.run"),
+        (["{}"], r"holds several runs: name one, such as .*/stopped"),
+        (["{}/tiny_sd", "{}/tiny_sd/"], "A run is named twice"),
+        (["{}/tiny_sd", "--worst=-1"], "--worst must be at least 0, not -1"),
+        (["{}/tiny_sd", "--out={}/tiny_sd"], "cannot be written to"),
+        ([], "are required: RUN"),
+    ],
+)
+def test_bad_input_gets_a_sentence(run, stopped, monkeypatch, capsys, argv, match):
+    argv = [arg.format(run.parent) for arg in argv]
+    assert in_process(monkeypatch, argv, report) == 2
+    assert re.search(match, capsys.readouterr().err)
+    assert not (run / "report.html").exists()
+
+
+READ = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const within = (id, what) => [...document.getElementById(id).querySelectorAll(what)];
+  const paths = (id, what) => within(id, what).map((p) => p.getAttribute("d"));
+  const axis = (id, name) => {
+    const {range, _length} = document.getElementById(id)._fullLayout[name];
+    return {range, length: _length};
+  };
+  const widths = (what) =>
+    [...document.querySelectorAll(what)].map((image) => image.naturalWidth);
+  const found = {
+    plots: within("learning_curves", ".subplot").length,
+    errors: paths("learning_curves", ".x2y2 .scatterlayer path.js-line"),
+    error_axis: axis("learning_curves", "yaxis2"),
+    published: within("learning_curves", ".annotation-text").map((t) => t.textContent),
+    survival: paths("gates", ".scatterlayer path.js-line"),
+    bars: paths("gates", ".bars .point path"),
+    gate_axis: axis("gates", "yaxis"),
+    counts: within("confusion_0", ".heatmap-label").map((t) => t.textContent),
+    speed: within("timing", ".xy .scatterlayer .point").length,
+    mistakes: widths(".mistakes img"),
+    studies: widths(".study img"),
+    buttons: within("learning_curves", ".modebar-btn").map((b) => b.dataset.title),
+  };
+  const place = document.createElement("pre");
+  place.id = "found";
+  place.textContent = JSON.stringify(found);
+  document.body.append(place);
+}, 500));
+</script></body>"""
+
+
+def heights(path, axis):
+    """The y of an SVG path's points, by the axis that it is drawn on."""
+    pixels = re.findall(r"[ML][\d.-]+,([\d.-]+)|V([\d.-]+)", path)
+    low, high = axis["range"]
+    return [
+        low + (1 - float(a or b) / axis["length"]) * (high - low) for a, b in pixels
+    ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_draws_the_figures(page, run, stopped, tmp_path):
+    readable = tmp_path / "readable.html"
+    readable.write_text(page.read_text().replace("</body>", READ))
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path / 'user'}"),
+        *("--virtual-time-budget=20000", "--dump-dom", readable.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    drawn = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert drawn, done.stderr[-2000:]
+    found = json.loads(drawn[1].replace("&gt;", ">").replace("&amp;", "&"))
+    epochs = [ln for ln in lines(run) if ln["kind"] == "epoch"]
+    assert found["plots"] == 4
+    for path, part in zip(found["errors"], ("train", "test"), strict=True):
+        expected = [line[f"{part}_error_percent"] for line in epochs]
+        assert heights(path, found["error_axis"]) == pytest.approx(expected, abs=0.5)
+    assert found["published"] == ["He et al. 2015: 8.75 %"]
+
+    record = report.read(str(run), "run", worst=24)
+    assert record.survival.tolist() == [0.875, 0.75, 0.625, 0.5]
+    ends = heights(found["survival"][0], found["gate_axis"])  # a straight line has two
+    assert ends == pytest.approx([0.875, 0.5], abs=0.01)
+    tops = [max(heights(bar, found["gate_axis"])) for bar in found["bars"]]
+    assert tops == pytest.approx(record.opened.tolist(), abs=0.01)
+
+    texts = [text for text in found["counts"] if text]
+    assert sorted(map(int, texts)) == sorted(record.confusion.ravel().tolist())
+    assert found["speed"] == len(lines(run, "timing.jsonl")) + 1
+    assert found["mistakes"] == [8] * len(record.mistakes)
+    assert found["studies"] == [840]
+    assert "Zoom" in found["buttons"] and "Share chart..." not in found["buttons"]
