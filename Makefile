@@ -24,6 +24,7 @@ docs: .venv/test.stamp  ## The documentation as a site, in site/
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: .venv/test.stamp
 

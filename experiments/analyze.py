@@ -3,6 +3,7 @@
 
 python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
     [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...]
+python -m experiments.analyze --weights=NAME|FILE ...
 python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
 """
 
@@ -27,9 +28,12 @@ from experiments.workdir import replace_file
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.resnet import ResNet
+from rn_jax.weights import is_saved
 
 # Test images of a study on a CPU, unless --images says otherwise.
 CPU_IMAGES = 2000
+# The options that say what is studied.
+_WHAT = ("workdir", "model", "weights", "dataset", "model_kwargs", "normalization")
 # What must be equal for a finished study to be taken as it is.
 _IDENTITY = (
     "model",
@@ -56,7 +60,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--workdir", help="folder of a finished run")
     add("--model", help="name of rn_jax.list_models(), for imported weights")
-    add("--weights", help="file: .safetensors, .pt, .pth, .th or .bin")
+    add("--weights", help="name that rn_jax.load takes, or a file: .safetensors, ...")
     add("--dataset", help="that the imported weights are for")
     add("--model_kwargs", help="more fields of that model, as a dict")
     add("--normalization", help="of that model's images; default: imagenet")
@@ -148,14 +152,15 @@ def _bounds(text):
 
 
 def _subject(options) -> Subject:
-    imported = [getattr(options, name) for name in ("model", "weights", "dataset")]
-    theirs = [*imported, options.model_kwargs, options.normalization]
-    if options.workdir and not any(theirs):
+    given = {name for name in _WHAT if getattr(options, name)}
+    if given == {"workdir"}:
         return subject.from_run(options.workdir, data_dir=options.data_dir)
-    if options.workdir or not all(imported):
+    if given == {"weights"} and is_saved(options.weights):
+        return subject.from_saved(options.weights, data_dir=options.data_dir)
+    if "workdir" in given or not {"model", "weights", "dataset"} <= given:
         raise InputError(
-            "Name a finished run by --workdir alone, or imported weights by --model, "
-            "--weights and --dataset."
+            "Name a finished run by --workdir alone, weights of ours by --weights "
+            "alone, or imported weights by --model, --weights and --dataset."
         )
     try:
         model_kwargs = ast.literal_eval(options.model_kwargs or "{}")

@@ -245,9 +245,10 @@ def field_of(config: Mapping[str, Any], field: str) -> Any:
 
     It is None where there is none.
     """
+    found: Any = config
     for part in field.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def new_workdir(name: str) -> str:

@@ -186,7 +186,8 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
         size: views of a batch.
         probabilities: as `subject.make_probabilities` gives it.
     """
-    labels, sums, count = [], np.zeros((total, 0)), 1
+    labels: list[int] = []
+    sums, count = np.zeros((total, 0)), 1
 
     def add(places, views):
         nonlocal sums
@@ -195,6 +196,7 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
         sums = sums if sums.size else np.zeros((total, found.shape[1]))
         np.add.at(sums, places, found[: len(views)])
 
+    waiting: collections.defaultdict[tuple[int, ...], tuple[list, list]]
     waiting = collections.defaultdict(lambda: ([], []))
     for batch in batches:
         if not batch["mask"][0]:  # its record is damaged

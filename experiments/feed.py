@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run's batches come from: arrays in memory, or ImageNet's JPEGs."""
 
-from collections.abc import Iterator, Mapping, Sized
+import abc
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +16,8 @@ from rn_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class Feed:
-    """What every feed has; each kind adds `train_batches` and `eval_batches`.
+class Feed(abc.ABC):
+    """What every feed has.
 
     Attributes:
         parts: examples by name: "train", "test", and "val" if some are held out.
@@ -26,7 +27,7 @@ class Feed:
         num_hosts: each makes its equal share of the rows of every batch.
     """
 
-    parts: Mapping[str, Sized]
+    parts: Mapping[str, Any]
     batch_size: int
     seed: int
     host_index: int
@@ -37,6 +38,19 @@ class Feed:
         """Examples that are trained on."""
         return len(self.parts["train"])
 
+    @abc.abstractmethod
+    def train_batches(self, first_step: int, last_step: int) -> Generator[Batch]:
+        """This host's rows of the batches of the steps first_step .. last_step - 1."""
+
+    @abc.abstractmethod
+    def eval_batches(self, part: str, *, batch_size: int) -> Generator[Batch]:
+        """This host's rows of a part's batches, of which the last is filled up.
+
+        Args:
+            part: every example of it is in one batch.
+            batch_size: over all devices.
+        """
+
 
 @dataclass(frozen=True)
 class InMemory(Feed):
@@ -44,8 +58,8 @@ class InMemory(Feed):
 
     parts: Mapping[str, data.Examples]
 
-    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This host's rows of the batches of the steps first_step .. last_step - 1."""
+    def train_batches(self, first_step: int, last_step: int) -> Generator[Batch]:
+        """See `Feed`."""
         for step in range(first_step, last_step):
             yield data.train_batch(
                 self.parts["train"],
@@ -55,13 +69,8 @@ class InMemory(Feed):
                 rows=self._rows(self.batch_size),
             )
 
-    def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
-        """This host's rows of a part's batches, of which the last is filled up.
-
-        Args:
-            part: every example of it is in one batch.
-            batch_size: over all devices.
-        """
+    def eval_batches(self, part: str, *, batch_size: int) -> Generator[Batch]:
+        """See `Feed`."""
         return data.eval_batches(
             self.parts[part], batch_size=batch_size, rows=self._rows(batch_size)
         )
@@ -88,8 +97,8 @@ class ImageNet(Feed):
     test_view: imagenet.EvalTransform
     num_workers: int
 
-    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This host's rows of the batches of the steps first_step .. last_step - 1."""
+    def train_batches(self, first_step: int, last_step: int) -> Generator[Batch]:
+        """See `Feed`."""
         return self._source("test").train_batches(
             first_step,
             last_step,
@@ -101,8 +110,8 @@ class ImageNet(Feed):
             num_hosts=self.num_hosts,
         )
 
-    def eval_batches(self, part: str, *, batch_size: int) -> Iterator[Batch]:
-        """This host's rows of a part's batches, as `InMemory.eval_batches`."""
+    def eval_batches(self, part: str, *, batch_size: int) -> Generator[Batch]:
+        """See `Feed`."""
         return self._source(part).eval_batches(
             batch_size=batch_size,
             transform=self.test_view,
@@ -249,7 +258,8 @@ def test_view(image: np.ndarray, *, crops: str, resize: int, size: int) -> np.nd
     return transforms.center_crop(resized, size)
 
 
-test_view.__test__ = False  # a function of that name in a test file is no test
+# A function of that name, imported into a test file, is not a test.
+test_view.__test__ = False  # type: ignore[attr-defined]
 
 
 def _without_draws(view, rng, image):

@@ -45,7 +45,7 @@ class Lock:
         self._since = datetime.datetime.now().isoformat(" ", "seconds")
         self._file = None
         self._released = threading.Event()
-        self._keeper = None
+        self._keeper: threading.Thread | None = None
 
     def acquire(self) -> None:
         """Takes the lock, until `release`.

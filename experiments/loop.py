@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import pretrained
+from experiments import files, pretrained
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
@@ -129,7 +129,7 @@ class _Run:
         self.experiment = experiment
         self.workdir = workdir
         self.step = 0
-        self.checkpoints = None
+        self.checkpoints: Any = None  # until `resume`
         # What resuming needs beside the state; saved with every checkpoint.
         self.record = {
             "wall_seconds": 0.0,
@@ -141,7 +141,7 @@ class _Run:
         if not self._begun:  # a bad init_from is said before anything is written
             self.state = self._first_state()
         workdir.open(writes=parallel.is_first_process())
-        self._in_flight = collections.deque()
+        self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
         self._timed_from = None  # step and time since which training is timed
         self._pace = Pace()
@@ -405,7 +405,7 @@ class _Run:
                 summary = self._summary()
             self.workdir.finish(summary)
         parallel.wait_for_all()
-        return self.workdir.summary()
+        return files.read_json(self.workdir.path / "summary.json")
 
     def _summary(self):
         exp, config = self.experiment, self.experiment.config

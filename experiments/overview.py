@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What there is to run, and what a run would be: `--list` and `--dry_run`."""
 
+import collections
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.setup import Experiment
-from rn_jax import data
+from rn_jax import data, parallel, survival_probs
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
 from rn_jax.models import MODELS
@@ -54,8 +57,8 @@ def plan(experiment: Experiment) -> str:
     """The network's table, and what a run would take, without a step of it.
 
     Memory is what a device keeps between the passes of a training step, by its shapes;
-    time is that of convolutions and products alone, at the rate of one convolution
-    measured now, so that the run takes longer.
+    time is that of convolutions and products alone, of the blocks that are expected to
+    be open, at the rate of one convolution measured now on all devices together.
     """
     config, model = experiment.config, experiment.model.clone(axis_name=None)
     rows = table(model, experiment.image_shape)
@@ -71,8 +74,9 @@ def plan(experiment: Experiment) -> str:
     state = 3 * 4 * experiment.params  # parameters, momentum and gradients
     kept = residual_bytes(model, (share, *experiment.image_shape))
     examples = experiment.total_steps * config["batch_size"]
-    operations = _OPERATIONS * total["multiply_adds"] * examples
-    seconds = operations / convolution_rate() / devices
+    operations = _OPERATIONS * total["multiply_adds"] * examples * _computed(experiment)
+    dtype = jnp.dtype(config["dtype"])
+    seconds = operations / convolution_rate(experiment.devices, dtype)
     epochs = experiment.total_steps / experiment.steps_per_epoch
     lines += [
         "",
@@ -81,7 +85,8 @@ def plan(experiment: Experiment) -> str:
         f"Memory on each of {devices} {experiment.devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",
-        f"Time: more than {_told(seconds)}, which its convolutions and products take.",
+        f"Time: about {_told(seconds)} for convolutions and products, if all of them "
+        "were as fast here as one of 64 channels; the rest comes on top.",
     ]
     return "\n".join(lines)
 
@@ -153,28 +158,51 @@ def residual_bytes(model: nn.Module, images_shape: tuple[int, ...]) -> int:
 
     def backward(variables, images):
         def logits(params):
-            y, _ = model.apply(
+            y, updates = model.apply(
                 {**variables, "params": params},
                 images,
                 train=True,
                 rngs={"dropout": key},
                 mutable=["batch_stats", "aux_logits"],
             )
-            return y
+            return y, updates.get("aux_logits", {})
 
         return jax.vjp(logits, variables["params"])[1]
 
     variables = jax.eval_shape(init, images)
-    kept = jax.tree.leaves(jax.eval_shape(backward, variables, images))
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept)
-    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(variables["params"]))
-    return max(size - params, 0)
+    kept = _shapes(jax.eval_shape(backward, variables, images))
+    kept -= _shapes(variables["params"])  # but their copies in another dtype stay
+    return sum(
+        times * math.prod(shape) * dtype.itemsize
+        for (shape, dtype), times in kept.items()
+    )
 
 
-def convolution_rate() -> float:
-    """Operations a second of one 3x3 convolution on one device, by its best of five."""
-    images = jnp.ones((16, 32, 32, 64), jnp.float32)
-    kernel = jnp.ones((3, 3, 64, 64), jnp.float32)
+def _shapes(tree):
+    """How many arrays there are of each shape and dtype."""
+    return collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+
+def _computed(experiment):
+    """Share of the blocks' work that is expected to be done in a step."""
+    settings = experiment.stochastic_depth
+    if settings is None or settings.closed_statistics == "updated":
+        return 1.0
+    if settings.granularity == "example":
+        return 1.0
+    return float(survival_probs(settings, experiment.model.num_blocks).mean())
+
+
+def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
+    """Operations a second of one 3x3 convolution with 64 channels, by its best of five.
+
+    Args:
+        devices: which do their shares of it at the same time.
+        dtype: of images and kernel.
+    """
+    images = np.ones((16 * len(devices), 32, 32, 64), dtype)
+    images = parallel.split_examples(images, devices)
+    kernel = parallel.replicate(np.ones((3, 3, 64, 64), dtype), devices)
     convolve = jax.jit(
         lambda x, w: jax.lax.conv_general_dilated(
             x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -14,6 +14,7 @@ from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.train import TrainState
+from rn_jax.weights import is_saved, load
 
 
 def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
@@ -26,7 +27,8 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     Args:
         state: of a new network.
         config: of the run; its `init_from` is the folder of a run, of which the last
-            checkpoint is taken, or a file that `interop.read_weights` reads.
+            checkpoint is taken, a name of `list_weights()`, a file of `rn_jax.save`,
+            or one of PyTorch projects that `interop.read_weights` reads.
 
     Raises:
         InputError: nothing there, or weights of another network.
@@ -72,6 +74,8 @@ def _of_run(folder, size):
 
 
 def _of_file(file, config):
+    if is_saved(file):
+        return load(file)[1]
     weights = read_weights(file)
     fields = {**torch_fields(config["model"], weights), **config["model_kwargs"]}
     return from_torch(config["model"], weights, **fields)

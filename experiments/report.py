@@ -164,8 +164,9 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     depth = run.experiment.stochastic_depth
     if depth is not None:
         probabilities = survival_probs(depth, run.model.num_blocks)
-        gates = {"survival": np.asarray(probabilities), "opened": run.opened}
-        record = dataclasses.replace(record, **gates)
+        record = dataclasses.replace(
+            record, survival=np.asarray(probabilities), opened=run.opened
+        )
     return dataclasses.replace(record, confusion=confusion, mistakes=mistakes)
 
 
@@ -182,9 +183,10 @@ def _test(run: subject.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]
     devices = run.experiment.devices
     size = math.ceil(run.config["eval_batch_size"] / len(devices)) * len(devices)
     probabilities = subject.make_probabilities(run)
-    classes = run.model.num_classes
+    classes = setup.dataset_spec(run.config["dataset"]).num_classes
     confusion = np.zeros((classes, classes), int)
-    kept = []  # a heap, of which the least loss goes first
+    # A heap, of which the least loss goes first.
+    kept: list[tuple[float, int, int, Mistake]] = []
     batches = run.experiment.feed.eval_batches("test", batch_size=size)
     for number, batch in enumerate(tqdm(batches, disable=None, leave=False)):
         images, real = batch["image"], batch["mask"]

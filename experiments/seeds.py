@@ -77,7 +77,7 @@ def train(
         raise diverged
     if not parallel.is_first_process():
         return summaries
-    result = {"seeds": list(seeds)}
+    result: dict[str, Any] = {"seeds": list(seeds)}
     for name in ("test_error_percent", "test_error_at_best_val_percent"):
         if all(summary[name] is not None for summary in summaries):
             result[name] = describe([summary[name] for summary in summaries])

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +19,7 @@ from rn_jax import data, optim, parallel, train
 from rn_jax.data import imagenet
 from rn_jax.data.datasets import first_line
 from rn_jax.errors import InputError
+from rn_jax.models.network import Network
 
 
 class TestSteps(NamedTuple):
@@ -60,7 +60,7 @@ class Experiment:
 
     config: Mapping[str, Any]
     devices: list[jax.Device]
-    model: nn.Module
+    model: Network
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
     image_shape: tuple[int, int, int]

@@ -77,6 +77,7 @@ class Lab:
         devices = len(subject.devices)
         self._batch_size = math.ceil(batch_size / devices) * devices
         self.earlier = dict(earlier)
+        functions: dict[str, Any]
         functions = {"model": self.model, "preprocess": subject.preprocess}
         self._count_errors = lesion.make_count_errors(**functions)
         self._path_gradient = paths.make_path_gradient(**functions)
@@ -146,6 +147,12 @@ class Lab:
     def damage(self) -> list[float]:
         """Points of test error that deleting each block costs; 0 where it cannot be."""
         return [0.0 if e is None else e - self.baseline for e in self.deletions]
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """Of the network, which is ours; see `Subject`."""
+        assert self.subject.run is not None, "studies of a run's log are of runs alone"
+        return self.subject.run
 
     @property
     def survival(self) -> np.ndarray | None:
@@ -267,12 +274,12 @@ def path_lengths(lab: Lab) -> dict[str, Any]:
     through these.
     """
     found = {"paths": np.full(lab.num_blocks, 0.5)}
-    settings = lab.subject.stochastic_depth
+    settings, survival = lab.subject.stochastic_depth, lab.survival
     if settings is not None and settings.num_open is not None:
         is_open = np.arange(lab.num_blocks) < settings.num_open  # exactly so many
         found |= {"open_blocks": 1.0 * is_open, "paths_in_training": 0.5 * is_open}
-    elif settings is not None:
-        found |= {"open_blocks": lab.survival, "paths_in_training": lab.survival / 2}
+    elif survival is not None:
+        found |= {"open_blocks": survival, "paths_in_training": survival / 2}
     return {
         "measured_on": "the number of blocks alone",
         **{
@@ -339,7 +346,7 @@ def path_gradients(lab: Lab) -> dict[str, Any]:
 
 def short_paths(lab: Lab) -> dict[str, Any]:
     """Training with exactly k blocks open in every mini-batch (section 4.3)."""
-    run, settings = lab.subject.run, lab.subject.stochastic_depth
+    run, settings = lab.run, lab.subject.stochastic_depth
     return {
         "measured_on": f"{len(lab.subject.test):,} test images, in training",
         "epochs": [line["epoch"] for line in run["epochs"]],
@@ -354,7 +361,7 @@ def short_paths(lab: Lab) -> dict[str, Any]:
 
 def gradient_magnitude(lab: Lab) -> dict[str, Any]:
     """Mean magnitude of the first convolution's gradient by epoch."""
-    lines = lab.subject.run["epochs"]
+    lines = lab.run["epochs"]
     return {
         "measured_on": "all training images, in training",
         "epochs": [line["epoch"] for line in lines],
@@ -383,8 +390,8 @@ def depth_dial(lab: Lab) -> dict[str, Any]:
     """
     ranking = lab.survival
     if ranking is None:
-        ranking = -np.arange(lab.num_blocks)
-    orders = {
+        ranking = -np.arange(lab.num_blocks, dtype=float)
+    orders: dict[str, list] = {
         "survival": [lesion.closing_order(ranking, lab.blocks)],
         "damage": [lesion.closing_order(lab.damage, lab.blocks)],
     }
@@ -439,33 +446,34 @@ def _spearman(x, y):
 
 
 def _with_blocks(subject: Subject) -> str | None:
-    if not any(block.skippable for block in subject.model.blocks):
-        return "it has no block that a gate acts on"
+    gated = any(block.skippable for block in subject.model.blocks)
+    return None if gated else "it has no block that a gate acts on"
 
 
 def _with_paths(subject: Subject) -> str | None:
-    if not subject.model.has_shortcuts:
-        return "without shortcuts it has one path only"
+    several = subject.model.has_shortcuts
+    return None if several else "without shortcuts it has one path only"
 
 
 def _with_pairs(subject: Subject) -> str | None:
-    if not lesion.interchangeable(subject.model.blocks, unstack(subject.variables)):
-        return "it has no two blocks of one shape that could change places"
+    pairs = lesion.interchangeable(subject.model.blocks, unstack(subject.variables))
+    if pairs:
+        return None
+    return "it has no two blocks of one shape that could change places"
 
 
 def _with_layers(subject: Subject) -> str | None:
-    if not subject.model.num_blocks:
-        return "it has no blocks"
+    return None if subject.model.num_blocks else "it has no blocks"
 
 
 def _with_run(subject: Subject) -> str | None:
-    if subject.run is None:
-        return "imported weights come without the log of a run"
+    ours = subject.run is not None
+    return None if ours else "weights in a file come without the log of a run"
 
 
 def _with_gradients(subject: Subject) -> str | None:
-    if subject.run is None or "first_gradient" not in subject.run["epochs"][0]:
-        return "there is no log of the gradient"
+    logged = subject.run is not None and "first_gradient" in subject.run["epochs"][0]
+    return None if logged else "there is no log of the gradient"
 
 
 @dataclass(frozen=True)

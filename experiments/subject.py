@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network to be studied: from a finished run, or from imported weights."""
+"""A trained network to be studied: of a run, of ours in a file, or imported."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -42,7 +43,7 @@ class Subject:
         train, test: examples.
         devices: to compute on.
         run: the run's config, its lines "epoch" of metrics.jsonl and its summary; None
-            for imported weights.
+            for weights in a file.
     """
 
     label: str
@@ -283,6 +284,49 @@ def from_weights(
         dataset=dataset,
         normalization=normalization,
         preprocess=data.normalizer(examples.train, normalization),
+        train=examples.train,
+        test=examples.test,
+        devices=devices,
+        run=None,
+    )
+
+
+def from_saved(source: str, *, data_dir: str | None) -> Subject:
+    """A network of ours with its weights, which say what they were trained on.
+
+    Args:
+        source: as for `rn_jax.load`.
+        data_dir: of the data set; None: as TFDS finds it.
+
+    Raises:
+        InputError: it does not say so, or cannot be read.
+    """
+    devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
+    info = rn_jax.read_info(source)
+    dataset, found = info.get("dataset"), info.get("normalization")
+    if dataset not in data.DATASETS or not isinstance(found, Mapping):
+        raise InputError(
+            f"{source} does not say which data set in memory it is for, and how images "
+            "are normalised, as experiments.export writes it."
+        )
+    examples = data.load(dataset, data_dir=data_dir)
+    if found["kind"] == "contrast":
+        preprocess = data.contrast_normalize
+    else:
+        mean, std = (np.array(found[name], np.float32) for name in ("mean", "std"))
+        preprocess = partial(data.normalize, mean=mean, std=std)
+    model, variables = rn_jax.load(source)
+    return Subject(
+        label=epath.Path(source).stem,
+        source=source,
+        model_name=info["model"],
+        model_kwargs=info["fields"],
+        model=model,
+        variables=jax.tree.map(np.asarray, variables),
+        stochastic_depth=model.stochastic_depth,
+        dataset=dataset,
+        normalization=found["kind"],
+        preprocess=preprocess,
         train=examples.train,
         test=examples.test,
         devices=devices,

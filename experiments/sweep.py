@@ -85,7 +85,7 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
         else:
             values[-1] += character
     values = [value.strip() for value in values]
-    if not all(values):
+    if found is None or not all(values):
         raise InputError(
             "--grid must be a field and its values, as config.batch_size=64,128, not "
             f"{text!r}."
@@ -121,8 +121,8 @@ def combinations(
             if values.count(value) > 1:
                 raise InputError(f"--grid config.{field} has the value {value} twice.")
     found = []
-    for texts in itertools.product(*(texts for _, texts in axes)):
-        config = _with(arguments, zip(names, texts, strict=True))
+    for chosen in itertools.product(*(texts for _, texts in axes)):
+        config = _with(arguments, zip(names, chosen, strict=True))
         found.append(({n: command.field_of(config, n) for n in names}, config))
     return found
 

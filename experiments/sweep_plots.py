@@ -42,7 +42,7 @@ def draw(
     spread = np.array([np.nan if std is None else std for std in deviations])
     numbers = {name: found for name in rows[0] if (found := _numbers(rows, name))}
     others = [n for n in rows[0] if n not in numbers and len(_distinct(rows, n)) > 1]
-    kinds = {}
+    kinds: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         kinds.setdefault(", ".join(f"{n} {row[n]}" for n in others), []).append(i)
     if len(numbers) == 1:

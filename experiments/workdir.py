@@ -55,7 +55,7 @@ class Workdir:
         self._check_config()
         self._writes = False
         self._lock = Lock(self.path)
-        self._events = None
+        self._events: Any = None
 
     def open(self, *, writes: bool = True) -> None:
         """Makes and locks the folder, and writes config.json, until `close`.

@@ -142,14 +142,15 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            found = None
+            found: tuple | None = None
             try:
                 found = self._read(step, like)
             except (OtherNetworkError, MemoryError):
                 raise
             except Exception:  # whatever a damaged file makes a reader raise
                 pass
-            if not parallel.all_true(found is not None):
+            whole = parallel.all_true(found is not None)
+            if found is None or not whole:
                 self._report(
                     f"The checkpoint of step {step} is damaged; trying the one before."
                 )

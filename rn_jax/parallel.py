@@ -87,7 +87,7 @@ def join_processes(
             f"This process cannot join the others ({reason}): start all of them, and "
             "give each the same coordinator, which it can reach."
         ) from error
-    if by_hand:
+    if num_processes is not None:  # by hand
         return num_processes > 1
     # To ask JAX starts its backend, which would fix the number of a CPU's devices.
     return launched or jax.process_count() > 1
@@ -402,7 +402,8 @@ class Agreement:
     """
 
     def __init__(self, delay: int = 4):
-        self._delay, self._asked = delay, []
+        self._delay = delay
+        self._asked: list[jax.Array] = []
         self._count = None
         if jax.process_count() > 1:
             firsts = [group[0] for group in _devices_by_process()]

@@ -296,7 +296,7 @@ def test_gates(settings: StochasticDepth, num_blocks: int) -> jax.Array:
 
 
 # A function of that name, imported into a test file, is not a test.
-test_gates.__test__ = False
+test_gates.__test__ = False  # type: ignore[attr-defined]
 
 
 def expected_open_blocks(settings: StochasticDepth, num_blocks: int) -> jax.Array:

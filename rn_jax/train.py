@@ -23,8 +23,7 @@ from rn_jax.stochastic_depth import (
 )
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that training carries from step to step, as plain pytrees.
 
     Attributes:
@@ -152,7 +151,8 @@ def make_train_step(
             dropout_key = jax.random.fold_in(dropout_key, first_index)
         images = preprocess(augment_key, images, first_index)
 
-        gates, open_blocks = None, jnp.ones(model.num_blocks)
+        gates: Any = None
+        open_blocks = jnp.ones(model.num_blocks)
         if stochastic_depth is not None:
             gates = sample_gates(
                 gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
@@ -193,8 +193,8 @@ def make_train_step(
 
             of_examples = gates is not None and gates.ndim == 2
             keys = jax.random.split(dropout_key, micro_batches)
-            parts = split(images), split(labels), split(mask), keys
-            parts += (split(gates, axis=1),) if of_examples else ()
+            own_gates = (split(gates, axis=1),) if of_examples else ()
+            parts = (split(images), split(labels), split(mask), keys, *own_gates)
 
             def add(carry, part):
                 batch_stats, total = carry
@@ -310,7 +310,7 @@ def make_eval_step(
         views = images.shape[1] if images.ndim == 5 else None
         if views is not None:
             images = images.reshape(-1, *images.shape[2:])
-        logits = model.apply(variables, preprocess(images), train=False)
+        logits: Any = model.apply(variables, preprocess(images), train=False)
         if views is not None:
             logits = log_mean_softmax(logits.reshape(-1, views, logits.shape[-1]))
         sums = classification_sums(logits, batch["label"], batch["mask"])

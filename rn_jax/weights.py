@@ -116,6 +116,18 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
         ) from error
 
 
+def is_saved(source: str | os.PathLike) -> bool:
+    """Whether `load` is for that: a name of `list_weights()`, or a file of `save`."""
+    path = Path(source)
+    if not path.is_file():
+        return str(source) in _trained()
+    try:
+        with _safetensors().safe_open(path, "numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except Exception:  # whatever another kind of file makes the reader raise
+        return False
+
+
 def read_info(source: str | os.PathLike) -> dict[str, Any]:
     """What `save` was told about the weights, and what they are of.
 

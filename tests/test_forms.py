@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sizes import one_of_each
 
 import rn_jax
 from rn_jax import InputError, StochasticDepth, Subset, stochastic_depth
@@ -241,7 +242,7 @@ def takes_form_or_says_that_it_has_no_shortcuts(name, form):
             jax.eval_shape(trace)
 
 
-# Tracing layer by layer takes seconds: in `make test-all`, and in one form alone.
+# Tracing layer by layer takes seconds, and shows no more than of the shallow ones.
 DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {
     name for name in rn_jax.list_models() if name.startswith("densenet")
 }
@@ -249,10 +250,7 @@ DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {
 
 @pytest.mark.parametrize(
     "place, name",
-    [
-        pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in DEEP else [])
-        for pair in enumerate(rn_jax.list_models())
-    ],
+    [pair for pair in enumerate(rn_jax.list_models()) if pair[1] not in DEEP],
 )
 def test_every_network_takes_a_form(place, name):
     """The forms in turn; each meets every fifth network."""
@@ -261,7 +259,7 @@ def test_every_network_takes_a_form(place, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", [n for n in rn_jax.list_models() if n not in DEEP])
+@pytest.mark.parametrize("name", one_of_each(sorted({*rn_jax.list_models()} - DEEP)))
 def test_every_network_takes_every_form(name, form):
     takes_form_or_says_that_it_has_no_shortcuts(name, form)
 

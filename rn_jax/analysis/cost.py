@@ -47,7 +47,7 @@ def multiply_adds_by_module(
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
         variables, image
     )
-    work = collections.Counter()
+    work: collections.Counter[tuple[str, ...]] = collections.Counter()
     for scope, count in _counts(program.jaxpr, (), 1):
         _network, *path = (name for name in scope if re.fullmatch(r"\w+", name))
         work[tuple(path)] += count

@@ -46,7 +46,7 @@ def make_count_errors(
     return count_errors
 
 
-def without(gates: np.ndarray, closed: Sequence[int]) -> np.ndarray:
+def without(gates: np.ndarray, closed: Sequence[int] | np.ndarray) -> np.ndarray:
     """The gates f32[L] with those of some blocks, by index from 0, set to 0."""
     gates = np.array(gates, np.float32)
     gates[list(closed)] = 0
@@ -111,7 +111,7 @@ def draw_order(
 
 
 def reorder(
-    unstacked: Mapping[str, Any], model: Network, order: Sequence[int]
+    unstacked: Mapping[str, Any], model: Network, order: Sequence[int] | np.ndarray
 ) -> dict[str, Any]:
     """Variables of the network with its blocks in another order, ready to be applied.
 
@@ -136,7 +136,7 @@ def _at(tree, path):
     return tree
 
 
-def kendall_tau(order: Sequence[int]) -> float:
+def kendall_tau(order: Sequence[int] | np.ndarray) -> float:
     """Kendall's rank correlation of an order with the trained one, in [-1, 1].
 
     1 - 4 d / (L (L - 1)), where d counts the pairs of blocks that changed sides.
@@ -149,7 +149,9 @@ def kendall_tau(order: Sequence[int]) -> float:
 # --- What to close first --------------------------------------------------------------
 
 
-def closing_order(ranking: Sequence[float], blocks: Sequence[BlockInfo]) -> list[int]:
+def closing_order(
+    ranking: Sequence[float] | np.ndarray, blocks: Sequence[BlockInfo]
+) -> list[int]:
     """Blocks that a gate acts on, those of the lowest rank first; ties: the last first.
 
     Args:

@@ -16,7 +16,7 @@ import optax
 from rn_jax.models.network import Network
 
 
-def length_distribution(probabilities: Sequence[float]) -> np.ndarray:
+def length_distribution(probabilities: Sequence[float] | np.ndarray) -> np.ndarray:
     """Distribution of the number of branches taken: f64[L + 1], exact but for rounding.
 
     Block l is taken with probability p_l, independently of the others: the Poisson

@@ -54,12 +54,12 @@ def standard_deviations(
     moments: Iterable[Mapping[str, jax.Array]],
 ) -> dict[str, float]:
     """The layers' standard deviations from the moments of batches of one size."""
-    moments = [jax.device_get(batch) for batch in moments]
-    found = {}
-    for name in moments[0]:
-        mean, square = np.mean([batch[name] for batch in moments], 0, np.float64)
-        found[name] = float(np.sqrt(max(square - mean**2, 0.0)))
-    return found
+    found = [jax.device_get(batch) for batch in moments]
+    deviations = {}
+    for name in found[0]:
+        mean, square = np.mean([b[name] for b in found], axis=0, dtype=float)
+        deviations[name] = float(np.sqrt(max(square - mean**2, 0.0)))
+    return deviations
 
 
 def _responses(features, model) -> Iterator[tuple[str, jax.Array]]:

@@ -11,20 +11,23 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rn_jax.data.datasets import Examples, normalization
 
 # Of the covariance of ImageNet's pixels from 0 to 1, in RGB; the eigenvectors are the
 # columns (Krizhevsky et al. 2012, section 4.1, in the figures of fb.resnet.torch).
-_EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
-_EIGENVECTORS = np.float32(
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
+_EIGENVECTORS = np.array(
     [
         [-0.5675, 0.7192, 0.4009],
         [-0.5808, -0.0045, -0.8140],
         [-0.5836, -0.6948, 0.4203],
-    ]
+    ],
+    np.float32,
 )
-_LUMA = np.float32([0.299, 0.587, 0.114])  # of ITU-R 601, as in all of these codes
+# Of ITU-R 601, as in all of these codes.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def normalizer(examples: Examples, kind: str) -> Callable[[jax.Array], jax.Array]:
@@ -57,7 +60,7 @@ def contrast_normalize(images: jax.Array) -> jax.Array:
 
 
 def normalize(
-    images: jax.Array, mean: jax.Array, std: jax.Array, dtype=jnp.float32
+    images: jax.Array, mean: ArrayLike, std: ArrayLike, dtype=jnp.float32
 ) -> jax.Array:
     """Return (images - mean) / std, computed in float32 and given as `dtype`.
 

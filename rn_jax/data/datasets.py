@@ -20,13 +20,14 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from rn_jax.errors import InputError, unknown_name
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays by name
 
 # Mean and standard deviation of ImageNet's channels, for pixels from 0 to 1.
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -172,8 +173,8 @@ class Normalization:
     Both broadcast against [H, W, C].
     """
 
-    mean: np.ndarray
-    std: np.ndarray
+    mean: np.ndarray | np.float32
+    std: np.ndarray | np.float32
 
 
 def get_spec(name: str) -> DatasetSpec:
@@ -376,7 +377,7 @@ def _decode(record: bytes, spec: DatasetSpec) -> tuple[np.ndarray, int]:
     return np.frombuffer(pixels, np.uint8).reshape(spec.image_shape), label
 
 
-def fetch(source: Sequence[bytes], indices: Sequence[int]) -> Sequence[bytes | None]:
+def fetch(source: Any, indices: Sequence[int]) -> Sequence[bytes | None]:
     """Return the records at `indices`; None for all if one of them cannot be read."""
     # Together, because array_record then reads its files side by side.
     try:
@@ -632,7 +633,7 @@ def train_batch(
 
 def eval_batches(
     examples: Examples, *, batch_size: int, rows: slice = slice(None)
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the rows `rows` of batches of all examples once, in order.
 
     The last whole batch is filled up with zeros, whose mask is False; there are as many
@@ -681,7 +682,7 @@ def normalization(examples: Examples, kind: str) -> Normalization:
     Raises:
         InputError: another `kind`, or no examples.
     """
-    mean, std = (np.float32(255) * np.float32(values) for values in _IMAGENET)
+    mean, std = (255 * np.array(values, np.float32) for values in _IMAGENET)
     fixed = {
         "unit": Normalization(np.float32(0), np.float32(255)),
         "imagenet": Normalization(mean, std),

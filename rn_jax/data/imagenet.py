@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class Source:
         num_workers: int,
         host_index: int = 0,
         num_hosts: int = 1,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield `train_batch` of the steps first_step .. last_step - 1.
 
         Args:
@@ -218,7 +218,7 @@ class Source:
         host_index: int = 0,
         num_hosts: int = 1,
         limit: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield the validation images once each, in order: `eval_batch` of 0, 1, ...
 
         Damaged ones that are skipped are masked out. Every host yields as many batches
@@ -402,7 +402,7 @@ def _views(images: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
 
 def _in_workers(
     make: Callable[[int], Batch], numbers: range, num_workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield make(number) of each of `numbers`, in order, made in worker processes."""
     if num_workers < 0:
         raise InputError(f"There are 0 or more workers, not {num_workers}.")
@@ -411,7 +411,7 @@ def _in_workers(
 
 def _feed(
     make: Callable[[int], Batch], numbers: range, num_workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     import grain
     from absl import flags
 

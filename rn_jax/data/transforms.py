@@ -150,8 +150,8 @@ def random_crop(rng: np.random.Generator, image: np.ndarray, size: int) -> np.nd
         InputError: the image is smaller than that.
     """
     height, width = _require_size(image, size)
-    top = rng.integers(height - size, endpoint=True)
-    left = rng.integers(width - size, endpoint=True)
+    top = int(rng.integers(height - size, endpoint=True))
+    left = int(rng.integers(width - size, endpoint=True))
     return _window(image, top, left, size)
 
 

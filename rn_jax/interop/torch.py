@@ -252,8 +252,8 @@ class _Layout:
 
         `head` is their name of the classifier.
         """
-        *module, kind = [part.key for part in path][1:]
-        module = "/".join(module)
+        *modules, kind = [part.key for part in path][1:]
+        module = "/".join(modules)
         return module, kind, head if module == "head" else self.module(module, model)
 
 
@@ -403,7 +403,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             f"{path} claims {claimed:,} bytes of weights, and a file of "
             f"{there.st_size:,} bytes holds at most as many."
         )
-    return content
+    return dict(content)
 
 
 def _is_plain(value):

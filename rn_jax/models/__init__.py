@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
-
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.network import Network
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.preact import (
     BatchNormAfterAddition,
@@ -45,7 +44,7 @@ class ModelEntry:
         expected_to_fail: it does not train in the paper.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., Network]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
     params: int | None = None
@@ -415,9 +414,9 @@ for _depth, _sizes, _rows in (
 ):
     for _c, _d, _params, _error in _rows:
         _own = {"stage_sizes": _sizes, "cardinality": _c, "base_width": _d}
-        _published = _error and f"ImageNet: {_error}"
+        _told: str | None = _error and f"ImageNet: {_error}"
         _add(
-            {f"resnext{_depth}_{_c}x{_d}d": (_params, _own, _published)},
+            {f"resnext{_depth}_{_c}x{_d}d": (_params, _own, _told)},
             build_resnext,
             _IMAGENET_BOTTLENECK,
             _XIE,
@@ -510,15 +509,15 @@ _add(
 
 # --- Before residual networks ---------------------------------------------------------
 
-for _depth, _sizes, _params, _params_bn, _published in (
+for _depth, _layers, _params, _params_bn, _vgg_published in (
     (11, (1, 1, 2, 2, 2), 132_863_336, 132_868_840, None),
     (13, (2, 2, 2, 2, 2), 133_047_848, 133_053_736, None),
     (16, (2, 2, 3, 3, 3), 138_357_544, 138_365_992, "ImageNet: 27.0 (dense)"),
     (19, (2, 2, 4, 4, 4), 143_667_240, 143_678_248, "ImageNet: 27.3 (dense)"),
 ):
-    _own = {"stage_sizes": _sizes}
+    _own = {"stage_sizes": _layers}
     _add(
-        {f"vgg{_depth}": (_params, _own, _published)},
+        {f"vgg{_depth}": (_params, _own, _vgg_published)},
         VGG,
         {},
         "Simonyan and Zisserman 2015",
@@ -580,7 +579,7 @@ _add(
 )
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
+def create_model(name: str, **kwargs: Any) -> Network:
     """The network of that name.
 
     Args:

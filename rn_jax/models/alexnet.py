@@ -8,6 +8,7 @@ from rn_jax.errors import InputError
 from rn_jax.models.layers import adaptive_average_pool, max_pool, torch_linear
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
+from rn_jax.stochastic_depth import Subset
 
 # Channels of the five convolutions, by the number of towers.
 _FEATURES = {1: (64, 192, 384, 256, 256), 2: (96, 256, 384, 384, 256)}
@@ -38,7 +39,7 @@ class AlexNet(Network):
         images: jax.Array,
         *,
         train: bool,
-        gates: jax.Array | None = None,
+        gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""

@@ -241,6 +241,7 @@ class DenseNet(Network):
         gates = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train)
         check_stem(self.stem)
+        parts: dict[str, Any]
         parts = {"conv": conv, "norm": norm, "activation": self.activation}
 
         if self.stem == "small":  # no BN and ReLU: the first layer begins with them

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rn_jax.models.layers import ModuleDef, adaptive_average_pool, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
+from rn_jax.stochastic_depth import Subset
 
 _xavier = nn.initializers.glorot_uniform()  # of the re-training in Caffe
 
@@ -162,7 +163,7 @@ class GoogLeNet(Network):
         images: jax.Array,
         *,
         train: bool,
-        gates: jax.Array | None = None,
+        gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""

@@ -55,10 +55,15 @@ class Network(nn.Module, kw_only=True):
     axis_name: str | None = None
     dtype: Any = None
 
-    # Whether blocks have a shortcut beside what a gate closes.
-    has_shortcuts = False
-    # Whether BatchNorm comes before its convolution.
-    norm_first = False
+    @property
+    def has_shortcuts(self) -> bool:
+        """Whether blocks have a shortcut beside what a gate closes."""
+        return False
+
+    @property
+    def norm_first(self) -> bool:
+        """Whether BatchNorm comes before its convolution."""
+        return False
 
     @property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -138,6 +138,7 @@ def weight_layers(block: nn.Module) -> list[nn.Module]:
     Raises:
         InputError: unknown `stride_on`.
     """
+    shapes: tuple[tuple[int, int, int], ...]
     if not block.bottleneck:
         shapes = ((block.features, 3, block.stride), (block.features, 3, 1))
     else:

@@ -288,6 +288,6 @@ class ResNet(Network):
         return getattr(self.block_class, "preactivation", None)
 
     @property
-    def block_class(self) -> type[nn.Module]:
+    def block_class(self) -> Callable[..., nn.Module]:
         """The block's class, also where `block` is a partial of it."""
         return self.block.func if isinstance(self.block, partial) else self.block

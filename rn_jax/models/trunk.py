@@ -101,7 +101,7 @@ class Stage(nn.Module):
 
         call = rematerialised(call, self.remat)
         apart = self.first is not None
-        if apart:
+        if self.first is not None:
             first = self.first(features=self.features, stride=self.stride, name="first")
             x = call(first, x, _at(gates, 0), _at(paths, 0))
         if length := self.size - apart:
@@ -281,4 +281,4 @@ def _is_stage(name: str) -> bool:
 
 
 def _number(name: str) -> int:
-    return int(re.search(r"\d+$", name).group())
+    return int(re.sub(r".*\D", "", name))

@@ -16,6 +16,7 @@ from rn_jax.models.layers import (
 )
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
+from rn_jax.stochastic_depth import Subset
 
 _normal = nn.initializers.normal(0.01)
 
@@ -109,7 +110,7 @@ class VGG(Network):
         images: jax.Array,
         *,
         train: bool,
-        gates: jax.Array | None = None,
+        gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""
@@ -136,17 +137,19 @@ class VGG(Network):
             x = convolutions(x, *self.of_stage(stage, gates), train=train)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
+        hidden: tuple[int, ...]
+        fc_norm: ModuleDef | None
         if self.stem == "imagenet":
-            hidden, norm = (4096, 4096), None
+            hidden, fc_norm = (4096, 4096), None
             x = adaptive_average_pool(x, 7)
         else:
-            hidden, norm = (512,), norm if self.batch_norm else None
+            hidden, fc_norm = (512,), norm if self.batch_norm else None
             x = drop(x.mean(axis=(1, 2), keepdims=True))
         x = x.reshape(x.shape[0], 1, 1, -1)
         for i, width in enumerate(self.hidden or hidden, start=1):
             fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
             x = fc(x)
-            x = x if norm is None else norm(name=f"fc{i}_bn")(x)
+            x = x if fc_norm is None else fc_norm(name=f"fc{i}_bn")(x)
             x = drop(self.activation(x))
         return self.classify(x[:, 0, 0], kernel_init=_normal)
 

@@ -16,7 +16,8 @@ import pytest
 from command import ROOT, train_tiny
 from tiny import TINY
 
-from experiments import analyze, studies, study_report, subject
+import rn_jax
+from experiments import analyze, export, studies, study_report, subject
 from experiments.studies import STUDIES
 from rn_jax import StochasticDepth, data, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
@@ -223,6 +224,24 @@ def test_factors_are_kept_or_dropped_as_said(run, tmp_path):
     assert found["baseline_error_percent"] == pytest.approx(100 * wrong)
 
 
+def test_weights_of_ours_are_studied_as_their_run(run, analysis, tmp_path, capsys):
+    file = tmp_path / "ours.safetensors"
+    found = subject.finished(run)
+    rn_jax.save(file, found.model, found.variables, info=export.facts(found))
+    argv = [f"--weights={file}", f"--out={tmp_path}", "--study=delete_one,short_paths"]
+    assert analyze.main([*argv, "--images=360"]) == 0
+    ours, of_run = read(tmp_path, "delete_one"), read(analysis, "delete_one")
+    same = ("baseline_error_percent", "blocks", "gates", "model", "weights_sha256")
+    assert {k: ours[k] for k in same} == {k: of_run[k] for k in same}
+    assert (
+        "weights in a file come without the log" in (tmp_path / "report.md").read_text()
+    )
+    bare = tmp_path / "bare.safetensors"
+    rn_jax.save(bare, found.model, found.variables)
+    assert analyze.main([f"--weights={bare}"]) == 2
+    assert "does not say which data set" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, capsys):
     folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
@@ -241,7 +260,7 @@ def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, caps
         index in (3, 6) for index in range(9)
     ]
     report = (tmp_path / "report.md").read_text()
-    assert "**akamaster_resnet20.** Not done: imported weights come without" in report
+    assert "**akamaster_resnet20.** Not done: weights in a file come without" in report
     assert "**tiny_sd.** Trained with stochastic depth" in report
     assert "## Across networks" in report
     assert analyze.main([argv[0], argv[1], "--dataset=cifar100"]) == 2
@@ -270,11 +289,13 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
 @pytest.mark.parametrize(
     "argv, says",
     [
-        ([], "Name a finished run by --workdir alone, or imported weights"),
+        ([], "Name a finished run by --workdir alone, weights of ours by --weights"),
+        (["--weights=resnet20_digits", "--model=resnet20"], "Name a finished run"),
+        (["--weights=resnet20_digit"], "Name a finished run"),
         (["--model=resnet20", "--weights=x.th"], "Name a finished run"),
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
         (["--workdir=RUN", "--normalization=channel"], "Name a finished run"),
-        (["--workdir=nowhere"], "The run nowhere is not there"),
+        (["--workdir=nowhere"], "nowhere is no run: python -m experiments.run"),
         (["--workdir=RUN", "--study=delete_on"], "near it: delete_one"),
         (["--workdir=RUN", "--images=361"], "digits has 360 test images"),
         (["--workdir=RUN", "--draws=0"], "--draws must be at least 1, not 0"),
@@ -296,7 +317,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, argv, says, capsys):
 
 
 def test_a_run_that_has_not_ended_is_said(run, tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
+    shutil.copy(Path(run) / "config.json", tmp_path)
     assert analyze.main([f"--workdir={tmp_path}"]) == 2
     assert "has not ended" in capsys.readouterr().err
 

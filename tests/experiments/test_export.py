@@ -95,7 +95,7 @@ def test_a_run_that_has_not_ended(tmp_path, monkeypatch, capsys):
     for program, more in ((export, []), (predict, ["x.png"])):
         argv = [f"--workdir={tmp_path / 'none'}", *more]
         assert in_process(monkeypatch, argv, program) == 2
-        assert "is not there: a finished one has" in capsys.readouterr().err
+        assert "is no run: python -m experiments.run" in capsys.readouterr().err
 
 
 def test_predict_prints_classes_and_probabilities(

@@ -267,7 +267,7 @@ def test_bad_settings(data_dir, tmp_path, monkeypatch, capsys, options, sentence
 def test_bad_evaluations(finished, tmp_path, capsys):
     for options, sentence in (
         ([], "required: --workdir; --help"),
-        ([f"--workdir={tmp_path}"], "is not there"),
+        ([f"--workdir={tmp_path}"], "is no run"),
         ([f"--workdir={finished}", "--size=300"], "300 does not fit a shorter side of"),
         ([f"--workdir={finished}", "--scales=30"], "must be multiples of 32"),
         ([f"--workdir={finished}", "--images=0"], "--images must be at least 1"),

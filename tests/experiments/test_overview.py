@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be run, and what a run would be, before it is one."""
 
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
 import pytest
 from command import arguments, in_process
+from tiny import TINY
 
 import rn_jax
 from experiments import overview
@@ -73,10 +79,67 @@ def test_memory_grows_with_the_batch_and_the_blocks():
     assert kept(4, 16) == pytest.approx(2 * kept(4, 8), rel=0.02)
 
 
-def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path):
-    argv = arguments(tmp_path / "run", "--dry_run")
+def test_memory_in_bfloat16_is_half():
+    def kept(dtype):
+        model = rn_jax.create_model("resnet20", dtype=dtype)
+        return overview.residual_bytes(model, (64, 32, 32, 3))
+
+    assert kept("bfloat16") == pytest.approx(kept("float32") / 2, rel=0.1)
+
+
+def test_memory_counts_auxiliary_heads():
+    model = rn_jax.create_model("googlenet_2014")
+    assert model.aux_heads
+    shape = (4, 224, 224, 3)
+    with_heads = overview.residual_bytes(model, shape)
+    without = overview.residual_bytes(model.clone(aux_heads=False), shape)
+    # Of each head at least its fully connected layer's input, f32[4, 2048].
+    assert with_heads - without >= 2 * 4 * 4 * 2048
+
+
+def test_memory_is_near_that_of_the_compiled_step():
+    """XLA's own count: what is kept, and at its greatest what is in work beside it."""
+    model = rn_jax.create_model("resnet20")
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(
+        lambda x: model.init({"params": jax.random.key(0)}, x, train=False), images
+    )
+
+    def loss(params, variables, images):
+        both = {**variables, "params": params}
+        logits, _ = model.apply(both, images, train=True, mutable=["batch_stats"])
+        return logits.sum()
+
+    step = jax.jit(jax.grad(loss)).lower(variables["params"], variables, images)
+    temporary = step.compile().memory_analysis().temp_size_in_bytes
+    kept = overview.residual_bytes(model, images.shape)
+    assert 0.5 * temporary < kept < temporary
+
+
+@pytest.mark.parametrize(
+    "depth, share",
+    [("None", 1), ("{'last_survival': 0.5}", 0.6875)],
+    ids=["constant", "stochastic"],
+)
+def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path, depth, share):
+    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e7)
+    options = ["--dry_run", f"--config.stochastic_depth={depth}"]
+    argv = arguments(tmp_path / "run", *options)
     assert in_process(monkeypatch, argv) == 0
     told = capsys.readouterr().out
     assert "tiny on digits: 10 steps of 240 examples, 2.0 epochs." in told
-    assert "2 cpu devices" in told and "Time: more than" in told
+    assert re.search(r"^Memory on each of 2 cpu devices: about \d", told, re.M)
+    model = TINY.build(**TINY.arguments)
+    work = multiply_adds(model, 8, 1)
+    minutes = 6 * work * 2400 * share / 1e7 / 60
+    assert f"Time: about {minutes:.1f} minutes for convolutions" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rate_is_of_operations_done(dtype, monkeypatch):
+    """By a clock that says that each of the five takes half a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr(overview.time, "perf_counter", lambda: next(ticks) / 2)
+    rate = overview.convolution_rate(jax.devices()[:1], jnp.dtype(dtype))
+    assert rate == 2 * 2 * 16 * 32 * 32 * 64 * 64 * 9

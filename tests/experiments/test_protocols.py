@@ -15,7 +15,8 @@ from command import (
     stop_after,
 )
 
-from experiments import pretrained, setup
+import rn_jax
+from experiments import pretrained, setup, subject
 from rn_jax import InputError, data
 from rn_jax.models import MODELS
 
@@ -144,6 +145,19 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no checkpoint yet"):
         pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})
+
+
+def test_weights_of_a_file_of_ours(finished, tmp_path):
+    file = str(tmp_path / "tiny.safetensors")
+    run = subject.finished(str(finished))
+    rn_jax.save(file, run.model, run.variables)
+    fresh = built(finished, ("seed", 1)).initial_state
+    config = {"model": "tiny", "model_kwargs": {}}
+    of_run = pretrained.initialise(fresh, config | {"init_from": str(finished)})
+    of_file = pretrained.initialise(fresh, config | {"init_from": file})
+    jax.tree.map(np.testing.assert_array_equal, of_file, of_run)
+    with pytest.raises(InputError, match="resnet20_digits is not a tiny with these"):
+        pretrained.initialise(fresh, config | {"init_from": "resnet20_digits"})
 
 
 def test_weights_of_a_file(tmp_path):

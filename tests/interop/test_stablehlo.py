@@ -21,7 +21,6 @@ from rn_jax.models import MODELS
         ("vgg11", 32, {"features": (4,) * 5, "hidden": (8, 8)}),
         ("highway19", 32, {"features": (2, 3, 4)}),
         pytest.param("googlenet_2014", 64, {}, marks=pytest.mark.slow),
-        pytest.param("alexnet_2012", 64, {}, marks=pytest.mark.slow),
     ],
 )
 def test_program_is_the_network(name, side, fields, random_variables, quick_compile):
