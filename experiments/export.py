@@ -85,6 +85,7 @@ def facts(run: subject.Finished) -> dict[str, Any]:
         "image_shape": _image_shape(run),
         "normalization": normalization,  # of pixels 0..255: (image - mean) / std
         "test_error_percent": summary["test_error_percent"],
+        "command": summary.get("command"),
         "seed": config["seed"],
         "epochs": summary["epochs"],
         "config": config,

@@ -38,6 +38,7 @@ def train(
     config: Mapping[str, Any],
     path: str,
     *,
+    command: str | None = None,
     resumed_by: str | None = None,
     profile_steps: int = 0,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def train(
     Args:
         config: the fields of configs/default.py, as plain values.
         path: the run's folder.
+        command: that began or resumed it, for the summary.
         resumed_by: what --workdir must be to go on, if not that folder.
         profile_steps: of which a trace is written, to the folder `profile` of the run.
 
@@ -78,7 +80,7 @@ def train(
                         f"{experiment.total_steps}; the same command with "
                         f"--workdir={resumed_by or path} goes on from there."
                     )
-                summary = run.summarize()
+                summary = run.summarize(command)
             if parallel.is_first_process():
                 _print_result(config, summary)
             return summary
@@ -397,13 +399,13 @@ class _Run:
         seconds = self.record["timed_seconds"]
         return self.record["timed_images"] / seconds if seconds else None
 
-    def summarize(self) -> dict[str, Any]:
+    def summarize(self, command: str | None) -> dict[str, Any]:
         """Draws the figures and writes summary.json; the first process, for all."""
         self.checkpoints.close()
         if parallel.is_first_process():
             with self.workdir.writing():
                 summary = self._summary()
-            self.workdir.finish(summary)
+            self.workdir.finish({**summary, "command": command})
         parallel.wait_for_all()
         return files.read_json(self.workdir.path / "summary.json")
 

@@ -118,6 +118,7 @@ def _result(record: Record) -> dict[str, str]:
         "blocks": _number(summary.get("num_blocks"), "d"),
         "epochs": str(summary.get("epochs", last.get("epoch", 0))),
         "seed": str(config["seed"]),
+        "command": summary.get("command") or "-",
         "test error": _number(error, ".2f", " %"),
         "published": _number(published, ".2f", f" % ({paper})"),
         "ours - published": _number(

@@ -9,6 +9,7 @@ python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
 python -m experiments.run --list
 """
 
+import shlex
 import sys
 
 from experiments import command, loop, overview, seeds, setup
@@ -44,11 +45,13 @@ def _train():
         print(overview.plan(setup.build(config)))
         return
     command.join_processes(options)
+    this_command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:
-        loop.train(config, workdir, profile_steps=options.profile)
+        loop.train(config, workdir, command=this_command, profile_steps=options.profile)
     else:
-        seeds.train(config, workdir, seeds.parse(options.seeds))
+        chosen = seeds.parse(options.seeds)
+        seeds.train(config, workdir, chosen, command=this_command)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def train(
     path: str,
     seeds: Sequence[int],
     *,
+    command: str | None = None,
     resumed_by: str | None = None,
 ) -> list[dict[str, Any]]:
     """Trains every seed in turn, in a folder of its own, then sums up.
@@ -55,6 +56,7 @@ def train(
         config: the fields of configs/default.py; its seed is not used.
         path: the folder in which seed0, seed1, ... lie.
         seeds: of the parameters, the order of examples, augmentation and gates.
+        command: see `loop.train`.
         resumed_by: what --workdir must be to go on, if not that folder.
 
     Returns:
@@ -68,7 +70,12 @@ def train(
     for seed in seeds:
         run = {**config, "seed": seed}
         try:
-            summary = loop.train(run, place(path, seed), resumed_by=resumed_by or path)
+            summary = loop.train(
+                run,
+                place(path, seed),
+                command=command,
+                resumed_by=resumed_by or path,
+            )
         except loop.NotFiniteError as error:
             diverged = error  # told once the others are trained
             continue

@@ -119,7 +119,7 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
 def is_saved(source: str | os.PathLike) -> bool:
     """Whether `load` is for that: a name of `list_weights()`, or a file of `save`."""
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no to a name that is too long
         return str(source) in _trained()
     try:
         with _safetensors().safe_open(path, "numpy") as file:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from sizes import one_of_each
 
 import rn_jax
 from docs import generate
@@ -37,12 +38,8 @@ def test_rows(name):
 
 @pytest.mark.slow
 def test_all_rows():
-    """But those of deep DenseNets, which take minutes; test_table has their costs."""
-    names = [
-        name
-        for name in ROWS
-        if "densenet" not in name or rn_jax.create_model(name).num_blocks <= 40
-    ]
+    """Of names that stand for all others; test_table has the costs of more."""
+    names = one_of_each(ROWS)
     assert [ROWS[name] for name in names] == [generate.row(name) for name in names]
 
 

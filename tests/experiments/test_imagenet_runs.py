@@ -7,6 +7,7 @@ In `make test` the tiny network instead, on the same images.
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 from command import ROOT, assert_same_run, in_process, lines, stop_after
+from PIL import Image
 from scipy import special
 from tiny import TINY
 
-from experiments import evaluate, feed, setup, subject
+from experiments import evaluate, export, feed, predict, setup, subject
 from experiments.feed import ImageNet, test_view
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
@@ -179,6 +181,23 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
         assert summary["test_error_percent"] == pytest.approx(
             found["top1_error_percent"]
         )
+
+
+def test_predictions_are_of_the_centre_crop(finished, tmp_path, capsys):
+    run = subject.finished(str(finished), num_workers=0)
+    image, *_ = next(iter(run.experiment.feed.parts["test"].decode(np.arange(1))))
+    Image.fromarray(image).save(tmp_path / "x.png")
+    argv = [f"--workdir={finished}", str(tmp_path / "x.png"), "--top=1"]
+    assert predict.main(argv) == 0
+    resize, size = run.config["eval_resize"], run.config["eval_size"]
+    view = test_view(image, crops="center", resize=resize, size=size)
+    pixels = run.experiment.preprocess(view[None])
+    logits = jax.jit(partial(run.model.apply, train=False))(run.variables, pixels)
+    expected = special.softmax(np.float64(logits[0]))
+    told = re.search(r"x.png: (\d+) ([\d.]+) %", capsys.readouterr().out)
+    assert int(told[1]) == expected.argmax()
+    assert float(told[2]) == pytest.approx(100 * expected.max(), abs=0.02)
+    assert export.facts(run)["image_shape"] == (size, size, 3)
 
 
 def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):

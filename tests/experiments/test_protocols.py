@@ -78,6 +78,7 @@ def test_evaluation_by_steps(finished):
     assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
 
 
+@pytest.mark.slow
 def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
     """Stopped between two evaluations, it goes on bit for bit."""
     workdir = tmp_path / "stopped"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import time
 
@@ -48,6 +49,8 @@ def test_files_of_a_finished_run(finished):
         test_error_percent val_error_percent test_error_at_best_val_percent
         images_per_second wall_seconds versions git_revision"""
     assert set(names.split()) <= set(summary)
+    given = arguments(workdir, *OPTIONS)
+    assert summary["command"] == shlex.join(["python", "-m", "experiments.run", *given])
     assert (summary["epochs"], summary["steps"]) == (6, 30)  # 1,294 // 240 = 5 an epoch
     assert summary["num_blocks"] == 4
     epochs = [ln for ln in lines(workdir) if ln["kind"] == "epoch"]
@@ -158,6 +161,7 @@ def test_lines_after_the_checkpoint_are_cut_and_half_a_line_is_dropped(tmp_path)
     assert lines(tmp_path)[2]["loss"] == 1.0
 
 
+@pytest.mark.slow
 def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     finished, tmp_path, monkeypatch, capsys
 ):
