@@ -94,6 +94,7 @@ def test_a_run_by_the_recipe_of_he_2015(finished):
     assert len({ln["train_loss"] for ln in steps}) == 12
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_worker_processes_it_ends_the_same(
     finished, data_dir, tmp_path, monkeypatch
 ):

@@ -226,6 +226,7 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
     assert re.search(r"not finite at step [12] .*there is no checkpoint yet", err), err
 
 
+@pytest.mark.slow
 def test_other_settings_reach_the_end_within_an_epoch(tmp_path, monkeypatch):
     """bfloat16, one device, fewer evaluations, and a length in steps."""
     options = [

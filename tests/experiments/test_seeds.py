@@ -69,7 +69,7 @@ def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, caps
 def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
     calls = []
 
-    def stopped(config, path, *, resumed_by):
+    def stopped(config, path, *, command, resumed_by):
         calls.append((config["seed"], path, resumed_by))
         raise loop.StoppedError("Stopped by SIGTERM.")
 
