@@ -10,15 +10,14 @@ import heapq
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from experiments import command, report_page, setup, study_report, subject
+from experiments.report_page import Mistake, Record
 from experiments.workdir import Workdir, replace_file
 from rn_jax import survival_probs
 from rn_jax.errors import InputError
@@ -44,55 +43,6 @@ def _parse(argv):
     add("--worst", type=int, default=24, help="images shown, by their loss")
     add("--data_dir", help="of the data set; default: the run's")
     return parser.parse_args(argv)
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A test image that the network is wrong about.
-
-    Attributes:
-        image: uint8[H, W, C].
-        label, taken_for: classes.
-        probability: of the class that it is taken for.
-        loss: cross-entropy in nats.
-    """
-
-    image: np.ndarray
-    label: int
-    taken_for: int
-    probability: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Record:
-    """A run as the page shows it.
-
-    Attributes:
-        label: short, in legends.
-        config: its fields.
-        summary: None if it has not ended.
-        epochs, timing: lines of metrics.jsonl of kind "epoch", and of timing.jsonl.
-        figures: title and PNG of its studies, in order.
-        class_names: by label.
-        survival: f[L], p_l; None for constant depth, or if it has not ended.
-        opened: f[L], share of the steps in which block l was open; None likewise.
-        confusion: i[K, K], test images by class and by what they were taken for; None
-            if it has not ended.
-        mistakes: those with the greatest loss first.
-    """
-
-    label: str
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any] | None
-    epochs: Sequence[Mapping[str, Any]]
-    timing: Sequence[Mapping[str, Any]]
-    figures: Sequence[tuple[str, bytes]]
-    class_names: Sequence[str]
-    survival: np.ndarray | None = None
-    opened: np.ndarray | None = None
-    confusion: np.ndarray | None = None
-    mistakes: Sequence[Mistake] = ()
 
 
 def report(options: argparse.Namespace) -> None:

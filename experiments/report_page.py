@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `experiments.report`: HTML with Plotly's figures, all in one file."""
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,9 +16,6 @@ from plotly import graph_objects, offline
 from plotly.subplots import make_subplots
 
 from configs import default
-
-if TYPE_CHECKING:
-    from experiments.report import Mistake, Record
 
 # Okabe and Ito 2008: told apart by nearly all readers.
 _COLOURS = (
@@ -31,7 +27,7 @@ _DASHES = {"train": "dash", "val": "dot", "test": "solid"}
 _DRAWN, _NUMBERED = 100, 20
 _PAIRS = 10  # of classes, listed by how often one is taken for the other
 _THUMBNAIL = 96  # pixels
-# Where a figure stands before it is drawn.
+# Heights of figures, in pixels.
 _SHORT, _TALL = 380, 720
 
 _STYLE = """
@@ -50,6 +46,55 @@ figure { margin: 0; }
 .mistakes img { width: 96px; image-rendering: pixelated; }
 .study img { max-width: 100%; }
 """
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that the network is wrong about.
+
+    Attributes:
+        image: uint8[H, W, C].
+        label, taken_for: classes.
+        probability: of the class that it is taken for.
+        loss: cross-entropy in nats.
+    """
+
+    image: np.ndarray
+    label: int
+    taken_for: int
+    probability: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as the page shows it.
+
+    Attributes:
+        label: short, in legends.
+        config: its fields.
+        summary: None if it has not ended.
+        epochs, timing: lines of metrics.jsonl of kind "epoch", and of timing.jsonl.
+        figures: title and PNG of its studies, in order.
+        class_names: by label.
+        survival: f[L], p_l; None for constant depth, or if it has not ended.
+        opened: f[L], share of the steps in which block l was open; None likewise.
+        confusion: i[K, K], test images by class and by what they were taken for; None
+            if it has not ended.
+        mistakes: those with the greatest loss first.
+    """
+
+    label: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    epochs: Sequence[Mapping[str, Any]]
+    timing: Sequence[Mapping[str, Any]]
+    figures: Sequence[tuple[str, bytes]]
+    class_names: Sequence[str]
+    survival: np.ndarray | None = None
+    opened: np.ndarray | None = None
+    confusion: np.ndarray | None = None
+    mistakes: Sequence[Mistake] = ()
 
 
 def page(records: Sequence[Record], *, command: str) -> str:

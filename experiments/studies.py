@@ -77,8 +77,10 @@ class Lab:
         devices = len(subject.devices)
         self._batch_size = math.ceil(batch_size / devices) * devices
         self.earlier = dict(earlier)
-        functions: dict[str, Any]
-        functions = {"model": self.model, "preprocess": subject.preprocess}
+        functions: dict[str, Any] = {
+            "model": self.model,
+            "preprocess": subject.preprocess,
+        }
         self._count_errors = lesion.make_count_errors(**functions)
         self._path_gradient = paths.make_path_gradient(**functions)
         self._response_moments = responses.make_response_moments(**functions)

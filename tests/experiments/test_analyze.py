@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT, train_tiny
+from command import ROOT
 from tiny import TINY
 
 import rn_jax
@@ -32,11 +32,9 @@ ALL = ["--draws=2", "--batch_size=100", "--seed=3"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compile_module):
-    """A finished run of four blocks with stochastic depth."""
-    path = str(tmp_path_factory.mktemp("run") / "tiny_sd")
-    train_tiny(path)
-    return path
+def run(run):
+    """As the command takes it."""
+    return str(run)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import in_process, train_tiny
+from command import in_process
 from PIL import Image
 from tiny import TINY
 
@@ -16,13 +16,6 @@ import rn_jax
 from experiments import export, predict, subject
 from rn_jax import data
 from rn_jax.models import MODELS
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compile_module):
-    path = tmp_path_factory.mktemp("run") / "tiny_sd"
-    train_tiny(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
-from command import in_process, lines, train_tiny
+from command import in_process, lines
 from plotly import offline
 from sklearn.metrics import confusion_matrix
 from tiny import TINY
@@ -19,13 +19,6 @@ from experiments import report, subject
 from rn_jax.models import MODELS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compile_module):
-    path = tmp_path_factory.mktemp("run") / "tiny_sd"
-    train_tiny(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
