@@ -8,14 +8,10 @@ no line is there twice and none is missing.
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from experiments.files import read_json
 from experiments.lock import Lock
@@ -114,12 +110,10 @@ class Workdir:
             for name in ("metrics.jsonl", "timing.jsonl"):
                 kept = [line for line in self.lines(name) if line["step"] <= step]
                 self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
-            # Without the thread of SummaryWriter, which would hang once a disk is full.
+            from experiments.events import Events  # takes seconds
+
             (self.path / "events").mkdir(exist_ok=True)
-            self._events = EventsWriter(str(self.path / "events" / "events"))
-            # TensorBoard drops what an interrupted run had logged beyond this step.
-            start = SessionLog(status=SessionLog.START)
-            self._add_event(step + 1, session_log=start)
+            self._events = Events(self.path / "events", step + 1)
 
     def log(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends a line with a "step" to metrics.jsonl or timing.jsonl, and as events.
@@ -134,15 +128,7 @@ class Workdir:
         with self.writing():
             with (self.path / f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            for field, value in line.items():
-                if field not in ("step", "epoch", "kind") and value is not None:
-                    summary = scalar(f"{prefix}/{field}", value)
-                    self._add_event(line["step"], summary=summary)
-            self._events.flush()
-
-    def _add_event(self, step, **content):
-        event = Event(wall_time=time.time(), step=step, **content)
-        self._events.write_event(event)
+            self._events.log(prefix, line)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a .jsonl file; a killed run may leave half a line."""

@@ -43,9 +43,13 @@ def in_process(monkeypatch, argv, command=run):
     return command.main()
 
 
-# A user's own network enters the table before the command runs.
+# A user's own network enters the table before the command runs. tensorboardX would
+# import PyTorch where it is there, which takes two seconds.
 WITH_TINY = f"""
 import sys
+sys.modules["torch"] = None
+import experiments.events
+del sys.modules["torch"]
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import TINY
 from rn_jax import register_model

@@ -284,7 +284,7 @@ def test_memory_grows_linearly_with_depth_where_layers_are_computed_again():
         return program.compile().memory_analysis().temp_size_in_bytes
 
     growth = {
-        remat: temporary_bytes(24, remat) / temporary_bytes(12, remat)
+        remat: temporary_bytes(16, remat) / temporary_bytes(8, remat)
         for remat in ("none", "all")
     }
     assert growth["all"] < 2.5 < 3 < growth["none"]
