@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the table that stand for others, from which they differ in sizes alone."""
+"""Names of the table that stand for others, but for sizes, and networks made narrow."""
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
-import rn_jax
+from rn_jax import create_model
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.vgg import VGG
 
 
 def one_of_each(names):
     """The first of the names, in order, whose networks are alike but for sizes."""
     found = {}
     for name in names:
-        model = rn_jax.create_model(name)
+        model = create_model(name)
         fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
         found.setdefault(repr((type(model), _without_sizes(fields))), name)
     return list(found.values())
@@ -27,3 +30,33 @@ def _without_sizes(value):
     if isinstance(value, tuple):
         return {repr(_without_sizes(entry)) for entry in value}
     return int if type(value) is int else value
+
+
+# The other families' fields of a network with few blocks and few channels.
+NARROW = {
+    DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
+    HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
+    HighwayMLP: {"depth": 4, "width": 8},
+    VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (32,)},
+}
+
+
+def narrow(name, **fields):
+    """The network of that name with two stages, few blocks and few channels."""
+    model = create_model(name, num_classes=3)
+    if type(model) in NARROW:
+        if rates := getattr(model, "conv_dropout", None):
+            fields["conv_dropout"] = rates[:2]
+        return model.copy(**NARROW[type(model)], **fields)
+    bottleneck = model.features[0] != (model.stem_features or model.features[0])
+    features = (16, 32) if bottleneck else (4, 8)
+    kwargs = dict(model.block_kwargs)
+    if "groups" in kwargs:
+        kwargs |= {"groups": 2, "base_width": 32}
+    return model.copy(
+        stage_sizes=(2, 2),
+        features=features,
+        stem_features=4 if model.stem_features else None,
+        block_kwargs=kwargs,
+        **fields,
+    )

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sizes import one_of_each
+from sizes import narrow, one_of_each
 
 import rn_jax
 from benchmarks.training_step import make_step
 from rn_jax import create_model
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
-from rn_jax.models.densenet import DenseNet
-from rn_jax.models.highway import HighwayMLP, HighwayNet
-from rn_jax.models.vgg import VGG
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
 # the definitions of the papers by plain arithmetic, and of torchvision's models.
@@ -376,35 +373,6 @@ KINDS = [
     "vgg15",
 ]
 
-# The other families' fields of a network with few blocks and few channels.
-NARROW = {
-    DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
-    HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
-    HighwayMLP: {"depth": 4, "width": 8},
-    VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (32,)},
-}
-
-
-def narrow(name, **fields):
-    """The network of that name with two stages, few blocks and few channels."""
-    model = create_model(name, num_classes=3)
-    if type(model) in NARROW:
-        if rates := getattr(model, "conv_dropout", None):
-            fields["conv_dropout"] = rates[:2]
-        return model.copy(**NARROW[type(model)], **fields)
-    bottleneck = model.features[0] != (model.stem_features or model.features[0])
-    features = (16, 32) if bottleneck else (4, 8)
-    kwargs = dict(model.block_kwargs)
-    if "groups" in kwargs:
-        kwargs |= {"groups": 2, "base_width": 32}
-    return model.copy(
-        stage_sizes=(2, 2),
-        features=features,
-        stem_features=4 if model.stem_features else None,
-        block_kwargs=kwargs,
-        **fields,
-    )
-
 
 def test_every_name_has_a_kind():
     """So that what holds for the kinds holds for every name with blocks."""
@@ -534,7 +502,7 @@ def on_the_branch(name, layer, info):
 
 # Kinds that take a step here; of the others it is traced.
 STEPPED_IN_CI = {"resnet20", "densenet_bc100_12", "highway50_mnist"}
-STEPPED = {*KINDS, "googlenet_2014", "alexnet_2012"} - LONG
+STEPPED = {*KINDS, "alexnet_2012"} - LONG
 
 
 def training_step(model, shape):
