@@ -246,8 +246,9 @@ def takes_form_or_says_that_it_has_no_shortcuts(model):
 SMALLEST = one_of_each(sorted(MODELS, key=lambda name: MODELS[name].params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place, name", list(enumerate(SMALLEST)))
-def test_every_network_takes_a_form(place, name):
+def test_every_whole_network_takes_a_form(place, name):
     """The forms in turn; each meets every fifth network."""
     form = list(FORMS.values())[place % len(FORMS)]
     takes_form_or_says_that_it_has_no_shortcuts(
@@ -255,11 +256,15 @@ def test_every_network_takes_a_form(place, name):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "name", [name for name in SMALLEST if rn_jax.create_model(name).num_blocks]
-)
+def blocks_and_forms():
+    """Every narrow network with every form; with one of them in `make test`."""
+    names = [name for name in SMALLEST if rn_jax.create_model(name).num_blocks]
+    for (i, name), (j, form) in itertools.product(enumerate(names), enumerate(FORMS)):
+        marks = [pytest.mark.slow] if (i - j) % len(FORMS) else []
+        yield pytest.param(name, form, marks=marks)
+
+
+@pytest.mark.parametrize("name, form", list(blocks_and_forms()))
 def test_every_network_takes_every_form(name, form):
     takes_form_or_says_that_it_has_no_shortcuts(
         narrow(name, stochastic_depth=FORMS[form])

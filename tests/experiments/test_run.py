@@ -186,7 +186,7 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
 
 
 @pytest.mark.parametrize(
-    "what", ["gradient", pytest.param("loss", marks=pytest.mark.slow)]
+    "what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)]
 )
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch, capsys, what

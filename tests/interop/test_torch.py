@@ -116,6 +116,7 @@ def test_networks_are_timms(name, torchvision, quick_compile):
     assert relative_error(ours, theirs) < 1e-4
 
 
+@pytest.mark.slow
 def test_dense_layers_are_torchvisions(quick_compile, torchvision):
     sizes = {"growth_rate": 8, "num_classes": 7}
     peer = torchvision.models.DenseNet(

@@ -19,7 +19,7 @@ IMAGE = (8, 8, 3)
         pytest.param("resnet164", marks=pytest.mark.slow),
         pytest.param("resnet164_relu_only_preact", marks=pytest.mark.slow),
         pytest.param("preact_resnet110", marks=pytest.mark.slow),
-        "preact_resnet164",
+        pytest.param("preact_resnet164", marks=pytest.mark.slow),
     ],
 )
 def test_deepened_network_has_the_same_logits(name, quick_compile, random_variables):

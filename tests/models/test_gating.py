@@ -120,7 +120,7 @@ def test_closed_block_is_its_shortcut_bit_for_bit(random_variables, train):
 
 @pytest.fixture(
     scope="module",
-    params=["A", pytest.param("B", marks=pytest.mark.slow), "plain"],
+    params=["A", *(pytest.param(p, marks=pytest.mark.slow) for p in ("B", "plain"))],
 )
 def gated_step(request, images, random_variables):
     """(model, variables, step) in float32, for gates [L]: compiled once."""

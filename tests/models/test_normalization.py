@@ -128,6 +128,7 @@ def test_blocks_computed_again_change_nothing(x64, random_variables, remat, dept
     )
 
 
+@pytest.mark.slow
 def test_less_is_kept_where_more_is_computed_again():
     """Temporary memory of the gradient: everything, convolutions, inputs of blocks."""
     sizes = []
