@@ -26,7 +26,7 @@ class Events:
     """
 
     def __init__(self, folder: os.PathLike, step: int):
-        self._writer = EventsWriter(str(os.path.join(folder, "events")))
+        self._writer = EventsWriter(os.path.join(folder, "events"))
         self._add(step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, prefix: str, line: Mapping[str, Any]) -> None:

@@ -110,7 +110,7 @@ class Workdir:
             for name in ("metrics.jsonl", "timing.jsonl"):
                 kept = [line for line in self.lines(name) if line["step"] <= step]
                 self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
-            from experiments.events import Events  # takes seconds
+            from experiments.events import Events  # it may import PyTorch
 
             (self.path / "events").mkdir(exist_ok=True)
             self._events = Events(self.path / "events", step + 1)

@@ -234,10 +234,14 @@ DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121"} ^ {
 }
 
 
-def deep_ones_are_slow(*rows):
-    """Parameter sets whose first entry is a network's name."""
-    slow = [pytest.mark.slow]
-    return [pytest.param(*row, marks=slow if row[0] in DEEP else []) for row in rows]
+def deep_ones_are_slow(rows, one_of=1):
+    """Sets that begin with a network's name, and all but one of `one_of`."""
+    return [
+        pytest.param(
+            *row, marks=[pytest.mark.slow] * (row[0] in DEEP or i % one_of > 0)
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +266,7 @@ def test_golden_count_and_depth_of_deep_networks(name):
     depth_is_what_the_name_says(name, tree)
 
 
-@pytest.mark.parametrize("name, fields, params", deep_ones_are_slow(*VARIANTS))
+@pytest.mark.parametrize("name, fields, params", deep_ones_are_slow(VARIANTS))
 def test_counts_of_variants(name, fields, params):
     assert count(shapes_of(name, **fields)["params"]) == params
 
@@ -304,14 +308,8 @@ def depth_is_what_the_name_says(name, tree):
     assert layers == depth, name
 
 
-def of_two_the_second_is_slow(rows):
-    """Parameter sets that are much alike."""
-    slow = [pytest.mark.slow]
-    return [pytest.param(*row, marks=slow * (i % 2)) for i, row in enumerate(rows)]
-
-
 @pytest.mark.parametrize(
-    "name, fields, expected", of_two_the_second_is_slow(MULTIPLY_ADDS)
+    "name, fields, expected", deep_ones_are_slow(MULTIPLY_ADDS, one_of=2)
 )
 def test_multiply_adds(name, fields, expected):
     found = multiply_adds(create_model(name, **fields), 224)
