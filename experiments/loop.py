@@ -434,6 +434,7 @@ class _Run:
             "steps": self.step,
             "seed": config["seed"],
             "protocol": config["protocol"],
+            "train_loss": epoch_lines[-1]["train_loss"],
             "test_error_percent": epoch_lines[-1]["test_error_percent"],
             "val_error_percent": epoch_lines[-1].get("val_error_percent"),
             "best_epoch": best.get("epoch"),

@@ -33,6 +33,7 @@ def train(
     path: str,
     *,
     seeds: Sequence[int] | None,
+    command: str,
     report: Callable[[list[Result]], None],
 ) -> None:
     """Trains every job in turn, in a folder of its own.
@@ -44,6 +45,7 @@ def train(
         jobs: no two of the same name.
         path: the folder in which theirs lie.
         seeds: each job is trained with all of these; None: with its own.
+        command: that trains them all, for the summary of each.
         report: called with `results` before the first job and after every one.
 
     Raises:
@@ -53,14 +55,14 @@ def train(
     """
     for job in jobs:
         setup.check(job.config)
-        for folder, config in _runs(job, path, seeds):
+        for folder, config in runs(job, path, seeds):
             Workdir(folder, config)  # refuses a folder of another config
     diverged: dict[str, str] = {}
     report(results(jobs, path, seeds, diverged))
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
         try:
-            _train(job, path, seeds)
+            _train(job, path, seeds, command)
         except NotFiniteError as error:
             diverged[job.name] = str(error)
             print(error)
@@ -73,12 +75,13 @@ def train(
             report(results(jobs, path, seeds, diverged))
 
 
-def _train(job, path, seeds):
+def _train(job, path, seeds, command):
     folder = str(epath.Path(path) / job.name)
+    told = {"command": command, "resumed_by": path}
     if seeds is None:
-        loop.train(job.config, folder, resumed_by=path)
+        loop.train(job.config, folder, **told)
     else:
-        several.train(job.config, folder, seeds, resumed_by=path)
+        several.train(job.config, folder, seeds, **told)
 
 
 def results(
@@ -93,25 +96,33 @@ def results(
         A dict for each job: state ("finished", "unfinished", "not begun" or
         "diverged"), n finished runs and, if there are any, test_error_percent and,
         with a validation part, test_error_at_best_val_percent as `seeds.describe` has
-        them; params, epochs and steps of a run; means of wall_seconds and
+        them; params, epochs and steps of a run; means of train_loss, wall_seconds and
         images_per_second; devices, versions and git_revision of the first.
     """
     return [_result(job, path, seeds, diverged.get(job.name)) for job in jobs]
 
 
 def _result(job, path, seeds, reason):
-    runs = [Workdir(folder, config) for folder, config in _runs(job, path, seeds)]
-    summaries = [found for run in runs if (found := run.summary())]
+    workdirs = [Workdir(folder, config) for folder, config in runs(job, path, seeds)]
+    summaries = [found for run in workdirs if (found := run.summary())]
     if reason:
         state = "diverged"
-    elif len(summaries) == len(runs):
+    elif len(summaries) == len(workdirs):
         state = "finished"
     else:
-        begun = any(run.path.exists() for run in runs)
+        begun = any(run.path.exists() for run in workdirs)
         state = "unfinished" if begun else "not begun"
-    result = {"state": state, "n": len(summaries)}
-    if reason:
-        result["reason"] = reason
+    result = {"state": state, **together(summaries)}
+    return result | {"reason": reason} if reason else result
+
+
+def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
+    """What the summaries of the same config under several seeds say of it.
+
+    Returns:
+        What `results` has, without the state.
+    """
+    result: Result = {"n": len(summaries)}
     if not summaries:
         return result
     for name in (LAST, AT_BEST):
@@ -119,16 +130,19 @@ def _result(job, path, seeds, reason):
         result[name] = None if None in values else several.describe(values)
     for name in ("params", "epochs", "steps", "devices", "versions", "git_revision"):
         result[name] = summaries[0][name]
-    for name in ("wall_seconds", "images_per_second"):
+    for name in ("train_loss", "wall_seconds", "images_per_second"):
         values = [s[name] for s in summaries if s[name] is not None]
         result[name] = statistics.fmean(values) if values else None
     return result
 
 
-def _runs(job, path, seeds):
+def runs(
+    job: Job, path: str, seeds: Sequence[int] | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """The folder and the config of every run of a job, as for `train`."""
     folder = str(epath.Path(path) / job.name)
     if seeds is None:
-        return [(folder, job.config)]
+        return [(folder, dict(job.config))]
     return [(several.place(folder, s), {**job.config, "seed": s}) for s in seeds]
 
 

@@ -2,47 +2,25 @@
 """Trains the rows of a paper's table, and writes it with our numbers beside.
 
 python -m experiments.reproduce --table=NAME [--only=ROWS] [--seeds=N]
-    [--scale=FRACTION] [--dataset=NAME] [--workdir=DIR] [--config.FIELD=VALUE ...]
+    [--scale=FRACTION] [--dataset=NAME] [--workdir=DIR] [--keep=DIR]
+    [--config.FIELD=VALUE ...]
+python -m experiments.reproduce --keep=DIR
 """
 
-import dataclasses
 import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from experiments import command, many, seeds
+from experiments import command, many, results_page, seeds
+from experiments.rows import Entry, differences, entries, our_error, published_cell
 from experiments.study_report import table as markdown
-from experiments.tables import TABLES, Row, Table
+from experiments.tables import TABLES, Table
 from experiments.workdir import replace_file
 from rn_jax.errors import InputError, unknown_name
-
-_CONFIGS = Path(__file__).parents[1] / "configs"
-# A row that the paper prints as "fail" has a test error above this (percent).
-FAIL = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A row on one of its data sets, as it is to be trained."""
-
-    row: str
-    dataset: str
-    config: Mapping[str, Any]
-
-    @property
-    def published(self) -> float | None:
-        """The paper's test error in percent, if it has a number."""
-        return self.config["published_error_percent"].get(self.dataset)
-
-    @property
-    def error(self) -> str:
-        """Which of our errors the protocol compares with it."""
-        return many.LAST if self.config["protocol"] == "full" else many.AT_BEST
 
 
 def main() -> int:
@@ -61,8 +39,12 @@ def _reproduce():
     add("--scale", type=float, default=1.0, help="of the schedules' length: rehearses")
     add("--dataset", help="instead of the table's own")
     add("--workdir", help="folder of the table; default: a new one under runs/")
+    add("--keep", help="folder of all tables, results: the runs' JSON goes there too")
     argv = sys.argv[1:]
     options, rest = parser.parse_with_config(argv)
+    if options.keep and argv == [f"--keep={options.keep}"]:
+        print(f"Page: {results_page.write(epath.Path(options.keep))}")
+        return
     if options.table not in TABLES:
         raise unknown_name("table", options.table or "", TABLES)
     if not 0 < options.scale <= 1:
@@ -72,8 +54,9 @@ def _reproduce():
     found = entries(table, options.only, options.dataset, rest, options.scale)
     jobs = [many.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
     workdir = options.workdir or command.new_workdir(f"reproduce-{options.table}")
+    line = shlex.join(["python", "-m", "experiments.reproduce", *argv])
     header = {
-        "command": shlex.join(["python", "-m", "experiments.reproduce", *argv]),
+        "command": line,
         "table": options.table,
         "title": table.title,
         "published": table.published_of,
@@ -84,101 +67,15 @@ def _reproduce():
 
     def report(results):
         write(epath.Path(workdir), header, table, found, results)
+        if options.keep:
+            runs = [run for job in jobs for run in many.runs(job, workdir, chosen)]
+            results_page.keep(runs, workdir, options.table, epath.Path(options.keep))
 
-    many.train(jobs, workdir, seeds=chosen, report=report)
+    many.train(jobs, workdir, seeds=chosen, command=line, report=report)
     results = many.results(jobs, workdir, chosen, {})
-    for line in differences(table, found, results):
-        print(line["says"], "A rehearsal." if options.scale != 1 else "")
+    for compared in differences(table, found, results):
+        print(compared["says"], "A rehearsal." if options.scale != 1 else "")
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
-
-
-def entries(
-    table: Table,
-    only: str | None,
-    dataset: str | None,
-    arguments: Sequence[str],
-    scale: float,
-) -> list[Entry]:
-    """The rows of a table that are wanted, one for each data set.
-
-    Args:
-        table: of TABLES.
-        only: names of rows with commas between; None: all.
-        dataset: the one for all rows; None: those that each row has.
-        arguments: overrides, as for `command.load_config`; they come after the rows'.
-        scale: see `shorten`.
-
-    Raises:
-        InputError: an unknown row, or bad overrides.
-    """
-    names = list(table.rows) if only is None else only.split(",")
-    for name in names:
-        if name not in table.rows:
-            raise unknown_name("row", name, table.rows)
-    if len(set(names)) < len(names):
-        raise InputError(f"--only has a row twice: {only}.")
-    found = []
-    for name in names:
-        row = table.rows[name]
-        for each in [dataset] if dataset else row.datasets:
-            config = shorten(_config(row, each, arguments), scale)
-            found.append(Entry(name, each, config))
-    return found
-
-
-def _config(row: Row, dataset, arguments):
-    file = f"--config={_CONFIGS / row.config}.py:{dataset}"
-    own = [f"--config.{field}={value}" for field, value in row.overrides.items()]
-    _, config = command.load_config([file, *own, *arguments])
-    if config["dataset"] != dataset:
-        raise InputError("Name the data set by --dataset, not by --config.dataset.")
-    return config
-
-
-def shorten(config: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The config with a schedule shorter in proportion, for a rehearsal.
-
-    The length, drops and warm-up in steps or epochs, the epoch in which stochastic
-    depth begins and the patience with a plateau shrink alike; what is a fraction of the
-    run is one as before. An epoch and a step are the least; what is given in epochs
-    then shrinks as the epochs do. How often is evaluated stays.
-
-    Args:
-        config: the fields of configs/default.py.
-        scale: in (0, 1]; 1 leaves the config as it is.
-
-    Raises:
-        InputError: two drops would fall on one step.
-    """
-    if scale == 1:
-        return dict(config)
-
-    def whole(value, least):
-        return max(least, round(value * scale))
-
-    short = dict(config)
-    ratio = {"epochs": scale, "fraction": 1.0}
-    if config["steps"] is not None:
-        short["steps"] = whole(config["steps"], 1)
-    if config["epochs"] is not None:
-        short["epochs"] = whole(config["epochs"], 1)
-        ratio["epochs"] = short["epochs"] / config["epochs"]
-
-    def length(value, unit):
-        return round(value * scale) if unit == "steps" else value * ratio[unit]
-
-    short["lr_drops"] = tuple(
-        length(drop, config["lr_drops_unit"]) for drop in config["lr_drops"]
-    )
-    if len(set(short["lr_drops"])) < len(config["lr_drops"]):
-        raise InputError(
-            f"--scale={scale:g} is too short: the learning rate would drop twice in "
-            "one step."
-        )
-    short["warmup"] = length(config["warmup"], config["warmup_unit"])
-    for name, least in (("stochastic_depth_from_epoch", 0), ("plateau_patience", 1)):
-        short[name] = whole(config[name], least)
-    return short
 
 
 def write(
@@ -210,7 +107,7 @@ def write(
             "published_fail": entry.config["expected_to_fail"],
             "error": entry.error,
             "statistic": table.statistic,
-            "ours_error_percent": _ours(table, entry, result),
+            "ours_error_percent": our_error(table, entry, result),
             "rehearsal": shortened,
             **result,
         }
@@ -228,7 +125,7 @@ def write(
         [
             entry.row,
             entry.dataset,
-            _published(entry),
+            published_cell(entry),
             *(many.error_cell(result, entry.error, s, mark) for s in statistics),
             *many.size_cells(result),
         ]
@@ -252,70 +149,6 @@ def write(
         said = ", ".join(header["overrides"])
         lines += ["", f"\\* Otherwise than in the paper: {said}."]
     replace_file(folder / "table.md", "\n".join([*lines, ""]))
-
-
-def differences(
-    table: Table, found: Sequence[Entry], results: Sequence[many.Result]
-) -> list[dict[str, Any]]:
-    """What the table compares, with its sign, ours and the paper's.
-
-    Args:
-        table: of TABLES.
-        found: the rows.
-        results: of `many.results`, in the same order.
-
-    Returns:
-        For each pair of rows that have ended on a data set: rows, dataset, ours_points
-        and published_points (points of test error, None if the paper has none), and
-        says, the sentence.
-    """
-    ours, published = {}, {}
-    for entry, result in zip(found, results, strict=True):
-        ours[entry.row, entry.dataset] = _ours(table, entry, result)
-        published[entry.row, entry.dataset] = entry.published
-    compared = []
-    for one, other in table.differences:
-        for dataset in dict.fromkeys(entry.dataset for entry in found):
-            pair = [(one, dataset), (other, dataset)]
-            points = _minus(ours, pair)
-            if points is None:
-                continue
-            theirs = _minus(published, pair)
-            direction = {1: "worse", -1: "better", 0: "equal"}
-            sign = (points > 0) - (points < 0)
-            says = (
-                f"{one} minus {other} on {dataset}: {points:+.2f} points of test "
-                f"error ({direction[sign]}); "
-                + ("no figure" if theirs is None else f"{theirs:+.2f}")
-                + " in the paper."
-            )
-            compared.append(
-                {
-                    "rows": [one, other],
-                    "dataset": dataset,
-                    "ours_points": points,
-                    "published_points": theirs,
-                    "says": says,
-                }
-            )
-    return compared
-
-
-def _minus(errors, pair):
-    one, other = (errors.get(key) for key in pair)
-    return None if one is None or other is None else one - other
-
-
-def _ours(table, entry, result):
-    """The number that stands against the paper's; None if no run has ended."""
-    described = result.get(entry.error)
-    return described and described[table.statistic]
-
-
-def _published(entry):
-    if entry.config["expected_to_fail"]:
-        return f"fail (> {FAIL} %)"
-    return "-" if entry.published is None else f"{entry.published:.2f}"
 
 
 def _and(parts):

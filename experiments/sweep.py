@@ -49,8 +49,9 @@ def _sweep():
     jobs = [many.Job(folder_name(values), config) for values, config in rows]
     workdir = options.workdir or command.new_workdir(f"sweep-{name}-{base['dataset']}")
     title = ", ".join([f"{name} on {base['dataset']}", *command.overrides(rest)])
+    line = shlex.join(["python", "-m", "experiments.sweep", *argv])
     header = {
-        "command": shlex.join(["python", "-m", "experiments.sweep", *argv]),
+        "command": line,
         "config": name,
         "dataset": base["dataset"],
         "seeds": chosen,
@@ -63,7 +64,7 @@ def _sweep():
         ]
         write(epath.Path(workdir), header, shown, title)
 
-    many.train(jobs, workdir, seeds=chosen, report=report)
+    many.train(jobs, workdir, seeds=chosen, command=line, report=report)
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
 
 

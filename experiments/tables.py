@@ -133,16 +133,28 @@ TABLES: Mapping[str, Table] = {
         statistic="best",
         published_of="best of 5 runs for ResNet-110 (6.61 ± 0.16)",
     ),
-    "plain_cifar": Table(
-        "He et al. 2015, figure 6: plain networks on CIFAR-10, without numbers",
+    "degradation": Table(
+        "He et al. 2015, figure 6: plain networks beside ResNets on CIFAR-10",
         {
             "plain20": Row("plain20"),
             "plain32": Row("plain32"),
             "plain44": Row("plain44"),
             "plain56": Row("plain56"),
             "plain110": Row("plain110"),
+            "resnet20": Row("resnet20"),
+            "resnet56": Row("resnet56"),
         },
-        published_of="a figure",
+        published_of="1 run; plain networks are in a figure",
+        differences=(("plain56", "plain20"), ("resnet56", "resnet20")),
+    ),
+    "digits": Table(
+        "In no paper: deep networks on digits, plain, residual, with stochastic depth",
+        {
+            name: Row(name, ("digits",))
+            for name in ("plain20", "resnet20", "plain110", "resnet110", "resnet110_sd")
+        },
+        published_of="none",
+        differences=(("plain110", "resnet110"), ("resnet110_sd", "resnet110")),
     ),
     "preact_shortcuts": Table(
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",

@@ -4,6 +4,9 @@
 from experiments import loop
 from experiments.workdir import Workdir
 
+EPOCH = {"kind": "epoch", "step": 100, "epoch": 1, "train_loss": 0.25}
+EPOCH |= {"test_error_percent": 10.0}
+
 
 def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
     """Puts a run without training in the place of the loop's.
@@ -25,6 +28,8 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             return summary
         trained.append(config)
         workdir.open()
+        workdir.resume_at(0)
+        workdir.log("metrics", EPOCH)
         workdir.close()
         if len(trained) == at:
             raise ends
@@ -38,7 +43,9 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             "steps": 100,
             "devices": "1 x cpu",
             "versions": {"jax": "0"},
-            "git_revision": None,
+            "git_revision": "0123456789",
+            "command": command,
+            "train_loss": 0.25,
             "wall_seconds": 60.0,
             "images_per_second": 250.0,
         }

@@ -3,16 +3,21 @@
 
 import json
 import re
+from pathlib import Path
 
 import fake
+import numpy as np
 import pytest
 from command import CACHE, in_process
+from etils import epath
 from test_configs import NAMES, load
 
-from experiments import loop, reproduce, setup
-from experiments.reproduce import entries, shorten
+from experiments import loop, reproduce, results_page, setup
+from experiments.rows import entries, shorten
 from experiments.tables import TABLES
 from rn_jax import InputError
+
+ROOT = Path(__file__).parents[2] / "results"
 
 # As the papers print them: row -> error by data set; None: "fail" or no number.
 PUBLISHED = {
@@ -296,6 +301,101 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(
     assert err.startswith("rn_jax: ") and err.count("\n") == 1
     assert re.search(sentence, err), err
     assert not trained and not (tmp_path / "bad").exists()
+
+
+def page_rows(text):
+    """Cells of every row that is not a head, by the section's title."""
+    found, title = {}, None
+    for line in text.splitlines():
+        if line.startswith("## "):
+            title = line[3:]
+        elif line.startswith("| ") and not line.startswith(("| row |", "| --- |")):
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            found.setdefault(title, []).append(row)
+    return found
+
+
+def test_kept_runs_are_on_the_page_of_all_results(tmp_path, monkeypatch, capsys):
+    """Errors 6, 7 and 11 % at the last epoch, a point more at the best."""
+    errors = {0: 6.0, 1: 7.0, 2: 11.0}
+    fake.use(monkeypatch, lambda config: errors[config["seed"]])
+    keep = f"--keep={tmp_path / 'results'}"
+    argv = arguments(tmp_path / "run", *PAIR[1:], "--only=constant", "--seeds=3", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    row = tmp_path / "results" / "runs" / "stochastic_depth" / "constant-cifar10"
+    assert sorted(path.name for path in row.rglob("*") if path.is_file()) == sorted(
+        ["config.json", "metrics.jsonl", "summary.json"] * 3
+    )
+    found = page_rows((tmp_path / "results" / "README.md").read_text())
+    assert len(found) == len(TABLES)
+    first, *others = found[TABLES["stochastic_depth"].title]
+    command = " ".join(["python -m experiments.reproduce", *argv])
+    assert first == [
+        *("constant", "cifar10", "6.41", "9.00 ± 2.65", "0.250", "3", "500 of 500"),
+        *("1 x cpu", "1 min", f"`{command}`", "0123456"),
+    ]
+    assert all(cells[3:6] == ["", "", "0"] for cells in others)
+    assert (row.parent / "curves.png").exists()
+
+    # A shorter run of the same row takes the place of all its seeds, and has a star.
+    argv = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    assert [path.parent for path in row.rglob("summary.json")] == [row]
+    page = (tmp_path / "results" / "README.md").read_text()
+    first = page_rows(page)[TABLES["stochastic_depth"].title][0]
+    assert (first[3], first[6]) == ("7.00\\*", "5 of 500")
+    assert "stochastic minus constant on cifar10: +0.00 points" in page
+    assert "-1.16 in the paper.\\*" in page
+
+    (tmp_path / "results" / "README.md").unlink()
+    assert in_process(monkeypatch, [keep], reproduce) == 0  # from the kept files alone
+    assert (tmp_path / "results" / "README.md").read_text() == page
+
+
+def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    options = [*PAIR, "--config.batch_size=64", f"--keep={tmp_path / 'results'}"]
+    assert in_process(monkeypatch, arguments(tmp_path / "a", *options), reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "- constant, cifar10: otherwise batch_size=64." in page
+    row = page_rows(page)[TABLES["stochastic_depth"].title][0]
+    assert row[3] == "11.00\\*"
+
+
+def test_every_figure_of_the_results_comes_from_a_committed_summary():
+    """Read off the page, without what writes it."""
+    text = (ROOT / "README.md").read_text()
+    found = page_rows(text)
+    seen = set()
+    for name, table in TABLES.items():
+        for row, dataset, _, ours, loss, n, epochs, *rest in found[table.title]:
+            place = ROOT / "runs" / name / f"{row}-{dataset}"
+            files = sorted(place.rglob("summary.json"))
+            assert int(n) == len(files)
+            if not files:
+                assert (ours, loss, *rest) == ("",) * 6 and epochs.startswith("0 of ")
+                continue
+            seen |= set(files)
+            summaries = [json.loads(file.read_text()) for file in files]
+            error = [
+                summary["test_error_at_best_val_percent"]
+                or summary["test_error_percent"]
+                for summary in summaries
+            ]
+            number = {"mean": np.mean, "median": np.median, "best": np.min}
+            assert ours.partition(" ")[0].rstrip("\\*") == (
+                f"{number[table.statistic](error):.2f}"
+            )
+            assert float(loss) == pytest.approx(
+                np.mean([summary["train_loss"] for summary in summaries]), abs=5e-4
+            )
+            first = summaries[0]
+            assert epochs.startswith(f"{first['epochs']:g} of ")
+            assert rest[0] == first["devices"]
+            assert rest[2] == f"`{first['command']}`"
+            assert rest[3] == first["git_revision"][:7]
+    assert seen == set((ROOT / "runs").rglob("summary.json"))
+    assert results_page.page(epath.Path(ROOT)) == text
 
 
 @pytest.mark.slow

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of all results: every row of `TABLES` beside the runs that are kept of it.
+
+Of a finished run config.json, metrics.jsonl and summary.json are kept, in
+FOLDER/runs/TABLE/ROW-DATASET or, of several seeds, in its seed0, seed1, ...
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from experiments import files, many
+from experiments.rows import Entry, differences, entries, published_cell
+from experiments.study_report import table as markdown
+from experiments.tables import TABLES, Table
+from experiments.workdir import replace_file
+from rn_jax.analysis import plots
+
+KEPT = ("config.json", "metrics.jsonl", "summary.json")
+
+# Fields that change neither what is trained nor how long.
+_FREE = {
+    *("seed", "data_dir", "num_devices", "num_workers", "parallelism"),
+    *("eval_batch_size", "eval_every_epochs", "eval_every_steps"),
+    *("checkpoint_every_steps", "log_every_steps", "compilation_cache"),
+    *("paper", "published_error_percent", "expected_to_fail", "damaged_records"),
+}
+# Fields that `rows.shorten` changes: how long, and what is given in proportion.
+_LENGTH = {
+    *("steps", "epochs", "lr_drops", "warmup", "stochastic_depth_from_epoch"),
+    "plateau_patience",
+}
+
+_HEADER = """# Results
+
+Written by `python -m experiments.reproduce --keep=results` from the summaries in
+[runs](runs), and again by every command below. Rows not run yet are empty. Errors are
+what the paper prints of its own runs (mean, median or best), "±" is the standard
+deviation; train losses, weight penalty aside, and times are means. A star: the schedule
+was shortened in proportion, to the epochs in its column, or the row says what else is
+otherwise, and the number says nothing about the paper's.
+[Reproduction](../docs/reproduction.md) says what holds and what does not yet;
+[measurements](measurements.md) has times, memory and studies.
+"""
+
+_COLUMNS = (
+    *("train loss", "runs", "epochs of the paper's", "hardware", "time of a run"),
+    *("command", "commit"),
+)
+
+
+def keep(
+    runs: Sequence[tuple[str, Mapping[str, Any]]],
+    workdir: str,
+    table: str,
+    folder: epath.Path,
+) -> None:
+    """Copies what is kept of runs that have ended, and writes the page again.
+
+    What was kept there of another config is removed.
+
+    Args:
+        runs: folder and config of each, as of `many.runs`.
+        workdir: in which their folders lie.
+        table: name in TABLES.
+        folder: of the page.
+    """
+    for path, config in runs:
+        source = epath.Path(path)
+        if not (source / "summary.json").exists():
+            continue
+        name, *seed = source.relative_to(workdir).parts
+        row = folder / "runs" / table / name
+        if any(_differing(config, other) for other, _ in _kept(row)):
+            row.rmtree()
+        place = row.joinpath(*seed)
+        place.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            replace_file(place / file, (source / file).read_text())
+    write(folder)
+
+
+def write(folder: epath.Path) -> epath.Path:
+    """Writes the page, README.md, and a picture of every table with kept runs.
+
+    Args:
+        folder: with the kept runs.
+
+    Returns:
+        The page's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        curves = {
+            f"{row.name}{f', {place.name}' if place != row else ''}": _epochs(place)
+            for row in sorted((folder / "runs" / name).glob("*"))
+            for place in _places(row)
+        }
+        if curves:
+            draw(curves, folder / "runs" / name / "curves.png")
+    replace_file(folder / "README.md", page(folder))
+    return folder / "README.md"
+
+
+def page(folder: epath.Path) -> str:
+    """The text of README.md for the runs that are kept in the folder."""
+    parts = [_HEADER]
+    for name, table in TABLES.items():
+        found = entries(table, None, None, [], 1)
+        kept = [_kept(_row(folder, name, entry)) for entry in found]
+        results = [many.together([summary for _, summary in runs]) for runs in kept]
+        head = ["row", "data set", f"published (%), {table.published_of}"]
+        body = [
+            _cells(table, entry, runs, result)
+            for entry, runs, result in zip(found, kept, results, strict=True)
+        ]
+        parts += [f"## {table.title}", ""]
+        parts += markdown([*head, f"ours (%), {table.statistic}", *_COLUMNS], body)
+        shortened = {
+            (entry.row, entry.dataset)
+            for entry, runs in zip(found, kept, strict=True)
+            if runs and _changed(entry, runs[0][0])
+        }
+        for line in differences(table, found, results):
+            pair = {(row, line["dataset"]) for row in line["rows"]}
+            parts += ["", f"- {line['says']}{_mark(bool(pair & shortened))}"]
+        for entry, runs in zip(found, kept, strict=True):
+            if runs and (other := _changed(entry, runs[0][0]) - _LENGTH):
+                said = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
+                parts += ["", f"- {entry.row}, {entry.dataset}: otherwise {said}."]
+        if any(kept):
+            parts += ["", f"![Loss and error by epoch](runs/{name}/curves.png)"]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def rows_with_runs(folder: epath.Path) -> str:
+    """The rows that have been run, as a table for newcomers."""
+    body = []
+    for name, table in TABLES.items():
+        for entry in entries(table, None, None, [], 1):
+            if runs := _kept(_row(folder, name, entry)):
+                cells = _cells(table, entry, runs, many.together([s for _, s in runs]))
+                body.append([table.title.partition(":")[0], *cells[:4], *cells[5:7]])
+    head = ["table", "row", "data set", "published (%)", "ours (%)", *_COLUMNS[1:3]]
+    return "\n".join(markdown(head, body))
+
+
+def _row(folder, table, entry):
+    return folder / "runs" / table / f"{entry.row}-{entry.dataset}"
+
+
+def _places(row):
+    """Folders of the runs of a row."""
+    return [place for place in (row, *sorted(row.glob("seed*"))) if _is_kept(place)]
+
+
+def _is_kept(place):
+    return (place / "summary.json").exists()
+
+
+def _kept(row):
+    """Config and summary of each run of a row."""
+    return [
+        tuple(files.read_json(place / f"{name}.json") for name in ("config", "summary"))
+        for place in _places(row)
+    ]
+
+
+def _epochs(place):
+    lines = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "epoch"]
+
+
+def _differing(one, other):
+    """Fields by which two configs train otherwise, one perhaps read from JSON."""
+    one, other = (json.loads(json.dumps(config)) for config in (one, other))
+    return {
+        field
+        for field in (set(one) | set(other)) - _FREE
+        if one.get(field) != other.get(field)
+    }
+
+
+def _changed(entry: Entry, config):
+    return _differing(entry.config, config)
+
+
+def _mark(shortened):
+    return "\\*" if shortened else ""
+
+
+def _cells(table: Table, entry: Entry, runs, result):
+    """Of one row."""
+    start = [entry.row, entry.dataset, published_cell(entry)]
+    whole = entry.config
+    if not runs:
+        length = (
+            f"{whole['epochs']}" if whole["epochs"] else f"{whole['steps']:,} steps"
+        )
+        return [*start, "", "", "0", f"0 of {length}", "", "", "", ""]
+    config, summary = runs[0]
+    steps_per_epoch = summary["steps"] / summary["epochs"]
+    epochs = whole["epochs"] or whole["steps"] / steps_per_epoch
+    minutes = round(result["wall_seconds"] / 60)
+    mark = _mark(bool(_changed(entry, config)))
+    ended = {"state": "finished", **result}
+    return [
+        *start,
+        many.error_cell(ended, entry.error, table.statistic, mark),
+        f"{result['train_loss']:.3f}",
+        str(result["n"]),
+        f"{summary['epochs']:g} of {epochs:.4g}",
+        summary["devices"],
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min",
+        f"`{summary['command']}`",
+        (summary["git_revision"] or "")[:7],
+    ]
+
+
+def draw(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], path: epath.PathLike
+) -> None:
+    """Training loss and test error by epoch of several runs.
+
+    Args:
+        curves: their lines "epoch" of metrics.jsonl, by name; those whose names begin
+            alike, up to a comma, are seeds of one row and have one colour.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    colors = {
+        row: f"C{i % 10}"
+        for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
+    }
+    for axes, name, label in zip(
+        panels,
+        ("train_loss", "test_error_percent"),
+        ("training loss (nats)", "test error (%)"),
+        strict=True,
+    ):
+        named = set()
+        for run, lines in curves.items():
+            row = run.partition(",")[0]
+            axes.plot(
+                [line["epoch"] for line in lines],
+                [line[name] for line in lines],
+                color=colors[row],
+                marker=".",
+                linewidth=1,
+                label=None if row in named else row,
+            )
+            named.add(row)
+        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    plots.save(figure, path)
