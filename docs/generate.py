@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/models.md, the tables of docs/scaling.md, and the notebooks' first cells.
+"""Writes docs/models.md, tables of docs/scaling.md and README, notebooks' first cells.
 
 python -m docs.generate
 
 docs/models.md comes from the networks. The tables of docs/scaling.md are between
-markers, and come from results/scaling.json. The first two cells of a notebook, its
+markers, and come from results/scaling.json; README's table of results, between markers
+too, comes from the runs that results/ keeps. The first two cells of a notebook, its
 title and what installs, have the address of setup.cfg.
 """
 
@@ -13,13 +14,17 @@ import json
 import re
 from pathlib import Path
 
+from etils import epath
+
 import rn_jax
 from benchmarks import measure, scaling
+from experiments import results_page
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
 PATH = Path(__file__).parent / "models.md"
 SCALING = Path(__file__).parent / "scaling.md"
+README = Path(__file__).parents[1] / "README.md"
 
 HEADER = """# Networks
 
@@ -56,9 +61,19 @@ def with_tables(text: str) -> str:
     """
     result = json.loads((measure.RESULTS / "scaling.json").read_text())
     for name, table in scaling.tables(result).items():
-        block = f"<!-- {name} -->\n{table}\n<!-- end -->"
-        text = re.sub(f"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: block, text)
+        text = _with(text, name, table)
     return text
+
+
+def with_results(text: str) -> str:
+    """The words of README with the rows of results/README.md that have been run."""
+    rows = results_page.rows_with_runs(epath.Path(measure.RESULTS))
+    return _with(text, "results", f"\n{rows}\n")
+
+
+def _with(text, name, table):
+    block = f"<!-- {name} -->\n{table}\n<!-- end -->"
+    return re.sub(f"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: block, text)
 
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -103,6 +118,8 @@ def main() -> None:
     print(PATH)
     SCALING.write_text(with_tables(SCALING.read_text()))
     print(SCALING)
+    README.write_text(with_results(README.read_text()))
+    print(README)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = json.loads(path.read_text())
         for cell, text in zip(notebook["cells"], first_cells(path.name), strict=False):

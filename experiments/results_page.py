@@ -205,7 +205,7 @@ def _cells(table: Table, entry: Entry, runs, result):
     config, summary = runs[0]
     steps_per_epoch = summary["steps"] / summary["epochs"]
     epochs = whole["epochs"] or whole["steps"] / steps_per_epoch
-    minutes = round(result["wall_seconds"] / 60)
+    seconds = result["wall_seconds"]
     mark = _mark(bool(_changed(entry, config)))
     ended = {"state": "finished", **result}
     return [
@@ -215,7 +215,7 @@ def _cells(table: Table, entry: Entry, runs, result):
         str(result["n"]),
         f"{summary['epochs']:g} of {epochs:.4g}",
         summary["devices"],
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min",
+        f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
         f"`{summary['command']}`",
         (summary["git_revision"] or "")[:7],
     ]

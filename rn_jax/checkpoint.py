@@ -65,7 +65,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._report = report
-        self.directory = epath.Path(directory).absolute()
+        self.directory = epath.Path(directory).resolve()
         self._best = _Best()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),

@@ -31,6 +31,12 @@ def test_scaling_has_the_tables_of_its_result():
     assert generate.with_tables(text) == text
 
 
+def test_readme_has_the_rows_that_have_been_run():
+    text = generate.README.read_text()
+    assert text.count("<!-- results -->") == 1
+    assert generate.with_results(text) == text
+
+
 @pytest.mark.parametrize("name", ["resnet20", "resnext50_32x4d"])
 def test_rows(name):
     assert ROWS[name] == generate.row(name)

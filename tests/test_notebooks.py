@@ -2,6 +2,7 @@
 """The notebooks: as a new user finds them, and run from top to bottom."""
 
 import json
+import os
 import re
 
 import nbformat
@@ -35,20 +36,42 @@ def test_notebook_is_clean_and_has_the_address(file):
     assert tuple(first) == generate.first_cells(file.name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_notebook_runs(file, tmp_path):
-    """In a folder of its own, which is where it leaves its files."""
+def run(notebook, folder):
+    """What it prints, and whether it draws; its files are left in the folder."""
     root = generate.NOTEBOOKS.parent
     for name in ("configs", "experiments", "rn_jax"):
-        (tmp_path / name).symlink_to(root / name)
-    notebook = nbformat.read(file, as_version=4)
+        (folder / name).symlink_to(root / name)
     client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    text = "".join(output.get("text", "") for output in outputs)
+    draws = any("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text", "") for output in outputs), draws
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_notebook_runs(file, tmp_path):
+    text, draws = run(nbformat.read(file, as_version=4), tmp_path)
+    assert draws
     for line in SHOWN[file.stem]:
         assert re.search(line, text)
+
+
+@pytest.mark.slow
+def test_ensembles_of_an_imported_network(tmp_path):
+    """As far as the lesion of each block, on a network of another project."""
+    folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
+    if not folder or "TFDS_DATA_DIR" not in os.environ:
+        pytest.skip("needs RN_JAX_TEST_WEIGHTS and TFDS_DATA_DIR")
+    notebook = nbformat.read(generate.NOTEBOOKS / "ensembles.ipynb", as_version=4)
+    notebook.cells = notebook.cells[:10]
+    imported = (f"{folder}/akamaster_resnet32.th", "resnet32", "cifar10")
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(
+            "IMPORTED = None", f"IMPORTED = {imported}"
+        ).replace("EPOCHS = 8", "EPOCHS = 1")
+    text, draws = run(notebook, tmp_path)
+    [error] = re.findall(r"resnet32, imported: (\d+\.\d\d) % test error", text)
+    assert 0 < float(error) < 15 and draws  # of 7.37 % over all 10,000 images

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `import rn_jax` brings, and what it does not."""
 
+import configparser
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import rn_jax
 
@@ -41,3 +46,30 @@ def test_public_names_are_there():
     assert sorted(rn_jax.__all__) == list(rn_jax.__all__)
     for name in rn_jax.__all__:
         assert getattr(rn_jax, name).__doc__
+
+
+def test_constraints_min_are_the_bounds_of_setup_cfg():
+    """`make test-min` runs with exactly the versions that setup.cfg allows at least."""
+    root = Path(__file__).parents[1]
+    settings = configparser.ConfigParser(inline_comment_prefixes="#")
+    settings.read(root / "setup.cfg")
+    extras = settings["options.extras_require"]
+    named = [settings["options"]["install_requires"], extras["train"]]
+    lines = "\n".join([*named, extras["imagenet"]]).split("\n")
+    bounds = {}
+    for line in filter(None, lines):
+        requirement = Requirement(line)
+        if requirement.name != "rn_jax":
+            [bound] = requirement.specifier
+            assert bound.operator == ">=", line
+            bounds[canonicalize_name(requirement.name)] = Version(bound.version)
+    pinned = {}
+    for line in (root / "constraints-min.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pinned[canonicalize_name(name)] = Version(version)
+    assert pinned.pop("jaxlib") == pinned["jax"]
+    assert pinned.pop("numpy").major == 2  # through jax
+    assert set(pinned) == set(bounds)
+    for name, bound in bounds.items():
+        assert pinned[name].release[: len(bound.release)] == bound.release, name

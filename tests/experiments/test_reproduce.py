@@ -332,7 +332,7 @@ def test_kept_runs_are_on_the_page_of_all_results(tmp_path, monkeypatch, capsys)
     command = " ".join(["python -m experiments.reproduce", *argv])
     assert first == [
         *("constant", "cifar10", "6.41", "9.00 ± 2.65", "0.250", "3", "500 of 500"),
-        *("1 x cpu", "1 min", f"`{command}`", "0123456"),
+        *("1 x cpu", "60 s", f"`{command}`", "0123456"),
     ]
     assert all(cells[3:6] == ["", "", "0"] for cells in others)
     assert (row.parent / "curves.png").exists()
