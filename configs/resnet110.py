@@ -3,7 +3,9 @@
 
 The twin of resnet110_sd.py. Published: 6.41 % test error on CIFAR-10 at the best
 validation epoch; 27.22 % on CIFAR-100. The recipe of He et al. 2015 is in
-resnet110_he2015.py.
+resnet110_he2015.py. Not as in the authors' code: its convolutions have biases, without
+effect before a BatchNorm; --config.model_kwargs.conv_bias=True adds them (1,732,010
+parameters).
 
     python -m experiments.run --config=configs/resnet110.py[:DATASET]
 """

@@ -42,7 +42,7 @@ def _reproduce():
     add("--keep", help="folder of all tables, results: the runs' JSON goes there too")
     argv = sys.argv[1:]
     options, rest = parser.parse_with_config(argv)
-    if options.keep and argv == [f"--keep={options.keep}"]:
+    if argv in ([f"--keep={options.keep}"], ["--keep", options.keep]):
         print(f"Page: {results_page.write(epath.Path(options.keep))}")
         return
     if options.table not in TABLES:

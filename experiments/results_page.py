@@ -2,7 +2,7 @@
 """The page of all results: every row of `TABLES` beside the runs that are kept of it.
 
 Of a finished run config.json, metrics.jsonl and summary.json are kept, in
-FOLDER/runs/TABLE/ROW-DATASET or, of several seeds, in its seed0, seed1, ...
+FOLDER/runs/TABLE/ROW-DATASET/seedN.
 """
 
 import json
@@ -13,26 +13,16 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from experiments import files, many
-from experiments.rows import Entry, differences, entries, published_cell
+from experiments.rows import Entry, differences, entries, published_cell, shorten
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import replace_file
+from experiments.workdir import FREE, replace_file
 from rn_jax.analysis import plots
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json")
 
-# Fields that change neither what is trained nor how long.
-_FREE = {
-    *("seed", "data_dir", "num_devices", "num_workers", "parallelism"),
-    *("eval_batch_size", "eval_every_epochs", "eval_every_steps"),
-    *("checkpoint_every_steps", "log_every_steps", "compilation_cache"),
-    *("paper", "published_error_percent", "expected_to_fail", "damaged_records"),
-}
-# Fields that `rows.shorten` changes: how long, and what is given in proportion.
-_LENGTH = {
-    *("steps", "epochs", "lr_drops", "warmup", "stochastic_depth_from_epoch"),
-    "plateau_patience",
-}
+# Fields in which the runs of a row may differ without a word.
+_FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
 
 _HEADER = """# Results
 
@@ -60,7 +50,7 @@ def keep(
 ) -> None:
     """Copies what is kept of runs that have ended, and writes the page again.
 
-    What was kept there of another config is removed.
+    They take the place of runs of another config, unless those are longer.
 
     Args:
         runs: folder and config of each, as of `many.runs`.
@@ -72,11 +62,15 @@ def keep(
         source = epath.Path(path)
         if not (source / "summary.json").exists():
             continue
-        name, *seed = source.relative_to(workdir).parts
-        row = folder / "runs" / table / name
-        if any(_differing(config, other) for other, _ in _kept(row)):
+        row = folder / "runs" / table / source.relative_to(workdir).parts[0]
+        steps = files.read_json(source / "summary.json")["steps"]
+        others = [run for run in _kept(row) if _differing(config, run[0])]
+        if any(summary["steps"] > steps for _, summary in others):
+            print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
+            continue
+        if others:
             row.rmtree()
-        place = row.joinpath(*seed)
+        place = row / f"seed{config['seed']}"
         place.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             replace_file(place / file, (source / file).read_text())
@@ -95,7 +89,7 @@ def write(folder: epath.Path) -> epath.Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         curves = {
-            f"{row.name}{f', {place.name}' if place != row else ''}": _epochs(place)
+            f"{row.name}, {place.name}": _epochs(place)
             for row in sorted((folder / "runs" / name).glob("*"))
             for place in _places(row)
         }
@@ -128,7 +122,7 @@ def page(folder: epath.Path) -> str:
             pair = {(row, line["dataset"]) for row in line["rows"]}
             parts += ["", f"- {line['says']}{_mark(bool(pair & shortened))}"]
         for entry, runs in zip(found, kept, strict=True):
-            if runs and (other := _changed(entry, runs[0][0]) - _LENGTH):
+            if runs and (other := _otherwise(entry, runs[0][0])):
                 said = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
                 parts += ["", f"- {entry.row}, {entry.dataset}: otherwise {said}."]
         if any(kept):
@@ -155,11 +149,7 @@ def _row(folder, table, entry):
 
 def _places(row):
     """Folders of the runs of a row."""
-    return [place for place in (row, *sorted(row.glob("seed*"))) if _is_kept(place)]
-
-
-def _is_kept(place):
-    return (place / "summary.json").exists()
+    return sorted(row.glob("seed*"))
 
 
 def _kept(row):
@@ -187,6 +177,15 @@ def _differing(one, other):
 
 def _changed(entry: Entry, config):
     return _differing(entry.config, config)
+
+
+def _otherwise(entry: Entry, config):
+    """Fields that differ beside those that are shortened in proportion."""
+    unit = "steps" if entry.config["steps"] else "epochs"
+    scale = (config[unit] or 0) / entry.config[unit]
+    if not 0 < scale < 1:
+        return _changed(entry, config)
+    return _differing(shorten(entry.config, scale), config)
 
 
 def _mark(shortened):
@@ -233,8 +232,8 @@ def draw(
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
-    colors = {
-        row: f"C{i % 10}"
+    looks = {
+        row: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10]}
         for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
     }
     for axes, name, label in zip(
@@ -249,7 +248,7 @@ def draw(
             axes.plot(
                 [line["epoch"] for line in lines],
                 [line[name] for line in lines],
-                color=colors[row],
+                **looks[row],
                 marker=".",
                 linewidth=1,
                 label=None if row in named else row,

@@ -19,7 +19,7 @@ from rn_jax.errors import InputError
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.
-_FREE = {
+FREE = {
     "compilation_cache",
     "data_dir",
     "eval_batch_size",
@@ -167,7 +167,7 @@ class Workdir:
                 )
             return
         there = read_json(file)
-        names = sorted((set(there) | set(self.config)) - _FREE)
+        names = sorted((set(there) | set(self.config)) - FREE)
         differ = [n for n in names if there.get(n) != self.config.get(n)]
         if differ:
             shown = ", ".join(

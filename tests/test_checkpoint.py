@@ -12,6 +12,7 @@ import optax
 import pytest
 from damage import fill_with_zeros, flip_one_bit, remove, truncate
 
+import rn_jax
 from rn_jax import InputError
 from rn_jax.checkpoint import Checkpoints
 
@@ -169,6 +170,30 @@ def test_checkpoint_of_another_network_is_refused_with_what_differs(saved):
     ):
         checkpoints.restore(wider)
     assert steps_in(saved) == [2, 3, 4]
+    checkpoints.close()
+
+
+def test_checkpoint_of_another_class_count_is_refused(tmp_path):
+    states = {}
+    for classes in (10, 11):
+        model = rn_jax.create_model("resnet20", num_classes=classes)
+        variables = jax.eval_shape(
+            lambda model=model: model.init(
+                {"params": jax.random.key(0)}, jnp.zeros((1, 8, 8, 3)), train=False
+            )
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables["params"])
+        states[classes] = make_state(0).replace(params=zeros)
+    checkpoints = Checkpoints(tmp_path, report=lambda _: None)
+    checkpoints.save(states[10], {}, best=False)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, report=lambda _: None)
+    with pytest.raises(
+        InputError,
+        match=r"another network: params/head/bias is float32\[10\] there and "
+        r"float32\[11\] here, and 1 more differ",
+    ):
+        checkpoints.restore(states[11])
     checkpoints.close()
 
 

@@ -74,6 +74,19 @@ def stop_after(monkeypatch, steps, feed=InMemory):
     monkeypatch.setattr(feed, "train_batches", train_batches)
 
 
+def crash_after(monkeypatch, steps, feed=InMemory):
+    """Makes the loop fail in its work after that many steps of a kind of feed."""
+    whole = feed.train_batches
+
+    def train_batches(self, first_step, last_step):
+        for i, batch in enumerate(whole(self, first_step, last_step), start=1):
+            if i == steps:
+                raise RuntimeError("a crash")
+            yield batch
+
+    monkeypatch.setattr(feed, "train_batches", train_batches)
+
+
 def train_tiny(workdir):
     """A finished run of four blocks with stochastic depth, two epochs of digits."""
     config = resnet20.get_config("digits").to_dict()

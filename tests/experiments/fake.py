@@ -40,7 +40,7 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             ),
             "params": 1234567,
             "epochs": config["epochs"],
-            "steps": 100,
+            "steps": 10 * (config["epochs"] or 1),
             "devices": "1 x cpu",
             "versions": {"jax": "0"},
             "git_revision": "0123456789",

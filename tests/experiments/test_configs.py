@@ -360,6 +360,7 @@ def test_recipe_of_huang_2016():
     assert config.protocol == "45k5k"
     assert (config.batch_size, config.momentum, config.nesterov) == (128, 0.9, True)
     assert (config.weight_decay, config.weight_decay_on) == (1e-4, "all")
+    assert (config.normalization, config.augment) == ("mean_image", True)
     schedule, total = schedule_of("resnet110_sd", steps_per_epoch=351)
     assert total == 500 * 351
     rates = [float(schedule(e * 351)) for e in (0, 249, 250, 374, 375)]
@@ -388,6 +389,7 @@ def test_svhn_recipe():
     differ = {name for name in one if one[name] != two[name]}
     assert differ == {"stochastic_depth", "published_error_percent"}
     assert one.augment is False and one.dataset == "svhn_cropped"
+    assert (one.batch_size, one.protocol, one.eval_every_steps) == (128, "45k5k", 200)
 
 
 def test_short_paths_begin_at_the_first_drop():

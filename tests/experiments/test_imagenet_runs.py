@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT, assert_same_run, in_process, lines, stop_after
+from command import ROOT, assert_same_run, crash_after, in_process, lines, stop_after
 from PIL import Image
 from scipy import special
 from tiny import TINY
@@ -95,16 +95,25 @@ def test_a_run_by_the_recipe_of_he_2015(finished):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_worker_processes_it_ends_the_same(
-    finished, data_dir, tmp_path, monkeypatch
+@pytest.mark.parametrize("end", ["signal", "crash"])
+def test_stopped_and_resumed_with_worker_processes_it_ends_the_same(
+    finished, data_dir, tmp_path, monkeypatch, end
 ):
+    """A crash saves nothing: the run goes on from the checkpoint before it."""
     workdir = tmp_path / "stopped"
     model = json.loads((finished / "config.json").read_text())["model"]
     with monkeypatch.context() as patch:
-        stop_after(patch, 7, ImageNet)
         options = [f"--config.model={model}", "--config.num_workers=1"]
         options = argv(workdir, data_dir, *options)
-        assert in_process(monkeypatch, options) == 75
+        if end == "signal":
+            stop_after(patch, 7, ImageNet)
+            assert in_process(monkeypatch, options) == 75
+        else:
+            crash_after(patch, 7, ImageNet)
+            with pytest.raises(RuntimeError, match="a crash"):
+                in_process(monkeypatch, options)
+            saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+            assert 0 < max(saved) < 7
     assert not (workdir / "summary.json").exists()
     options = [f"--config.model={model}", "--config.num_workers=0"]
     options = argv(workdir, data_dir, *options)

@@ -337,27 +337,46 @@ def test_kept_runs_are_on_the_page_of_all_results(tmp_path, monkeypatch, capsys)
     assert all(cells[3:6] == ["", "", "0"] for cells in others)
     assert (row.parent / "curves.png").exists()
 
-    # A shorter run of the same row takes the place of all its seeds, and has a star.
-    argv = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
-    assert in_process(monkeypatch, argv, reproduce) == 0
-    assert [path.parent for path in row.rglob("summary.json")] == [row]
+    # A seed twice counts once, and a rehearsal does not take the place of whole runs.
+    again = arguments(tmp_path / "again", *PAIR[1:], "--only=constant", keep)
+    assert in_process(monkeypatch, again, reproduce) == 0
+    short = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
+    assert in_process(monkeypatch, short, reproduce) == 0
+    assert "holds longer runs, which stay" in capsys.readouterr().out
     page = (tmp_path / "results" / "README.md").read_text()
-    first = page_rows(page)[TABLES["stochastic_depth"].title][0]
-    assert (first[3], first[6]) == ("7.00\\*", "5 of 500")
-    assert "stochastic minus constant on cifar10: +0.00 points" in page
-    assert "-1.16 in the paper.\\*" in page
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert first[3:7] == ["9.00 ± 2.65", "0.250", "3", "500 of 500"]
 
     (tmp_path / "results" / "README.md").unlink()
-    assert in_process(monkeypatch, [keep], reproduce) == 0  # from the kept files alone
+    assert in_process(monkeypatch, keep.split("="), reproduce) == 0  # from kept files
     assert (tmp_path / "results" / "README.md").read_text() == page
+
+
+def test_whole_runs_take_the_place_of_a_rehearsal(tmp_path, monkeypatch):
+    fake.use(monkeypatch, lambda config: config["epochs"] / 100)
+    keep = f"--keep={tmp_path / 'results'}"
+    argv = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert (first[3], first[6]) == ("1.05\\*", "5 of 500")
+    assert "stochastic minus constant on cifar10: +0.00 points" in page
+    assert "-1.16 in the paper.\\*" in page and "otherwise " not in page
+    argv = arguments(tmp_path / "whole", *PAIR, "--seeds=2", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert (first[3], first[5]) == ("6.00 ± 0.00", "2") and "\\*" not in page
 
 
 def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
     fake.use(monkeypatch)
-    options = [*PAIR, "--config.batch_size=64", f"--keep={tmp_path / 'results'}"]
+    changed = ["--config.warmup=7", "--config.eval_every_steps=100"]
+    options = [*PAIR, *changed, f"--keep={tmp_path / 'results'}"]
     assert in_process(monkeypatch, arguments(tmp_path / "a", *options), reproduce) == 0
     page = (tmp_path / "results" / "README.md").read_text()
-    assert "- constant, cifar10: otherwise batch_size=64." in page
+    says = "- constant, cifar10: otherwise eval_every_steps=100, warmup=7.0."
+    assert says in page
     row = page_rows(page)[TABLES["stochastic_depth"].title][0]
     assert row[3] == "11.00\\*"
 
@@ -366,6 +385,7 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
     """Read off the page, without what writes it."""
     text = (ROOT / "README.md").read_text()
     found = page_rows(text)
+    statistic = {"mean": np.mean, "median": np.median, "best": np.min}
     seen = set()
     for name, table in TABLES.items():
         for row, dataset, _, ours, loss, n, epochs, *rest in found[table.title]:
@@ -377,14 +397,17 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
                 continue
             seen |= set(files)
             summaries = [json.loads(file.read_text()) for file in files]
-            error = [
-                summary["test_error_at_best_val_percent"]
-                or summary["test_error_percent"]
-                for summary in summaries
-            ]
-            number = {"mean": np.mean, "median": np.median, "best": np.min}
-            assert ours.partition(" ")[0].rstrip("\\*") == (
-                f"{number[table.statistic](error):.2f}"
+            held_out = summaries[0]["protocol"] == "45k5k"
+            at = "_at_best_val" if held_out else ""
+            error = [summary[f"test_error{at}_percent"] for summary in summaries]
+            number, _, deviation = ours.rstrip("\\*").partition(" ± ")
+            assert number == f"{statistic[table.statistic](error):.2f}"
+            if deviation:
+                assert deviation == f"{np.std(error, ddof=1):.2f}"
+            seconds = np.mean([summary["wall_seconds"] for summary in summaries])
+            took, unit = rest[1].split()
+            assert float(took) == pytest.approx(
+                seconds / {"s": 1, "min": 60}[unit], abs=0.5
             )
             assert float(loss) == pytest.approx(
                 np.mean([summary["train_loss"] for summary in summaries]), abs=5e-4

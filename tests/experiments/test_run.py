@@ -9,13 +9,16 @@ import os
 import re
 import shlex
 import signal
+import struct
 import time
 
 import command
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from command import arguments, assert_same_run, in_process, lines, stop_after
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments import loop
 from rn_jax.checkpoint import Checkpoints
@@ -30,6 +33,14 @@ OPTIONS = [
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
 ]
+
+
+def events(content):
+    """What a file of TensorBoard's holds: length, its checksum, event, its checksum."""
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +75,13 @@ def test_files_of_a_finished_run(finished):
         assert {"train_loss", "learning_rate", "open_blocks"} <= set(line)
     assert {ln["open_blocks"] for ln in steps} > {4}  # some steps had closed blocks
     assert json.loads((workdir / "config.json").read_text())["model"] == "tiny"
-    assert list((workdir / "events").glob("events.out.tfevents.*"))
+    shown = {}
+    for file in (workdir / "events").glob("events.out.tfevents.*"):
+        for event in events(file.read_bytes()):
+            shown |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
+    for line in epochs:
+        loss = shown[line["step"], "metrics/epoch/test_loss"]
+        assert loss == np.float32(line["test_loss"])
     for figure in ("learning_curves", "survival"):
         png = (workdir / f"figures/{figure}.png").read_bytes()
         assert png.startswith(b"\x89PNG") and len(png) > 10_000
