@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timing that holds on a shared machine: sides in turn, medians, ratios and spread."""
 
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jax
-
-from rn_jax import parallel
+from experiments import environment
 
 RESULTS = Path(__file__).parents[1] / "results"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 
 def alternate(
@@ -47,42 +43,6 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {"median": middle, "quartile_1": low, "quartile_3": high}
 
 
-def machine() -> dict[str, object]:
-    """Model, cores and memory of what the measurement ran on."""
-    device = jax.devices()[0]
-    facts = {
-        "cpu": _cpu_model(),
-        "cores": parallel.cpu_cores(),
-        "memory_gib": round(
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        ),
-    }
-    if device.platform != "cpu":
-        facts["accelerator"] = f"{jax.device_count()} x {device.device_kind}"
-    return facts
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def versions(*more: str) -> dict[str, str]:
-    """Versions of Python, JAX, Flax and the packages named, if installed."""
-    found = {"python": platform.python_version()}
-    for name in ("jax", "jaxlib", "flax", "optax", *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
     """Writes results/NAME.json with machine, versions and the command that made it."""
     module = sys.modules["__main__"].__spec__.name
@@ -91,8 +51,8 @@ def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
     path = RESULTS / f"{name}.json"
     content = {
         "command": command,
-        "machine": machine(),
-        "versions": versions(*packages),
+        "machine": environment.machine(),
+        "versions": environment.versions([*_PACKAGES, *packages]),
         **result,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -9,9 +9,7 @@ python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 
 
 import argparse
 import ast
-import importlib.metadata
 import json
-import platform
 import re
 import shlex
 import sys
@@ -21,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, files, study_report, subject
+from experiments import command, environment, files, study_report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from experiments.workdir import replace_file
@@ -289,10 +287,8 @@ def _common(network: Subject, settings: Options) -> dict[str, Any]:
         "gates": gates,
         "bounds": [list(pair) for pair in settings.bounds],
         "device": f"{len(network.devices)} x {device.device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in ("jax", "flax", "numpy")},
-        },
+        "machine": environment.machine(),
+        "versions": environment.versions(["jax", "flax", "numpy"]),
     }
 
 

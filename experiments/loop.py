@@ -3,23 +3,19 @@
 
 import collections
 import contextlib
-import importlib.metadata
 import io
 import math
-import platform
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import files, pretrained
+from experiments import environment, files, pretrained
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
@@ -32,6 +28,8 @@ from rn_jax.train import ZERO_SUMS
 
 # Steps handed to the device before the first of them is looked at.
 _IN_FLIGHT = 4
+# Whose versions the summary has.
+_PACKAGES = "rn_jax jax jaxlib flax optax orbax-checkpoint numpy".split()
 
 
 def train(
@@ -446,8 +444,9 @@ class _Run:
             - self._clock,
             "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
             "processes": jax.process_count(),
-            "versions": _versions(),
-            "git_revision": _git_revision(),
+            "machine": environment.machine(),
+            "versions": environment.versions(_PACKAGES),
+            "git_revision": environment.git_revision(),
         }
 
 
@@ -504,28 +503,3 @@ def _peak_memory_mib():
         return stats["peak_bytes_in_use"] / 2**20
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _versions():
-    names = ("rn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None  # run from a checkout that was not installed
-    return versions
-
-
-def _git_revision():
-    """Revision of the checkout this file lies in; None outside one."""
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

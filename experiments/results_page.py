@@ -213,11 +213,18 @@ def _cells(table: Table, entry: Entry, runs, result):
         f"{result['train_loss']:.3f}",
         str(result["n"]),
         f"{summary['epochs']:g} of {epochs:.4g}",
-        summary["devices"],
+        _hardware(summary),
         f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
         f"`{summary['command']}`",
         (summary["git_revision"] or "")[:7],
     ]
+
+
+def _hardware(summary):
+    machine = summary.get("machine")  # earlier runs did not note it
+    if machine is None or "accelerator" in machine:
+        return summary["devices"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
 def draw(

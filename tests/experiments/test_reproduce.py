@@ -414,7 +414,11 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
             )
             first = summaries[0]
             assert epochs.startswith(f"{first['epochs']:g} of ")
-            assert rest[0] == first["devices"]
+            machine = first.get("machine", {"cpu": first["devices"]})
+            hardware = machine.get("accelerator", machine["cpu"])
+            assert rest[0].startswith(hardware)
+            if "cores" in machine and "accelerator" not in machine:
+                assert f", {machine['cores']} cores, " in rest[0]
             assert rest[2] == f"`{first['command']}`"
             assert rest[3] == first["git_revision"][:7]
     assert seen == set((ROOT / "runs").rglob("summary.json"))

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a result was made with: machine, versions, revision."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from rn_jax import parallel
+
+
+def machine() -> dict[str, object]:
+    """Model, cores and memory of this machine, and its accelerators if there are any.
+
+    Returns:
+        A dict with cpu, cores, memory_gib and, where JAX's devices are not the CPU,
+        accelerator: number and kind.
+    """
+    device = jax.devices()[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": parallel.cpu_cores(),
+        "memory_gib": round(memory / 2**30),
+    }
+    if device.platform != "cpu":
+        facts["accelerator"] = f"{jax.device_count()} x {device.device_kind}"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Versions of Python and of the packages; None of one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout this file lies in; None outside one."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
