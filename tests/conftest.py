@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of JAX for all tests, which hold from before its first use, and fixtures."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -41,6 +42,15 @@ def x64(quick_compile):
     # Flax's BatchNorm mixes float64 with float32 to find its own dtype.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """Folder with the real CIFAR-10, or a skip."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not (Path(folder) / "cifar10").is_dir():
+        pytest.skip("TFDS_DATA_DIR names no folder with the real cifar10")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,9 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STATISTICS = ("channel", "mean_image", "unit", "imagenet", "imagenet_mean")
 NORMALIZATIONS = (*_STATISTICS, "contrast")  # of each image alone
 
+# Prepared by `cifar`, the others by TFDS's own builders.
+_WITHOUT_TENSORFLOW = ("cifar10", "cifar100")
+
 # More damaged records than this, of a data set in memory or in a row, are no longer
 # skipped: a whole file is lost then.
 MAX_SKIPPED = 100
@@ -197,8 +200,9 @@ def load(
     """Return a data set as uint8 images and int32 labels in host memory.
 
     A second call with the same arguments returns the same object; its arrays are
-    read-only. A TFDS data set that is not prepared is prepared first where TensorFlow
-    is installed, in a process of its own, so that TensorFlow never enters this one.
+    read-only. A TFDS data set that is not prepared is prepared first: CIFAR always, the
+    others where TensorFlow is installed, in a process of its own, so that TensorFlow
+    never enters this one.
 
     Args:
         name: a key of `DATASETS`.
@@ -415,8 +419,21 @@ def _joined(parts: list[Examples]) -> Examples:
 
 
 def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
-    """Download and prepare a data set with TensorFlow, or say how to."""
+    """Download and prepare a data set, most of them with TensorFlow, or say how to."""
     command = _prepare_command(spec, data_dir)
+    if spec.name in _WITHOUT_TENSORFLOW:
+        _say_that_it_is_prepared(spec, folder)
+        from rn_jax.data import cifar
+
+        try:
+            cifar.prepare(spec.name, data_dir)
+        except Exception as error:  # of the network, the disk, the archive, TFDS
+            raise InputError(
+                f"{spec.name} is not in {folder} and could not be prepared there "
+                f"({type(error).__name__}: {first_line(error)}); with a network, try "
+                f"again by: {command}"
+            ) from error
+        return
     if spec.downloads:
         manual = os.path.join(data_dir, "downloads", "manual")
         raise InputError(
@@ -429,10 +446,7 @@ def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
             f"{spec.name} is not prepared in {folder}; prepare it once, with a "
             f'network, with: pip install "rn_jax[prepare]" && {command}'
         )
-    # logging's own default shows a warning on stderr; this may take minutes.
-    logging.getLogger(__name__).warning(
-        "%s is not in %s: preparing it, once", spec.name, folder
-    )
+    _say_that_it_is_prepared(spec, folder)
     # A process of its own: TensorFlow would keep memory, of a GPU above all.
     result = subprocess.run(
         [sys.executable, "-c", _prepare_code(spec, data_dir)],
@@ -449,7 +463,18 @@ def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
         )
 
 
+def _say_that_it_is_prepared(spec: DatasetSpec, folder: str) -> None:
+    # logging's own default shows a warning on stderr; this may take minutes.
+    logging.getLogger(__name__).warning(
+        "%s is not in %s: preparing it, once", spec.name, folder
+    )
+
+
 def _prepare_code(spec: DatasetSpec, data_dir: str) -> str:
+    if spec.name in _WITHOUT_TENSORFLOW:
+        return (
+            f"from rn_jax.data import cifar; cifar.prepare({spec.name!r}, {data_dir!r})"
+        )
     return (
         "import tensorflow_datasets as tfds; "
         f"tfds.builder({spec.name!r}, data_dir={data_dir!r})"

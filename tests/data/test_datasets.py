@@ -4,7 +4,6 @@
 import importlib.util
 import json
 import logging
-import os
 import pathlib
 import shutil
 import subprocess
@@ -43,14 +42,9 @@ def no_tensorflow(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def cifar10():
+def cifar10(cifar10_dir):
     """The real one, read once."""
-    folder = os.environ.get("TFDS_DATA_DIR")
-    if not folder:
-        pytest.skip("TFDS_DATA_DIR is not set: no real CIFAR-10 to read")
-    if not (pathlib.Path(folder) / "cifar10").is_dir():
-        pytest.skip("the folder in TFDS_DATA_DIR holds no cifar10")
-    return datasets.load("cifar10")
+    return datasets.load("cifar10", data_dir=cifar10_dir)
 
 
 def numbered(n):
@@ -199,7 +193,7 @@ def test_not_prepared_names_folder_and_command(tmp_path, no_tensorflow, capfd):
 
 def test_command_survives_an_odd_folder(tmp_path, no_tensorflow):
     odd = tmp_path / 'it\'s $HOME "here"'
-    command = sentence_of(odd).split(" && python -c ")[1]
+    command = sentence_of(odd, "mnist").split(" && python -c ")[1]
     shown = subprocess.run(
         ["sh", "-c", f"printf %s {command}"], capture_output=True, text=True, check=True
     )
@@ -227,7 +221,7 @@ def test_failed_preparation_gives_its_last_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(subprocess, "run", fail)
-    message = sentence_of(tmp_path)
+    message = sentence_of(tmp_path, "mnist")
     assert "(No route)" in message and "python -c" in message
 
 
