@@ -175,7 +175,7 @@ def of_imagenet(
         order = np.random.default_rng(config["split_seed"]).permutation(
             len(source.train)
         )
-        size = min(len(order) // 10, HELD_OUT)
+        size = _held_out(len(order))
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
     resize, size = config["eval_resize"], config["image_size"]
@@ -209,6 +209,30 @@ def of_imagenet(
         ),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )
+
+
+def count_train(config: Mapping[str, Any]) -> int:
+    """Examples that a run is trained on, without reading them where it can be known.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+
+    Raises:
+        InputError: the data set has to be read, and cannot be.
+    """
+    streamed = config["dataset"] == imagenet.SPEC.name
+    spec = imagenet.SPEC if streamed else data.get_spec(config["dataset"])
+    total = spec.num_train
+    if total is None:  # of a data set that someone added
+        total = len(data.load(spec.name, data_dir=config["data_dir"]).train)
+    if config["protocol"] == "full":
+        return total
+    return total - (_held_out if streamed else partial(data.held_out, spec))(total)
+
+
+def _held_out(total):
+    """Of ImageNet's training images."""
+    return min(total // 10, HELD_OUT)
 
 
 # Training images that ImageNet's validation part takes at most: as many as there are in

@@ -4,7 +4,7 @@
 import collections
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.setup import Experiment
+from experiments import feed, setup
 from rn_jax import data, parallel, survival_probs
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
@@ -53,15 +53,26 @@ def _first_sentence(file):
     return " ".join(text.partition("\n\n")[0].split())
 
 
-def plan(experiment: Experiment) -> str:
-    """The network's table, and what a run would take, without a step of it.
+def plan(config: Mapping[str, Any]) -> str:
+    """The network's table, and what a run would take, without a step of it or its data.
 
     Memory is what a device keeps between the passes of a training step, by its shapes;
     time is that of convolutions and products alone, of the blocks that are expected to
     be open, at the rate of one convolution measured now on all devices together.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+
+    Raises:
+        InputError: a value that cannot be used, in one sentence.
     """
-    config, model = experiment.config, experiment.model.clone(axis_name=None)
-    rows = table(model, experiment.image_shape)
+    setup.check(config)
+    devices = setup.choose_devices(config)
+    model, image_shape = setup.network(config)
+    examples = feed.count_train(config)
+    steps_per_epoch = data.steps_per_epoch(examples, config["batch_size"])
+    steps = setup.count_steps(config, steps_per_epoch)
+    rows = table(model, image_shape)
     total = {key: sum(row[key] for row in rows) for key in ("params", "multiply_adds")}
     lines = [f"{'module':<22}{'output':>18}{'parameters':>14}{'multiply-adds':>17}"]
     for row in [*rows, {"name": "all", "output": "", **total}]:
@@ -69,20 +80,18 @@ def plan(experiment: Experiment) -> str:
             f"{row['name']:<22}{row['output']:>18}{row['params']:>14,}"
             f"{row['multiply_adds']:>17,}"
         )
-    devices = len(experiment.devices)
-    share = config["batch_size"] // devices // config["micro_batches"]
-    state = 3 * 4 * experiment.params  # parameters, momentum and gradients
-    kept = residual_bytes(model, (share, *experiment.image_shape))
-    examples = experiment.total_steps * config["batch_size"]
-    operations = _OPERATIONS * total["multiply_adds"] * examples * _computed(experiment)
+    share = config["batch_size"] // len(devices) // config["micro_batches"]
+    state = 3 * 4 * total["params"]  # parameters, momentum and gradients
+    kept = residual_bytes(model, (share, *image_shape))
+    seen = steps * config["batch_size"]
+    operations = _OPERATIONS * total["multiply_adds"] * seen * _computed(model)
     dtype = jnp.dtype(config["dtype"])
-    seconds = operations / convolution_rate(experiment.devices, dtype)
-    epochs = experiment.total_steps / experiment.steps_per_epoch
+    seconds = operations / convolution_rate(devices, dtype)
     lines += [
         "",
-        f"{config['model']} on {config['dataset']}: {experiment.total_steps:,} steps "
-        f"of {config['batch_size']} examples, {epochs:.1f} epochs.",
-        f"Memory on each of {devices} {experiment.devices[0].platform} devices: about "
+        f"{config['model']} on {config['dataset']}: {steps:,} steps of "
+        f"{config['batch_size']} examples, {steps / steps_per_epoch:.1f} epochs.",
+        f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",
         f"Time: about {_told(seconds)} for convolutions and products, if all of them "
@@ -183,14 +192,14 @@ def _shapes(tree):
     return collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(tree))
 
 
-def _computed(experiment):
+def _computed(model):
     """Share of the blocks' work that is expected to be done in a step."""
-    settings = experiment.stochastic_depth
+    settings = model.stochastic_depth
     if settings is None or settings.closed_statistics == "updated":
         return 1.0
     if settings.granularity == "example":
         return 1.0
-    return float(survival_probs(settings, experiment.model.num_blocks).mean())
+    return float(survival_probs(settings, model.num_blocks).mean())
 
 
 def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:

@@ -12,7 +12,7 @@ python -m experiments.run --list
 import shlex
 import sys
 
-from experiments import command, loop, overview, seeds, setup
+from experiments import command, loop, overview, seeds
 from rn_jax.errors import InputError
 
 
@@ -42,7 +42,7 @@ def _train():
     if options.profile < 0 or (options.profile and options.seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
     if options.dry_run:
-        print(overview.plan(setup.build(config)))
+        print(overview.plan(config))
         return
     command.join_processes(options)
     this_command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])

@@ -96,26 +96,20 @@ def build(config: Mapping[str, Any]) -> Experiment:
         InputError: a value that cannot be used, in one sentence.
     """
     _check_values(config)
-    devices = parallel.choose_devices(config["num_devices"], config["batch_size"])
-    share = config["batch_size"] // len(devices)
-    if share % config["micro_batches"]:
-        raise InputError(
-            f"micro_batches {config['micro_batches']} do not divide the {share} "
-            "examples of each device."
-        )
+    devices = choose_devices(config)
     _use_compilation_cache(config["compilation_cache"])
     jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
 
     spec = dataset_spec(config["dataset"])
-    streamed = spec is imagenet.SPEC
-    model = _model(config, parallel.batch_norm_axis(devices, config["batch_norm"]))
+    axis_name = parallel.batch_norm_axis(devices, config["batch_norm"])
+    model, image_shape = network(config, axis_name)
     stochastic_depth = model.stochastic_depth
 
-    feed = (feeds.of_imagenet if streamed else feeds.in_memory)(
+    feed = (feeds.of_imagenet if spec is imagenet.SPEC else feeds.in_memory)(
         config, host_index=jax.process_index(), num_hosts=jax.process_count()
     )
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
-    total_steps = _total_steps(config, steps_per_epoch)
+    total_steps = count_steps(config, steps_per_epoch)
     schedule = _schedule(config, steps_per_epoch, total_steps)
     feedback = _feedback(config)
     loss_scaling = optim.LossScaling() if config["dtype"] == "float16" else None
@@ -128,10 +122,6 @@ def build(config: Mapping[str, Any]) -> Experiment:
         bias_rate=config["bias_rate"],
     )
 
-    image_shape = spec.image_shape
-    if streamed:
-        image_shape = (config["image_size"], config["image_size"], 3)
-    _check_network(config, model, image_shape)
     params_key, steps_key = jax.random.split(jax.random.key(config["seed"]))
     state = train.create_state(
         params_key,
@@ -200,6 +190,44 @@ def _test_steps(model, preprocess, devices, mode):
     )
 
 
+def choose_devices(config: Mapping[str, Any]) -> list[jax.Device]:
+    """Those that a run computes on.
+
+    Raises:
+        InputError: there are not so many, or the batch does not divide by them and by
+            micro_batches.
+    """
+    devices = parallel.choose_devices(config["num_devices"], config["batch_size"])
+    share = config["batch_size"] // len(devices)
+    if share % config["micro_batches"]:
+        raise InputError(
+            f"micro_batches {config['micro_batches']} do not divide the {share} "
+            "examples of each device."
+        )
+    return devices
+
+
+def network(
+    config: Mapping[str, Any], axis_name: str | None = None
+) -> tuple[Network, tuple[int, int, int]]:
+    """A config's network, without parameters, and the (H, W, C) it is trained on.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+        axis_name: over which BatchNorm is synchronised.
+
+    Raises:
+        InputError: model_kwargs that do not fit the network or those images.
+    """
+    model = _model(config, axis_name)
+    spec = dataset_spec(config["dataset"])
+    image_shape = spec.image_shape
+    if spec is imagenet.SPEC:
+        image_shape = (config["image_size"], config["image_size"], 3)
+    _check_network(config, model, image_shape)
+    return model, image_shape
+
+
 def dataset_spec(name: str) -> data.DatasetSpec:
     """What is known of a data set, in memory or not, before it is read.
 
@@ -254,7 +282,12 @@ def _preprocessing(config, spec, feed):
 _MOST_STEPS = 2**31  # they are counted in int32
 
 
-def _total_steps(config, steps_per_epoch):
+def count_steps(config: Mapping[str, Any], steps_per_epoch: int) -> int:
+    """Of the whole run.
+
+    Raises:
+        InputError: they are 2^31 or more.
+    """
     lengths = [config["steps"], config["epochs"] and config["epochs"] * steps_per_epoch]
     steps = min(length for length in lengths if length is not None)
     if steps >= _MOST_STEPS:

@@ -51,6 +51,7 @@ class DatasetSpec:
         image_shape: (H, W, C).
         num_classes: number of labels, which are 0 .. num_classes - 1.
         train_splits: TFDS splits that make up the training part, in this order.
+        num_train: examples of those together; None where it takes reading to know.
         test_split: TFDS split used as the test part.
         pad: zeros put on each side before a random crop, in pixels; 0 for no crop.
         flip: whether a left-right mirror image is still an example of its class.
@@ -64,6 +65,7 @@ class DatasetSpec:
     image_shape: tuple[int, int, int]
     num_classes: int
     train_splits: tuple[str, ...] = ("train",)
+    num_train: int | None = None
     test_split: str = "test"
     pad: int = 4
     flip: bool = False
@@ -92,13 +94,18 @@ DATASETS: dict[str, DatasetSpec] = {
     for spec in (
         DatasetSpec(
             name="cifar10",
+            num_train=50_000,
             image_shape=(32, 32, 3),
             num_classes=10,
             flip=True,
             class_names=tuple(_CIFAR10_NAMES.split()),
         ),
         DatasetSpec(
-            name="cifar100", image_shape=(32, 32, 3), num_classes=100, flip=True
+            name="cifar100",
+            image_shape=(32, 32, 3),
+            num_classes=100,
+            num_train=50_000,
+            flip=True,
         ),
         # Huang et al. 2016 and DenseNet train on train + extra, hold out 6,000 examples
         # balanced by class, and do not augment.
@@ -107,6 +114,7 @@ DATASETS: dict[str, DatasetSpec] = {
             image_shape=(32, 32, 3),
             num_classes=10,
             train_splits=("train", "extra"),
+            num_train=73_257 + 531_131,
             pad=0,
             validation_per_class=(400, 200),
             class_names=_DIGIT_NAMES,
@@ -114,12 +122,14 @@ DATASETS: dict[str, DatasetSpec] = {
         # MNIST's digits lie in the middle 20x20 pixels: a shift by 4 cuts none off.
         DatasetSpec(
             name="mnist",
+            num_train=60_000,
             image_shape=(28, 28, 1),
             num_classes=10,
             class_names=_DIGIT_NAMES,
         ),
         DatasetSpec(
             name="fashion_mnist",
+            num_train=60_000,
             image_shape=(28, 28, 1),
             num_classes=10,
             flip=True,
@@ -128,6 +138,7 @@ DATASETS: dict[str, DatasetSpec] = {
         # 1 of 8 pixels is what 4 of 32 is elsewhere.
         DatasetSpec(
             name="digits",
+            num_train=1_437,
             image_shape=(8, 8, 1),
             num_classes=10,
             pad=1,
@@ -543,6 +554,13 @@ def _read_only(images: np.ndarray, labels: np.ndarray) -> Examples:
     return Examples(images, labels)
 
 
+def held_out(spec: DatasetSpec, num_train: int) -> int:
+    """Return how many training examples `split_validation` holds out."""
+    if spec.validation_per_class is None:
+        return num_train // 10
+    return spec.num_classes * sum(spec.validation_per_class)
+
+
 def split_validation(dataset: Dataset, *, seed: int) -> tuple[Examples, Examples]:
     """Split a validation part off the training part, by a permutation.
 
@@ -563,9 +581,9 @@ def split_validation(dataset: Dataset, *, seed: int) -> tuple[Examples, Examples
     spec, examples = dataset.spec, dataset.train
     n = len(examples)
     order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(n)
-    held_out = np.zeros(n, np.bool_)  # by place in that order
+    chosen = np.zeros(n, np.bool_)  # by place in that order
     if spec.validation_per_class is None:
-        held_out[: n // 10] = True
+        chosen[: held_out(spec, n)] = True
     else:
         split = np.repeat(np.arange(len(dataset.train_sizes)), dataset.train_sizes)
         for i, count in enumerate(spec.validation_per_class):
@@ -578,10 +596,10 @@ def split_validation(dataset: Dataset, *, seed: int) -> tuple[Examples, Examples
                         f"each class from its split {spec.train_splits[i]}, which has "
                         f"{len(places)} of class {label}."
                     )
-                held_out[places[:count]] = True
-    if not held_out.any():
+                chosen[places[:count]] = True
+    if not chosen.any():
         raise InputError(f"{n} training examples are too few to hold out a tenth.")
-    return examples.take(order[~held_out]), examples.take(order[held_out])
+    return examples.take(order[~chosen]), examples.take(order[chosen])
 
 
 @functools.lru_cache(maxsize=2)

@@ -50,6 +50,7 @@ SPEC = DatasetSpec(
     name="imagenet2012",
     image_shape=(224, 224, 3),
     num_classes=1000,
+    num_train=1_281_167,
     test_split="validation",
     pad=0,
     flip=True,

@@ -7,11 +7,12 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from command import arguments, in_process
+from command import ROOT, arguments, in_process
 from tiny import TINY
 
 import rn_jax
-from experiments import overview
+from configs import resnet20
+from experiments import feed, overview
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
@@ -134,6 +135,34 @@ def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path, depth,
     minutes = 6 * work * 2400 * share / 1e7 / 60
     assert f"Time: about {minutes:.1f} minutes for convolutions" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "dataset, told",
+    [
+        ("cifar10", "351 steps of 128 examples, 1.0 epochs"),
+        ("svhn_cropped", "4,674 steps of 128 examples, 1.0 epochs"),
+        ("imagenet2012", "9,618 steps of 128 examples, 1.0 epochs"),
+    ],
+)
+def test_dry_run_needs_no_data(monkeypatch, capsys, tmp_path, dataset, told):
+    """The numbers of images are those of the papers, less 5,000, 6,000 and 50,000."""
+    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e12)
+    argv = [f"--config={ROOT}/configs/resnet20.py:{dataset}", "--dry_run"]
+    argv += ["--config.epochs=1", "--config.protocol=45k5k", "--config.num_devices=2"]
+    argv += [f"--config.data_dir={tmp_path}"]
+    if dataset == "imagenet2012":
+        argv += ["--config.image_size=32"]
+    assert in_process(monkeypatch, argv) == 0
+    assert told in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("protocol", ["full", "45k5k"])
+def test_examples_are_those_trained_on(protocol):
+    config = {**resnet20.get_config("digits").to_dict(), "protocol": protocol}
+    read = feed.in_memory(config, host_index=0, num_hosts=1)
+    assert feed.count_train(config) == read.num_train
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
