@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn_jax.errors import InputError
+from rn_jax.interop.hub import download, is_hub_name
 from rn_jax.models import create_model
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet
@@ -368,14 +369,16 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: .safetensors (needs the package safetensors), or .pt, .pth, .th or .bin
-            (needs torch). A dict with the entry "state_dict" gives that entry.
+            (needs torch). A dict with the entry "state_dict" gives that entry. Or a
+            name of the Hugging Face Hub, "hf-hub:timm/resnet18.a1_in1k": see
+            `hub.download`.
 
     Raises:
-        InputError: no such file; another kind of file; one that is damaged, holds
-            more than weights or claims to hold more than it can; a package that is not
-            installed.
+        InputError: no such file or name; another kind of file; one that is damaged,
+            holds more than weights or claims to hold more than it can; a package that
+            is not installed.
     """
-    path = Path(path)
+    path = download(str(path)) if is_hub_name(path) else Path(path)
     if not os.path.isfile(path):
         raise InputError(f"There is no file {path}.")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".th", ".bin"):

@@ -62,7 +62,7 @@ def serve(tmp_path, monkeypatch):
     )
     handler.func.log_message = lambda *args: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
 
         def begin(builder):
