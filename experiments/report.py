@@ -46,7 +46,7 @@ def _parse(argv):
 
 
 def report(options: argparse.Namespace) -> None:
-    """Reads the runs, tests the networks of those that have ended, writes the page.
+    """Reads the runs, tests the networks of those that have them, writes the page.
 
     Args:
         options: as `_parse` gives them, and the `command` that they came from.
@@ -82,7 +82,7 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 
 def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> Record:
-    """A run's files, and what its network says of the test images if it has ended.
+    """A run's files, and what its network says of the test images if that is there.
 
     Args:
         path: of its folder, which is only read.
@@ -98,26 +98,39 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     workdir = Workdir(path, config)
     lines = workdir.lines("metrics.jsonl")
     spec = setup.dataset_spec(config["dataset"])
+    summary = workdir.summary()
     record = Record(
         label=label,
         config=config,
-        summary=workdir.summary(),
+        summary=summary,
         epochs=[line for line in lines if line.get("kind") == "epoch"],
         timing=workdir.lines("timing.jsonl"),
         figures=_studies(folder / "analysis"),
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
     )
-    if record.summary is None:
-        return record
+    if summary is None or not workdir.checkpoints.exists():
+        model, _ = setup.network(config)
+        reason = "has not ended" if summary is None else "was kept without checkpoints"
+        return dataclasses.replace(
+            record, survival=_survival(model), unknown=f"{label} {reason}"
+        )
     run = subject.finished(path, data_dir=data_dir)
     confusion, mistakes = _test(run, worst)
-    depth = run.experiment.stochastic_depth
-    if depth is not None:
-        probabilities = survival_probs(depth, run.model.num_blocks)
-        record = dataclasses.replace(
-            record, survival=np.asarray(probabilities), opened=run.opened
-        )
-    return dataclasses.replace(record, confusion=confusion, mistakes=mistakes)
+    survival = _survival(run.model)
+    return dataclasses.replace(
+        record,
+        survival=survival,
+        opened=None if survival is None else run.opened,
+        confusion=confusion,
+        mistakes=mistakes,
+    )
+
+
+def _survival(model):
+    depth = model.stochastic_depth
+    return (
+        None if depth is None else np.asarray(survival_probs(depth, model.num_blocks))
+    )
 
 
 def _studies(folder):

@@ -77,11 +77,13 @@ class Record:
         epochs, timing: lines of metrics.jsonl of kind "epoch", and of timing.jsonl.
         figures: title and PNG of its studies, in order.
         class_names: by label.
-        survival: f[L], p_l; None for constant depth, or if it has not ended.
-        opened: f[L], share of the steps in which block l was open; None likewise.
+        survival: f[L], p_l; None for constant depth.
+        opened: f[L], share of the steps in which block l was open; None for constant
+            depth, or if it is unknown.
         confusion: i[K, K], test images by class and by what they were taken for; None
-            if it has not ended.
+            if it is unknown.
         mistakes: those with the greatest loss first.
+        unknown: why what takes the trained network is, as a sentence without its stop.
     """
 
     label: str
@@ -95,6 +97,7 @@ class Record:
     opened: np.ndarray | None = None
     confusion: np.ndarray | None = None
     mistakes: Sequence[Mistake] = ()
+    unknown: str | None = None
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
@@ -217,7 +220,7 @@ def _flat(config, prefix=""):
     """Entries of dicts as fields of their own, as they are set on the command line."""
     found = {}
     for name, value in config.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
@@ -230,6 +233,7 @@ def _environment(records):
         summary = record.summary or {}
         columns.append(
             {
+                **_machine(summary),
                 "devices": summary.get("devices", "-"),
                 "processes": summary.get("processes", "-"),
                 "revision": summary.get("git_revision") or "-",
@@ -239,6 +243,12 @@ def _environment(records):
     names = dict.fromkeys(itertools.chain(*columns))
     rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
     return _table(["", *(record.label for record in records)], rows)
+
+
+def _machine(summary):
+    machine = summary.get("machine", {})
+    names = {"cpu": "CPU", "cores": "cores", "memory_gib": "memory (GiB)"}
+    return {shown: machine.get(name, "-") for name, shown in names.items()}
 
 
 # --- Figures --------------------------------------------------------------------------
@@ -345,18 +355,28 @@ def _scale_buttons():
 
 
 def _gates(records):
-    with_gates = [(i, r) for i, r in enumerate(records) if r.opened is not None]
+    with_gates = [(i, r) for i, r in enumerate(records) if r.survival is not None]
     if not with_gates:
-        return "<p>All blocks were open in all steps.</p>" + _unfinished(records)
+        return "<p>All blocks were open in all steps.</p>"
     figure = graph_objects.Figure()
+    told = ""
     for i, record in with_gates:
-        blocks = list(range(1, len(record.opened) + 1))
-        figure.add_bar(
-            x=blocks,
-            y=record.opened.tolist(),
-            name=f"{record.label}: measured",
-            marker={"color": _colour(i), "opacity": 0.4},
-        )
+        blocks = list(range(1, len(record.survival) + 1))
+        expected = f"{record.survival.sum():.2f} of {len(blocks)} blocks are expected"
+        if record.opened is None:
+            told += f"<p>{escape(record.label)}: {expected} to be open.</p>"
+            told += _unknown(record)
+        else:
+            told += (
+                f"<p>{escape(record.label)}: {expected} to be open; in the mean of all "
+                f"steps {record.opened.sum():.2f} were.</p>"
+            )
+            figure.add_bar(
+                x=blocks,
+                y=record.opened.tolist(),
+                name=f"{record.label}: measured",
+                marker={"color": _colour(i), "opacity": 0.4},
+            )
         figure.add_scatter(
             x=blocks,
             y=record.survival.tolist(),
@@ -366,17 +386,11 @@ def _gates(records):
         )
     figure.update_xaxes(title="block")
     figure.update_yaxes(title="share of the steps open", range=[0, 1.05])
-    told = "".join(
-        f"<p>{escape(r.label)}: {r.opened.sum():.2f} of {len(r.opened)} blocks were "
-        f"open in the mean of all steps; {r.survival.sum():.2f} are expected.</p>"
-        for _, r in with_gates
-    )
-    return told + _drawn(figure, "gates") + _unfinished(records)
+    return told + _drawn(figure, "gates")
 
 
-def _unfinished(records):
-    names = ", ".join(r.label for r in records if r.summary is None)
-    return f"<p>Not known before the end of {escape(names)}.</p>" if names else ""
+def _unknown(record):
+    return f"<p>Not known: {escape(record.unknown)}.</p>"
 
 
 def _each(records, section):
@@ -389,7 +403,7 @@ def _each(records, section):
 
 def _confusions(record, index):
     if record.confusion is None:
-        return _unfinished([record])
+        return _unknown(record)
     counts, names = record.confusion, record.class_names
     errors = counts - np.diag(np.diag(counts))
     told = (
@@ -422,7 +436,7 @@ def _confusions(record, index):
 
 def _mistakes(record, index):
     if record.confusion is None:
-        return _unfinished([record])
+        return _unknown(record)
     if not record.mistakes:
         return "<p>None.</p>"
     shown = "\n".join(_mistake(m, record.class_names) for m in record.mistakes)

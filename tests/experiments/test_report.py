@@ -94,6 +94,10 @@ def test_numbers_are_those_of_the_runs(page, run, stopped):
     assert rows["published_error_percent.digits"] == ["-", "8.75"]
     assert "batch_size" not in rows  # which the runs have in common
     assert rows["jax"] == [jax.__version__, "-"]
+    machine = summary["machine"]
+    assert rows["CPU"] == [machine["cpu"], "-"]
+    assert rows["cores"] == [str(machine["cores"]), "-"]
+    assert rows["memory (GiB)"] == [str(machine["memory_gib"]), "-"]
     assert rows["epochs"] == ["2", "1"]
 
 
@@ -125,6 +129,25 @@ def test_confusions_and_worst_mistakes_are_those_of_the_network(run):
     for mistake, i in zip(record.mistakes, worst, strict=True):
         np.testing.assert_array_equal(mistake.image, found.test.images[i])
     assert report.read(str(run), "run", worst=0).mistakes == []
+
+
+def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
+    """One that has not ended, and one of which the small files alone were kept."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        shutil.copy(run / name, kept / name)
+    reasons = {stopped: "has not ended", kept: "was kept without checkpoints"}
+    for path, reason in reasons.items():
+        record = report.read(str(path), "it", worst=5)
+        assert record.survival.tolist() == [0.875, 0.75, 0.625, 0.5]
+        assert record.confusion is None and record.opened is None
+        text = report.report_page.page([record], command="")
+        assert text.count(f"<p>Not known: it {reason}.</p>") == 3
+        assert "2.75 of 4 blocks are expected to be open.</p>" in text
+    rows = {row[0]: row[1:] for row in Tables(text).rows}
+    summary = json.loads((run / "summary.json").read_text())
+    assert rows["test error"] == [f"{summary['test_error_percent']:.2f} %"]
 
 
 def test_the_page_loads_nothing(page):
@@ -234,6 +257,8 @@ def test_a_browser_draws_the_figures(page, run, stopped, tmp_path):
     assert record.survival.tolist() == [0.875, 0.75, 0.625, 0.5]
     ends = heights(found["survival"][0], found["gate_axis"])  # a straight line has two
     assert ends == pytest.approx([0.875, 0.5], abs=0.01)
+    # The second run, which has not ended, has a line and no bars.
+    assert len(found["survival"]) == 2
     tops = [max(heights(bar, found["gate_axis"])) for bar in found["bars"]]
     assert tops == pytest.approx(record.opened.tolist(), abs=0.01)
 
