@@ -10,6 +10,7 @@ python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 
 import argparse
 import ast
 import json
+import os
 import re
 import shlex
 import sys
@@ -40,10 +41,7 @@ _IDENTITY = (
     "normalization",
     "weights_sha256",
     "images",
-    "draws",
-    "seed",
     "gates",
-    "bounds",
 )
 
 # What the whole network's gates are, as the figures' titles say it.
@@ -153,7 +151,9 @@ def _subject(options) -> Subject:
     given = {name for name in _WHAT if getattr(options, name)}
     if given == {"workdir"}:
         return subject.from_run(options.workdir, data_dir=options.data_dir)
-    if given == {"weights"} and is_saved(options.weights):
+    if given == {"weights"} and (
+        is_saved(options.weights) or not os.path.isfile(options.weights)
+    ):
         return subject.from_saved(options.weights, data_dir=options.data_dir)
     if "workdir" in given or not {"model", "weights", "dataset"} <= given:
         raise InputError(
@@ -225,7 +225,8 @@ def _lab(network, names, bounds, folder, options):
         found = _read(folder, name)
         if found is None or (options.force and name in names):
             continue
-        differ = [f for f in _IDENTITY if found.get(f) != common[f]]
+        compared = (*_IDENTITY, *sorted(STUDIES[name].uses))
+        differ = [f for f in compared if found.get(f) != common[f]]
         if not differ:
             earlier[name] = found
         elif name in names:

@@ -5,6 +5,7 @@ import argparse
 import ast
 import contextlib
 import datetime
+import difflib
 import glob
 import logging as stdlib_logging
 import os
@@ -67,6 +68,10 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(argv)
         for argument in rest:
             name = argument.partition("=")[0]
+            if name.lstrip("-") in fields.types():
+                raise InputError(
+                    f"{name} is a field of the config: --config.{argument.lstrip('-')}."
+                )
             if re.match("--?[a-zA-Z]", name) and not re.match(
                 r"--?(no)?config(\.|$)", name
             ):
@@ -189,8 +194,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
     except _UNREADABLE as error:
         if missing := re.search(r"No such file or directory: '(.+?)'", str(error)):
-            known = glob.glob("configs/[!_]*.py")
-            raise unknown_name("config", missing[1], known) from None
+            raise _no_config(missing[1]) from None
         if entry := re.search(r"Override (\S+) can not be applied", str(error)):
             raise _no_entries(entry[1]) from None
         raise InputError(" ".join(str(error).split())) from error
@@ -199,6 +203,16 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     fields.check(config)
     file = config_flags.get_config_filename(values["config"])
     return Path(file.partition(":")[0]).stem, config
+
+
+def _no_config(file):
+    files = {Path(found).stem: found for found in glob.glob("configs/[!_]*.py")}
+    near = difflib.get_close_matches(Path(file).stem, files, n=5, cutoff=0.6)
+    told = ", ".join(files[stem] for stem in near) or "in configs/"
+    return InputError(
+        f"There is no config {file}; near it: {told}. python -m experiments.run --list "
+        "names all."
+    )
 
 
 def _no_entries(field):

@@ -57,6 +57,8 @@ def report(options: argparse.Namespace) -> None:
     if options.worst < 0:
         raise InputError(f"--worst must be at least 0, not {options.worst}.")
     out = epath.Path(options.out or epath.Path(options.runs[0]) / "report.html")
+    if options.out and not out.parent.exists():
+        raise InputError(f"There is no folder {out.parent}: make it for the report.")
     records = [
         read(path, label, worst=options.worst, data_dir=options.data_dir)
         for path, label in zip(options.runs, labels(options.runs), strict=True)

@@ -485,21 +485,26 @@ class Study:
     Attributes:
         run: measures it.
         missing: why it cannot be done on a network, as the end of a sentence; or None.
+        uses: options, beside `images`, of which its numbers depend.
     """
 
     run: Callable[[Lab], dict[str, Any]]
     missing: Callable[[Subject], str | None]
+    uses: frozenset[str] = frozenset()
 
+
+_DRAWS = frozenset({"draws", "seed"})
+_BOUNDS = frozenset({"bounds"})
 
 STUDIES: Mapping[str, Study] = {
     "delete_one": Study(delete_one, _with_blocks),
-    "delete_many": Study(delete_many, _with_blocks),
-    "permute": Study(permute, _with_pairs),
-    "path_lengths": Study(path_lengths, _with_paths),
-    "path_gradients": Study(path_gradients, _with_paths),
+    "delete_many": Study(delete_many, _with_blocks, _DRAWS),
+    "permute": Study(permute, _with_pairs, _DRAWS),
+    "path_lengths": Study(path_lengths, _with_paths, _BOUNDS),
+    "path_gradients": Study(path_gradients, _with_paths, _DRAWS | _BOUNDS),
     "short_paths": Study(short_paths, _with_run),
     "gradient_magnitude": Study(gradient_magnitude, _with_gradients),
     "layer_responses": Study(layer_responses, _with_layers),
-    "depth_dial": Study(depth_dial, _with_blocks),
+    "depth_dial": Study(depth_dial, _with_blocks, _DRAWS),
     "survival_damage": Study(survival_damage, _with_blocks),
 }

@@ -186,7 +186,8 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
             names = ", ".join(str(f.parent) for f in inside[:3])
             raise InputError(f"{folder} holds several runs: name one, such as {names}.")
         raise InputError(
-            f"{folder} is no run: python -m experiments.run --workdir=FOLDER makes one."
+            f"{folder} is no run: python -m experiments.run --config=FILE "
+            f"--workdir={folder} makes one."
         )
     config = files.read_json(file)
     free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}

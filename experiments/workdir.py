@@ -196,6 +196,10 @@ def replace_file(path: epath.Path, content: str | bytes) -> None:
     try:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
         new.replace(path)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no folder {path.parent}: make it, or name another file."
+        ) from error
     except OSError as error:
         raise InputError(
             f"{path} cannot be written to ({error}). What was there is kept: make "

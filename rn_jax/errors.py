@@ -14,16 +14,18 @@ class InputError(ValueError):
     exit_code = 2
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], hint: str = ""
+) -> InputError:
     """The error for a name that is not there, with the near names or all of them.
 
     Args:
         kind: what it is a name of, as "model".
         name: as given.
         known: the names there are.
+        hint: what else would help, as part of the sentence.
     """
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
-    if near:
-        return InputError(f"Unknown {kind} {name!r}; near it: {', '.join(near)}.")
-    return InputError(f"Unknown {kind} {name!r}; there are: {', '.join(known)}.")
+    told = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
+    return InputError(f"Unknown {kind} {name!r}; {told}{hint and f'; {hint}'}.")

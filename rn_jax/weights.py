@@ -72,6 +72,10 @@ def save(
     try:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no folder {path.parent}: make it, or name another file."
+        ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be written to ({error}).") from error
     finally:
@@ -289,7 +293,7 @@ def _trained():
 
 def _file(source):
     path = Path(source)
-    if path.suffix == ".safetensors" or os.path.isfile(path):
+    if path.suffix or os.path.isfile(path):
         return path
     trained = _trained()
     if str(source) not in trained:
@@ -305,7 +309,10 @@ def _metadata(path):
         with safetensors.safe_open(path, "numpy") as file:
             found = json.loads((file.metadata() or {}).get(_KEY, "null"))
     except Exception as error:  # whatever a damaged file makes the reader raise
-        raise InputError(f"{path} is not a file of safetensors.") from error
+        raise InputError(
+            f"{path} is not a file of safetensors, as rn_jax.save writes; weights of "
+            "PyTorch projects are for interop.from_torch."
+        ) from error
     if not isinstance(found, dict):
         raise InputError(
             f"{path} was not written by rn_jax.save; weights of PyTorch projects are "

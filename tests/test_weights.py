@@ -177,7 +177,10 @@ def ours(**changes):
         (ours(fields=3), "is damaged"),
         (ours(model=None), "is damaged"),
         (ours(model="resnet21"), "Unknown model 'resnet21'"),
-        (ours(fields={"shortcat": "B"}), "resnet20 cannot be made: .*'shortcat'"),
+        (
+            ours(fields={"shortcat": "B"}),
+            "Unknown field of resnet20 'shortcat'; near it: shortcut",
+        ),
         (ours(fields={"stage_sizes": [10**12]}), r"claims 1,000,000,000,000 blocks"),
         (ours(fields={"stage_sizes": [10**12, -(10**12)]}), r"claims 1,000,000,000"),
         (ours(fields={"stage_sizes": "many"}), r"does not hold a network"),
@@ -202,8 +205,12 @@ def test_files_that_are_not_there(tmp_path):
     model = create_model("resnet20")
     with pytest.raises(InputError, match=r"Name the file net\.safetensors"):
         rn_jax.save(tmp_path / "net.npz", model, {})
-    with pytest.raises(InputError, match="There is no file"):
-        rn_jax.load(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match=r"There is no folder .*none: make it"):
+        one = {"params": {"stem_conv": {"kernel": np.zeros(1)}}}
+        rn_jax.save(tmp_path / "none" / "net.safetensors", model, one)
+    for name in ("none.safetensors", "none.pth"):
+        with pytest.raises(InputError, match=f"There is no file .*{name}"):
+            rn_jax.load(tmp_path / name)
     with pytest.raises(InputError, match="Unknown trained network 'resnet21_digits'"):
         rn_jax.load("resnet21_digits")
 

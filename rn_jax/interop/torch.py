@@ -90,7 +90,7 @@ def from_torch(
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)
     shapes = jax.eval_shape(unstack, shapes)
 
-    lacking = []
+    lacking, unfit = [], []
 
     def take(path, leaf):
         module, kind, theirs = layout.names(path, model, head)
@@ -103,20 +103,17 @@ def from_torch(
             channels = layout.flattened(model).get(module)
             value = _kernel(value, leaf.ndim, channels)
         if value.shape != leaf.shape:
-            raise InputError(
-                f"{theirs} has shape {value.shape} in our layout, but {name} needs "
-                f"{leaf.shape}."
-            )
+            unfit.append(f"{theirs}, {value.shape} instead of {leaf.shape}")
         return value
 
     variables = jax.tree_util.tree_map_with_path(take, shapes)
-    differences = []
-    if lacking:
-        differences.append(f"The weights for {name} lack {_some(lacking)}")
-    if weights:
-        differences.append(f"{name} has no place for {_some(sorted(weights))}")
-    if differences:
-        raise InputError(f"{', and '.join(differences)}.")
+    different = {
+        "lacking": lacking,
+        "left over": sorted(weights),
+        "of another shape in our layout": unfit,
+    }
+    if told := [f"{how} {_some(keys)}" for how, keys in different.items() if keys]:
+        raise InputError(f"The weights do not fit {name}: {'; '.join(told)}.")
     return stack(variables, model)
 
 

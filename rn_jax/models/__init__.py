@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of networks, by the names of their papers."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from rn_jax.models.preact import (
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
 from rn_jax.models.vgg import VGG
+from rn_jax.stochastic_depth import StochasticDepth
 
 
 @dataclass(frozen=True)
@@ -591,8 +593,19 @@ def create_model(name: str, **kwargs: Any) -> Network:
         InputError: unknown name, or a field that the class does not have.
     """
     if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+        raise unknown_name("model", name, MODELS, "register_model adds one")
     entry = MODELS[name]
+    known = inspect.signature(entry.build).parameters
+    if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in known.values()}:
+        for field in set(kwargs) - set(known):
+            own = set(known) - {"parent", "name"}  # which are Flax's
+            raise unknown_name(f"field of {name}", field, own)
+    depth = kwargs.get("stochastic_depth")
+    if not isinstance(depth, StochasticDepth | None):
+        raise InputError(
+            "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
+            f"None, not {depth!r}."
+        )
     fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
     try:
         if "block_kwargs" in kwargs:

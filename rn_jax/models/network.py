@@ -141,6 +141,10 @@ class Network(nn.Module, kw_only=True):
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
             return test_gates(settings, num_blocks)[:, None]
+        if not self.has_rng("gates"):
+            raise InputError(
+                'In training gates are drawn: give rngs={"gates": key}, or the gates.'
+            )
         key = self.make_rng("gates")
         return sample_gates(key, settings, num_blocks, images.shape[0])
 

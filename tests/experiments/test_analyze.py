@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The studies' command: its files, what it resumes, its errors, and its numbers."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -194,7 +195,7 @@ def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
 
     before = (analysis / "delete_one.json").read_bytes()
     for name, study in STUDIES.items():
-        again = studies.Study(broken, study.missing)
+        again = dataclasses.replace(study, run=broken)
         monkeypatch.setitem(studies.STUDIES, name, again)
     argv = [f"--workdir={run}", f"--out={analysis}", *ALL]
     (analysis / "report.md").unlink()
@@ -207,6 +208,12 @@ def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "images 360 there and 100 here" in said and "--force" in said
     assert (analysis / "delete_one.json").read_bytes() == before
+    # What has no draws does not depend on their number.
+    fewer = [*argv, "--draws=1"]
+    assert analyze.main([*fewer, "--study=delete_one,layer_responses"]) == 0
+    for name in ("delete_many", "permute", "path_gradients", "depth_dial"):
+        assert analyze.main([*fewer, f"--study={name}"]) == 2
+        assert "draws 2 there and 1 here" in capsys.readouterr().err
 
 
 def test_factors_are_kept_or_dropped_as_said(run, tmp_path):
@@ -289,7 +296,10 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
     [
         ([], "Name a finished run by --workdir alone, weights of ours by --weights"),
         (["--weights=resnet20_digits", "--model=resnet20"], "Name a finished run"),
-        (["--weights=resnet20_digit"], "Name a finished run"),
+        (
+            ["--weights=resnet20_digit"],
+            "Unknown trained network 'resnet20_digit'; near",
+        ),
         (["--model=resnet20", "--weights=x.th"], "Name a finished run"),
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
         (["--workdir=RUN", "--normalization=channel"], "Name a finished run"),

@@ -181,6 +181,7 @@ def test_names_of_runs_are_as_long_as_tells_them_apart():
         (["{}/tiny_sd", "{}/tiny_sd/"], "A run is named twice"),
         (["{}/tiny_sd", "--worst=-1"], "--worst must be at least 0, not -1"),
         (["{}/tiny_sd", "--out={}/tiny_sd"], "cannot be written to"),
+        (["{}/tiny_sd", "--out={}/none/x.html"], "There is no folder .*/none: make it"),
         ([], "are required: RUN"),
     ],
 )

@@ -285,7 +285,7 @@ BAD_INPUT = {
     "field": (["--table=highway", "--config.epoch=1"], r"no field 'epoch'"),
     "network": (
         ["--table=densenet", "--dataset=digits", "--config.model=tiny"],
-        r"tiny cannot be made: .*'dropout'",
+        r"Unknown field of tiny 'dropout'",
     ),
 }
 

@@ -379,13 +379,20 @@ def test_round_trip_of_names_and_shapes(resnet20_weights):
     "change, match",
     [
         ({"linear.weight": None}, "no classifier named fc or linear"),
-        ({"layer3.2.bn2.bias": None}, "for resnet20 lack layer3.2.bn2.bias."),
-        ({"more": np.ones(2)}, "resnet20 has no place for more."),
+        (
+            {"layer3.2.bn2.bias": None},
+            r"not fit resnet20: lacking layer3.2.bn2.bias\.$",
+        ),
+        ({"more": np.ones(2)}, r"not fit resnet20: left over more\.$"),
         (
             {"layer3.2.bn2.bias": None, **{f"a{i}": np.ones(2) for i in range(5)}},
-            r"lack layer3.2.bn2.bias, and .* has no place for a0, a1, a2 and 2 more",
+            r"lacking layer3.2.bn2.bias; left over a0, a1, a2 and 2 more\.$",
         ),
-        ({"conv1.weight": np.ones((16, 1, 3, 3))}, r"conv1.weight has shape \(3, 3, 1"),
+        (
+            {"conv1.weight": np.ones((16, 1, 3, 3)), "more": np.ones(2)},
+            r"left over more; of another shape in our layout conv1.weight, "
+            r"\(3, 3, 1, 16\) instead of \(3, 3, 3, 16\)\.$",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(resnet20_weights, change, match):

@@ -389,7 +389,16 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
     [
         (lambda: create_model("resnet111"), "Unknown model 'resnet111'.* resnet110"),
         (lambda: create_model("vit"), "Unknown model 'vit'.* resnet20"),
-        (lambda: create_model("resnet20", widen=2), "resnet20 cannot .*'widen'"),
+        (lambda: create_model("resnet20", widen=2), "field of resnet20 'widen'; "),
+        (lambda: create_model("resnet20", num_class=2), "near it: num_classes"),
+        (
+            lambda: create_model("resnet20", stochastic_depth=0.5),
+            r"^stochastic_depth must be rn_jax\.StochasticDepth.* not 0\.5",
+        ),
+        (
+            lambda: apply_small(small(stochastic_depth=StochasticDepth()), train=True),
+            r'^In training gates are drawn: give rngs=\{"gates": key\}',
+        ),
         (
             lambda: apply_small(gates=jnp.ones(2)),
             r"^gates must have shape \[3\] or \[3, 2\], .* not \[2\]",
