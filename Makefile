@@ -5,7 +5,8 @@ BIN := .venv/bin
 .PHONY: demo test test-all test-faults test-min docs lint install peers
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
-	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits
+	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits \
+		--workdir=runs/demo
 
 test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -2,15 +2,17 @@
 """Every block of code in README and docs: Python is run, commands are taken.
 
 A command is given to its program whole, which checks its options and configs, and stops
-where the work would begin; what it gives is tested elsewhere. What needs a network,
-hardware or files that are not here carries the comment `not run: why`, and `NOT_RUN`
-lists it.
+where the work would begin; those of the tutorial and of a block of one's own are also
+run to their ends, shortened. What needs a network, hardware or files that are not here
+carries the comment `not run: why`, and `NOT_RUN` lists it.
 """
 
 import contextlib
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -97,15 +99,64 @@ def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
                 exec(compile(block["python"], name(page), "exec"), names)
 
 
+def commands_of(page):
+    for block in blocks(page):
+        if block["shell"] and not block["why"]:
+            text = re.sub(r"\\\n", " ", block["shell"])
+            for line in text.splitlines():
+                if line := re.sub(r"^\S+\$ ", "", line.strip()):
+                    yield line
+
+
 def commands():
     for page in PAGES:
-        for block in blocks(page):
-            if block["shell"] and not block["why"]:
-                text = re.sub(r"\\\n", " ", block["shell"])
-                for line in text.splitlines():
-                    line = re.sub(r"^\S+\$ ", "", line.strip())
-                    if line:
-                        yield pytest.param(line, id=f"{name(page)}: {line[:60]}")
+        for line in commands_of(page):
+            yield pytest.param(line, id=f"{name(page)}: {line[:60]}")
+
+
+# What makes a command of each kind short.
+SHORT = {
+    "run": ["--config.epochs=1", "--config.num_devices=1"],
+    "analyze": ["--images=60"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page, left",
+    [
+        (
+            "tutorial.md",
+            [
+                *("figures/learning_curves.png", "report.html", "resnet32.stablehlo"),
+                *("analysis/delete_one.png", "resnet32.safetensors"),
+            ],
+        ),
+        ("how_to/block.md", ["analysis/delete_one.png"]),
+    ],
+)
+def test_commands_of_a_page_one_after_another(page, left, tmp_path):
+    """In a folder that has the project's configs, as a reader would."""
+    page = ROOT / "docs" / page
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    python = [block["python"] for block in blocks(page) if block["python"]]
+    (tmp_path / "my_block.py").write_text("\n".join(python))
+    for line in commands_of(page):
+        words = shlex.split(line)
+        if words[0] != ".venv/bin/python":  # of make
+            continue
+        kind = words[2].removeprefix("experiments.")
+        short = [] if "--list" in words else SHORT.get(kind, [])
+        done = subprocess.run(
+            [sys.executable, *words[1:], *short],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    [run] = (tmp_path / "runs").iterdir()
+    assert [file for file in left if not (run / file).is_file()] == []
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +179,8 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
     if words[0] == "make":
         assert words[1] in TARGETS
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    if "my_block.py" in words:  # which the page before it makes
         return
     assert words[0] in (".venv/bin/python", "python") and words[1] == "-m"
     module = importlib.import_module(words[2])
