@@ -67,7 +67,7 @@ def train(
             experiment = build(config)
         with _printing_in_the_first_process(), _StopSignal() as stop:
             with parallel.together():
-                run = _Run(experiment, workdir)
+                run = _Run(experiment, workdir, command)
             with _ending_alone(), contextlib.closing(run):
                 run.resume()
                 run.train(stop, profile_steps)
@@ -78,7 +78,7 @@ def train(
                         f"{experiment.total_steps}; the same command with "
                         f"--workdir={resumed_by or path} goes on from there."
                     )
-                summary = run.summarize(command)
+                summary = run.summarize()
             if parallel.is_first_process():
                 _print_result(config, summary)
             return summary
@@ -125,9 +125,10 @@ class NotFiniteError(InputError):
 class _Run:
     """A run in progress: the state on the devices and what the host knows of it."""
 
-    def __init__(self, experiment: Experiment, workdir: Workdir):
+    def __init__(self, experiment: Experiment, workdir: Workdir, command: str | None):
         self.experiment = experiment
         self.workdir = workdir
+        self.command = command
         self.step = 0
         self.checkpoints: Any = None  # until `resume`
         # What resuming needs beside the state; saved with every checkpoint.
@@ -262,11 +263,13 @@ class _Run:
             if last is None
             else (f"the last good checkpoint, of step {last}, is kept")
         )
-        raise NotFiniteError(
+        reason = (
             f"The loss or its gradient is not finite at step {step} (learning rate "
             f"{self._learning_rate(step, self._factor):g}); {kept}. Try a lower "
             "learning_rate or a longer warmup, in a new --workdir."
         )
+        self.workdir.note_divergence({"reason": reason, **self._facts(step)})
+        raise NotFiniteError(reason)
 
     def _end_epoch(self):
         """Evaluates, logs, resets the epoch's sums, and saves."""
@@ -397,13 +400,13 @@ class _Run:
         seconds = self.record["timed_seconds"]
         return self.record["timed_images"] / seconds if seconds else None
 
-    def summarize(self, command: str | None) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """Draws the figures and writes summary.json; the first process, for all."""
         self.checkpoints.close()
         if parallel.is_first_process():
             with self.workdir.writing():
                 summary = self._summary()
-            self.workdir.finish({**summary, "command": command})
+            self.workdir.finish(summary)
         parallel.wait_for_all()
         return files.read_json(self.workdir.path / "summary.json")
 
@@ -424,14 +427,7 @@ class _Run:
             )
         best = self.record["best"] or {}
         return {
-            "model": config["model"],
-            "dataset": config["dataset"],
-            "params": exp.params,
-            "num_blocks": exp.model.num_blocks,
-            "epochs": _whole(self.step / exp.steps_per_epoch),
-            "steps": self.step,
-            "seed": config["seed"],
-            "protocol": config["protocol"],
+            **self._facts(self.step),
             "train_loss": epoch_lines[-1]["train_loss"],
             "test_error_percent": epoch_lines[-1]["test_error_percent"],
             "val_error_percent": epoch_lines[-1].get("val_error_percent"),
@@ -439,14 +435,28 @@ class _Run:
             "best_val_error_percent": best.get("val_error_percent"),
             "test_error_at_best_val_percent": best.get("test_error_percent"),
             "images_per_second": self._images_per_second(),
-            "wall_seconds": self.record["wall_seconds"]
-            + time.perf_counter()
-            - self._clock,
+        }
+
+    def _facts(self, step):
+        """What a run is and was made with, however it ended."""
+        exp, config = self.experiment, self.experiment.config
+        since = time.perf_counter() - self._clock
+        return {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "params": exp.params,
+            "num_blocks": exp.model.num_blocks,
+            "epochs": _whole(step / exp.steps_per_epoch),
+            "steps": step,
+            "seed": config["seed"],
+            "protocol": config["protocol"],
+            "wall_seconds": self.record["wall_seconds"] + since,
             "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
             "processes": jax.process_count(),
             "machine": environment.machine(),
             "versions": environment.versions(_PACKAGES),
             "git_revision": environment.git_revision(),
+            "command": self.command,
         }
 
 

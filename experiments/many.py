@@ -38,8 +38,8 @@ def train(
 ) -> None:
     """Trains every job in turn, in a folder of its own.
 
-    What is finished is not trained again, and what was stopped goes on. A job that
-    diverges is noted, and the next one begins.
+    What is finished is not trained again, and what was stopped goes on. A run that
+    diverges has a diverged.json, and the next one begins.
 
     Args:
         jobs: no two of the same name.
@@ -57,14 +57,12 @@ def train(
         setup.check(job.config)
         for folder, config in runs(job, path, seeds):
             Workdir(folder, config)  # refuses a folder of another config
-    diverged: dict[str, str] = {}
-    report(results(jobs, path, seeds, diverged))
+    report(results(jobs, path, seeds))
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
         try:
             _train(job, path, seeds, command)
         except NotFiniteError as error:
-            diverged[job.name] = str(error)
             print(error)
         except KeyboardInterrupt:
             raise InputError(
@@ -72,7 +70,7 @@ def train(
                 "there."
             ) from None
         finally:
-            report(results(jobs, path, seeds, diverged))
+            report(results(jobs, path, seeds))
 
 
 def _train(job, path, seeds, command):
@@ -88,7 +86,6 @@ def results(
     jobs: Sequence[Job],
     path: str,
     seeds: Sequence[int] | None,
-    diverged: Mapping[str, str],
 ) -> list[Result]:
     """What the folders of the jobs hold.
 
@@ -99,13 +96,14 @@ def results(
         them; params, epochs and steps of a run; means of train_loss, wall_seconds and
         images_per_second; devices, versions and git_revision of the first.
     """
-    return [_result(job, path, seeds, diverged.get(job.name)) for job in jobs]
+    return [_result(job, path, seeds) for job in jobs]
 
 
-def _result(job, path, seeds, reason):
+def _result(job, path, seeds):
     workdirs = [Workdir(folder, config) for folder, config in runs(job, path, seeds)]
     summaries = [found for run in workdirs if (found := run.summary())]
-    if reason:
+    reasons = [found["reason"] for run in workdirs if (found := run.diverged())]
+    if reasons:
         state = "diverged"
     elif len(summaries) == len(workdirs):
         state = "finished"
@@ -113,7 +111,7 @@ def _result(job, path, seeds, reason):
         begun = any(run.path.exists() for run in workdirs)
         state = "unfinished" if begun else "not begun"
     result = {"state": state, **together(summaries)}
-    return result | {"reason": reason} if reason else result
+    return result | {"reason": reasons[0]} if reasons else result
 
 
 def together(summaries: Sequence[Mapping[str, Any]]) -> Result:

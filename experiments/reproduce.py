@@ -72,7 +72,7 @@ def _reproduce():
             results_page.keep(runs, workdir, options.table, epath.Path(options.keep))
 
     many.train(jobs, workdir, seeds=chosen, command=line, report=report)
-    results = many.results(jobs, workdir, chosen, {})
+    results = many.results(jobs, workdir, chosen)
     for compared in differences(table, found, results):
         print(compared["says"], "A rehearsal." if options.scale != 1 else "")
     print(f"Table: {epath.Path(workdir) / 'table.md'}")

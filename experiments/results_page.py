@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of all results: every row of `TABLES` beside the runs that are kept of it.
 
-Of a finished run config.json, metrics.jsonl and summary.json are kept, in
-FOLDER/runs/TABLE/ROW-DATASET/seedN.
+Of a run that has ended config.json, metrics.jsonl and summary.json, or diverged.json,
+are kept, in FOLDER/runs/TABLE/ROW-DATASET/seedN.
 """
 
 import json
@@ -19,7 +19,7 @@ from experiments.tables import TABLES, Table
 from experiments.workdir import FREE, replace_file
 from rn_jax.analysis import plots
 
-KEPT = ("config.json", "metrics.jsonl", "summary.json")
+KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
 # Fields in which the runs of a row may differ without a word.
 _FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
@@ -60,12 +60,12 @@ def keep(
     """
     for path, config in runs:
         source = epath.Path(path)
-        if not (source / "summary.json").exists():
+        if not (end := _end(source)):
             continue
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
-        steps = files.read_json(source / "summary.json")["steps"]
+        steps = end["steps"]
         others = [run for run in _kept(row) if _differing(config, run[0])]
-        if any(summary["steps"] > steps for _, summary in others):
+        if any(there["steps"] > steps for _, there in others):
             print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
             continue
         if others:
@@ -73,7 +73,10 @@ def keep(
         place = row / f"seed{config['seed']}"
         place.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
-            replace_file(place / file, (source / file).read_text())
+            if (source / file).exists():
+                replace_file(place / file, (source / file).read_text())
+            else:
+                (place / file).unlink(missing_ok=True)
     write(folder)
 
 
@@ -105,7 +108,7 @@ def page(folder: epath.Path) -> str:
     for name, table in TABLES.items():
         found = entries(table, None, None, [], 1)
         kept = [_kept(_row(folder, name, entry)) for entry in found]
-        results = [many.together([summary for _, summary in runs]) for runs in kept]
+        results = list(map(_together, kept))
         head = ["row", "data set", f"published (%), {table.published_of}"]
         body = [
             _cells(table, entry, runs, result)
@@ -137,7 +140,7 @@ def rows_with_runs(folder: epath.Path) -> str:
     for name, table in TABLES.items():
         for entry in entries(table, None, None, [], 1):
             if runs := _kept(_row(folder, name, entry)):
-                cells = _cells(table, entry, runs, many.together([s for _, s in runs]))
+                cells = _cells(table, entry, runs, _together(runs))
                 body.append([table.title.partition(":")[0], *cells[:4], *cells[5:7]])
     head = ["table", "row", "data set", "published (%)", "ours (%)", *_COLUMNS[1:3]]
     return "\n".join(markdown(head, body))
@@ -153,11 +156,25 @@ def _places(row):
 
 
 def _kept(row):
-    """Config and summary of each run of a row."""
+    """Config, and summary or how it diverged, of each run of a row."""
     return [
-        tuple(files.read_json(place / f"{name}.json") for name in ("config", "summary"))
-        for place in _places(row)
+        (files.read_json(place / "config.json"), _end(place)) for place in _places(row)
     ]
+
+
+def _end(folder):
+    """What summary.json says, or else diverged.json; None of a run in progress."""
+    for name in ("summary.json", "diverged.json"):
+        if (folder / name).exists():
+            return files.read_json(folder / name)
+    return None
+
+
+def _together(runs):
+    """What the runs of a row say together, as of `many.results`."""
+    diverged = [end for _, end in runs if "reason" in end]
+    found = many.together([end for _, end in runs if "reason" not in end])
+    return {"state": "diverged" if diverged else "finished", **found}
 
 
 def _epochs(place):
@@ -196,23 +213,22 @@ def _cells(table: Table, entry: Entry, runs, result):
     """Of one row."""
     start = [entry.row, entry.dataset, published_cell(entry)]
     whole = entry.config
+    length = f"{whole['epochs']}" if whole["epochs"] else f"{whole['steps']:,} steps"
     if not runs:
-        length = (
-            f"{whole['epochs']}" if whole["epochs"] else f"{whole['steps']:,} steps"
-        )
         return [*start, "", "", "0", f"0 of {length}", "", "", "", ""]
     config, summary = runs[0]
-    steps_per_epoch = summary["steps"] / summary["epochs"]
-    epochs = whole["epochs"] or whole["steps"] / steps_per_epoch
-    seconds = result["wall_seconds"]
+    if whole["epochs"] is None and summary["epochs"]:
+        steps_per_epoch = summary["steps"] / summary["epochs"]
+        length = f"{whole['steps'] / steps_per_epoch:.4g}"
+    seconds = result.get("wall_seconds", summary["wall_seconds"])
     mark = _mark(bool(_changed(entry, config)))
-    ended = {"state": "finished", **result}
+    loss = result.get("train_loss")
     return [
         *start,
-        many.error_cell(ended, entry.error, table.statistic, mark),
-        f"{result['train_loss']:.3f}",
+        many.error_cell(result, entry.error, table.statistic, mark),
+        "" if loss is None else f"{loss:.3f}",
         str(result["n"]),
-        f"{summary['epochs']:g} of {epochs:.4g}",
+        f"{summary['epochs']:g} of {length}",
         _hardware(summary),
         f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
         f"`{summary['command']}`",

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events.
+"""The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events;
+diverged.json in the place of summary.json where training ended so.
 
 metrics.jsonl is a function of the config and of the devices' kind and number; clock and
 memory readings go to timing.jsonl. On resume both are cut back to the restored step, so
@@ -102,11 +103,23 @@ class Workdir:
             with self.writing():
                 self._write("summary.json", summary)
 
+    def diverged(self) -> dict[str, Any] | None:
+        """diverged.json: where and why the last try ended, if its numbers did."""
+        file = self.path / "diverged.json"
+        return read_json(file) if file.exists() else None
+
+    def note_divergence(self, facts: Mapping[str, Any]) -> None:
+        """Writes diverged.json, which stays until the run is tried again."""
+        if self._writes:
+            with self.writing():
+                self._write("diverged.json", facts)
+
     def resume_at(self, step: int) -> None:
         """Cuts the logs back to `step` and opens the events there."""
         if not self._writes:
             return
         with self.writing():
+            (self.path / "diverged.json").unlink(missing_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl"):
                 kept = [line for line in self.lines(name) if line["step"] <= step]
                 self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))

@@ -31,13 +31,7 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
         workdir.resume_at(0)
         workdir.log("metrics", EPOCH)
         workdir.close()
-        if len(trained) == at:
-            raise ends
-        summary = {
-            "test_error_percent": error(config),
-            "test_error_at_best_val_percent": (
-                None if config["protocol"] == "full" else error(config) + 1
-            ),
+        facts = {
             "params": 1234567,
             "epochs": config["epochs"],
             "steps": 10 * (config["epochs"] or 1),
@@ -45,8 +39,19 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             "versions": {"jax": "0"},
             "git_revision": "0123456789",
             "command": command,
-            "train_loss": 0.25,
             "wall_seconds": 60.0,
+        }
+        if len(trained) == at:
+            if isinstance(ends, loop.NotFiniteError):
+                workdir.note_divergence({**facts, "reason": str(ends)})
+            raise ends
+        summary = {
+            **facts,
+            "test_error_percent": error(config),
+            "test_error_at_best_val_percent": (
+                None if config["protocol"] == "full" else error(config) + 1
+            ),
+            "train_loss": 0.25,
             "images_per_second": 250.0,
         }
         workdir.finish(summary)

@@ -123,7 +123,7 @@ def test_no_config_repeats_what_it_starts_from():
 
 def schedule_of(name, steps_per_epoch, **overrides):
     config = load(name).to_dict() | overrides
-    total = setup._total_steps(config, steps_per_epoch)
+    total = setup.count_steps(config, steps_per_epoch)
     return setup._schedule(config, steps_per_epoch, total), total
 
 

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import fake
@@ -126,7 +127,7 @@ def test_rows_can_be_built(name):
     dataset = "cifar10" if name == "before_resnets" or "imagenet" in name else None
     for entry in entries(TABLES[name], None, dataset, [], 0.02):
         setup.check(entry.config)
-        setup._schedule(entry.config, 390, setup._total_steps(entry.config, 390))
+        setup._schedule(entry.config, 390, setup.count_steps(entry.config, 390))
 
 
 def test_protocols_number():
@@ -146,7 +147,7 @@ def test_shortened_schedule_is_the_whole_one_run_through_faster(name):
     steps_per_epoch = 350
     rates = {}
     for label, each in (("whole", config), ("short", short)):
-        total = setup._total_steps(each, steps_per_epoch)
+        total = setup.count_steps(each, steps_per_epoch)
         schedule = setup._schedule(each, steps_per_epoch, total)
         places = [(i + 0.5) / 200 for i in range(200)]
         rates[label] = [float(schedule(int(total * place))) for place in places]
@@ -367,6 +368,29 @@ def test_whole_runs_take_the_place_of_a_rehearsal(tmp_path, monkeypatch):
     page = (tmp_path / "results" / "README.md").read_text()
     first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
     assert (first[3], first[5]) == ("6.00 ± 0.00", "2") and "\\*" not in page
+
+
+def test_a_run_that_diverged_is_on_the_page(tmp_path, monkeypatch):
+    """One of two seeds, then both; when it is tried again with success, no longer."""
+    diverged = loop.NotFiniteError("Not finite at step 3.")
+    page = tmp_path / "results" / "README.md"
+    argv = ["--dataset=cifar10", "--only=constant", f"--keep={page.parent}"]
+
+    def first_row(name, seeds, at=None):
+        fake.use(monkeypatch, at=at, ends=diverged)
+        told = arguments(tmp_path / name, *argv, f"--seeds={seeds}")
+        assert in_process(monkeypatch, told, reproduce) == 0
+        return page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
+
+    row = first_row("a", "0,1", at=1)
+    assert (row[3], row[5]) == ("11.00 (diverged)", "1")
+    kept = page.parent / "runs" / "stochastic_depth" / "constant-cifar10"
+    assert [(kept / f"seed{i}" / "diverged.json").exists() for i in (0, 1)] == [1, 0]
+    shutil.rmtree(kept)
+    row = first_row("b", "1", at=1)
+    assert row[3:7] == ["diverged", "", "0", "500 of 500"] and "--seeds=1" in row[9]
+    assert first_row("b", "1")[3:6] == ["11.00", "0.250", "1"]
+    assert not list(page.parent.rglob("diverged.json"))
 
 
 def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):

@@ -232,6 +232,15 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     checkpoints = Checkpoints(workdir / "checkpoints")
     assert checkpoints.latest_step() == 4
     checkpoints.close()
+    noted = json.loads((workdir / "diverged.json").read_text())
+    assert noted["steps"] == 5 and noted["reason"] in err
+    assert noted["model"] == "tiny" and "summary.json" not in os.listdir(workdir)
+
+    monkeypatch.setattr(loop, "build", build)  # and it trains
+    assert in_process(monkeypatch, argv) == 0
+    assert {"summary.json"} == {"summary.json", "diverged.json"} & {
+        *os.listdir(workdir)
+    }
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
