@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -84,11 +85,18 @@ def test_bad_input(run, monkeypatch, capsys, options, match):
     assert re.search(match, capsys.readouterr().err)
 
 
-def test_a_run_that_has_not_ended(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
     for program, more in ((export, []), (predict, ["x.png"])):
         argv = [f"--workdir={tmp_path / 'none'}", *more]
         assert in_process(monkeypatch, argv, program) == 2
         assert "is no run: python -m experiments.run" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_is_said(run, tmp_path, monkeypatch, capsys):
+    shutil.copy(run / "config.json", tmp_path)
+    for program, more in ((export, []), (predict, ["x.png"])):
+        assert in_process(monkeypatch, [f"--workdir={tmp_path}", *more], program) == 2
+        assert "has not ended" in capsys.readouterr().err
 
 
 def test_predict_prints_classes_and_probabilities(
@@ -109,17 +117,22 @@ def test_predict_prints_classes_and_probabilities(
         assert classes == ", ".join(expected)
 
 
-def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch, capsys):
+def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch):
+    """The middle is taken, in the size and the colours that the network has."""
     _, test = trained
-    file = run / "large.jpg"
-    large = Image.fromarray(test.images[0, ..., 0]).resize((80, 80)).convert("RGB")
-    large.save(file, quality=95)
-    small = run / "small.png"
-    Image.fromarray(test.images[0, ..., 0]).save(small)
-    argv = [f"--workdir={run}", "--top=1", str(file), str(small)]
-    assert in_process(monkeypatch, argv, predict) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.split()[1] == second.split()[1]
+    monkeypatch.setitem(MODELS, "tiny", TINY)
+    found = subject.finished(str(run))
+    image = test.images[0, ..., 0]
+    wide = Image.new("L", (16, 8), 255)
+    wide.paste(Image.fromarray(image), (4, 0))
+    large = np.kron(image, np.ones((10, 10), np.uint8))
+    seen = []
+    for name, picture in (("wide", wide), ("large", Image.fromarray(large))):
+        picture.convert("RGB").save(run / f"{name}.png")
+        file = str(run / f"{name}.png")
+        seen.append(predict._view(file, found.config, found.experiment)[..., 0])
+    np.testing.assert_array_equal(seen[0], image)
+    assert np.corrcoef(seen[1].ravel(), image.ravel())[0, 1] > 0.97
 
 
 @pytest.mark.parametrize(
