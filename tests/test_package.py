@@ -14,13 +14,17 @@ from packaging.version import Version
 import rn_jax
 
 HEAVY = (
+    "PIL",
     "array_record",
     "cv2",
     "grain",
     "matplotlib",
     "ml_collections",
     "optax",
+    "huggingface_hub",
     "orbax",
+    "plotly",
+    "safetensors",
     "sklearn",
     "tensorboardX",
     "tensorflow",

@@ -22,6 +22,9 @@ _SHAPE = (3, 32, 32)  # of an image in the archive, after its labels
 class _FromArchive:
     """What both builders have otherwise than TFDS's."""
 
+    _cifar_info: Any  # TFDS's: where the archive is and what is in it
+    info: Any
+
     def _split_generators(self, dl_manager):
         facts = self._cifar_info
         archive = dl_manager.download(facts.url)
@@ -55,16 +58,20 @@ class _FromArchive:
 
     def _content(self, archive: os.PathLike, file: str) -> bytes:
         with tarfile.open(archive) as tar:
-            return tar.extractfile(self._cifar_info.prefix + file).read()
+            member = tar.extractfile(self._cifar_info.prefix + file)
+            assert member is not None  # no folder
+            return member.read()
 
 
 # Not registered: tfds.builder(...) goes on giving TFDS's own.
-class _Cifar10(_FromArchive, tfds.image_classification.Cifar10, skip_registration=True):
+class _Cifar10(  # type: ignore[call-arg]
+    _FromArchive, tfds.image_classification.Cifar10, skip_registration=True
+):
     name = "cifar10"
     url_infos = tfds.image_classification.Cifar10.url_infos
 
 
-class _Cifar100(
+class _Cifar100(  # type: ignore[call-arg]
     _FromArchive, tfds.image_classification.Cifar100, skip_registration=True
 ):
     name = "cifar100"
