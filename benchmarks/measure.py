@@ -52,7 +52,11 @@ def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
     content = {
         "command": command,
         "machine": environment.machine(),
-        "versions": environment.versions([*_PACKAGES, *packages]),
+        "versions": {
+            name: version
+            for name, version in environment.versions([*_PACKAGES, *packages]).items()
+            if version is not None
+        },
         **result,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

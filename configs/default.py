@@ -20,7 +20,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
     config.stochastic_depth_from_epoch = 0  # epochs of constant depth before it begins
     config.dtype = "float32"  # of the computation: float32, bfloat16 or float16
-    config.matmul_precision = placeholder(str)  # of float32 products: see README
+    config.matmul_precision = placeholder(str)  # of float32 products: docs/recipes.md
     config.init_from = placeholder(str)  # run or file of weights; the head is new
 
     # Data

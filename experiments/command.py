@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(argv)
         for argument in rest:
             name = argument.partition("=")[0]
-            if name.lstrip("-") in fields.types():
+            if name.startswith("-") and name.lstrip("-") in fields.types():
                 raise InputError(
                     f"{name} is a field of the config: --config.{argument.lstrip('-')}."
                 )
@@ -208,10 +208,9 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 def _no_config(file):
     files = {Path(found).stem: found for found in glob.glob("configs/[!_]*.py")}
     near = difflib.get_close_matches(Path(file).stem, files, n=5, cutoff=0.6)
-    told = ", ".join(files[stem] for stem in near) or "in configs/"
+    told = f"; near it: {', '.join(files[stem] for stem in near)}" if near else ""
     return InputError(
-        f"There is no config {file}; near it: {told}. python -m experiments.run --list "
-        "names all."
+        f"There is no config {file}{told}; python -m experiments.run --list names all."
     )
 
 

@@ -178,13 +178,9 @@ def of_imagenet(
         size = _held_out(len(order))
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
+    check_crops(config)
     resize, size = config["eval_resize"], config["image_size"]
     low, high = config["train_scales"]
-    if resize < max(size, config["eval_size"]) or not size <= low <= high:
-        raise InputError(
-            "Crops must fit the images: eval_size and image_size must be at most "
-            "eval_resize, and image_size at most the lower of train_scales."
-        )
     workers = config["num_workers"]
     center = partial(test_view, crops="center", resize=resize, size=size)
     train = partial(
@@ -209,6 +205,21 @@ def of_imagenet(
         ),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )
+
+
+def check_crops(config: Mapping[str, Any]) -> None:
+    """Checks the sizes of ImageNet's crops.
+
+    Raises:
+        InputError: they do not fit the images that they are cut from.
+    """
+    resize, size = config["eval_resize"], config["image_size"]
+    low, high = config["train_scales"]
+    if resize < max(size, config["eval_size"]) or not size <= low <= high:
+        raise InputError(
+            "Crops must fit the images: eval_size and image_size must be at most "
+            "eval_resize, and image_size at most the lower of train_scales."
+        )
 
 
 def count_train(config: Mapping[str, Any]) -> int:

@@ -72,6 +72,7 @@ def plan(config: Mapping[str, Any]) -> str:
     examples = feed.count_train(config)
     steps_per_epoch = data.steps_per_epoch(examples, config["batch_size"])
     steps = setup.count_steps(config, steps_per_epoch)
+    setup.make_schedule(config, steps_per_epoch, steps)  # which may be refused
     rows = table(model, image_shape)
     total = {key: sum(row[key] for row in rows) for key in ("params", "multiply_adds")}
     lines = [f"{'module':<22}{'output':>18}{'parameters':>14}{'multiply-adds':>17}"]
@@ -86,7 +87,8 @@ def plan(config: Mapping[str, Any]) -> str:
     seen = steps * config["batch_size"]
     operations = _OPERATIONS * total["multiply_adds"] * seen * _computed(model)
     dtype = jnp.dtype(config["dtype"])
-    seconds = operations / convolution_rate(devices, dtype)
+    with jax.default_matmul_precision(config["matmul_precision"]):
+        seconds = operations / convolution_rate(devices, dtype)
     lines += [
         "",
         f"{config['model']} on {config['dataset']}: {steps:,} steps of "

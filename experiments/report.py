@@ -20,7 +20,7 @@ from experiments import command, report_page, setup, study_report, subject
 from experiments.report_page import Mistake, Record
 from experiments.workdir import Workdir, replace_file
 from rn_jax import survival_probs
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, missing_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,8 +57,8 @@ def report(options: argparse.Namespace) -> None:
     if options.worst < 0:
         raise InputError(f"--worst must be at least 0, not {options.worst}.")
     out = epath.Path(options.out or epath.Path(options.runs[0]) / "report.html")
-    if options.out and not out.parent.exists():
-        raise InputError(f"There is no folder {out.parent}: make it for the report.")
+    if options.out and not out.parent.exists():  # said before the networks are tested
+        raise missing_folder(out)
     records = [
         read(path, label, worst=options.worst, data_dir=options.data_dir)
         for path, label in zip(options.runs, labels(options.runs), strict=True)
@@ -112,7 +112,10 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     )
     if summary is None or not workdir.checkpoints.exists():
         model, _ = setup.network(config)
+        diverged = workdir.diverged()
         reason = "has not ended" if summary is None else "was kept without checkpoints"
+        if summary is None and diverged:
+            reason = f"diverged at step {diverged['steps']}"
         return dataclasses.replace(
             record, survival=_survival(model), unknown=f"{label} {reason}"
         )

@@ -154,6 +154,8 @@ def _result(record: Record) -> dict[str, str]:
     paper, published = _published(record)
     if summary:
         state = "has ended"
+    elif record.unknown and "diverged" in record.unknown:
+        state = "diverged"
     elif last:
         state = f"has not ended: as of epoch {last['epoch']}"
     else:
@@ -220,7 +222,7 @@ def _flat(config, prefix=""):
     """Entries of dicts as fields of their own, as they are set on the command line."""
     found = {}
     for name, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value

@@ -50,7 +50,8 @@ def keep(
 ) -> None:
     """Copies what is kept of runs that have ended, and writes the page again.
 
-    They take the place of runs of another config, unless those are longer.
+    They take the place of runs of another config, unless those are longer; one that
+    diverged never that of one that did not.
 
     Args:
         runs: folder and config of each, as of `many.runs`.
@@ -63,14 +64,17 @@ def keep(
         if not (end := _end(source)):
             continue
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
-        steps = end["steps"]
-        others = [run for run in _kept(row) if _differing(config, run[0])]
-        if any(there["steps"] > steps for _, there in others):
+        place = row / f"seed{config['seed']}"
+        others = [there for c, there in _kept(row) if _differing(config, c)]
+        longer = [o for o in others if "reason" in end or o["steps"] > end["steps"]]
+        if any("reason" not in other for other in longer):
             print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
+            continue
+        if "reason" in end and (place / "summary.json").exists():
+            print(f"{place} has ended, and stays; remove it to keep {path}.")
             continue
         if others:
             row.rmtree()
-        place = row / f"seed{config['seed']}"
         place.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             if (source / file).exists():
@@ -158,7 +162,9 @@ def _places(row):
 def _kept(row):
     """Config, and summary or how it diverged, of each run of a row."""
     return [
-        (files.read_json(place / "config.json"), _end(place)) for place in _places(row)
+        (files.read_json(place / "config.json"), end)
+        for place in _places(row)
+        if (end := _end(place))
     ]
 
 
@@ -216,7 +222,7 @@ def _cells(table: Table, entry: Entry, runs, result):
     length = f"{whole['epochs']}" if whole["epochs"] else f"{whole['steps']:,} steps"
     if not runs:
         return [*start, "", "", "0", f"0 of {length}", "", "", "", ""]
-    config, summary = runs[0]
+    config, summary = min(runs, key=lambda run: "reason" in run[1])  # one that ended
     if whole["epochs"] is None and summary["epochs"]:
         steps_per_epoch = summary["steps"] / summary["epochs"]
         length = f"{whole['steps'] / steps_per_epoch:.4g}"

@@ -17,8 +17,7 @@ from experiments import feed as feeds
 from experiments import fields
 from rn_jax import data, optim, parallel, train
 from rn_jax.data import imagenet
-from rn_jax.data.datasets import first_line
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, first_line
 from rn_jax.models.network import Network
 
 
@@ -110,7 +109,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     )
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
     total_steps = count_steps(config, steps_per_epoch)
-    schedule = _schedule(config, steps_per_epoch, total_steps)
+    schedule = make_schedule(config, steps_per_epoch, total_steps)
     feedback = _feedback(config)
     loss_scaling = optim.LossScaling() if config["dtype"] == "float16" else None
     tx = optim.sgd(
@@ -247,11 +246,6 @@ def dataset_spec(name: str) -> data.DatasetSpec:
 def _preprocessing(config, spec, feed):
     """Two functions: pixels to normalised images, and the same with augmentation."""
     kind, in_memory = config["normalization"], isinstance(feed, feeds.InMemory)
-    if not in_memory and kind in ("channel", "mean_image"):
-        raise InputError(
-            f"normalization={kind} is taken from images in memory; for {spec.name} it "
-            "is imagenet, imagenet_mean, unit or contrast."
-        )
     preprocess = data.normalizer(feed.parts["train"], kind)
     if not config["augment"]:
         return preprocess, lambda key, images, first_index: preprocess(images)
@@ -298,7 +292,14 @@ def count_steps(config: Mapping[str, Any], steps_per_epoch: int) -> int:
     return steps
 
 
-def _schedule(config, steps_per_epoch, total_steps):
+def make_schedule(
+    config: Mapping[str, Any], steps_per_epoch: int, total_steps: int
+) -> Callable:
+    """The learning rate by step, but for the feedback's factor.
+
+    Raises:
+        InputError: a drop or the warm-up at a step of 2^31 or more, or drops before it.
+    """
     units = {"steps": 1, "epochs": steps_per_epoch, "fraction": total_steps}
 
     def in_steps(name, length):
@@ -470,6 +471,13 @@ def _check_values(config):
             f"augment_pad must be at most {side}, the side of an image of {spec.name}, "
             f"not {pad}."
         )
+    if spec is imagenet.SPEC:
+        if (kind := config["normalization"]) in ("channel", "mean_image"):
+            raise InputError(
+                f"normalization={kind} is taken from images in memory; for "
+                f"{spec.name} it is imagenet, imagenet_mean, unit or contrast."
+            )
+        feeds.check_crops(config)
     colours = config["augment"] and (config["color_jitter"] or config["pca_noise"])
     if colours and spec.image_shape[-1] != 3:
         raise InputError(

@@ -502,7 +502,7 @@ STUDIES: Mapping[str, Study] = {
     "permute": Study(permute, _with_pairs, _DRAWS),
     "path_lengths": Study(path_lengths, _with_paths, _BOUNDS),
     "path_gradients": Study(path_gradients, _with_paths, _DRAWS | _BOUNDS),
-    "short_paths": Study(short_paths, _with_run),
+    "short_paths": Study(short_paths, _with_run, _BOUNDS),
     "gradient_magnitude": Study(gradient_magnitude, _with_gradients),
     "layer_responses": Study(layer_responses, _with_layers),
     "depth_dial": Study(depth_dial, _with_blocks, _DRAWS),

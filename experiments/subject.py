@@ -139,6 +139,9 @@ def finished(
     """
     folder = epath.Path(path)
     config = read_config(folder)
+    workdir = Workdir(path, config)
+    if (diverged := workdir.diverged()) and workdir.summary() is None:
+        raise InputError(f"The run {path} diverged: {diverged['reason']}")
     if not (folder / "summary.json").exists():
         raise InputError(
             f"The run {path} has not ended: a finished one has a summary.json; the "

@@ -16,7 +16,7 @@ from etils import epath
 
 from experiments.files import read_json
 from experiments.lock import Lock
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, missing_folder
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.
@@ -210,9 +210,7 @@ def replace_file(path: epath.Path, content: str | bytes) -> None:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
         new.replace(path)
     except FileNotFoundError as error:
-        raise InputError(
-            f"There is no folder {path.parent}: make it, or name another file."
-        ) from error
+        raise missing_folder(path) from error
     except OSError as error:
         raise InputError(
             f"{path} cannot be written to ({error}). What was there is kept: make "

@@ -3,6 +3,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -29,3 +30,13 @@ def unknown_name(
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     told = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
     return InputError(f"Unknown {kind} {name!r}; {told}{hint and f'; {hint}'}.")
+
+
+def missing_folder(file: Any) -> InputError:
+    """The error for a file (a Path) that is to be written where no folder is."""
+    return InputError(f"There is no folder {file.parent}: make it, or name another.")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to a part of a sentence."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -29,7 +29,7 @@ SCHEDULES = ("linear", "linear_from_zero", "uniform")
 SCALINGS = ("test", "training", "none")
 STATISTICS = ("frozen", "updated")
 
-# What other projects do under this name; see the README for where they differ.
+# What other projects do under this name; docs/gates.md has where they differ.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "huang2016": {
         "granularity": "batch",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, missing_folder, unknown_name
 from rn_jax.interop.torch import read_weights
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
@@ -73,9 +73,7 @@ def save(
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except FileNotFoundError as error:
-        raise InputError(
-            f"There is no folder {path.parent}: make it, or name another file."
-        ) from error
+        raise missing_folder(path) from error
     except OSError as error:
         raise InputError(f"{path} cannot be written to ({error}).") from error
     finally:

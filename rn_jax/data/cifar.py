@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
 _SHAPE = (3, 32, 32)  # of an image in the archive, after its labels
@@ -57,7 +58,10 @@ class _FromArchive:
                 index += 1
 
     def _content(self, archive: os.PathLike, file: str) -> bytes:
-        with tarfile.open(archive) as tar:
+        with (
+            epath.Path(archive).open("rb") as stream,
+            tarfile.open(fileobj=stream) as tar,
+        ):
             member = tar.extractfile(self._cifar_info.prefix + file)
             assert member is not None  # no folder
             return member.read()
@@ -93,7 +97,8 @@ def prepare(name: str, data_dir: str) -> None:
         Exception: whatever else a download or a damaged archive makes TFDS raise.
     """
     builder = BUILDERS[name](data_dir=data_dir)
-    # Without a network TFDS itself tries for three minutes.
-    with urllib.request.urlopen(builder._cifar_info.url, timeout=30):
-        pass
+    downloaded = (epath.Path(data_dir) / "downloads" / name).glob("*.tar.gz")
+    if not any(downloaded):  # without a network TFDS itself tries for three minutes
+        with urllib.request.urlopen(builder._cifar_info.url, timeout=30):
+            pass
     builder.download_and_prepare(file_format="array_record")

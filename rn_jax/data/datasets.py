@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, first_line, unknown_name
 
 Batch = dict[str, Any]  # arrays by name
 
@@ -336,11 +336,6 @@ def _require_random_access(builder, spec: DatasetSpec, folder: str) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
-    """Return what an error says, cut to a part of a sentence."""
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
-
-
 class DamagedRecordError(Exception):
     """A record cannot be read; its text names it and says why."""
 
@@ -439,6 +434,8 @@ def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
         try:
             cifar.prepare(spec.name, data_dir)
         except Exception as error:  # of the network, the disk, the archive, TFDS
+            if os.path.isdir(folder):  # by another process, which came first
+                return
             raise InputError(
                 f"{spec.name} is not in {folder} and could not be prepared there "
                 f"({type(error).__name__}: {first_line(error)}); with a network, try "

@@ -33,7 +33,6 @@ from rn_jax.data.datasets import (
     data_source,
     epoch_permutation,
     fetch,
-    first_line,
     open_builder,
     parse_record,
     quiet_tfds,
@@ -43,7 +42,7 @@ from rn_jax.data.datasets import (
     steps_per_epoch,
 )
 from rn_jax.data.transforms import decode_jpeg
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, first_line
 
 # Of the crop that networks are trained on; the photographs have many sizes.
 SPEC = DatasetSpec(

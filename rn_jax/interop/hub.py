@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, first_line
 
 _NAME = re.compile(r"hf-hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 # The one file that is read: it cannot hold code.
@@ -43,7 +43,7 @@ def download(name: str) -> Path:
     try:
         return Path(hf_hub_download(match["repo"], _FILE, revision=match["revision"]))
     except Exception as error:  # of the network, the Hub's answer, the disk
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
-            f"{_FILE} of {name} cannot be had ({type(error).__name__}: {reason})."
+            f"{_FILE} of {name} cannot be had ({type(error).__name__}: "
+            f"{first_line(error)})."
         ) from error

@@ -597,7 +597,7 @@ def create_model(name: str, **kwargs: Any) -> Network:
     entry = MODELS[name]
     known = inspect.signature(entry.build).parameters
     if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in known.values()}:
-        for field in set(kwargs) - set(known):
+        for field in sorted(set(kwargs) - set(known)):
             own = set(known) - {"parent", "name"}  # which are Flax's
             raise unknown_name(f"field of {name}", field, own)
     depth = kwargs.get("stochastic_depth")

@@ -141,7 +141,7 @@ class Network(nn.Module, kw_only=True):
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
             return test_gates(settings, num_blocks)[:, None]
-        if not self.has_rng("gates"):
+        if not (self.has_rng("gates") or self.has_rng("params")):  # which init has
             raise InputError(
                 'In training gates are drawn: give rngs={"gates": key}, or the gates.'
             )

@@ -5,12 +5,14 @@ import functools
 import hashlib
 import http.server
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import types
 
+import generated
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -164,7 +166,34 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
     assert f"cifar.prepare('cifar10', '{tmp_path}')" in code
 
 
+def test_an_archive_that_is_there_is_not_asked_for(serve, tmp_path, monkeypatch):
+    """As after a try that ended in the middle, now without a network."""
+    archive, facts = serve(cifar.BUILDERS["cifar10"])
+    rows = random_contents(facts, [10])
+    contents = {file: table.tobytes() for file, table in rows.items()}
+    write_archive(archive, facts, contents, {"label": list("0123456789")})
+    first = datasets.load("cifar10", data_dir=tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "cifar10")
+    datasets._load.cache_clear()
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", None)
+    again = datasets.load("cifar10", data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(again.test.images, first.test.images)
+
+
+def test_another_process_may_come_first(tmp_path, monkeypatch):
+    """TFDS's loser fails, and reads what the winner wrote."""
+
+    def lose(name, data_dir):
+        generated.prepare(name, data_dir)
+        raise FileExistsError("the folder is there")
+
+    monkeypatch.setattr(cifar, "prepare", lose)
+    dataset = datasets.load("cifar10", data_dir=tmp_path)
+    assert len(dataset.train) == generated.SIZES["train"]
+
+
 def test_needs_no_tensorflow():
+    assert datasets._WITHOUT_TENSORFLOW == tuple(cifar.BUILDERS)
     code = "import sys; import rn_jax.data.cifar; print('tensorflow' in sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

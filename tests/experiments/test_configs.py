@@ -124,7 +124,7 @@ def test_no_config_repeats_what_it_starts_from():
 def schedule_of(name, steps_per_epoch, **overrides):
     config = load(name).to_dict() | overrides
     total = setup.count_steps(config, steps_per_epoch)
-    return setup._schedule(config, steps_per_epoch, total), total
+    return setup.make_schedule(config, steps_per_epoch, total), total
 
 
 def test_recipe_of_he_2015():

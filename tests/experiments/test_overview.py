@@ -152,7 +152,7 @@ def test_dry_run_needs_no_data(monkeypatch, capsys, tmp_path, dataset, told):
     argv += ["--config.epochs=1", "--config.protocol=45k5k", "--config.num_devices=2"]
     argv += [f"--config.data_dir={tmp_path}"]
     if dataset == "imagenet2012":
-        argv += ["--config.image_size=32"]
+        argv += ["--config.image_size=32", "--config.normalization=imagenet"]
     assert in_process(monkeypatch, argv) == 0
     assert told in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

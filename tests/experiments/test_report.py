@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 from tiny import TINY
 
 from experiments import report, subject
+from rn_jax.errors import InputError
 from rn_jax.models import MODELS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -148,6 +149,15 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     rows = {row[0]: row[1:] for row in Tables(text).rows}
     summary = json.loads((run / "summary.json").read_text())
     assert rows["test error"] == [f"{summary['test_error_percent']:.2f} %"]
+
+    (kept / "summary.json").unlink()
+    facts = {"steps": 7, "reason": "The loss is not finite at step 7."}
+    (kept / "diverged.json").write_text(json.dumps(facts))
+    text = report.report_page.page([report.read(str(kept), "it", worst=5)], command="")
+    assert "<p>Not known: it diverged at step 7.</p>" in text
+    assert {row[0]: row[1:] for row in Tables(text).rows}["run"] == ["diverged"]
+    with pytest.raises(InputError, match=r"kept diverged: The loss .* at step 7\.$"):
+        subject.finished(str(kept))
 
 
 def test_the_page_loads_nothing(page):

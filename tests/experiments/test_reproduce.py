@@ -127,7 +127,7 @@ def test_rows_can_be_built(name):
     dataset = "cifar10" if name == "before_resnets" or "imagenet" in name else None
     for entry in entries(TABLES[name], None, dataset, [], 0.02):
         setup.check(entry.config)
-        setup._schedule(entry.config, 390, setup.count_steps(entry.config, 390))
+        setup.make_schedule(entry.config, 390, setup.count_steps(entry.config, 390))
 
 
 def test_protocols_number():
@@ -148,7 +148,7 @@ def test_shortened_schedule_is_the_whole_one_run_through_faster(name):
     rates = {}
     for label, each in (("whole", config), ("short", short)):
         total = setup.count_steps(each, steps_per_epoch)
-        schedule = setup._schedule(each, steps_per_epoch, total)
+        schedule = setup.make_schedule(each, steps_per_epoch, total)
         places = [(i + 0.5) / 200 for i in range(200)]
         rates[label] = [float(schedule(int(total * place))) for place in places]
         rates[label, "total"] = total
@@ -391,6 +391,13 @@ def test_a_run_that_diverged_is_on_the_page(tmp_path, monkeypatch):
     assert row[3:7] == ["diverged", "", "0", "500 of 500"] and "--seeds=1" in row[9]
     assert first_row("b", "1")[3:6] == ["11.00", "0.250", "1"]
     assert not list(page.parent.rglob("diverged.json"))
+    # What has ended stays, whether the same config or another diverges later.
+    for name, more in (("c", []), ("d", ["--config.warmup=7"])):
+        argv += more
+        assert first_row(name, "1", at=1)[3:6] == ["11.00", "0.250", "1"]
+    argv.pop()
+    (kept / "seed0" / "summary.json").unlink()  # as if writing had been stopped
+    assert first_row("e", "1")[3:6] == ["11.00", "0.250", "1"]
 
 
 def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
@@ -417,14 +424,21 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
             files = sorted(place.rglob("summary.json"))
             assert int(n) == len(files)
             if not files:
-                assert (ours, loss, *rest) == ("",) * 6 and epochs.startswith("0 of ")
+                if list(
+                    (ROOT / "runs" / name).glob(f"{row}-{dataset}/*/diverged.json")
+                ):
+                    assert ours == "diverged"
+                else:
+                    assert (ours, loss, *rest) == ("",) * 6
+                    assert epochs.startswith("0 of ")
                 continue
             seen |= set(files)
             summaries = [json.loads(file.read_text()) for file in files]
             held_out = summaries[0]["protocol"] == "45k5k"
             at = "_at_best_val" if held_out else ""
             error = [summary[f"test_error{at}_percent"] for summary in summaries]
-            number, _, deviation = ours.rstrip("\\*").partition(" ± ")
+            ours = ours.removesuffix(" (diverged)").rstrip("\\*")
+            number, _, deviation = ours.partition(" ± ")
             assert number == f"{statistic[table.statistic](error):.2f}"
             if deviation:
                 assert deviation == f"{np.std(error, ddof=1):.2f}"

@@ -427,6 +427,7 @@ BAD_INPUT = {
     ),
     "nothing to begin from": (["--config.init_from=x.pt"], r"There is no file x.pt"),
     "drops": (["--config.lr_drops=(0.7, 0.5)"], r"one after another"),
+    "value apart": (["--config.lr_drops_unit", "epoch"], r"lr_drops_unit must be one"),
     "field of the config": (
         ["--epochs=3"],
         r"--epochs is a field of the config: --config.epochs=3",

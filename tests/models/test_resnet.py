@@ -437,6 +437,11 @@ def test_bad_input_is_one_sentence(bad, match):
     assert message.endswith(".") and "\n" not in message and ". " not in message
 
 
+def test_init_in_training_takes_the_gates_from_its_own_key(images):
+    model = small(stochastic_depth=StochasticDepth())
+    jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), images)
+
+
 def test_train_has_no_default(images):
     init = ResNet((1, 1), **SMALL).init
     with pytest.raises(TypeError, match="train"):
