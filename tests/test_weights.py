@@ -70,19 +70,31 @@ def test_what_comes_with_the_package():
     names = rn_jax.list_weights()
     files = list((ROOT / "rn_jax" / "trained").iterdir())
     assert sorted(file.stem for file in files) == names
-    assert {"resnet110_sd_digits", "resnet20_digits"} <= set(names)
+    assert names == ["resnet110_sd_digits", "resnet20_cifar10", "resnet20_digits"]
     sizes = [file.stat().st_size for file in files]
     assert max(sizes) < 8 * 2**20 and sum(sizes) < 20 * 2**20
     for name in ("resnet110_sd_digits", "resnet20_digits"):
-        model, variables = rn_jax.load(name)
-        info = rn_jax.read_info(name)
-        test = data.load(info["dataset"]).test
-        stats = info["normalization"]
-        images = data.normalize(test.images, stats["mean"], stats["std"])
-        apply = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False))
-        found = np.asarray(apply(variables, images)).argmax(-1)
-        error = 100 * float((found != test.labels).mean())
-        assert error == pytest.approx(info["test_error_percent"], abs=0.3)  # an image
+        error, told = error_and_what_is_told(name, data.load("digits").test)
+        assert error == pytest.approx(told, abs=0.3)  # an image
+
+
+def test_the_network_of_cifar10(cifar10_dir):
+    """On a fifth of the test images, within four deviations of a share of them."""
+    test = data.load("cifar10", data_dir=cifar10_dir).test.take(np.arange(2000))
+    error, told = error_and_what_is_told("resnet20_cifar10", test)
+    assert error == pytest.approx(told, abs=4 * (told * (100 - told) / 2000) ** 0.5)
+
+
+def error_and_what_is_told(name, test):
+    """Of trained weights that come along, in percent."""
+    model, variables = rn_jax.load(name)
+    info = rn_jax.read_info(name)
+    assert name.endswith(info["dataset"])
+    stats = info["normalization"]
+    images = data.normalize(test.images, stats["mean"], stats["std"])
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    found = np.asarray(apply(variables, images)).argmax(-1)
+    return 100 * float((found != test.labels).mean()), info["test_error_percent"]
 
 
 def test_entries_that_need_arguments(tmp_path, monkeypatch, random_variables):
