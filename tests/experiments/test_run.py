@@ -456,7 +456,7 @@ def test_unknown_data_set_and_config(tmp_path, monkeypatch, capsys):
     argv = arguments(tmp_path / "w", config="resnet21")
     assert in_process(monkeypatch, argv) == 2
     assert re.search(
-        r"There is no config .*resnet21.py; near it: configs/resnet20.py,",
+        r"There is no config .*resnet21.py; near it: .*configs/resnet20.py",
         capsys.readouterr().err,
     )
     assert in_process(monkeypatch, []) == 2
