@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.network import Network
+from rn_jax.models.preact import FullPreactivation
 from rn_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.models.vgg import VGG
@@ -42,18 +43,16 @@ def from_torch(
     """The variables of a network from a PyTorch model's weights.
 
     Reads torchvision's networks under torchvision's names, timm's of the same names
-    (ResNet, wide ResNet, ResNeXt, DenseNet, VGG), and, for "resnet20" to "resnet1202",
-    akamaster's, whose shortcut is `shortcut="A_centered"` here. The number of classes
-    is that of the weights:
+    (ResNet, wide ResNet, ResNeXt, DenseNet, VGG) and its pre-activation networks
+    (resnetv2_50), and, for "resnet20" to "resnet1202", akamaster's, whose shortcut is
+    `shortcut="A_centered"` here. The number of classes is that of the weights:
 
         model = create_model("resnet50", num_classes=1000)
         logits = model.apply(from_torch("resnet50", weights), images, train=False)
 
     torchvision's trained GoogLeNet comes without auxiliary heads, for which `aux_heads`
     is False, and takes images of mean 0.5 and deviation 0.5 in every channel: its
-    `transform_input` makes them from the usual ones. timm's pre-activation networks
-    (resnetv2) pool before the first BatchNorm, ours after it as in He et al. 2016's
-    code: another function, and so refused.
+    `transform_input` makes them from the usual ones.
 
     Args:
         name: of `list_models()`.
@@ -69,13 +68,13 @@ def from_torch(
         InputError: unknown name, or one without a PyTorch counterpart; weights missing,
             left over, or of another shape.
     """
+    model = create_model(name, **fields)
+    layout = _layout(model, name)
     weights = {
-        _current(key): _array(value)
+        _current(key, layout): _array(value)
         for key, value in state_dict.items()
         if not key.endswith(_IGNORED)
     }
-    model = create_model(name, **fields)
-    layout = _layout(model, name)
     heads = (h for h in layout.heads if np.ndim(weights.get(f"{h}.weight", 0)))
     if head := next(heads, None):
         classes = len(weights[f"{head}.weight"])
@@ -125,7 +124,8 @@ def _some(names):
 def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A PyTorch model's weights from the variables of a network: `from_torch` undone.
 
-    The names are torchvision's, of akamaster's project for ResNets with the small stem:
+    The names are torchvision's, timm's for its resnetv2, and akamaster's for ResNets
+    with the small stem:
 
         weights = to_torch(rn_jax.create_model("resnet50"), variables)
         peer.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
@@ -146,8 +146,9 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     if not layout.computes(model):
         raise InputError(
             f"The PyTorch project's {type(model).__name__} with these weights computes "
-            "something else: it has shortcut B and the stride on the 3x3, or for CIFAR "
-            "basic blocks and A_centered, and GoogLeNet torchvision's windows."
+            "something else: it has shortcut B (B_linear before activation) and the "
+            "stride on the 3x3, or for CIFAR basic blocks and A_centered, and "
+            "GoogLeNet torchvision's windows."
         )
     head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
     weights = {}
@@ -156,6 +157,8 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         value = np.array(leaf)  # a copy, which PyTorch may write to
         if kind == "kernel":
             value = _weight(value, layout.flattened(model).get(module))
+            if module == "head" and layout.convolves:
+                value = value[..., None, None]
         weights[f"{theirs}.{_LEAVES[kind]}"] = np.asarray(value, order="C")
         if kind == "mean":
             weights[f"{theirs}.{_IGNORED}"] = np.zeros((), np.int64)
@@ -184,20 +187,12 @@ def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-# timm's names of VGG's classifier, whose layers are convolutions there.
-_TIMM_VGG = {
-    "pre_logits.fc1": "classifier.0",
-    "pre_logits.fc2": "classifier.3",
-    "head.fc": "classifier.6",
-}
-
-
-def _current(key):
+def _current(key, layout):
     """torchvision's name of today for timm's, DataParallel's and that of old files."""
     key = key.removeprefix("module.")
     module, _, leaf = key.rpartition(".")
-    if module in _TIMM_VGG:
-        return f"{_TIMM_VGG[module]}.{leaf}"
+    if module in layout.aliases:
+        return f"{layout.aliases[module]}.{leaf}"
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
 
 
@@ -237,6 +232,8 @@ class _Layout:
         computes: which of these also compute the same there.
         flattened: network -> our layers that follow a flattened map, with the channels
             of that map.
+        convolves: their classifier is a 1x1 convolution.
+        aliases: another project's names of modules -> theirs.
     """
 
     heads: tuple[str, ...]
@@ -244,6 +241,8 @@ class _Layout:
     has: Callable[[Network], bool]
     computes: Callable[[Network], bool] = lambda model: True
     flattened: Callable[[Network], Mapping[str, int]] = lambda model: {}
+    convolves: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, path, model: Network, head: str) -> tuple[str, str, str]:
         """Our module and kind of a leaf at that path of the tree, and their module.
@@ -263,6 +262,16 @@ def _resnet(path, model):
     shortcut = {"conv": "downsample.0", "bn": "downsample.1"}
     layer = shortcut[layer[1]] if layer[0] == "shortcut" else layer[0]
     return f"layer{_number(stage)}.{_number(block) - 1}.{layer}"
+
+
+def _resnetv2(path, model):
+    ends = {"stem_conv": "stem.conv", "final_bn": "norm"}
+    if path in ends:
+        return ends[path]
+    stage, block, *layer = path.split("/")
+    layer = "downsample.conv" if layer[0] == "shortcut" else layer[0]
+    layer = layer.replace("bn", "norm")
+    return f"stages.{_number(stage) - 1}.blocks.{_number(block) - 1}.{layer}"
 
 
 def _densenet(path, model):
@@ -312,6 +321,20 @@ def _number(name):
     return int(re.search(r"\d+$", name).group())
 
 
+_RESNETV2 = _Layout(
+    ("head.fc",),
+    _resnetv2,
+    lambda m: m.block is FullPreactivation and m.stem == "imagenet_linear",
+    lambda m: (
+        m.shortcut == "B_linear"
+        and (
+            not m.block_kwargs.get("bottleneck")
+            or m.block_kwargs.get("stride_on") == "3x3"
+        )
+    ),
+    convolves=True,
+)
+
 _LAYOUTS = {
     ResNet: _Layout(
         ("fc", "linear"),
@@ -329,6 +352,11 @@ _LAYOUTS = {
         _vgg,
         lambda m: m.stem == "imagenet",
         flattened=lambda m: {"fc1": m.features[-1]},
+        aliases={  # timm's, where these layers are convolutions
+            "pre_logits.fc1": "classifier.0",
+            "pre_logits.fc2": "classifier.3",
+            "head.fc": "classifier.6",
+        },
     ),
     AlexNet: _Layout(
         ("classifier.6",),
@@ -348,6 +376,8 @@ _LAYOUTS = {
 
 def _layout(model, name):
     layout = _LAYOUTS.get(type(model))
+    if isinstance(model, ResNet) and model.norm_first:
+        layout = _RESNETV2
     if layout is None or not layout.has(model):
         raise InputError(f"No PyTorch project is known here that has {name}.")
     return layout

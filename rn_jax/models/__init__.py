@@ -362,6 +362,31 @@ _add(
     **_IMAGENET,
 )
 
+# The same units; timm has no BatchNorm and ReLU in the stem, and so one more in the
+# first unit.
+_TIMM = "timm, after He et al. 2016"
+_add(
+    {
+        "resnetv2_18": (11_687_720, {"stage_sizes": (2, 2, 2, 2)}, None),
+        "resnetv2_34": (21_795_880, {"stage_sizes": _50}, None),
+    },
+    ResNet,
+    {**_IMAGENET_BASIC, **_PREACT, "shortcut": "B_linear", "stem": "imagenet_linear"},
+    _TIMM,
+    **_IMAGENET,
+)
+_add(
+    {
+        "resnetv2_50": (25_549_352, {"stage_sizes": _50}, None),
+        "resnetv2_101": (44_541_480, {"stage_sizes": _101}, None),
+        "resnetv2_152": (60_185_128, {"stage_sizes": _152}, None),
+    },
+    ResNet,
+    {**MODELS["preact_resnet152"].arguments, "stem": "imagenet_linear"},
+    _TIMM,
+    **_IMAGENET,
+)
+
 # --- Zagoruyko and Komodakis 2016 -----------------------------------------------------
 
 for _depth, _width, _params in (

@@ -174,10 +174,12 @@ class Network(nn.Module, kw_only=True):
         _check_shape("paths", paths, (num_blocks,), (num_blocks, batch_size))
 
 
-def check_stem(stem: str) -> None:
-    """Raises an InputError if `stem` is neither "small" nor "imagenet"."""
-    if stem not in ("small", "imagenet"):
-        raise InputError(f'stem must be "small" or "imagenet", not {stem!r}.')
+def check_stem(stem: str, *more: str) -> None:
+    """Raises an InputError if `stem` is not "small", "imagenet" or one of `more`."""
+    allowed = ("small", "imagenet", *more)
+    if stem not in allowed:
+        *rest, last = (f'"{name}"' for name in allowed)
+        raise InputError(f"stem must be {', '.join(rest)} or {last}, not {stem!r}.")
 
 
 def _check_shape(name, array, *allowed):

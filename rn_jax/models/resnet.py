@@ -177,7 +177,9 @@ class ResNet(Network):
         stage_sizes: blocks per stage.
         features: channels of the output of each stage.
         stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
-            convolution of stride 2 and 3x3 max-pooling of stride 2.
+            convolution of stride 2 and 3x3 max-pooling of stride 2; or, for
+            pre-activation units, "imagenet_linear", the same without BatchNorm and
+            ReLU, with which the first unit then begins (timm's resnetv2).
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer`, a block of another paper here,
@@ -209,8 +211,13 @@ class ResNet(Network):
         gates: jax.Array | Subset | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
-        """See `Network`; an unknown stem raises an InputError too."""
-        check_stem(self.stem)
+        """See `Network`; an unknown or unfit stem raises an InputError too."""
+        check_stem(self.stem, "imagenet_linear")
+        if self.stem == "imagenet_linear" and not self._preactivation:
+            raise InputError(
+                'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
+                f"unit; {self.block_class.__name__} is none."
+            )
         fields = getattr(self.block_class, "__dataclass_fields__", self.block_kwargs)
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             raise InputError(
@@ -229,13 +236,14 @@ class ResNet(Network):
 
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
-        x = self.activation(norm(name="stem_bn")(x))
-        if self.stem == "imagenet":
+        if self.stem != "imagenet_linear":
+            x = self.activation(norm(name="stem_bn")(x))
+        if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
             apart = any(b.apart for b in self.blocks if b.stage == stage)
             first = block if apart else None
-            if self._preactivation and stage == 1:
+            if self._first_activated and stage == 1:
                 first = partial(block, activated=True)  # by the stem, for both paths
             x = Stage(
                 block,
@@ -262,7 +270,7 @@ class ResNet(Network):
             self._strides,
             self._stem_features,
             has_shortcut=self.has_shortcuts,
-            first_apart=self._preactivation is not None,
+            first_apart=self._first_activated,
         )
 
     @property
@@ -286,6 +294,11 @@ class ResNet(Network):
     @property
     def _preactivation(self):
         return getattr(self.block_class, "preactivation", None)
+
+    @property
+    def _first_activated(self):
+        """Whether the stem does what a pre-activation unit begins with."""
+        return self._preactivation is not None and self.stem != "imagenet_linear"
 
     @property
     def block_class(self) -> Callable[..., nn.Module]:

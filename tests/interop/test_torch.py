@@ -101,7 +101,10 @@ def assert_back_again(model, variables, peer):
         "resnet18",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("resnext50_32x4d", "wide_resnet50_2", "densenet121", "vgg11")
+            for name in (
+                *("resnext50_32x4d", "wide_resnet50_2", "resnetv2_50"),
+                *("densenet121", "vgg11"),
+            )
         ),
     ],
 )
@@ -114,6 +117,29 @@ def test_networks_are_timms(name, torchvision, quick_compile):
     model = create_model(name, num_classes=7)
     ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "bottleneck", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_preactivation_units_are_timms(bottleneck, quick_compile, torchvision):
+    pytest.importorskip("timm", reason="an optional peer")
+    from timm.layers import BatchNormAct2d, create_conv2d
+    from timm.models.resnetv2 import ResNetV2
+
+    sizes, features = (2, 2, 1, 1), (32, 64, 64, 128)
+    peer = ResNetV2(
+        sizes,
+        features,
+        num_classes=7,
+        stem_chs=16,
+        basic=not bottleneck,
+        bottle_ratio=0.25 if bottleneck else 1.0,
+        conv_layer=create_conv2d,
+        norm_layer=BatchNormAct2d,
+    )
+    name = "resnetv2_50" if bottleneck else "resnetv2_18"
+    compare(name, peer, stage_sizes=sizes, features=features, stem_features=16)
 
 
 @pytest.mark.slow
@@ -408,6 +434,7 @@ def test_weights_that_do_not_fit(resnet20_weights, change, match):
         ("resnet20", {}),  # whose shortcut is A
         ("resnet50", {"block_kwargs": {"stride_on": "1x1"}}),
         ("resnet34", {"shortcut": "C"}),
+        ("resnetv2_50", {"block_kwargs": {"stride_on": "1x1"}}),
         ("googlenet", {"large_kernel": 5}),
     ],
 )
@@ -417,7 +444,7 @@ def test_networks_that_compute_something_else_there(name, fields):
 
 
 def test_names_without_a_counterpart():
-    for name in ("wrn16_8", "preact_resnet110"):
+    for name in ("wrn16_8", "preact_resnet110", "preact_resnet152"):
         with pytest.raises(InputError, match=f"No PyTorch project .* {name}"):
             from_torch(name, {"fc.weight": np.ones((3, 2))})
 

@@ -413,6 +413,14 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         (lambda: apply_small(shape=(2, 6, 6, 1)), "stem_conv takes 3 channels, .* 1"),
         (lambda: apply_small(shape=(6, 6, 3)), r"must be \[B, H, W, C\]"),
         (lambda: apply_small(dtype="uint8"), "normalised floating point .* uint8"),
+        (
+            lambda: apply_small(small(stem="large")),
+            '"small", "imagenet" or "imagenet_linear", not \'large\'',
+        ),
+        (
+            lambda: apply_small(small(stem="imagenet_linear")),
+            "to a pre-activation unit; BasicBlock is none",
+        ),
         (lambda: apply_small(small(shortcut="D")), "one of A, A_centered.* not 'D'"),
         (lambda: apply_small(small(shortcut=None)), "one of A, .* not None"),
         (lambda: apply_small(small(conv_gradient="fast")), "\"xla\", not 'fast'"),

@@ -85,6 +85,12 @@ GOLDEN = {
     # The original's, less the BatchNorms of its projections: 2 (256 + ... + 2048).
     "preact_resnet152": 60_192_808 - 7_680,
     "preact_resnet200": 64_673_832 - 7_680,
+    # timm's: likewise; with basic units less 2 (128 + 256 + 512).
+    "resnetv2_18": 11_689_512 - 1_792,
+    "resnetv2_34": 21_797_672 - 1_792,
+    "resnetv2_50": 25_557_032 - 7_680,
+    "resnetv2_101": 44_549_160 - 7_680,
+    "resnetv2_152": 60_192_808 - 7_680,
     # Zagoruyko and Komodakis 2016.
     "wrn16_8": 10_961_370,
     "wrn40_4": 8_949_210,
@@ -304,7 +310,7 @@ def depth_is_what_the_name_says(name, tree):
             layers += leaf.shape[0] if "blocks" in keys else 1
     if name.startswith("wrn"):  # by custom 6n + 4 counts the three projections,
         layers += projections - 1  # beside the path, and not the classifier
-    depth = DEPTH.get(name) or int(re.search(r"\d+", name).group())
+    depth = DEPTH.get(name) or int(re.search(r"\d+", name.removeprefix("resnetv2")).group())
     assert layers == depth, name
 
 
@@ -363,6 +369,8 @@ KINDS = [
     "preact_resnet110",
     "preact_resnet164",
     "preact_resnet152",
+    "resnetv2_18",
+    "resnetv2_50",
     "wide_resnet50_2",
     "wrn16_8",
     "wrn28_10_dropout",
@@ -406,6 +414,7 @@ def test_networks_without_blocks_take_gates_of_none(name):
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
 LONG = {
+    *("resnetv2_18", "resnetv2_50"),
     "resnet50",
     "resnet164",
     "resnet18",
@@ -443,7 +452,7 @@ LONG = {
 )
 def test_gates(name, quick_compile, random_variables):
     model = narrow(name)
-    size = 16 if getattr(model, "stem", None) == "imagenet" else 8
+    size = 16 if getattr(model, "stem", "").startswith("imagenet") else 8
     shape = (size, size, MODELS[name].channels)
     variables = random_variables(model, shape)
     images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
@@ -500,7 +509,7 @@ def on_the_branch(name, layer, info):
         return False
     if layer == "gate":
         return "exclusive" in name or "highway" in name
-    if layer == "bn1" and ("preact_resnet" in name or "wrn" in name):
+    if layer == "bn1" and name.startswith(("preact_resnet", "resnetv2", "wrn")):
         # One BN-ReLU feeds both paths where a convolution is on the shortcut.
         return info.same_shape or name == "preact_resnet110"
     return True
@@ -527,7 +536,7 @@ def one_training_step(name):
     model = create_model(name, num_classes=3)
     # Without blocks, and so not to be made narrow: at least for small images.
     model = narrow(name) if model.num_blocks else model.copy(stem="small")
-    size = 16 if getattr(model, "stem", None) == "imagenet" else 8
+    size = 16 if getattr(model, "stem", "").startswith("imagenet") else 8
     shape = (4, size, size, MODELS[name].channels)
     step, state, batch = training_step(model, shape)
     rng = np.random.default_rng(0)
