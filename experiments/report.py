@@ -112,12 +112,18 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     )
     if summary is None or not workdir.checkpoints.exists():
         model, _ = setup.network(config)
-        diverged = workdir.diverged()
-        reason = "has not ended" if summary is None else "was kept without checkpoints"
-        if summary is None and diverged:
-            reason = f"diverged at step {diverged['steps']}"
+        end = workdir.diverged() if summary is None else None
+        if summary:
+            reason = "was kept without checkpoints"
+        elif end:
+            reason = f"diverged at step {end['steps']}"
+        else:
+            reason = "has not ended"
         return dataclasses.replace(
-            record, survival=_survival(model), unknown=f"{label} {reason}"
+            record,
+            survival=_survival(model),
+            unknown=f"{label} {reason}",
+            diverged=end["steps"] if end else None,
         )
     run = subject.finished(path, data_dir=data_dir)
     confusion, mistakes = _test(run, worst)

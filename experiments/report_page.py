@@ -84,6 +84,7 @@ class Record:
             if it is unknown.
         mistakes: those with the greatest loss first.
         unknown: why what takes the trained network is, as a sentence without its stop.
+        diverged: at which step, if it did.
     """
 
     label: str
@@ -98,6 +99,7 @@ class Record:
     confusion: np.ndarray | None = None
     mistakes: Sequence[Mistake] = ()
     unknown: str | None = None
+    diverged: int | None = None
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
@@ -154,8 +156,8 @@ def _result(record: Record) -> dict[str, str]:
     paper, published = _published(record)
     if summary:
         state = "has ended"
-    elif record.unknown and "diverged" in record.unknown:
-        state = "diverged"
+    elif record.diverged is not None:
+        state = f"diverged at step {record.diverged}"
     elif last:
         state = f"has not ended: as of epoch {last['epoch']}"
     else:

@@ -155,7 +155,9 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     (kept / "diverged.json").write_text(json.dumps(facts))
     text = report.report_page.page([report.read(str(kept), "it", worst=5)], command="")
     assert "<p>Not known: it diverged at step 7.</p>" in text
-    assert {row[0]: row[1:] for row in Tables(text).rows}["run"] == ["diverged"]
+    assert {row[0]: row[1:] for row in Tables(text).rows}["run"] == [
+        "diverged at step 7"
+    ]
     with pytest.raises(InputError, match=r"kept diverged: The loss .* at step 7\.$"):
         subject.finished(str(kept))
 
