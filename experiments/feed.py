@@ -165,7 +165,7 @@ def of_imagenet(
         host_index, num_hosts: as in `Feed`.
 
     Raises:
-        InputError: the data set cannot be read, or crops that do not fit.
+        InputError: the data set cannot be read.
     """
     source = imagenet.open_source(
         config["data_dir"], damaged_records=config["damaged_records"]
@@ -178,7 +178,6 @@ def of_imagenet(
         size = _held_out(len(order))
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
-    check_crops(config)
     resize, size = config["eval_resize"], config["image_size"]
     low, high = config["train_scales"]
     workers = config["num_workers"]
