@@ -310,7 +310,7 @@ def depth_is_what_the_name_says(name, tree):
             layers += leaf.shape[0] if "blocks" in keys else 1
     if name.startswith("wrn"):  # by custom 6n + 4 counts the three projections,
         layers += projections - 1  # beside the path, and not the classifier
-    depth = DEPTH.get(name) or int(re.search(r"\d+", name.removeprefix("resnetv2")).group())
+    depth = DEPTH.get(name) or int(re.search(r"\d\d+", name).group())
     assert layers == depth, name
 
 
