@@ -24,6 +24,7 @@ test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faul
 test-min: .venv-min/test.stamp  ## What `make test` has, with the least versions allowed
 	.venv-min/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
 		--deselect tests/test_scaling.py::test_closed_forms
+	.venv-min/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
 
 docs: .venv/test.stamp  ## The documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

@@ -11,7 +11,9 @@ included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -57,7 +59,10 @@ def export(options: argparse.Namespace) -> None:
     default = epath.Path(options.workdir) / f"{run.config['model']}.{options.format}"
     out = epath.Path(options.out or default)
     if options.format == "safetensors":
-        rn_jax.save(out, run.model, run.variables, info=facts(run))
+        with tempfile.TemporaryDirectory() as folder:  # the run may be in a bucket
+            file = Path(folder) / out.name
+            rn_jax.save(file, run.model, run.variables, info=facts(run))
+            replace_file(out, file.read_bytes())
         how = f'model, variables = rn_jax.load("{out}")'
     else:
         program = to_stablehlo(

@@ -105,6 +105,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         label=label,
         config=config,
         summary=summary,
+        diverged=None if summary else workdir.diverged(),
         epochs=[line for line in lines if line.get("kind") == "epoch"],
         timing=workdir.lines("timing.jsonl"),
         figures=_studies(folder / "analysis"),
@@ -112,18 +113,14 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     )
     if summary is None or not workdir.checkpoints.exists():
         model, _ = setup.network(config)
-        end = workdir.diverged() if summary is None else None
         if summary:
             reason = "was kept without checkpoints"
-        elif end:
-            reason = f"diverged at step {end['steps']}"
+        elif record.diverged:
+            reason = f"diverged at step {record.diverged['steps']}"
         else:
             reason = "has not ended"
         return dataclasses.replace(
-            record,
-            survival=_survival(model),
-            unknown=f"{label} {reason}",
-            diverged=end["steps"] if end else None,
+            record, survival=_survival(model), unknown=f"{label} {reason}"
         )
     run = subject.finished(path, data_dir=data_dir)
     confusion, mistakes = _test(run, worst)

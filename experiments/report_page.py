@@ -84,7 +84,7 @@ class Record:
             if it is unknown.
         mistakes: those with the greatest loss first.
         unknown: why what takes the trained network is, as a sentence without its stop.
-        diverged: at which step, if it did.
+        diverged: diverged.json, if the run ended so.
     """
 
     label: str
@@ -99,7 +99,12 @@ class Record:
     confusion: np.ndarray | None = None
     mistakes: Sequence[Mistake] = ()
     unknown: str | None = None
-    diverged: int | None = None
+    diverged: Mapping[str, Any] | None = None
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run noted when it ended, however it did."""
+        return self.summary or self.diverged or {}
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
@@ -150,14 +155,14 @@ def _results(records):
 
 def _result(record: Record) -> dict[str, str]:
     """What came out, beside what the paper has."""
-    config, summary = record.config, record.summary or {}
+    config, facts = record.config, record.facts
     last = record.epochs[-1] if record.epochs else {}
-    error = summary.get("test_error_percent", last.get("test_error_percent"))
+    error = facts.get("test_error_percent", last.get("test_error_percent"))
     paper, published = _published(record)
-    if summary:
+    if record.summary:
         state = "has ended"
-    elif record.diverged is not None:
-        state = f"diverged at step {record.diverged}"
+    elif record.diverged:
+        state = f"diverged at step {record.diverged['steps']}"
     elif last:
         state = f"has not ended: as of epoch {last['epoch']}"
     else:
@@ -166,23 +171,23 @@ def _result(record: Record) -> dict[str, str]:
         "run": state,
         "network": config["model"],
         "data set": config["dataset"],
-        "parameters": _number(summary.get("params"), ",d"),
-        "blocks": _number(summary.get("num_blocks"), "d"),
-        "epochs": str(summary.get("epochs", last.get("epoch", 0))),
+        "parameters": _number(facts.get("params"), ",d"),
+        "blocks": _number(facts.get("num_blocks"), "d"),
+        "epochs": str(facts.get("epochs", last.get("epoch", 0))),
         "seed": str(config["seed"]),
-        "command": summary.get("command") or "-",
+        "command": facts.get("command") or "-",
         "test error": _number(error, ".2f", " %"),
         "published": _number(published, ".2f", f" % ({paper})"),
         "ours - published": _number(
             None if None in (error, published) else error - published, "+.2f", " points"
         ),
         "validation error, last epoch": _number(
-            summary.get("val_error_percent", last.get("val_error_percent")),
+            facts.get("val_error_percent", last.get("val_error_percent")),
             ".2f",
             " %",
         ),
         "test error at the best validation epoch": _number(
-            summary.get("test_error_at_best_val_percent"), ".2f", " %"
+            facts.get("test_error_at_best_val_percent"), ".2f", " %"
         ),
     }
 
@@ -234,14 +239,14 @@ def _flat(config, prefix=""):
 def _environment(records):
     columns = []
     for record in records:
-        summary = record.summary or {}
+        facts = record.facts
         columns.append(
             {
-                **_machine(summary),
-                "devices": summary.get("devices", "-"),
-                "processes": summary.get("processes", "-"),
-                "revision": summary.get("git_revision") or "-",
-                **summary.get("versions", {}),
+                **_machine(facts),
+                "devices": facts.get("devices", "-"),
+                "processes": facts.get("processes", "-"),
+                "revision": facts.get("git_revision") or "-",
+                **facts.get("versions", {}),
             }
         )
     names = dict.fromkeys(itertools.chain(*columns))
@@ -249,8 +254,8 @@ def _environment(records):
     return _table(["", *(record.label for record in records)], rows)
 
 
-def _machine(summary):
-    machine = summary.get("machine", {})
+def _machine(facts):
+    machine = facts.get("machine", {})
     names = {"cpu": "CPU", "cores": "cores", "memory_gib": "memory (GiB)"}
     return {shown: machine.get(name, "-") for name, shown in names.items()}
 
@@ -442,7 +447,8 @@ def _mistakes(record, index):
     if record.confusion is None:
         return _unknown(record)
     if not record.mistakes:
-        return "<p>None.</p>"
+        wrong = record.confusion.sum() - record.confusion.trace()
+        return f"<p>{wrong:,} images are wrong, and none is shown.</p>"
     shown = "\n".join(_mistake(m, record.class_names) for m in record.mistakes)
     return f'<div class="mistakes">\n{shown}\n</div>'
 
@@ -485,8 +491,7 @@ def _timing(records):
     rows = []
     for record in records:
         last = record.timing[-1] if record.timing else {}
-        summary = record.summary or {}
-        seconds = summary.get("wall_seconds", last.get("wall_seconds"))
+        seconds = record.facts.get("wall_seconds", last.get("wall_seconds"))
         rows.append(
             [
                 record.label,

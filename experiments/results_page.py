@@ -13,6 +13,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from experiments import files, many
+from experiments.feed import count_train
 from experiments.rows import Entry, differences, entries, published_cell, shorten
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
@@ -66,12 +67,12 @@ def keep(
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
         place = row / f"seed{config['seed']}"
         others = [there for c, there in _kept(row) if _differing(config, c)]
-        longer = [o for o in others if "reason" in end or o["steps"] > end["steps"]]
-        if any("reason" not in other for other in longer):
-            print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
+        ended = [other for other in others if "reason" not in other]
+        if "reason" in end and (ended or (place / "summary.json").exists()):
+            print(f"{row} holds runs that have ended, and {path} diverged: they stay.")
             continue
-        if "reason" in end and (place / "summary.json").exists():
-            print(f"{place} has ended, and stays; remove it to keep {path}.")
+        if any(other["steps"] > end["steps"] for other in ended):
+            print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
             continue
         if others:
             row.rmtree()
@@ -123,15 +124,18 @@ def page(folder: epath.Path) -> str:
         shortened = {
             (entry.row, entry.dataset)
             for entry, runs in zip(found, kept, strict=True)
-            if runs and _changed(entry, runs[0][0])
+            if runs and _differing(entry.config, runs[0][0])
         }
         for line in differences(table, found, results):
             pair = {(row, line["dataset"]) for row in line["rows"]}
             parts += ["", f"- {line['says']}{_mark(bool(pair & shortened))}"]
+        said: dict[str, list[str]] = {}
         for entry, runs in zip(found, kept, strict=True):
             if runs and (other := _otherwise(entry, runs[0][0])):
-                said = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
-                parts += ["", f"- {entry.row}, {entry.dataset}: otherwise {said}."]
+                what = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
+                said.setdefault(what, []).append(f"{entry.row} ({entry.dataset})")
+        for what, rows in said.items():
+            parts += ["", f"- {', '.join(rows)}: otherwise {what}."]
         if any(kept):
             parts += ["", f"![Loss and error by epoch](runs/{name}/curves.png)"]
         parts.append("")
@@ -198,16 +202,12 @@ def _differing(one, other):
     }
 
 
-def _changed(entry: Entry, config):
-    return _differing(entry.config, config)
-
-
 def _otherwise(entry: Entry, config):
     """Fields that differ beside those that are shortened in proportion."""
     unit = "steps" if entry.config["steps"] else "epochs"
     scale = (config[unit] or 0) / entry.config[unit]
     if not 0 < scale < 1:
-        return _changed(entry, config)
+        return _differing(entry.config, config)
     return _differing(shorten(entry.config, scale), config)
 
 
@@ -218,23 +218,22 @@ def _mark(shortened):
 def _cells(table: Table, entry: Entry, runs, result):
     """Of one row."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    whole = entry.config
-    length = f"{whole['epochs']}" if whole["epochs"] else f"{whole['steps']:,} steps"
+    epochs = entry.config["epochs"]
+    if epochs is None:
+        examples = entry.config["steps"] * entry.config["batch_size"]
+        epochs = round(examples / count_train(entry.config))
     if not runs:
-        return [*start, "", "", "0", f"0 of {length}", "", "", "", ""]
+        return [*start, "", "", "0", f"0 of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # one that ended
-    if whole["epochs"] is None and summary["epochs"]:
-        steps_per_epoch = summary["steps"] / summary["epochs"]
-        length = f"{whole['steps'] / steps_per_epoch:.4g}"
     seconds = result.get("wall_seconds", summary["wall_seconds"])
-    mark = _mark(bool(_changed(entry, config)))
+    mark = _mark(bool(_differing(entry.config, config)))
     loss = result.get("train_loss")
     return [
         *start,
         many.error_cell(result, entry.error, table.statistic, mark),
         "" if loss is None else f"{loss:.3f}",
         str(result["n"]),
-        f"{summary['epochs']:g} of {length}",
+        f"{summary['epochs']:g} of {epochs}",
         _hardware(summary),
         f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
         f"`{summary['command']}`",

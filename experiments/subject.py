@@ -77,7 +77,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     if not isinstance(experiment.feed, InMemory):
         raise InputError(
             f"Studies take data sets that fit into memory, and {config['dataset']} "
-            "does not."
+            "does not: name a run on another; experiments.evaluate tests this one."
         )
     folder = epath.Path(path)
     lines = Workdir(path, config).lines("metrics.jsonl")
@@ -235,7 +235,7 @@ def _last_state(folder, step, like):
     except Exception as error:  # whatever a damaged file makes a reader raise
         raise InputError(
             f"The checkpoint of step {step}, the last of the run {folder}, is missing "
-            "or damaged."
+            "or damaged: restore it, or train the run again in another folder."
         ) from error
     finally:
         checkpoints.close()

@@ -246,7 +246,7 @@ TABLES: Mapping[str, Table] = {
             "28_10": Row("wrn28_10", _BOTH),
             "28_10_dropout": Row("wrn28_10_dropout", _BOTH),
         },
-        published_of="no number is in this project's sources",
+        published_of="no published number at hand",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",

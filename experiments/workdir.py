@@ -104,7 +104,7 @@ class Workdir:
                 self._write("summary.json", summary)
 
     def diverged(self) -> dict[str, Any] | None:
-        """diverged.json: where and why the last try ended, if its numbers did."""
+        """diverged.json: where and why the last try ended, if it was not finite."""
         file = self.path / "diverged.json"
         return read_json(file) if file.exists() else None
 

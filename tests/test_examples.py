@@ -2,9 +2,9 @@
 """Every block of code in README and docs: Python is run, commands are taken.
 
 A command is given to its program whole, which checks its options and configs, and stops
-where the work would begin; those of the tutorial and of a block of one's own are also
-run to their ends, shortened. What needs a network, hardware or files that are not here
-carries the comment `not run: why`, and `NOT_RUN` lists it.
+where the work would begin; those of the tutorial, of a block of one's own and of
+README's beginning are also run to their ends, shortened. What needs a network, hardware
+or files that are not here carries the comment `not run: why`, and `NOT_RUN` lists it.
 """
 
 import contextlib
@@ -19,13 +19,16 @@ from unittest import mock
 
 import generated
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import studies, study_report
 from rn_jax.data import DATASETS
 from rn_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
 BLOCK = re.compile(
@@ -55,8 +58,9 @@ WORK = {
 }
 
 
-def blocks(page):
-    return [found.groupdict() for found in BLOCK.finditer(page.read_text())]
+def blocks(page, until=None):
+    text = page.read_text().partition(until)[0] if until else page.read_text()
+    return [found.groupdict() for found in BLOCK.finditer(text)]
 
 
 def name(page):
@@ -99,8 +103,15 @@ def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
                 exec(compile(block["python"], name(page), "exec"), names)
 
 
-def commands_of(page):
-    for block in blocks(page):
+def recipe(target):
+    """The command of a target of make."""
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.M)
+    return re.sub(r"\\\n", " ", found.group(1)).replace("$(BIN)", ".venv/bin")
+
+
+def commands_of(page, until=None):
+    """Those above a heading, or all."""
+    for block in blocks(page, until):
         if block["shell"] and not block["why"]:
             text = re.sub(r"\\\n", " ", block["shell"])
             for line in text.splitlines():
@@ -126,23 +137,28 @@ SHORT = {
     "page, left",
     [
         (
-            "tutorial.md",
+            "docs/tutorial.md",
             [
                 *("figures/learning_curves.png", "report.html", "resnet32.stablehlo"),
                 *("analysis/delete_one.png", "resnet32.safetensors"),
             ],
         ),
-        ("how_to/block.md", ["analysis/delete_one.png"]),
+        ("docs/how_to/block.md", ["analysis/delete_one.png"]),
+        (
+            "README.md",
+            ["report.html", "analysis/delete_one.png", "resnet110.stablehlo"],
+        ),
     ],
 )
 def test_commands_of_a_page_one_after_another(page, left, tmp_path):
     """In a folder that has the project's configs, as a reader would."""
-    page = ROOT / "docs" / page
+    page = ROOT / page
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     python = [block["python"] for block in blocks(page) if block["python"]]
     (tmp_path / "my_block.py").write_text("\n".join(python))
-    for line in commands_of(page):
-        words = shlex.split(line)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
+    for line in commands_of(page, until="## Beside other projects"):
+        words = shlex.split(recipe("demo") if line == "make demo" else line)
         if words[0] != ".venv/bin/python":  # of make
             continue
         kind = words[2].removeprefix("experiments.")
@@ -178,7 +194,7 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
     words = shlex.split(line, comments=True)
     if words[0] == "make":
         assert words[1] in TARGETS
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        assert re.search(rf"^{words[1]}:", MAKEFILE, re.M)
         return
     if words[1] == "my_block.py":  # which its page makes, and which registers this
         monkeypatch.setitem(MODELS, "se_resnet20", MODELS["resnet20"])

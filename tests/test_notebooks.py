@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The notebooks: as a new user finds them, and run from top to bottom."""
 
+import asyncio
 import json
 import os
 import re
@@ -20,6 +21,7 @@ SHOWN = {
     "your_own_block": [r"whole: \d\.\d\d % test error", r"odd or even: \d?\d\.\d"],
 }
 NAMES = [file.stem for file in FILES]
+MINUTES = 5  # that each is promised to take at most, on two CPU cores
 
 
 def test_there_is_a_title_for_each():
@@ -41,10 +43,8 @@ def run(notebook, folder):
     root = generate.NOTEBOOKS.parent
     for name in ("configs", "experiments", "rn_jax"):
         (folder / name).symlink_to(root / name)
-    client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
+    asyncio.run(asyncio.wait_for(client.async_execute(), MINUTES * 60))
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
     draws = any("image/png" in output.get("data", {}) for output in outputs)
     return "".join(output.get("text", "") for output in outputs), draws

@@ -45,5 +45,6 @@ def download(name: str) -> Path:
     except Exception as error:  # of the network, the Hub's answer, the disk
         raise InputError(
             f"{_FILE} of {name} cannot be had ({type(error).__name__}: "
-            f"{first_line(error)})."
+            f"{first_line(error)}): mend the name or the network, or download the file "
+            "and name it instead."
         ) from error

@@ -69,4 +69,7 @@ def from_stablehlo(content: bytes) -> Callable[[jax.Array], jax.Array]:
     except ImportError as error:
         raise InputError(_NEEDS) from error
     except Exception as error:  # whatever damaged bytes make the reader raise
-        raise InputError("This is no program that jax.export wrote.") from error
+        raise InputError(
+            "This is no program that jax.export wrote; to_stablehlo and "
+            "experiments.export make one."
+        ) from error

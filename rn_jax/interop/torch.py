@@ -146,7 +146,7 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     if not layout.computes(model):
         raise InputError(
             f"The PyTorch project's {type(model).__name__} with these weights computes "
-            "something else: it has shortcut B (B_linear before activation) and the "
+            "something else: it has shortcut B (B_linear in resnetv2) and the "
             "stride on the 3x3, or for CIFAR basic blocks and A_centered, and "
             "GoogLeNet torchvision's windows."
         )

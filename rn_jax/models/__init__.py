@@ -646,12 +646,21 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def register_model(name: str, entry: ModelEntry) -> None:
+def register_model(name: str, entry: ModelEntry, *, replace: bool = False) -> None:
     """Adds a network of your own to the table.
 
+    Args:
+        name: under which `create_model` makes it.
+        entry: what it is made of.
+        replace: whether it may take the place of another, as in a notebook's cell that
+            is run again.
+
     Raises:
-        InputError: the name is taken.
+        InputError: the name is taken, and `replace` is False.
     """
-    if name in MODELS:
-        raise InputError(f"A model named {name!r} is in the table already.")
+    if name in MODELS and not replace:
+        raise InputError(
+            f"A model named {name!r} is in the table already; replace=True puts this "
+            "one in its place."
+        )
     MODELS[name] = entry

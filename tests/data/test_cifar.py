@@ -26,6 +26,21 @@ from rn_jax.errors import InputError
 ROWS = 12  # of each file in the archives
 
 
+class NoTensorFlow:
+    """Makes an import of it fail, as where it is not installed."""
+
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "tensorflow":
+            raise ModuleNotFoundError("No module named 'tensorflow'", name=name)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorflow(monkeypatch):
+    assert "tensorflow" not in sys.modules
+    monkeypatch.setattr(sys, "meta_path", [NoTensorFlow, *sys.meta_path])
+
+
 def write_archive(path, facts, contents, names):
     """The binary version of CIFAR: `contents` by file, rows of labels and pixels."""
     with tarfile.open(path, "w:gz") as tar:
@@ -192,7 +207,7 @@ def test_another_process_may_come_first(tmp_path, monkeypatch):
     assert len(dataset.train) == generated.SIZES["train"]
 
 
-def test_needs_no_tensorflow():
+def test_import_needs_no_tensorflow():
     assert datasets._WITHOUT_TENSORFLOW == tuple(cifar.BUILDERS)
     code = "import sys; import rn_jax.data.cifar; print('tensorflow' in sys.modules)"
     found = subprocess.run(

@@ -151,13 +151,14 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     assert rows["test error"] == [f"{summary['test_error_percent']:.2f} %"]
 
     (kept / "summary.json").unlink()
-    facts = {"steps": 7, "reason": "The loss is not finite at step 7."}
+    facts = summary | {"steps": 7, "reason": "The loss is not finite at step 7."}
     (kept / "diverged.json").write_text(json.dumps(facts))
     text = report.report_page.page([report.read(str(kept), "it", worst=5)], command="")
     assert "<p>Not known: it diverged at step 7.</p>" in text
-    assert {row[0]: row[1:] for row in Tables(text).rows}["run"] == [
-        "diverged at step 7"
-    ]
+    again = {row[0]: row[1:] for row in Tables(text).rows}
+    assert again["run"] == ["diverged at step 7"]
+    for name in ("parameters", "blocks", "command", "devices", "cores", "revision"):
+        assert again[name] == rows[name] != ["-"]
     with pytest.raises(InputError, match=r"kept diverged: The loss .* at step 7\.$"):
         subject.finished(str(kept))
 

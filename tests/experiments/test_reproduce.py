@@ -406,7 +406,8 @@ def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
     options = [*PAIR, *changed, f"--keep={tmp_path / 'results'}"]
     assert in_process(monkeypatch, arguments(tmp_path / "a", *options), reproduce) == 0
     page = (tmp_path / "results" / "README.md").read_text()
-    says = "- constant, cifar10: otherwise eval_every_steps=100, warmup=7.0."
+    says = "otherwise eval_every_steps=100, warmup=7.0."
+    says = f"- constant (cifar10), stochastic (cifar10): {says}"
     assert says in page
     row = page_rows(page)[TABLES["stochastic_depth"].title][0]
     assert row[3] == "11.00\\*"

@@ -356,6 +356,7 @@ def test_a_model_of_ones_own():
         assert create_model("mine", num_classes=2).num_classes == 2
         with pytest.raises(InputError, match="'mine' is in the table already"):
             rn_jax.register_model("mine", entry)
+        rn_jax.register_model("mine", entry, replace=True)
     finally:
         del MODELS["mine"]
 
