@@ -101,6 +101,7 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
     """
     if config.dataset == "digits":
         config.epochs = 30
+        config.steps = None
         config.batch_size = 64
         config.learning_rate = 0.01
         config.lr_drops = (0.5, 0.75)

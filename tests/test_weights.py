@@ -73,6 +73,11 @@ def test_what_comes_with_the_package():
     assert names == ["resnet110_sd_digits", "resnet20_cifar10", "resnet20_digits"]
     sizes = [file.stat().st_size for file in files]
     assert max(sizes) < 8 * 2**20 and sum(sizes) < 20 * 2**20
+    for name in names:
+        info = rn_jax.read_info(name)
+        assert info["command"].startswith("python -m experiments.")
+        assert info["seed"] == info["config"]["seed"] and info["git_revision"]
+        assert name.startswith(info["config"]["model"])
     for name in ("resnet110_sd_digits", "resnet20_digits"):
         error, told = error_and_what_is_told(name, data.load("digits").test)
         assert error == pytest.approx(told, abs=0.3)  # an image
