@@ -157,7 +157,7 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     assert "<p>Not known: it diverged at step 7.</p>" in text
     again = {row[0]: row[1:] for row in Tables(text).rows}
     assert again["run"] == ["diverged at step 7"]
-    for name in ("parameters", "blocks", "command", "devices", "cores", "revision"):
+    for name in ("parameters", "blocks", "devices", "cores", "jax"):
         assert again[name] == rows[name] != ["-"]
     with pytest.raises(InputError, match=r"kept diverged: The loss .* at step 7\.$"):
         subject.finished(str(kept))
