@@ -356,7 +356,9 @@ def test_a_model_of_ones_own():
         assert create_model("mine", num_classes=2).num_classes == 2
         with pytest.raises(InputError, match="'mine' is in the table already"):
             rn_jax.register_model("mine", entry)
-        rn_jax.register_model("mine", entry, replace=True)
+        other = ModelEntry(ResNet, entry.arguments, num_classes=3)
+        rn_jax.register_model("mine", other, replace=True)
+        assert create_model("mine").num_classes == 3
     finally:
         del MODELS["mine"]
 
