@@ -141,10 +141,15 @@ def _study_names(text):
 
 
 def _bounds(text):
-    found = [re.fullmatch(r"(\d+)-(\d+)", part) for part in text.split(",") if part]
-    if not all(found) or any(int(f[1]) > int(f[2]) for f in found):
-        raise InputError(f"--bounds must be ranges such as 5-17,19-35, not {text!r}.")
-    return tuple((int(f[1]), int(f[2])) for f in found)
+    bounds = []
+    for part in filter(None, text.split(",")):
+        found = re.fullmatch(r"(\d+)-(\d+)", part)
+        if not found or int(found[1]) > int(found[2]):
+            raise InputError(
+                f"--bounds must be ranges such as 5-17,19-35, not {text!r}."
+            )
+        bounds.append((int(found[1]), int(found[2])))
+    return tuple(bounds)
 
 
 def _subject(options) -> Subject:
@@ -191,12 +196,12 @@ def _other(path, options):
     if (folder / "summary.json").exists():
         found = subject.from_run(path, data_dir=options.data_dir)
         return found.label, found
-    found = {n: f for n in STUDIES if (f := _read(folder, n)) is not None}
-    if not found:
+    studies = {n: f for n in STUDIES if (f := _read(folder, n)) is not None}
+    if not studies:
         raise InputError(
             f"{path} is neither a finished run nor the folder of an analysis."
         )
-    return next(iter(found.values()))["label"], found
+    return next(iter(studies.values()))["label"], studies
 
 
 def _options(options, network, bounds) -> Options:

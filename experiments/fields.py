@@ -85,7 +85,7 @@ _LARGEST_OF_NETWORK = 2**14  # a width, a depth, ... in model_kwargs
 _LONGEST = 4096  # characters of a text, entries of a list or dict
 _DEEPEST = 4  # lists and dicts within each other
 
-_KINDS = {
+_KINDS: dict[type, tuple[str, Any]] = {
     bool: ("True or False", bool),
     int: ("a whole number", int),
     float: ("a number", (int, float)),
@@ -185,9 +185,9 @@ def _check_plain(name, value, depth=0):
                 f"{name} must have at most {_LONGEST:,} entries and {_DEEPEST} levels, "
                 f"not {shown(value)}."
             )
-        is_dict = isinstance(value, Mapping)
-        for key, entry in value.items() if is_dict else enumerate(value):
-            if is_dict and not isinstance(key, str):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            if isinstance(value, Mapping) and not isinstance(key, str):
                 raise InputError(f"{name} must have names, not {shown(key)}.")
             _check_plain(f"{name}.{key}", entry, depth + 1)
     else:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import IO
 
 from etils import epath
 
@@ -43,7 +44,7 @@ class Lock:
         self._path = epath.Path(folder) / "lock.json"
         self._report, self._refresh = report, refresh
         self._since = datetime.datetime.now().isoformat(" ", "seconds")
-        self._file = None
+        self._file: IO[str] | None = None
         self._released = threading.Event()
         self._keeper: threading.Thread | None = None
 

@@ -132,7 +132,7 @@ class _Run:
         self.step = 0
         self.checkpoints: Any = None  # until `resume`
         # What resuming needs beside the state; saved with every checkpoint.
-        self.record = {
+        self.record: dict[str, Any] = {
             "wall_seconds": 0.0,
             "timed_seconds": 0.0,
             "timed_images": 0,
@@ -144,7 +144,8 @@ class _Run:
         workdir.open(writes=parallel.is_first_process())
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
-        self._timed_from = None  # step and time since which training is timed
+        # Step and time since which training is timed.
+        self._timed_from: tuple[int, float] | None = None
         self._pace = Pace()
 
     def resume(self) -> None:
@@ -354,7 +355,7 @@ class _Run:
         exp, config = self.experiment, self.experiment.config
         variables = self._variables()
         size = math.ceil(config["eval_batch_size"] / len(exp.devices))
-        total = collections.Counter()
+        total: collections.Counter[str] = collections.Counter()
         batch_size = size * len(exp.devices)  # every device has as many rows
         for batch in exp.feed.eval_batches(part, batch_size=batch_size):
             sums = jax.device_get(self._test.evaluate(variables, batch))

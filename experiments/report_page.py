@@ -227,7 +227,7 @@ def _configs(records):
 
 def _flat(config, prefix=""):
     """Entries of dicts as fields of their own, as they are set on the command line."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{prefix}{name}.")

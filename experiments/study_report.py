@@ -196,7 +196,7 @@ def _tell_delete_many(result):
 def _tell_permute(result):
     tau = [order["kendall_tau"] for order in result["orders"]]
     error = [order["error_percent"] for order in result["orders"]]
-    by = {}
+    by: dict[int, list[float]] = {}
     for order in result["orders"]:
         by.setdefault(order["swaps"], []).append(order["error_percent"])
     swaps = sorted(by)

@@ -213,7 +213,7 @@ def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
     @jax.jit
     def mean_log(variables, images):
         flat = images.reshape(-1, *images.shape[2:])
-        logits = model.apply(variables, experiment.preprocess(flat), train=False)
+        logits: Any = model.apply(variables, experiment.preprocess(flat), train=False)
         return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
 
     def probabilities(images):

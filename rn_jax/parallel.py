@@ -229,7 +229,7 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
 
 
 def _devices_by_process():
-    groups = [[] for _ in range(jax.process_count())]
+    groups: list[list[jax.Device]] = [[] for _ in range(jax.process_count())]
     for device in sorted(jax.devices(), key=lambda device: device.id):
         groups[device.process_index].append(device)
     return groups

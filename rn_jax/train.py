@@ -198,9 +198,10 @@ def make_train_step(
 
             def add(carry, part):
                 batch_stats, total = carry
-                *arrays, key = part[:4]
-                own = part[4] if of_examples else gates
-                grads, (batch_stats, sums) = gradients(batch_stats, *arrays, own, key)
+                images, labels, mask, key, *own = part
+                grads, (batch_stats, sums) = gradients(
+                    batch_stats, images, labels, mask, own[0] if own else gates, key
+                )
                 return (batch_stats, jax.tree.map(jnp.add, total, (grads, sums))), None
 
             zeros = {name: jnp.float32(0) for name in ("loss", "correct", "count")}

@@ -37,7 +37,7 @@ def make_count_errors(
     def count_errors(variables, gates, batches):
         def count(total, batch):
             images = preprocess(batch["image"])
-            logits = model.apply(variables, images, train=False, gates=gates)
+            logits: Any = model.apply(variables, images, train=False, gates=gates)
             wrong = (logits.argmax(axis=-1) != batch["label"]) & batch["mask"]
             return total + wrong.sum(dtype=jnp.int32), None
 

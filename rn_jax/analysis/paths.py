@@ -7,6 +7,7 @@ sections 3 and 4.3).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def make_path_gradient(
     @jax.jit
     def path_gradient(variables, gates, batch, paths):
         def loss(images):
-            logits = model.apply(
+            logits: Any = model.apply(
                 variables,
                 images,
                 train=False,

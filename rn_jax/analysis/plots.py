@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
@@ -59,7 +60,11 @@ def _mark_rate_changes(axes, epochs):
 
 
 def survival(
-    probabilities: np.ndarray, opened: np.ndarray, path: epath.PathLike, *, title: str
+    probabilities: jax.Array | np.ndarray,
+    opened: np.ndarray,
+    path: epath.PathLike,
+    *,
+    title: str,
 ) -> None:
     """Survival probabilities and how often each block really was open.
 

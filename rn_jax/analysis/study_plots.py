@@ -20,7 +20,7 @@ from rn_jax.analysis.plots import save
 Results = Mapping[str, Mapping[str, Any]]
 
 # Of lines over each other.
-STYLES = (
+STYLES: tuple[dict[str, Any], ...] = (
     {"color": "0.0", "linestyle": "-", "marker": "o"},
     {"color": "0.5", "linestyle": "--", "marker": "s"},
     {"color": "0.3", "linestyle": ":", "marker": "^"},

@@ -460,8 +460,11 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # None in the first process, which starts workers
+
     def follow_parent():
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)  # it was killed, and so could not tell
 
     threading.Thread(target=follow_parent, daemon=True).start()

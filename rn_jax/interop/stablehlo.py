@@ -42,7 +42,7 @@ def to_stablehlo(
 
     def logits(images):
         images = images if preprocess is None else preprocess(images)
-        y = model.apply(variables, images, train=False)
+        y: Any = model.apply(variables, images, train=False)
         return y.astype(jnp.float32)
 
     (batch,) = jax.export.symbolic_shape("batch")

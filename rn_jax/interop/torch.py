@@ -318,7 +318,7 @@ def _googlenet(path, model):
 
 
 def _number(name):
-    return int(re.search(r"\d+$", name).group())
+    return int(re.sub(r".*\D", "", name))
 
 
 _RESNETV2 = _Layout(

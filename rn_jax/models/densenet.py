@@ -135,7 +135,7 @@ def _call_again(layer, maps, gate, train):
         *floats, indices, key = arguments
 
         def gradients(floats, g):
-            _, vjp = jax.vjp(lambda *floats: pure(*floats, indices, key), *floats)
+            _, vjp = jax.vjp(partial(pure, indices=indices, key=key), *floats)
             return vjp(g)
 
         return *_whole(gradients, floats, g), None, None

@@ -182,11 +182,11 @@ class GoogLeNet(Network):
             return x if self.batch_norm else local_response_norm(x, k=1, alpha=2e-5)
 
         def auxiliary(x, name):
-            wanted = self.aux_heads and self.num_classes is not None
-            if wanted and (train or self.is_initializing()):
-                rest = self.aux_grid, self.aux_dropout, self.dtype
-                first = self.num_classes, unit, self.activation
-                head = AuxiliaryHead(*first, *rest, name=name)
+            if self.num_classes is None or not self.aux_heads:
+                return
+            if train or self.is_initializing():
+                parts = unit, self.activation, self.aux_grid, self.aux_dropout
+                head = AuxiliaryHead(self.num_classes, *parts, self.dtype, name=name)
                 head(x, train=train)
 
         if small:
