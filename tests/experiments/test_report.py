@@ -129,7 +129,10 @@ def test_confusions_and_worst_mistakes_are_those_of_the_network(run):
     )
     for mistake, i in zip(record.mistakes, worst, strict=True):
         np.testing.assert_array_equal(mistake.image, found.test.images[i])
-    assert report.read(str(run), "run", worst=0).mistakes == []
+    none = report.read(str(run), "run", worst=0)
+    assert none.mistakes == []
+    told = f"<p>{(guess != labels).sum()} images are wrong, and none is shown.</p>"
+    assert told in report.report_page.page([none], command="")
 
 
 def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
