@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,12 @@ class Subject:
     run: Mapping[str, Any] | None
 
 
+def label_of(folder: epath.Path) -> str:
+    """The folder's name; of one of several seeds, after that of the folder above."""
+    is_seed = re.fullmatch(r"seed\d+", folder.name)
+    return "-".join(folder.parts[-2:]) if is_seed else folder.name
+
+
 def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """The network of a finished run, after its last epoch.
 
@@ -82,7 +89,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     folder = epath.Path(path)
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
-        label=folder.name,
+        label=label_of(folder),
         source=path,
         model_name=config["model"],
         model_kwargs=config["model_kwargs"],

@@ -229,6 +229,23 @@ def test_factors_are_kept_or_dropped_as_said(run, tmp_path):
     assert found["baseline_error_percent"] == pytest.approx(100 * wrong)
 
 
+def test_seeds_of_two_rows_beside_each_other(run, tmp_path):
+    for row in ("first", "second"):
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "seed0").symlink_to(run)
+    assert not analyze.main(
+        [
+            f"--workdir={tmp_path}/first/seed0",
+            f"--compare={tmp_path}/second/seed0",
+            f"--out={tmp_path}/out",
+            "--study=path_lengths",
+        ]
+    )
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.startswith("# Studies of first-seed0, second-seed0\n")
+    assert (tmp_path / "out" / "second-seed0" / "path_lengths.json").exists()
+
+
 def test_weights_of_ours_are_studied_as_their_run(run, analysis, tmp_path, capsys):
     file = tmp_path / "ours.safetensors"
     found = subject.finished(run)
