@@ -46,6 +46,22 @@ def test_importing_needs_only_jax_and_flax():
     assert done.stdout.split() == []
 
 
+def test_beside_a_clone_that_has_the_package_s_name(tmp_path):
+    """An editable install is found before the clone's folder, which has no module."""
+    (tmp_path / "rn_jax").mkdir()
+    env = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+    code = "import rn_jax, experiments; print(rn_jax.load.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "load\n"
+
+
 def test_public_names_are_there():
     assert sorted(rn_jax.__all__) == list(rn_jax.__all__)
     for name in rn_jax.__all__:
