@@ -12,7 +12,6 @@ import ast
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run():
         options = _parse(argv)
-        options.command = shlex.join(["python", "-m", "experiments.analyze", *argv])
+        options.command = command.as_typed("analyze", argv)
         analyze(options)
 
     return command.exit_code(
@@ -128,7 +127,7 @@ def analyze(options: argparse.Namespace) -> None:
         found = {label: lab.earlier for label, (lab, _, _) in labs.items()} | finished
         done = {name for studies in found.values() for name in studies}
         shown = [name for name in STUDIES if name in done.union(names)]
-        study_report.write(out, shown, found, reasons)
+        study_report.write(out, shown, found, reasons, command=options.command)
     print(f"Report: {out / 'report.md'}")
 
 

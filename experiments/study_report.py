@@ -27,6 +27,8 @@ def write(
     studies: Sequence[str],
     found: Mapping[str, Mapping[str, Result]],
     reasons: Mapping[str, Mapping[str, str | None]],
+    *,
+    command: str,
 ) -> None:
     """Draws NAME.png of every study and writes report.md.
 
@@ -35,10 +37,12 @@ def write(
         studies: names, in order.
         found: label of the network -> study -> its JSON.
         reasons: label -> study -> why it cannot be done, or None.
+        command: that writes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     networks = {label: next(iter(r.values())) for label, r in found.items() if r}
     lines = [f"# Studies of {', '.join(found)}", "", *_networks(networks), ""]
+    lines += [*_commands(found, command), ""]
     for study in studies:
         section = SECTIONS[study]
         lines += [f"## {section.title}", ""]
@@ -65,7 +69,7 @@ def _conditions(results):
     """Data, images and gates of every network, for the title of a figure."""
     return "\n".join(
         textwrap.fill(
-            f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}, gates "
+            f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}; gates: "
             f"{r['gates']}",
             width=110,
         )
@@ -97,8 +101,17 @@ def _networks(networks):
         for label, r in networks.items()
     ]
     head = ["network", "model", "data set", "test images", "gates", "test error (%)"]
-    commands = sorted({r["command"] for r in networks.values()})
-    return [*table(head, rows), "", *(f"    {command}" for command in commands)]
+    return table(head, rows)
+
+
+def _commands(found, command):
+    """That of the page, and of the studies that were there already."""
+    earlier = {r["command"] for results in found.values() for r in results.values()}
+    earlier -= {command}
+    lines = [f"    {command}"]
+    if earlier:
+        lines += ["", "and, before it,", "", *(f"    {c}" for c in sorted(earlier))]
+    return lines
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -157,16 +170,22 @@ def _agreement(result):
         and not block["transition"]
         and block["error_percent"] - base > NEEDED
     ]
-    if not harmed:
+    chance = 100 * (1 - 1 / result["num_classes"])
+    if base > chance / 2:
         return (
-            "This agrees with the paper, which saw a visible change at the transitions "
-            "alone."
+            f"A network that errs more than half as often as guessing, {chance:.0f} %, "
+            "has too little to lose to be compared with the paper's."
         )
-    return (
-        f"The paper saw a visible change at the transitions alone; here {len(harmed)} "
-        f"other blocks cost more than {NEEDED:g} points: {', '.join(harmed[:6])}"
-        f"{' and more' if len(harmed) > 6 else ''}."
-    )
+    paper = "The paper saw a visible change at the transitions alone"
+    if harmed:
+        return (
+            f"{paper}; here {len(harmed)} other blocks cost more than {NEEDED:g} "
+            f"points: {', '.join(harmed[:6])}{' and more' if len(harmed) > 6 else ''}."
+        )
+    inner, across = _damages(result)
+    if len(across) and across.max() > max(UNHARMED, inner.max()):
+        return f"{paper}, which agrees with this."
+    return f"{paper}; here no block stands out."
 
 
 def _tell_delete_many(result):

@@ -52,7 +52,8 @@ def delete_one(results: Results, path: epath.PathLike, *, title: str) -> None:
         axes.plot(fixed, np.full(len(fixed), base), "x", color=style["color"])
         axes.axhline(base, color=style["color"], linestyle=":", linewidth=0.8)
     axes.plot([], [], "ko", markerfacecolor="white", markersize=9, label="transition")
-    axes.plot([], [], "kx", linestyle="", label="changes the shape: not deletable")
+    if any(not b["deletable"] for r in results.values() for b in r["blocks"]):
+        axes.plot([], [], "kx", linestyle="", label="changes the shape: not deletable")
     axes.plot([], [], "k:", linewidth=0.8, label="whole network")
     axes.set(xlabel="deleted block $l$", ylabel="test error (%)", ylim=(0, None))
     _finish(figure, axes, path)

@@ -186,7 +186,9 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     assert analyze.main([*argv, "--study=path_lengths"]) == 0
     report = (out / "report.md").read_text()
     assert report.count("**tiny_sd.** ") == len(STUDIES)
-    assert f"--out={out} --draws=2" in read(out, "path_lengths")["command"]
+    anew, earlier = (read(out, s)["command"] for s in ("path_lengths", "permute"))
+    assert f"--out={out} --draws=2" in anew and "--study" not in earlier
+    assert f"    {anew}\n\nand, before it,\n\n    {earlier}\n" in report
 
 
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
@@ -412,7 +414,9 @@ def test_studies_of_every_family(model, missing, random_variables, tmp_path):
             lab.earlier[name] = {**result, "baseline_error_percent": lab.baseline}
             json.dumps(lab.earlier[name], allow_nan=False)
     found = {"untrained": lab.earlier}
-    study_report.write(tmp_path, list(STUDIES), found, {"untrained": reasons})
+    study_report.write(
+        tmp_path, list(STUDIES), found, {"untrained": reasons}, command=""
+    )
     text = (tmp_path / "report.md").read_text()
     assert text.count("Not done: ") == len(missing | OF_RUNS)
     assert len(list(tmp_path.glob("*.png"))) == len(lab.earlier)
@@ -503,7 +507,11 @@ def deleted(errors, base=5.0, transitions=(), **more):
 def test_words_on_deleting_one_block():
     tell = study_report.SECTIONS["delete_one"].tell
     robust = tell(deleted([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
-    assert "This agrees with the paper" in robust
+    assert "transitions alone, which agrees with this." in robust
+    unharmed = tell(deleted([5.0, 5.5, 6.0, 4.0], transitions=(2,)))
+    assert "transitions alone; here no block stands out." in unharmed
+    young = tell(deleted([60.0, 50.0, 90.0], base=50.0, transitions=(2,)))
+    assert "has too little to lose" in young and "transitions alone" not in young
     assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust
     assert "transitions, whose shortcut stays, cost 25.00 points" in robust
     needed = tell(deleted([40.0, 5.0, 5.0]))
