@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import feed, setup
+from experiments import feed, pretrained, setup
 from rn_jax import data, parallel, survival_probs
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
@@ -67,6 +67,8 @@ def plan(config: Mapping[str, Any]) -> str:
         InputError: a value that cannot be used, in one sentence.
     """
     setup.check(config)
+    if config["init_from"] is not None:
+        pretrained.check(config["init_from"])
     devices = setup.choose_devices(config)
     model, image_shape = setup.network(config)
     examples = feed.count_train(config)
@@ -232,4 +234,4 @@ def _told(seconds):
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
+    return f"{seconds:,.1f} seconds"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training that starts from the weights of another run, or from a file of weights."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.interop.hub import is_hub_name
 from rn_jax.train import TrainState
 from rn_jax.weights import is_saved, load
 
@@ -34,18 +36,32 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
         InputError: nothing there, or weights of another network.
     """
     source = config["init_from"]
-    folder = epath.Path(source)
     size = sum(leaf.size for leaf in jax.tree.leaves(state))
-    try:
-        is_run = folder.is_dir()
-    except OSError as error:  # a name too long, a bucket that does not answer
-        raise InputError(f"init_from {source} cannot be read: {error}.") from None
-    found = _of_run(folder, size) if is_run else _of_file(source, config)
+    is_run = _is_folder(source)
+    found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
     parts = {
         name: _replaced(getattr(state, name), found.get(name, {}), source, config)
         for name in ("params", "batch_stats")
     }
     return state.replace(**parts)
+
+
+def check(source: str) -> None:
+    """Looks whether `init_from` names something that is there, without reading it.
+
+    Raises:
+        InputError: it does not.
+    """
+    is_file = is_hub_name(source) or is_saved(source) or os.path.isfile(source)
+    if not is_file and not _is_folder(source):
+        raise InputError(f"There is no file {source}.")
+
+
+def _is_folder(source):
+    try:
+        return epath.Path(source).is_dir()
+    except OSError as error:  # a name too long, a bucket that does not answer
+        raise InputError(f"init_from {source} cannot be read: {error}.") from None
 
 
 # Times as many numbers as ours another run's state may have: its head may be larger.

@@ -137,6 +137,17 @@ def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path, depth,
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_says_that_there_is_nothing_to_begin_from(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e12)
+    argv = arguments(tmp_path / "run", "--dry_run", f"--config.init_from={tmp_path}")
+    assert in_process(monkeypatch, argv) == 0
+    argv[-1] += "/x.pt"
+    assert in_process(monkeypatch, argv) == 2
+    assert f"There is no file {tmp_path}/x.pt." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "dataset, told",
     [
