@@ -7,9 +7,11 @@ import contextlib
 import datetime
 import difflib
 import glob
+import importlib
 import logging as stdlib_logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,11 @@ from experiments import fields
 from rn_jax import parallel
 from rn_jax.errors import InputError, unknown_name
 
+# The modules that are commands.
+COMMANDS = (
+    *("analyze", "evaluate", "export", "predict"),
+    *("report", "reproduce", "run", "sweep"),
+)
 _HINT = "configs/default.py has them all."
 # Fields that are dicts of any fields: single entries are set here, because
 # ml_collections sets no entry that is not there yet.
@@ -98,6 +105,32 @@ def join_processes(options: argparse.Namespace) -> None:
             "Several processes need the same --workdir, on a file system that all of "
             "them see."
         )
+
+
+def as_typed(name: str, argv: Sequence[str]) -> str:
+    """The line that calls a command again; that of the script, where one called it.
+
+    Args:
+        name: of COMMANDS.
+        argv: the command's arguments.
+    """
+    typed = sys.orig_argv[1:]
+    if not argv or typed[-len(argv) :] != [*argv]:  # called with others than typed
+        typed = ["-m", f"experiments.{name}", *argv]
+    return shlex.join(["python", *typed])
+
+
+def of_script() -> int:
+    """Runs the command that a script's first argument names; returns its exit code.
+
+    For scripts that register networks or data sets of their own before.
+    """
+    name = "".join(sys.argv[1:2])
+    if name not in COMMANDS:
+        print(f"rn_jax: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
+        return InputError.exit_code
+    del sys.argv[1]
+    return importlib.import_module(f"experiments.{name}").main()
 
 
 def exit_code(
@@ -200,6 +233,9 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise InputError(" ".join(str(error).split())) from error
     for field, text in entries:
         _set_entry(config, field, text)
+    if any(line.startswith("model=") for line in overrides(arguments)):
+        # Which are of the file's network.
+        config |= {"published_error_percent": {}, "expected_to_fail": False}
     fields.check(config)
     file = config_flags.get_config_filename(values["config"])
     return Path(file.partition(":")[0]).stem, config

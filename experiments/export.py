@@ -73,7 +73,8 @@ def export(options: argparse.Namespace) -> None:
         )
         replace_file(out, program)
         how = f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
-    print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
+    shape = ", ".join(map(str, _image_shape(run)))
+    print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB, for [B, {shape}].\n{how}")
 
 
 def facts(run: subject.Finished) -> dict[str, Any]:

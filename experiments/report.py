@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import heapq
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run():
         options = _parse(argv)
-        options.command = shlex.join(["python", "-m", "experiments.report", *argv])
+        options.command = command.as_typed("report", argv)
         report(options)
 
     return command.exit_code(run, interrupted="Interrupted.")

@@ -296,7 +296,7 @@ def _learning_curves(records):
         "loss": "loss (nats)",
         "error_percent": "error (%)",
         "learning_rate": "learning rate",
-        "open_blocks": "open blocks",
+        "open_blocks": "open blocks, mean so far",
     }
     if not any("open_blocks" in r.epochs[-1] for r in records if r.epochs):
         del quantities["open_blocks"]
@@ -304,6 +304,8 @@ def _learning_curves(records):
     for place, (quantity, axis) in enumerate(quantities.items()):
         where = {"row": place // 2 + 1, "col": place % 2 + 1}
         figure.update_yaxes(title=axis, **where)
+        # An epoch's line has the rate with which the epoch ended.
+        shape = "vh" if quantity == "learning_rate" else "linear"
         for i, record in enumerate(records):
             for part, name, dash in _curves(quantity):
                 lines = [line for line in record.epochs if name in line]
@@ -317,7 +319,7 @@ def _learning_curves(records):
                     # One entry for all quantities, which hides and shows all of them.
                     legendgroup=f"{i} {part}",
                     showlegend=quantity == "error_percent",
-                    line={"color": _colour(i), "dash": dash},
+                    line={"color": _colour(i), "dash": dash, "shape": shape},
                     hovertemplate="epoch %{x}: %{y:.4g}",
                     **where,
                 )

@@ -8,7 +8,6 @@ python -m experiments.reproduce --keep=DIR
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +53,7 @@ def _reproduce():
     found = entries(table, options.only, options.dataset, rest, options.scale)
     jobs = [many.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
     workdir = options.workdir or command.new_workdir(f"reproduce-{options.table}")
-    line = shlex.join(["python", "-m", "experiments.reproduce", *argv])
+    line = command.as_typed("reproduce", argv)
     header = {
         "command": line,
         "table": options.table,

@@ -9,7 +9,6 @@ python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
 python -m experiments.run --list
 """
 
-import shlex
 import sys
 
 from experiments import command, loop, overview, seeds
@@ -45,7 +44,7 @@ def _train():
         print(overview.plan(config))
         return
     command.join_processes(options)
-    this_command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
+    this_command = command.as_typed("run", sys.argv[1:])
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:
         loop.train(config, workdir, command=this_command, profile_steps=options.profile)

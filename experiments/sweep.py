@@ -12,7 +12,6 @@ python -m experiments.sweep --config=FILE[:DATASET]
 import itertools
 import json
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +48,7 @@ def _sweep():
     jobs = [many.Job(folder_name(values), config) for values, config in rows]
     workdir = options.workdir or command.new_workdir(f"sweep-{name}-{base['dataset']}")
     title = ", ".join([f"{name} on {base['dataset']}", *command.overrides(rest)])
-    line = shlex.join(["python", "-m", "experiments.sweep", *argv])
+    line = command.as_typed("sweep", argv)
     header = {
         "command": line,
         "config": name,

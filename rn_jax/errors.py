@@ -5,6 +5,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+# Names that an error lists.
+_MOST = 80
+
 
 class InputError(ValueError):
     """Bad input: one sentence that names what was wrong and what would be right.
@@ -28,7 +31,12 @@ def unknown_name(
     """
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
-    told = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
+    if near:
+        told = f"near it: {', '.join(near)}"
+    elif len(known) <= _MOST:
+        told = f"there are: {', '.join(known)}"
+    else:
+        told = f"none of the {len(known)} is near it"
     return InputError(f"Unknown {kind} {name!r}; {told}{hint and f'; {hint}'}.")
 
 

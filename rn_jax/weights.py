@@ -294,6 +294,11 @@ def _file(source):
     if path.suffix or os.path.isfile(path):
         return path
     trained = _trained()
+    if os.path.isdir(path):
+        raise InputError(
+            f"{source} is a folder: python -m experiments.export --workdir={source} "
+            "--format=safetensors makes a file of a run's network."
+        )
     if str(source) not in trained:
         raise unknown_name("trained network", str(source), trained)
     return Path(str(trained[str(source)]))

@@ -155,7 +155,8 @@ def test_commands_of_a_page_one_after_another(page, left, tmp_path):
     page = ROOT / page
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     python = [block["python"] for block in blocks(page) if block["python"]]
-    (tmp_path / "my_block.py").write_text("\n".join(python))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "my_block.py").write_text("\n".join(python))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
     for line in commands_of(page, until="## Beside other projects"):
         words = shlex.split(recipe("demo") if line == "make demo" else line)
@@ -171,7 +172,7 @@ def test_commands_of_a_page_one_after_another(page, left, tmp_path):
             text=True,
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    [run] = (tmp_path / "runs").iterdir()
+    [run] = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert [file for file in left if not (run / file).is_file()] == []
 
 
@@ -196,7 +197,7 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
         assert words[1] in TARGETS
         assert re.search(rf"^{words[1]}:", MAKEFILE, re.M)
         return
-    if words[1] == "my_block.py":  # which its page makes, and which registers this
+    if words[1] == "runs/my_block.py":  # which its page makes, and which registers this
         monkeypatch.setitem(MODELS, "se_resnet20", MODELS["resnet20"])
         words[1:3] = ["-m", f"experiments.{words[2]}"]
     assert words[0] in (".venv/bin/python", "python") and words[1] == "-m"

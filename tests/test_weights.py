@@ -228,6 +228,9 @@ def test_files_that_are_not_there(tmp_path):
     for name in ("none.safetensors", "none.pth"):
         with pytest.raises(InputError, match=f"There is no file .*{name}"):
             rn_jax.load(tmp_path / name)
+    with pytest.raises(InputError, match=r"is a folder: .*export --workdir=.*runs/a"):
+        (tmp_path / "runs" / "a").mkdir(parents=True)
+        rn_jax.load(tmp_path / "runs" / "a")
     with pytest.raises(InputError, match="Unknown trained network 'resnet21_digits'"):
         rn_jax.load("resnet21_digits")
 

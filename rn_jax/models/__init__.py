@@ -618,7 +618,11 @@ def create_model(name: str, **kwargs: Any) -> Network:
         InputError: unknown name, or a field that the class does not have.
     """
     if name not in MODELS:
-        raise unknown_name("model", name, MODELS, "register_model adds one")
+        hint = (
+            "list_models() has them, and one of your own is known to the script that "
+            "calls register_model"
+        )
+        raise unknown_name("model", name, MODELS, hint)
     entry = MODELS[name]
     known = inspect.signature(entry.build).parameters
     if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in known.values()}:

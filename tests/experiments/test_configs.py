@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from experiments import setup
+from experiments import command, setup
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
@@ -102,6 +102,15 @@ def test_published_errors_are_those_of_the_table_of_models():
             assert here == float(there[2]), name
             compared += 1
     assert compared > 40
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet110_scaling_05_1"])
+def test_what_a_file_says_of_its_network_is_not_of_another(name):
+    file = f"--config={FOLDER / name}.py"
+    _, own = command.load_config([file, "--config.seed=1"])
+    assert own["published_error_percent"] or own["expected_to_fail"]
+    _, other = command.load_config([file, "--config.model=resnet32"])
+    assert not other["published_error_percent"] and not other["expected_to_fail"]
 
 
 def test_every_field_of_default_has_a_comment():
