@@ -28,7 +28,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: i32[], steps taken.
-        params, batch_stats: the model's variables.
+        params: of the model.
+        batch_stats: of the model: BatchNorm's running statistics.
         opt_state: Optax's.
         sums: metrics summed over the steps since the last evaluation. "gradient" is the
             mean magnitude of the first block's first kernel's gradient times the number

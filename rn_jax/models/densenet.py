@@ -32,8 +32,9 @@ class DenseLayer(nn.Module):
         growth_rate: k, feature maps that the layer adds.
         bottleneck: BN-ReLU-1x1(4k) before BN-ReLU-3x3(k) (DenseNet-B).
         dropout: rate of dropout after every convolution.
-        conv, norm, activation: called as `conv(features, kernel_size)`, `norm()` and
-            `activation(x)`.
+        conv: called as `conv(features, kernel_size)`.
+        norm: called as `norm()`.
+        activation: called as `activation(x)`.
     """
 
     growth_rate: int
@@ -177,7 +178,9 @@ class Transition(nn.Module):
     Attributes:
         features: channels of the output.
         dropout: rate of dropout after the convolution.
-        conv, norm, activation: as in `DenseLayer`.
+        conv: as in `DenseLayer`.
+        norm: as in `DenseLayer`.
+        activation: as in `DenseLayer`.
     """
 
     features: int

@@ -34,9 +34,11 @@ class ConvUnit(nn.Module):
 
     Attributes:
         features: channels of the output.
-        kernel_size, stride: of the convolution.
-        conv, norm, activation: called as `conv(features, kernel_size, stride)`,
-            `norm()`, where it is not None, and `activation(x)`.
+        kernel_size: of the convolution.
+        stride: of the convolution.
+        conv: called as `conv(features, kernel_size, stride)`.
+        norm: called as `norm()`; None leaves it out.
+        activation: called as `activation(x)`.
     """
 
     features: int
@@ -59,7 +61,9 @@ class Inception(nn.Module):
 
     Attributes:
         features: channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and pool projection.
-        conv, norm, activation: as in `ConvUnit`.
+        conv: as in `ConvUnit`.
+        norm: as in `ConvUnit`.
+        activation: as in `ConvUnit`.
         large_kernel: 5, as in the paper, or 3, as in torchvision.
     """
 

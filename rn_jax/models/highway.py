@@ -64,7 +64,8 @@ class _Highway(Network, kw_only=True):
 
     Attributes:
         gate_bias: b_T at the start.
-        scan_unroll, remat: as in `ResNet`.
+        scan_unroll: as in `ResNet`.
+        remat: as in `ResNet`.
     """
 
     gate_bias: float = -2.0

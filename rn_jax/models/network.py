@@ -39,8 +39,9 @@ class Network(nn.Module, kw_only=True):
     Attributes:
         num_classes: size of the logits; None gives the pooled features f[B, C].
         stochastic_depth: None is constant depth.
-        conv, norm, activation: what the blocks are made of. `conv` takes the fields of
-            `Conv`, `norm` those of `nn.BatchNorm`.
+        conv: of which the blocks are made; takes the fields of `Conv`.
+        norm: of which the blocks are made; takes the fields of `nn.BatchNorm`.
+        activation: of the blocks.
         conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
         axis_name: devices over which BatchNorm's statistics are synchronised.
         dtype: of the computation; parameters and statistics are float32.

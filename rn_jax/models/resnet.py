@@ -27,8 +27,9 @@ class Block(nn.Module):
         features: channels of the output.
         stride: of the block, and of its shortcut.
         shortcut: kind of shortcut, see `Shortcut`; None for plain networks.
-        conv, norm, activation: called as `conv(features, kernel_size, stride)`,
-            `norm()` and `activation(x)`.
+        conv: called as `conv(features, kernel_size, stride)`.
+        norm: called as `norm()`.
+        activation: called as `activation(x)`.
     """
 
     features: int

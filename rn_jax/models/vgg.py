@@ -29,8 +29,9 @@ class VGGLayer(nn.Module):
 
     Attributes:
         features: channels of the output.
-        conv, norm, activation: called as `conv(features, kernel_size)`, `norm()`, where
-            it is not None, and `activation(x)`.
+        conv: called as `conv(features, kernel_size)`.
+        norm: called as `norm()`; None leaves it out.
+        activation: called as `activation(x)`.
         dropout: rate of dropout.
     """
 
