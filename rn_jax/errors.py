@@ -34,7 +34,7 @@ def unknown_name(
     if near:
         told = f"near it: {', '.join(near)}"
     elif len(known) <= _MOST:
-        told = f"there are: {', '.join(known)}"
+        told = f"there are: {', '.join(known) or 'none'}"
     else:
         told = f"none of the {len(known)} is near it"
     return InputError(f"Unknown {kind} {name!r}; {told}{hint and f'; {hint}'}.")

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from flax.core import FrozenDict
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Network, check_stem
@@ -221,9 +221,9 @@ class ResNet(Network):
             )
         fields = getattr(self.block_class, "__dataclass_fields__", self.block_kwargs)
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
-            raise InputError(
-                f"{self.block_class.__name__} has no field {', '.join(unknown)}."
-            )
+            own = set(fields) - set(Block.__dataclass_fields__)
+            kind = f"field of {self.block_class.__name__}"
+            raise unknown_name(kind, unknown[0], own)
         gates = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         block = partial(

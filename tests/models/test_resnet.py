@@ -15,7 +15,7 @@ from rn_jax import InputError, StochasticDepth, create_model
 from rn_jax.models import MODELS, ModelEntry
 from rn_jax.models.layers import SHORTCUTS, Conv, Shortcut
 from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.resnet import PlainLayer, ResNet
+from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 
 # --- Sizes ----------------------------------------------------------------------------
 
@@ -397,6 +397,14 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         ),
         (lambda: create_model("resnet20", widen=2), "field of resnet20 'widen'; "),
         (lambda: create_model("resnet20", num_class=2), "near it: num_classes"),
+        (
+            lambda: apply_small(small(block=Bottleneck, block_kwargs={"group": 2})),
+            "Unknown field of Bottleneck 'group'; near it: groups",
+        ),
+        (
+            lambda: apply_small(small(block_kwargs={"groups": 2})),
+            "Unknown field of BasicBlock 'groups'; there are: none",
+        ),
         (
             lambda: create_model("resnet20", stochastic_depth=0.5),
             r"^stochastic_depth must be rn_jax\.StochasticDepth.* not 0\.5",
