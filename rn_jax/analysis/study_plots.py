@@ -55,7 +55,10 @@ def delete_one(results: Results, path: epath.PathLike, *, title: str) -> None:
     if any(not b["deletable"] for r in results.values() for b in r["blocks"]):
         axes.plot([], [], "kx", linestyle="", label="changes the shape: not deletable")
     axes.plot([], [], "k:", linewidth=0.8, label="whole network")
-    axes.set(xlabel="deleted block $l$", ylabel="test error (%)", ylim=(0, None))
+    last = max(len(result["blocks"]) for result in results.values())
+    axes.set(xlabel="deleted block $l$", xlim=(0.4, last + 0.6))
+    axes.set(ylabel="test error (%)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(figure, axes, path)
 
 
