@@ -29,6 +29,11 @@ COMMANDS = (
     *("analyze", "evaluate", "export", "predict"),
     *("report", "reproduce", "run", "sweep"),
 )
+# What a config says of its file's network in a paper, and what is said of another.
+OF_NETWORK: Mapping[str, Any] = {
+    "published_error_percent": {},
+    "expected_to_fail": False,
+}
 _HINT = "configs/default.py has them all."
 # Fields that are dicts of any fields: single entries are set here, because
 # ml_collections sets no entry that is not there yet.
@@ -115,7 +120,8 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
         argv: the command's arguments.
     """
     typed = sys.orig_argv[1:]
-    if not argv or typed[-len(argv) :] != [*argv]:  # called with others than typed
+    # Called with others than typed, or by a program without a file.
+    if not argv or typed[-len(argv) :] != [*argv] or sys.argv[0] in ("-c", "-"):
         typed = ["-m", f"experiments.{name}", *argv]
     return shlex.join(["python", *typed])
 
@@ -125,10 +131,16 @@ def of_script() -> int:
 
     For scripts that register networks or data sets of their own before.
     """
+
+    def check():
+        if not name or name.startswith("-"):
+            raise InputError(f"Name a command first: {', '.join(COMMANDS)}.")
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+
     name = "".join(sys.argv[1:2])
-    if name not in COMMANDS:
-        print(f"rn_jax: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
-        return InputError.exit_code
+    if code := exit_code(check):
+        return code
     del sys.argv[1]
     return importlib.import_module(f"experiments.{name}").main()
 
@@ -195,7 +207,8 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Args:
         arguments: --config=FILE[:DATASET], and --config.FIELD=VALUE or, in
             stochastic_depth and model_kwargs, --config.FIELD.ENTRY=VALUE. Of the same
-            field the last one counts, and entries come after the whole field.
+            field the last one counts, and entries come after the whole field. Those in
+            OF_NETWORK do not hold for another model, unless they are given too.
 
     Returns:
         The name of the file without ".py", and the fields of configs/default.py as
@@ -233,11 +246,14 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise InputError(" ".join(str(error).split())) from error
     for field, text in entries:
         _set_entry(config, field, text)
-    if any(line.startswith("model=") for line in overrides(arguments)):
-        # Which are of the file's network.
-        config |= {"published_error_percent": {}, "expected_to_fail": False}
     fields.check(config)
     file = config_flags.get_config_filename(values["config"])
+    given = {line.partition("=")[0] for line in overrides(arguments)}
+    if (
+        "model" in given
+        and config["model"] != load_config([f"--config={file}"])[1]["model"]
+    ):
+        config |= {name: none for name, none in OF_NETWORK.items() if name not in given}
     return Path(file.partition(":")[0]).stem, config
 
 

@@ -72,9 +72,12 @@ def export(options: argparse.Namespace) -> None:
             preprocess=run.experiment.preprocess,
         )
         replace_file(out, program)
-        how = f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
-    shape = ", ".join(map(str, _image_shape(run)))
-    print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB, for [B, {shape}].\n{how}")
+        shape = ", ".join(map(str, _image_shape(run)))
+        how = (
+            f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
+            f"  # uint8[B, {shape}]"
+        )
+    print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
 
 
 def facts(run: subject.Finished) -> dict[str, Any]:

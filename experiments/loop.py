@@ -487,7 +487,8 @@ class _StopSignal:
 def _print_result(config, summary):
     published = config["published_error_percent"].get(summary["dataset"])
     if published is None:
-        beside = f"{config['paper']} has no figure for {summary['dataset']}"
+        on = f"{config['model']} on {summary['dataset']}"
+        beside = f"the config has no published figure for {on}"
     else:
         beside = f"{config['paper']}: {published:.2f} %"
     at_best = summary["test_error_at_best_val_percent"]

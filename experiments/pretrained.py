@@ -37,7 +37,7 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     """
     source = config["init_from"]
     size = sum(leaf.size for leaf in jax.tree.leaves(state))
-    is_run = _is_folder(source)
+    is_run = _is_run(source)
     found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
     parts = {
         name: _replaced(getattr(state, name), found.get(name, {}), source, config)
@@ -47,21 +47,31 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
 
 
 def check(source: str) -> None:
-    """Looks whether `init_from` names something that is there, without reading it.
+    """Looks whether `init_from` names a run or a file, and reads nothing.
+
+    What a file holds, and names of the Hugging Face Hub, are not looked at.
 
     Raises:
-        InputError: it does not.
+        InputError: nothing there, or a folder that is no run with a checkpoint.
     """
     is_file = is_hub_name(source) or is_saved(source) or os.path.isfile(source)
-    if not is_file and not _is_folder(source):
+    if not is_file and not _is_run(source):
         raise InputError(f"There is no file {source}.")
 
 
-def _is_folder(source):
+def _is_run(source):
+    """Whether it is a folder, which is then that of a run."""
+    folder = epath.Path(source)
     try:
-        return epath.Path(source).is_dir()
+        if not folder.is_dir():
+            return False
     except OSError as error:  # a name too long, a bucket that does not answer
         raise InputError(f"init_from {source} cannot be read: {error}.") from None
+    if not (folder / "config.json").exists():
+        raise InputError(f"init_from {folder} is not the folder of a run.")
+    if not (folder / "checkpoints").exists():
+        raise InputError(f"init_from {folder} has no checkpoint yet.")
+    return True
 
 
 # Times as many numbers as ours another run's state may have: its head may be larger.
@@ -69,10 +79,6 @@ _TIMES_OURS = 16
 
 
 def _of_run(folder, size):
-    if not (folder / "config.json").exists():
-        raise InputError(f"init_from {folder} is not the folder of a run.")
-    if not (folder / "checkpoints").exists():
-        raise InputError(f"init_from {folder} has no checkpoint yet.")
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     step = checkpoints.latest_step()
     try:

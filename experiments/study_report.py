@@ -110,7 +110,12 @@ def _commands(found, command):
     earlier -= {command}
     lines = [f"    {command}"]
     if earlier:
-        lines += ["", "and, before it,", "", *(f"    {c}" for c in sorted(earlier))]
+        lines += [
+            "",
+            "with studies that were there, by",
+            "",
+            *(f"    {c}" for c in sorted(earlier)),
+        ]
     return lines
 
 
@@ -150,7 +155,7 @@ def _tell_delete_one(result):
         return f"{told} {_agreement(result)}"
     if result["has_shortcuts"]:
         return f"{told} The paper deletes nothing from such a network."
-    chance = 100 * (1 - 1 / result["num_classes"])
+    chance = _chance(result)
     halfway = (base + chance) / 2
     broken = (inner + base > halfway).sum()
     return (
@@ -160,8 +165,26 @@ def _tell_delete_one(result):
     )
 
 
+def _chance(result):
+    """Test error of guessing, in percent."""
+    return 100 * (1 - 1 / result["num_classes"])
+
+
+def _too_near_chance(result):
+    """Why a network is not to be compared with the paper's, or nothing."""
+    chance = _chance(result)
+    if result["baseline_error_percent"] <= chance / 2:
+        return ""
+    return (
+        f"A network that errs more than half as often as guessing, {chance:.0f} %, has "
+        "too little to lose to be compared with the paper's."
+    )
+
+
 def _agreement(result):
     """Whether single deletions harm as little as the paper saw."""
+    if near := _too_near_chance(result):
+        return near
     base = result["baseline_error_percent"]
     harmed = [
         block["name"]
@@ -170,12 +193,6 @@ def _agreement(result):
         and not block["transition"]
         and block["error_percent"] - base > NEEDED
     ]
-    chance = 100 * (1 - 1 / result["num_classes"])
-    if base > chance / 2:
-        return (
-            f"A network that errs more than half as often as guessing, {chance:.0f} %, "
-            "has too little to lose to be compared with the paper's."
-        )
     paper = "The paper saw a visible change at the transitions alone"
     if harmed:
         return (
@@ -185,7 +202,7 @@ def _agreement(result):
     inner, across = _damages(result)
     if len(across) and across.max() > max(UNHARMED, inner.max()):
         return f"{paper}, which agrees with this."
-    return f"{paper}; here no block stands out."
+    return f"{paper}; here the transitions cost no more than other blocks."
 
 
 def _tell_delete_many(result):
@@ -201,14 +218,15 @@ def _tell_delete_many(result):
         return told
     rho = stats.spearmanr(k, medians).statistic
     jump = np.diff([result["baseline_error_percent"], *medians]).max()
+    smooth = (
+        "It rises smoothly, as in the paper."
+        if rho > 0.9 and jump < 15
+        else "That is no smooth rise as the paper's: one or a few blocks decide."
+    )
     return (
         f"{told} Rank correlation of k and the median is {rho:.2f}; the largest step "
         f"from one k to the next is {jump:.1f} points. "
-        + (
-            "It rises smoothly, as in the paper."
-            if rho > 0.9 and jump < 15
-            else "That is no smooth rise as the paper's: one or a few blocks decide."
-        )
+        f"{_too_near_chance(result) or smooth}"
     )
 
 
@@ -233,6 +251,8 @@ def _tell_permute(result):
     told = f"{told} Rank correlation of tau and the error is {rho:.2f}"
     if not result["residual"]:
         return f"{told}. The paper reorders residual networks alone."
+    if near := _too_near_chance(result):
+        return f"{told}. {near}"
     return told + (
         "; the more the order is corrupted the larger the error, as in the paper."
         if rho < -0.5

@@ -3,10 +3,12 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -63,12 +65,6 @@ class Subject:
     run: Mapping[str, Any] | None
 
 
-def label_of(folder: epath.Path) -> str:
-    """The folder's name; of one of several seeds, after that of the folder above."""
-    is_seed = re.fullmatch(r"seed\d+", folder.name)
-    return "-".join(folder.parts[-2:]) if is_seed else folder.name
-
-
 def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """The network of a finished run, after its last epoch.
 
@@ -86,10 +82,9 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
             f"Studies take data sets that fit into memory, and {config['dataset']} "
             "does not: name a run on another; experiments.evaluate tests this one."
         )
-    folder = epath.Path(path)
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
-        label=label_of(folder),
+        label=_label(path),
         source=path,
         model_name=config["model"],
         model_kwargs=config["model_kwargs"],
@@ -247,6 +242,13 @@ def _last_state(folder, step, like):
     finally:
         checkpoints.close()
     return flax.serialization.to_state_dict(jax.device_get(state))
+
+
+def _label(path):
+    """The folder's name; of one of several seeds, after that of the folder above."""
+    folder = Path(os.path.abspath(path))
+    is_seed = re.fullmatch(r"seed\d+", folder.name) and folder.parent.name
+    return f"{folder.parent.name}-{folder.name}" if is_seed else folder.name
 
 
 def from_weights(

@@ -290,18 +290,19 @@ def _trained():
 
 
 def _file(source):
-    path = Path(source)
-    if path.suffix or os.path.isfile(path):
+    path, trained = Path(source), _trained()
+    if os.path.isfile(path):
         return path
-    trained = _trained()
+    if str(source) in trained:
+        return Path(str(trained[str(source)]))
     if os.path.isdir(path):
         raise InputError(
             f"{source} is a folder: python -m experiments.export --workdir={source} "
             "--format=safetensors makes a file of a run's network."
         )
-    if str(source) not in trained:
-        raise unknown_name("trained network", str(source), trained)
-    return Path(str(trained[str(source)]))
+    if path.suffix:
+        return path
+    raise unknown_name("trained network", str(source), trained)
 
 
 def _metadata(path):

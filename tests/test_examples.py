@@ -9,7 +9,7 @@ or files that are not here carries the comment `not run: why`, and `NOT_RUN` lis
 
 import contextlib
 import importlib
-import os
+import json
 import re
 import shlex
 import subprocess
@@ -167,13 +167,15 @@ def test_commands_of_a_page_one_after_another(page, left, tmp_path):
         done = subprocess.run(
             [sys.executable, *words[1:], *short],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     [run] = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     assert [file for file in left if not (run / file).is_file()] == []
+    noted = json.loads((run / "summary.json").read_text())["command"]
+    assert noted.split()[1] in ("-m", "runs/my_block.py")
+    assert (noted.split()[1] == "-m") == (page.name != "block.md")
 
 
 @pytest.fixture(scope="module")

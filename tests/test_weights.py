@@ -218,7 +218,7 @@ def test_blocks_that_are_not_there(tmp_path):
         rn_jax.load(path)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_files_that_are_not_there(tmp_path, monkeypatch):
     model = create_model("resnet20")
     with pytest.raises(InputError, match=r"Name the file net\.safetensors"):
         rn_jax.save(tmp_path / "net.npz", model, {})
@@ -229,8 +229,11 @@ def test_files_that_are_not_there(tmp_path):
         with pytest.raises(InputError, match=f"There is no file .*{name}"):
             rn_jax.load(tmp_path / name)
     with pytest.raises(InputError, match=r"is a folder: .*export --workdir=.*runs/a"):
-        (tmp_path / "runs" / "a").mkdir(parents=True)
-        rn_jax.load(tmp_path / "runs" / "a")
+        (tmp_path / "runs" / "a=0.5").mkdir(parents=True)
+        rn_jax.load(tmp_path / "runs" / "a=0.5")
+    (tmp_path / "resnet20_digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rn_jax.load("resnet20_digits")  # all the same
     with pytest.raises(InputError, match="Unknown trained network 'resnet21_digits'"):
         rn_jax.load("resnet21_digits")
 

@@ -619,8 +619,8 @@ def create_model(name: str, **kwargs: Any) -> Network:
     """
     if name not in MODELS:
         hint = (
-            "list_models() has them, and one of your own is known to the script that "
-            "calls register_model"
+            "list_models() has all, and one of your own has to be registered first, by "
+            "register_model"
         )
         raise unknown_name("model", name, MODELS, hint)
     entry = MODELS[name]

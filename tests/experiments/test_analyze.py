@@ -188,7 +188,9 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     assert report.count("**tiny_sd.** ") == len(STUDIES)
     anew, earlier = (read(out, s)["command"] for s in ("path_lengths", "permute"))
     assert f"--out={out} --draws=2" in anew and "--study" not in earlier
-    assert f"    {anew}\n\nand, before it,\n\n    {earlier}\n" in report
+    assert (
+        f"    {anew}\n\nwith studies that were there, by\n\n    {earlier}\n" in report
+    )
 
 
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
@@ -509,7 +511,7 @@ def test_words_on_deleting_one_block():
     robust = tell(deleted([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
     assert "transitions alone, which agrees with this." in robust
     unharmed = tell(deleted([5.0, 5.5, 6.0, 4.0], transitions=(2,)))
-    assert "transitions alone; here no block stands out." in unharmed
+    assert "the transitions cost no more than other blocks." in unharmed
     young = tell(deleted([60.0, 50.0, 90.0], base=50.0, transitions=(2,)))
     assert "has too little to lose" in young and "transitions alone" not in young
     assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust

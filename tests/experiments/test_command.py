@@ -12,14 +12,17 @@ from experiments import command
 @pytest.mark.parametrize(
     "typed, line",
     [
-        (["-m", "experiments.run", "--a=b c"], "python -m experiments.run '--a=b c'"),
+        (["-X", "dev", "mine.py", "--a=b c"], "python -X dev mine.py '--a=b c'"),
         (["mine.py", "run", "--a=b c"], "python mine.py run '--a=b c'"),
         # A notebook or a test, which has other arguments.
         (["-m", "pytest", "-q"], "python -m experiments.run '--a=b c'"),
+        (["-c", "a program", "--a=b c"], "python -m experiments.run '--a=b c'"),
+        (["-", "--a=b c"], "python -m experiments.run '--a=b c'"),
     ],
 )
 def test_line_that_calls_it_again(typed, line, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", *typed])
+    monkeypatch.setattr(sys, "argv", [typed[0], "--a=b c"])
     assert command.as_typed("run", ["--a=b c"]) == line
 
 
@@ -31,7 +34,7 @@ def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", argv)
         assert command.of_script() == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("rn_jax: Unknown command ''; there are: analyze, ")
+    assert told[0].startswith("rn_jax: Name a command first: analyze, ")
     assert told[1].startswith("rn_jax: Unknown command 'reprot'; near it: report")
 
 

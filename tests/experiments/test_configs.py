@@ -109,8 +109,14 @@ def test_what_a_file_says_of_its_network_is_not_of_another(name):
     file = f"--config={FOLDER / name}.py"
     _, own = command.load_config([file, "--config.seed=1"])
     assert own["published_error_percent"] or own["expected_to_fail"]
-    _, other = command.load_config([file, "--config.model=resnet32"])
+    _, other = command.load_config([file, "--config.model", "resnet32"])
     assert not other["published_error_percent"] and not other["expected_to_fail"]
+    same = f"--config.model={own['model']}"
+    known = "--config.published_error_percent={'cifar10': 5.0}"
+    _, same = command.load_config([file, same, "--config.seed=1"])
+    assert same == own
+    _, given = command.load_config([file, "--config.model=resnet32", known])
+    assert given["published_error_percent"] == {"cifar10": 5.0}
 
 
 def test_every_field_of_default_has_a_comment():

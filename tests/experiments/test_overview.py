@@ -141,11 +141,22 @@ def test_dry_run_says_that_there_is_nothing_to_begin_from(
     monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e12)
-    argv = arguments(tmp_path / "run", "--dry_run", f"--config.init_from={tmp_path}")
-    assert in_process(monkeypatch, argv) == 0
-    argv[-1] += "/x.pt"
-    assert in_process(monkeypatch, argv) == 2
-    assert f"There is no file {tmp_path}/x.pt." in capsys.readouterr().err
+    (tmp_path / "x.pt").touch()
+    for source, code in (("x.pt", 0), ("y.pt", 2), ("", 2)):
+        options = ["--dry_run", f"--config.init_from={tmp_path}/{source}"]
+        argv = arguments(tmp_path / "run", *options)
+        assert in_process(monkeypatch, argv) == code
+    told = capsys.readouterr().err
+    assert f"There is no file {tmp_path}/y.pt." in told
+    assert f"init_from {tmp_path} is not the folder of a run." in told
+
+
+@pytest.mark.parametrize(
+    "seconds, told",
+    [(0.04, "0.0 seconds"), (119, "119.0 seconds"), (7000, "116.7 minutes")],
+)
+def test_times_in_words(seconds, told):
+    assert overview._told(seconds) == told
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,7 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         (lambda: create_model("resnet111"), "Unknown model 'resnet111'.* resnet110"),
         (
             lambda: create_model("vit"),
-            "Unknown model 'vit'; none of the 10. .*list_models",
+            r"Unknown model 'vit'; none of the \d+ is near it; list_models",
         ),
         (lambda: create_model("resnet20", widen=2), "field of resnet20 'widen'; "),
         (lambda: create_model("resnet20", num_class=2), "near it: num_classes"),
