@@ -166,6 +166,13 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
         subject.finished(str(kept))
 
 
+def test_rates_are_drawn_as_steps(page):
+    """Of both runs; a line between two rates would tell of rates that never were."""
+    ours = page.read_text().replace(offline.get_plotlyjs(), "")
+    assert ours.count('"shape":"vh"') == 2
+    assert "open blocks, mean so far" in ours
+
+
 def test_the_page_loads_nothing(page):
     ours = page.read_text().replace(offline.get_plotlyjs(), "")
     sources = Tables(ours).sources
