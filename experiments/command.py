@@ -249,10 +249,8 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     fields.check(config)
     file = config_flags.get_config_filename(values["config"])
     given = {line.partition("=")[0] for line in overrides(arguments)}
-    if (
-        "model" in given
-        and config["model"] != load_config([f"--config={file}"])[1]["model"]
-    ):
+    own = load_config([f"--config={file}"])[1] if "model" in given else config
+    if config["model"] != own["model"]:
         config |= {name: none for name, none in OF_NETWORK.items() if name not in given}
     return Path(file.partition(":")[0]).stem, config
 

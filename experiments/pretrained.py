@@ -54,8 +54,9 @@ def check(source: str) -> None:
     Raises:
         InputError: nothing there, or a folder that is no run with a checkpoint.
     """
-    is_file = is_hub_name(source) or is_saved(source) or os.path.isfile(source)
-    if not is_file and not _is_run(source):
+    if _is_run(source):
+        return
+    if not (is_hub_name(source) or is_saved(source) or os.path.isfile(source)):
         raise InputError(f"There is no file {source}.")
 
 

@@ -72,7 +72,7 @@ def _config(row: Row, dataset, arguments):
     file = f"--config={_CONFIGS / row.config}.py:{dataset}"
     own = [f"--config.{field}={value}" for field, value in row.overrides.items()]
     _, config = command.load_config([file, *own, *arguments])
-    _, of_paper = command.load_config([file, *own])
+    _, of_paper = command.load_config([file, *own])  # whatever the arguments change
     config |= {name: of_paper[name] for name in command.OF_NETWORK}
     if config["dataset"] != dataset:
         raise InputError("Name the data set by --dataset, not by --config.dataset.")

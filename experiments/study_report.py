@@ -110,12 +110,8 @@ def _commands(found, command):
     earlier -= {command}
     lines = [f"    {command}"]
     if earlier:
-        lines += [
-            "",
-            "with studies that were there, by",
-            "",
-            *(f"    {c}" for c in sorted(earlier)),
-        ]
+        lines += ["", "with studies that were there, by", ""]
+        lines += [f"    {line}" for line in sorted(earlier)]
     return lines
 
 
@@ -152,7 +148,7 @@ def _tell_delete_one(result):
     if fixed := sum(not block["deletable"] for block in result["blocks"]):
         told += f" {fixed} layers change the shape and cannot be deleted."
     if result["residual"]:
-        return f"{told} {_agreement(result)}"
+        return f"{told} {_agreement(result, inner, across)}"
     if result["has_shortcuts"]:
         return f"{told} The paper deletes nothing from such a network."
     chance = _chance(result)
@@ -181,7 +177,7 @@ def _too_near_chance(result):
     )
 
 
-def _agreement(result):
+def _agreement(result, inner, across):
     """Whether single deletions harm as little as the paper saw."""
     if near := _too_near_chance(result):
         return near
@@ -199,7 +195,6 @@ def _agreement(result):
             f"{paper}; here {len(harmed)} other blocks cost more than {NEEDED:g} "
             f"points: {', '.join(harmed[:6])}{' and more' if len(harmed) > 6 else ''}."
         )
-    inner, across = _damages(result)
     if len(across) and across.max() > max(UNHARMED, inner.max()):
         return f"{paper}, which agrees with this."
     return f"{paper}; here the transitions cost no more than other blocks."

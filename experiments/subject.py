@@ -245,7 +245,11 @@ def _last_state(folder, step, like):
 
 
 def _label(path):
-    """The folder's name; of one of several seeds, after that of the folder above."""
+    """The folder's name; of one of several seeds, after that of the folder above.
+
+    By itself, where `report.labels` looks at all runs: a folder of studies has this
+    name, whatever else is compared.
+    """
     folder = Path(os.path.abspath(path))
     is_seed = re.fullmatch(r"seed\d+", folder.name) and folder.parent.name
     return f"{folder.parent.name}-{folder.name}" if is_seed else folder.name

@@ -526,6 +526,28 @@ def test_words_on_deleting_one_block():
     assert "agrees" not in dense and "The paper deletes nothing from such" in dense
 
 
+@pytest.mark.parametrize("base, compared", [(5.0, True), (60.0, False)])
+def test_words_on_many_deletions_and_on_orders(base, compared):
+    """With a comparison with the paper, or without, if the network has not learned."""
+    facts = {"baseline_error_percent": base, "num_classes": 10, "residual": True}
+    errors = [[base + 5 * k] for k in (1, 2, 3)]
+    deletions = {"deletable": 3, "draws": 1, "deleted": [1, 2, 3]}
+    told = study_report.SECTIONS["delete_many"].tell(
+        {**facts, **deletions, "error_percent": errors}
+    )
+    assert ("rises smoothly, as in the paper" in told) == compared
+    assert ("has too little to lose" in told) != compared
+    orders = [
+        {"kendall_tau": 1 - k / 10, "error_percent": base + 5 * k, "swaps": k}
+        for k in (1, 2, 3)
+    ]
+    told = study_report.SECTIONS["permute"].tell(
+        {**facts, "pairs": 3, "orders": orders}
+    )
+    assert ("the larger the error, as in the paper" in told) == compared
+    assert ("has too little to lose" in told) != compared
+
+
 def test_words_on_the_paths_that_carry_the_gradient():
     tell = study_report.SECTIONS["path_gradients"].tell
 
