@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-faults test-min docs lint install peers
+.PHONY: demo test test-all test-faults test-min test-max docs lint install peers
+
+# What tests need beside the package, where neither linters nor the site are wanted.
+RUNNERS := pytest pytest-xdist hypothesis nbclient ipykernel
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
 	$(BIN)/python -m experiments.run --config=configs/resnet110_sd.py:digits \
@@ -25,6 +28,13 @@ test-min: .venv-min/test.stamp  ## What `make test` has, with the least versions
 	.venv-min/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
 		--deselect tests/test_scaling.py::test_closed_forms
 	.venv-min/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
+
+# The environment is made anew each time: what is newest changes.
+test-max:  ## What `make test` runs, with the newest versions; PYTHON=python3.13 chooses
+	$(PYTHON) -m venv --clear .venv-max
+	.venv-max/bin/python -m pip install --quiet --editable ".[imagenet]" $(RUNNERS)
+	.venv-max/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	.venv-max/bin/python -m pytest -n 2 -m slow -k runs tests/test_notebooks.py
 
 docs: .venv/test.stamp  ## The documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
@@ -50,12 +60,10 @@ peers: .venv/peers.stamp  ## PyTorch and what else tests and benchmarks compare 
 .venv-min/test.stamp: setup.cfg pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/python -m pip install --quiet --constraint constraints-min.txt \
-		--editable ".[imagenet]" pytest pytest-xdist hypothesis nbclient ipykernel
+		--editable ".[imagenet]" $(RUNNERS)
 	touch $@
 
-# --no-deps: torchvision and timm would pull another torch, with its CUDA libraries.
 .venv/peers.stamp: .venv/test.stamp
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.29.2 timm==1.0.31
-	$(BIN)/python -m pip install --quiet pyyaml huggingface_hub simplejpeg
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		torch==2.13.0 torchvision==0.28.0 timm==1.0.31 simplejpeg
 	touch $@

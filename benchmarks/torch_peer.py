@@ -13,11 +13,15 @@ from rn_jax.errors import InputError
 
 @contextlib.contextmanager
 def importable_torchvision():
-    """Lets torchvision, and timm which imports it, be imported with a CPU-only torch.
+    """Let torchvision, and timm which imports it, be imported with a CPU-only torch.
 
-    torchvision's wheel registers shape rules for operators of its own extension, which
-    such a torch cannot load; the operators are not used here, so the rules are skipped.
+    The wheel on PyPI is built for CUDA. It registers shape rules for operators of its
+    extension, which a CPU-only torch cannot load. Nothing here uses these operators, so
+    the rules are skipped. With any other torch nothing is changed.
     """
+    if torch.version.cuda is not None:
+        yield
+        return
     register, torch.library.register_fake = (
         torch.library.register_fake,
         lambda *args, **kwargs: lambda function: function,

@@ -89,11 +89,7 @@ def random_variables():
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """torchvision, or a skip.
-
-    Its wheel does not import on a CPU-only torch as it is: it registers shape rules for
-    operators that such a torch cannot load, and which nothing here uses.
-    """
+    """torchvision, or a skip."""
     pytest.importorskip("torch", reason="PyTorch is an optional peer")
     from benchmarks.torch_peer import importable_torchvision
 

@@ -2,7 +2,9 @@
 """What `import rn_jax` brings, and what it does not."""
 
 import configparser
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,14 @@ HEAVY = (
     "tensorflow_datasets",
     "tqdm",
 )
+# Our extras, and JAX's: "cuda" is the newest CUDA that the installed JAX has.
+ACCELERATORS = {"cuda": "cuda13", "cuda12": "cuda12", "cuda13": "cuda13", "tpu": "tpu"}
+
+
+def _setup_cfg():
+    settings = configparser.ConfigParser(inline_comment_prefixes="#")
+    settings.read(Path(__file__).parents[1] / "setup.cfg")
+    return settings
 
 
 def test_importing_needs_only_jax_and_flax():
@@ -68,11 +78,22 @@ def test_public_names_are_there():
         assert getattr(rn_jax, name).__doc__
 
 
+def test_extras_for_accelerators():
+    """pip only warns of an unknown extra and would install the CPU's JAX."""
+    extras = _setup_cfg()["options.extras_require"]
+    asked = {name: Requirement(extras[name].strip()) for name in ACCELERATORS}
+    assert all(requirement.name == "jax" for requirement in asked.values())
+    for name, requirement in asked.items():
+        assert requirement.extras == {ACCELERATORS[name]}
+    of_jax = importlib.metadata.metadata("jax").get_all("Provides-Extra")
+    releases = [name for name in of_jax if re.fullmatch(r"cuda\d+", name)]
+    assert ACCELERATORS["cuda"] == max(releases)
+
+
 def test_constraints_min_are_the_bounds_of_setup_cfg():
     """`make test-min` runs with exactly the versions that setup.cfg allows at least."""
     root = Path(__file__).parents[1]
-    settings = configparser.ConfigParser(inline_comment_prefixes="#")
-    settings.read(root / "setup.cfg")
+    settings = _setup_cfg()
     extras = settings["options.extras_require"]
     named = [settings["options"]["install_requires"], extras["train"]]
     lines = "\n".join([*named, extras["imagenet"]]).split("\n")
