@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights from and to PyTorch: of torchvision, timm and akamaster's project."""
 
+import argparse
+import contextlib
+import logging
 import os
 import re
 import warnings
@@ -33,8 +36,25 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Entries of a state_dict that are not weights.
-_IGNORED = "num_batches_tracked"
+# Entries of a state_dict that are not weights: PyTorch's counters, and thop's results.
+_IGNORED = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+# What wrappers put before every name: DataParallel, torch.compile, Lightning, ...
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+# Under which checkpoints keep their weights; averaged ones first, as timm does.
+_ENTRIES = (
+    *("state_dict_ema", "model_ema", "state_dict", "model_state_dict"),
+    *("model", "net", "network"),
+)
+# The dtypes of safetensors that are read. NumPy has no bfloat16 of its own.
+DTYPES = {
+    "BOOL": np.dtype(bool),
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BF16": jnp.dtype(jnp.bfloat16),
+}
+_FLOATS = tuple(DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
+_logger = logging.getLogger(__name__)
 
 
 def from_torch(
@@ -45,10 +65,15 @@ def from_torch(
     Reads torchvision's networks under torchvision's names, timm's of the same names
     (ResNet, wide ResNet, ResNeXt, DenseNet, VGG) and its pre-activation networks
     (resnetv2_50), and, for "resnet20" to "resnet1202", akamaster's, whose shortcut is
-    `shortcut="A_centered"` here. The number of classes is that of the weights:
+    `shortcut="A_centered"` here. The number of classes and of the images' channels are
+    those of the weights:
 
         model = create_model("resnet50", num_classes=1000)
         logits = model.apply(from_torch("resnet50", weights), images, train=False)
+
+    Weights without a classifier, also those of `model.features` alone, are those of a
+    network with `num_classes=None`. If they have the fully connected layers of VGG or
+    AlexNet that come before the classifier, these are returned as well.
 
     torchvision's trained GoogLeNet comes without auxiliary heads, for which `aux_heads`
     is False, and takes images of mean 0.5 and deviation 0.5 in every channel: its
@@ -56,38 +81,42 @@ def from_torch(
 
     Args:
         name: of `list_models()`.
-        state_dict: name -> tensor or array, as `model.state_dict()` gives it. A prefix
-            "module." of every name is dropped.
+        state_dict: name -> tensor or array, as `model.state_dict()` gives it, or a
+            checkpoint that has such a dict in a usual entry ("state_dict", "model"; of
+            two, the averaged weights are taken). Prefixes that wrappers give to every
+            name ("module.", "_orig_mod.", "model.", "backbone.", "encoder.") are
+            removed, and a warning is logged.
         **fields: those of the network that decide its shapes, if not as in the table:
             `stage_sizes`, `shortcut`, `stem`, `aux_heads`.
 
     Returns:
-        Collections "params" and "batch_stats" of arrays in the dtypes of `state_dict`.
+        Collections "params" and "batch_stats" of arrays. float64 stays float64; all
+        else becomes float32, which holds float16 and bfloat16 exactly.
 
     Raises:
         InputError: unknown name, or one without a PyTorch counterpart; weights missing,
-            left over, or of another shape.
+            left over, of another shape, or not floating-point.
     """
     model = create_model(name, **fields)
     layout = _layout(model, name)
-    weights = {
-        _current(key, layout): _array(value)
-        for key, value in state_dict.items()
-        if not key.endswith(_IGNORED)
-    }
-    heads = (h for h in layout.heads if np.ndim(weights.get(f"{h}.weight", 0)))
-    if head := next(heads, None):
-        classes = len(weights[f"{head}.weight"])
-    else:
-        raise InputError(
-            f"The weights for {name} have no classifier named "
-            f"{' or '.join(layout.heads)}."
-        )
+    weights, prefix = _without_prefixes(_entry(state_dict))
+    if prefix:
+        _logger.warning("All names of the weights began with %r: removed.", prefix)
+    weights = {_current(k, layout): _array(k, value) for k, value in weights.items()}
+    if layout.stem.startswith("features.") and not _under("features", weights):
+        weights = {f"features.{k}": value for k, value in weights.items()}
+    head, classes = _classifier(name, weights, layout)
+    if head is None:  # nor any use for GoogLeNet's auxiliary classifiers
+        weights = {k: v for k, v in weights.items() if not k.startswith("aux")}
+    stem = weights.get(f"{layout.stem}.weight")
+    channels = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
     model = create_model(name, **{"num_classes": classes, **fields})
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 64, 64, channels or 3), jnp.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda x: model.init(key, x, train=False), image)
     shapes = jax.eval_shape(unstack, shapes)
+    if head is None:
+        shapes["params"].pop("head", None)
 
     lacking, unfit = [], []
 
@@ -99,8 +128,8 @@ def from_torch(
             return leaf
         value = weights.pop(theirs)
         if kind == "kernel":
-            channels = layout.flattened(model).get(module)
-            value = _kernel(value, leaf.ndim, channels)
+            flattened = layout.flattened(model).get(module)
+            value = _kernel(value, leaf.ndim, flattened)
         if value.shape != leaf.shape:
             unfit.append(f"{theirs}, {value.shape} instead of {leaf.shape}")
         return value
@@ -114,6 +143,27 @@ def from_torch(
     if told := [f"{how} {_some(keys)}" for how, keys in different.items() if keys]:
         raise InputError(f"The weights do not fit {name}: {'; '.join(told)}.")
     return stack(variables, model)
+
+
+def _classifier(name, weights, layout):
+    """The classifier's name in these weights, or None, and the number of classes.
+
+    With fully connected layers but no classifier, the latter is that of any network
+    that has such layers, 1.
+    """
+    head = next((h for h in layout.heads if _under(h, weights)), None)
+    if head is None:
+        return None, 1 if _under("classifier", weights) else None
+    if not np.ndim(weights.get(f"{head}.weight", 0)):
+        raise InputError(
+            f"The weights for {name} have no classifier named "
+            f"{' or '.join(layout.heads)}, but {_some(_under(head, weights))}."
+        )
+    return head, len(weights[f"{head}.weight"])
+
+
+def _under(module, weights):
+    return [key for key in weights if key.startswith(f"{module}.")]
 
 
 def _some(names):
@@ -135,8 +185,9 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         variables: collections "params" and "batch_stats", stacked or not.
 
     Returns:
-        Name -> array, in the dtypes of `variables`; PyTorch's counts of batches, which
-        nothing here has, are 0.
+        Name -> array, as `torch.from_numpy` takes it: of its own memory, and in the
+        dtypes of `variables`, but float32 for bfloat16. PyTorch's counts of batches,
+        which nothing here has, are 0.
 
     Raises:
         InputError: a network without a PyTorch counterpart, or whose counterpart
@@ -154,15 +205,22 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     weights = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(unstack(variables)):
         module, kind, theirs = layout.names(path, model, head)
-        value = np.array(leaf)  # a copy, which PyTorch may write to
+        value = _native(leaf)
         if kind == "kernel":
             value = _weight(value, layout.flattened(model).get(module))
             if module == "head" and layout.convolves:
                 value = value[..., None, None]
         weights[f"{theirs}.{_LEAVES[kind]}"] = np.asarray(value, order="C")
         if kind == "mean":
-            weights[f"{theirs}.{_IGNORED}"] = np.zeros((), np.int64)
+            weights[f"{theirs}.num_batches_tracked"] = np.zeros((), np.int64)
     return weights
+
+
+def _native(leaf):
+    """A copy, which PyTorch may write to, of a dtype that PyTorch knows."""
+    value = np.asarray(leaf)
+    no_numpy = value.dtype == jnp.bfloat16
+    return value.astype(np.float32 if no_numpy else value.dtype.newbyteorder("="))
 
 
 def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,13 +241,52 @@ def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, ResNet) and model.stem == "small" and model.shortcut == "A":
         return {"shortcut": "A_centered"}
     if isinstance(model, GoogLeNet):
-        return {"aux_heads": any("aux" in key for key in state_dict)}
+        return {"aux_heads": any("aux" in key for key in _entry(state_dict))}
     return {}
 
 
+def _entry(content: Any) -> Mapping[str, Any]:
+    """The names and tensors of a checkpoint, which may be one of its entries.
+
+    Raises:
+        InputError: it is no dict, or its keys are no names.
+    """
+    for _ in range(3):  # entries in entries; a crafted file may hold itself
+        if not isinstance(content, Mapping) or not all(
+            isinstance(key, str) for key in content
+        ):
+            raise InputError(
+                "Weights are tensors by name, as model.state_dict() gives them, not a "
+                f"{type(content).__name__}."
+            )
+        entries = [e for e in _ENTRIES if isinstance(content.get(e), Mapping)]
+        entries = [e for e in entries if content[e]]
+        if not entries:
+            break
+        if len(entries) > 1:
+            _logger.warning("Of %s, the first is taken.", " and ".join(entries))
+        content = content[entries[0]]
+    return content
+
+
+def _without_prefixes(weights):
+    """The weights without what stands before all names, and that prefix."""
+    taken = ""
+    weights = {k: v for k, v in weights.items() if k.split(".")[-1] not in _IGNORED}
+
+    def found():
+        return next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), "")
+
+    while weights and (prefix := found()):
+        weights = {k.removeprefix(prefix): value for k, value in weights.items()}
+        taken += prefix
+    return weights, taken
+
+
 def _current(key, layout):
-    """torchvision's name of today for timm's, DataParallel's and that of old files."""
-    key = key.removeprefix("module.")
+    """torchvision's name of today for timm's and that of old files."""
+    # timm's features_only=True turns the first point into a line.
+    key = re.sub(r"^(features|stem|stages)_", r"\1.", key)
     module, _, leaf = key.rpartition(".")
     if module in layout.aliases:
         return f"{layout.aliases[module]}.{leaf}"
@@ -230,6 +327,7 @@ class _Layout:
         module: (path of ours, network) -> theirs.
         has: which networks of the family have weights of the same shapes there.
         computes: which of these also compute the same there.
+        stem: their name of the convolution that reads the images.
         flattened: network -> our layers that follow a flattened map, with the channels
             of that map.
         convolves: their classifier is a 1x1 convolution.
@@ -237,6 +335,7 @@ class _Layout:
     """
 
     heads: tuple[str, ...]
+    stem: str
     module: Callable[[str, Network], str]
     has: Callable[[Network], bool]
     computes: Callable[[Network], bool] = lambda model: True
@@ -323,6 +422,7 @@ def _number(name):
 
 _RESNETV2 = _Layout(
     ("head.fc",),
+    "stem.conv",
     _resnetv2,
     lambda m: m.block is FullPreactivation and m.stem == "imagenet_linear",
     lambda m: (
@@ -338,6 +438,7 @@ _RESNETV2 = _Layout(
 _LAYOUTS = {
     ResNet: _Layout(
         ("fc", "linear"),
+        "conv1",
         _resnet,
         lambda m: m.block in (BasicBlock, Bottleneck),
         lambda m: (
@@ -346,9 +447,12 @@ _LAYOUTS = {
             else m.shortcut == "A_centered" and m.block is BasicBlock
         ),
     ),
-    DenseNet: _Layout(("classifier",), _densenet, lambda m: m.stem == "imagenet"),
+    DenseNet: _Layout(
+        ("classifier",), "features.conv0", _densenet, lambda m: m.stem == "imagenet"
+    ),
     VGG: _Layout(
         ("classifier.6",),
+        "features.0",
         _vgg,
         lambda m: m.stem == "imagenet",
         flattened=lambda m: {"fc1": m.features[-1]},
@@ -360,12 +464,14 @@ _LAYOUTS = {
     ),
     AlexNet: _Layout(
         ("classifier.6",),
+        "features.0",
         _alexnet,
         lambda m: m.towers == 1,
         flattened=lambda m: {"fc1": 256},
     ),
     GoogLeNet: _Layout(
         ("fc",),
+        "conv1.conv",
         _googlenet,
         lambda m: m.batch_norm,
         lambda m: (m.large_kernel, m.last_pool) == (3, 2),
@@ -383,30 +489,54 @@ def _layout(model, name):
     return layout
 
 
-def _array(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a tensor, wherever it is
-        value = value.detach().cpu().numpy()
-    return np.array(value)  # a copy: the tensor may go on training
+def _array(name: str, value: Any) -> np.ndarray:
+    """A copy of a tensor or array: float64 as it is, others as float32."""
+    try:
+        if hasattr(value, "detach"):  # a tensor, wherever it is
+            value = value.detach().cpu()
+            # NumPy has no bfloat16, and PyTorch gives it none.
+            value = value.float() if _kind(value) == "torch.bfloat16" else value
+        array = np.asarray(value)
+    except (
+        Exception
+    ):  # quantized, sparse or without data, each with an error of its own
+        array = np.asarray(None)
+    if array.dtype.newbyteorder("=") not in _FLOATS:
+        raise InputError(
+            f"{name} is of {_kind(value)}: weights are dense tensors of bfloat16, "
+            "float16, float32 or float64."
+        )
+    return array.astype(np.float64 if array.itemsize == 8 else np.float32)
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def _kind(value):
+    return str(getattr(value, "dtype", type(value).__name__))
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, Any]:
     """A file of weights, read without running any code that it may hold.
 
     The tensors together are at most as large as the file, whatever it claims.
 
     Args:
         path: .safetensors (needs the package safetensors), or .pt, .pth, .th or .bin
-            (needs torch). A dict with the entry "state_dict" gives that entry. Or a
-            name of the Hugging Face Hub, "hf-hub:timm/resnet18.a1_in1k": see
-            `hub.download`.
+            (needs torch). Of a checkpoint with weights in a usual entry, as
+            "state_dict" or "model", that entry: see `from_torch`. Or a name of the
+            Hugging Face Hub, "hf-hub:timm/resnet18.a1_in1k": see `hub.download`.
+
+    Returns:
+        Name -> tensor or array, in the names and dtypes of the file.
 
     Raises:
         InputError: no such file or name; another kind of file; one that is damaged,
             holds more than weights or claims to hold more than it can; a package that
             is not installed.
     """
-    path = download(str(path)) if is_hub_name(path) else Path(path)
+    path = os.fspath(path)
+    path = download(path) if is_hub_name(path) else Path(os.path.expanduser(path))
     if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise InputError(f"{path} is a folder: name a file of weights.")
         raise InputError(f"There is no file {path}.")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".th", ".bin"):
         raise InputError(
@@ -420,13 +550,17 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"Reading {path.name} needs the package {error.name}."
         ) from error
-    if isinstance(content, Mapping):
-        content = content.get("state_dict", content)
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds no weights by name.")
-    for name, value in content.items():
-        if not isinstance(name, str) or not _is_plain(value):
-            raise InputError(f"{path} holds more than weights: {str(name)[:100]!r}.")
+    try:
+        content = _entry(content)
+    except InputError as error:
+        raise InputError(f"{path} holds no weights by name: {error}") from None
+    more = [(name, value) for name, value in content.items() if not _is_plain(value)]
+    if more:
+        told = [f"{name[:100]!r} ({_kind(value)})" for name, value in more]
+        raise InputError(
+            f"{path} holds more than weights: {_some(told)}; weights are tensors by "
+            f"name, alone or in an entry called {', '.join(_ENTRIES)}."
+        )
     claimed, there = sum(value.nbytes for value in content.values()), os.stat(path)
     if claimed > there.st_size:
         raise InputError(
@@ -437,7 +571,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 
 def _is_plain(value):
-    """Whether it is an array, or a tensor that NumPy can take as it is."""
+    """Whether it is an array, or a tensor of a dtype that NumPy or JAX has."""
     if isinstance(value, np.ndarray):
         return True
     import torch
@@ -446,18 +580,31 @@ def _is_plain(value):
         return False
     try:
         torch.empty(0, dtype=value.dtype).numpy()
-    except TypeError:  # bfloat16, or quantized
-        return False
+    except TypeError:  # float8, or quantized
+        return value.dtype == torch.bfloat16 and value.layout == torch.strided
     return value.layout == torch.strided
 
 
 def _read_safetensors(path):
-    from safetensors.numpy import load_file
+    import safetensors
 
     try:
-        return load_file(path)
-    except Exception as error:  # damaged, or of a dtype that NumPy has not
+        with safetensors.safe_open(path, "numpy"):
+            pass  # a header that claims too much is refused before the file is read
+        entries = dict(safetensors.deserialize(path.read_bytes()))
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise InputError(f"{path} is not a file of safetensors.") from error
+    if unknown := sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES)):
+        raise InputError(
+            f"{path} is not a file of safetensors that can be read: it has tensors of "
+            f"{unknown[0]}, and {', '.join(DTYPES)} can be read."
+        )
+    return {
+        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
+        for name, entry in entries.items()
+    }
 
 
 def _read_torch(path):
@@ -465,7 +612,12 @@ def _read_torch(path):
 
     try:
         _refuse_compressed(path)
-        with warnings.catch_warnings(action="ignore"):  # of old pickles
+        # Many checkpoints hold the options of a command, which cannot run anything.
+        allow = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
+        with (
+            warnings.catch_warnings(action="ignore"),  # of old pickles
+            allow([argparse.Namespace]),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise

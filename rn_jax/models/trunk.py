@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import ModuleDef
@@ -217,10 +218,16 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         stacked = {"first": tree[names.pop(0)]} if apart[stage] else {}
         if names:
             rest = [tree[name] for name in names]
-            stacked["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rest)
+            stacked["blocks"] = jax.tree.map(_stacked, *rest)
         return stacked
 
     return {name: _map_stages(tree, stack_stage) for name, tree in variables.items()}
+
+
+def _stacked(*leaves):
+    # JAX would turn NumPy's float64 into float32.
+    in_numpy = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
+    return np.stack(leaves) if in_numpy else jnp.stack(leaves)
 
 
 def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that somebody made to do harm: no code of theirs runs, and limits are said."""
 
+import argparse
 import json
 import os
 import pickle
@@ -66,6 +67,8 @@ def test_weights_that_would_run_code(torch, tmp_path, faults):
     marker, entry = tmp_path / "ran", {"w": Runs(tmp_path / "ran")}
     torch.save(entry, tmp_path / "zip.pth")
     torch.save(entry, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    options = {"args": argparse.Namespace(w=entry["w"])}  # which may be in a file
+    torch.save(options, tmp_path / "options.pth")
     for protocol in range(6):
         text = pickle.dumps(entry, protocol=protocol)
         (tmp_path / f"{protocol}.bin").write_bytes(text)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our networks against torchvision's and akamaster's, with the same weights."""
 
+import argparse
+import functools
 import os
 import re
 from pathlib import Path
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -404,7 +407,28 @@ def test_round_trip_of_names_and_shapes(resnet20_weights):
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"linear.weight": None}, "no classifier named fc or linear"),
+        ({"linear.weight": None}, "no classifier named fc or linear, but linear.bias"),
+        (
+            {"linear.weight": np.ones((7, 64))},
+            r"linear.bias, \(10,\) instead of \(7,\)",
+        ),
+        ({"fc.weight": np.ones((7, 64))}, r"lacking fc.bias; left over linear.bias"),
+        (
+            {"conv1.weight": np.ones((16, 3, 3, 3), "int8")},
+            "conv1.weight is of int8: we",
+        ),
+        ({"epoch": 3}, "epoch is of int: weights are"),
+        ({"optimizer": {}}, "optimizer is of dict: weights are"),
+        ({3: np.ones(2)}, "Weights are tensors by name, .* not a dict"),
+        (
+            {"bn1.bias": torch.ones(16).to(torch.float8_e5m2)},
+            "bn1.bias is of torch.float8_e5m2: weights are dense tensors of bfloat16, ",
+        ),
+        (
+            {"bn1.bias": torch.ones(16, device="meta")},
+            "bn1.bias is of torch.float32: w",
+        ),
+        ({"bn1.bias": torch.ones(16).to_sparse()}, "bn1.bias is of torch.float32: w"),
         (
             {"layer3.2.bn2.bias": None},
             r"not fit resnet20: lacking layer3.2.bn2.bias\.$",
@@ -415,9 +439,9 @@ def test_round_trip_of_names_and_shapes(resnet20_weights):
             r"lacking layer3.2.bn2.bias; left over a0, a1, a2 and 2 more\.$",
         ),
         (
-            {"conv1.weight": np.ones((16, 1, 3, 3)), "more": np.ones(2)},
+            {"conv1.weight": np.ones((8, 3, 3, 3)), "more": np.ones(2)},
             r"left over more; of another shape in our layout conv1.weight, "
-            r"\(3, 3, 1, 16\) instead of \(3, 3, 3, 16\)\.$",
+            r"\(3, 3, 3, 8\) instead of \(3, 3, 3, 16\)\.$",
         ),
     ],
 )
@@ -447,6 +471,262 @@ def test_names_without_a_counterpart():
     for name in ("wrn16_8", "preact_resnet110", "preact_resnet152"):
         with pytest.raises(InputError, match=f"No PyTorch project .* {name}"):
             from_torch(name, {"fc.weight": np.ones((3, 2))})
+
+
+def test_what_is_no_state_dict():
+    for content in (Akamaster(3), [("w", 1)], None, torch.ones(2), {1: torch.ones(2)}):
+        with pytest.raises(
+            InputError, match=r"as model.state_dict\(\) gives them, not"
+        ):
+            from_torch("resnet20", content)
+
+
+# --- Channels, headless weights, half precision, prefixes and checkpoints -------------
+
+TINY = {"stage_sizes": (1, 1), "features": (4, 8)}
+# Small networks of every family, which to_torch gives the names of its PyTorch project.
+FAMILIES = {
+    "resnet18": TINY | {"stem_features": 4},
+    "resnext50_32x4d": {"stage_sizes": (1, 1), "features": (256, 512)},
+    "resnetv2_18": TINY | {"stem_features": 4},
+    "resnet20": TINY | {"shortcut": "A_centered"},
+    "densenet121": {"stage_sizes": (1, 2), "growth_rate": 4, "stem_features": 8},
+    "vgg11_bn": TINY | {"hidden": (6, 5)},
+    "alexnet": {"stem": "small"},
+    "googlenet": {},
+}
+EVERY_FAMILY = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "googlenet" else ())
+        for name in FAMILIES
+    ],
+)
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(
+        functools.partial(np.testing.assert_array_equal, strict=True), ours, theirs
+    )
+
+
+def half(weights, dtype):
+    """The same in half precision, as tensors of PyTorch."""
+    return {key: torch.from_numpy(value).to(dtype) for key, value in weights.items()}
+
+
+@EVERY_FAMILY
+def test_grey_half_precision_and_wrapped(name, random_variables, caplog):
+    """Weights of grey images, in bfloat16, of a wrapped network in a checkpoint."""
+    fields = FAMILIES[name]
+    model = create_model(name, num_classes=7, **fields)
+    variables = random_variables(model, (64, 64, 1), "bfloat16")
+    weights = to_torch(model, variables)  # float32, of the same values
+    wrapped = half(weights, torch.bfloat16) | {"conv1.total_ops": torch.zeros(1)}
+    wrapped = {f"module._orig_mod.{key}": value for key, value in wrapped.items()}
+    wrapped["n_averaged"] = torch.tensor(3)
+    content = {"epoch": 3, "model": wrapped, "optimizer": {}, "args": None}
+    found = from_torch(name, content, **fields)
+    assert_equal(found, jax.tree.map(lambda a: a.astype("float32"), variables))
+    assert caplog.messages == [
+        "All names of the weights began with 'module._orig_mod.': removed."
+    ]
+
+
+@EVERY_FAMILY
+def test_headless_weights(name, random_variables):
+    """They are those of a network without classes, whatever the images' channels."""
+    fields = FAMILIES[name]
+    model = create_model(name, num_classes=7, **fields)
+    variables = random_variables(model, (64, 64, 4), "float16")
+    weights = half(to_torch(model, variables), torch.float16)
+    heads = ("fc.", "linear.", "head.", "classifier.6.", "classifier.weight")
+    heads += ("classifier.bias",)
+    headless = {k: v for k, v in weights.items() if not k.startswith(heads)}
+    assert len(weights) - len(headless) == 2
+    found = from_torch(name, headless, **fields)
+    expected = jax.tree.map(lambda a: a.astype("float32"), variables)
+    del expected["params"]["head"]
+    aux = [key for key in expected["params"] if key.startswith("aux")]
+    for tree in expected.values():
+        for key in aux:
+            tree.pop(key, None)
+    assert_equal(found, expected)
+
+    # And no fully connected layers at all, as `model.features` has none.
+    before = "features." if any(k.startswith("features.") for k in weights) else ""
+    features = {
+        key.removeprefix(before): value
+        for key, value in headless.items()
+        if not key.startswith("classifier.")
+    }
+    found = from_torch(name, features, **fields)
+    model = create_model(name, num_classes=None, **fields)
+    shapes = jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False),
+        jnp.ones((1, 64, 64, 4)),
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(dict(shapes))
+    if name == "vgg11_bn":  # timm's names where only features are asked for
+        features = {f"features_{key}": value for key, value in features.items()}
+        assert_equal(from_torch(name, features, **fields), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vgg11_bn", "resnetv2_18"])
+@pytest.mark.parametrize("kind", [{"num_classes": 0}, {"features_only": True}, {}])
+def test_timms_other_weights(name, kind, torchvision):
+    """Of grey images, with and without a classifier."""
+    timm = pytest.importorskip("timm", reason="an optional peer")
+    if name == "resnetv2_18" and "features_only" in kind:
+        pytest.skip("timm leaves out the last BatchNorm, which is no part of a stage")
+    weights = timm.create_model(name, in_chans=1, **kind).state_dict()
+    found = from_torch(name, weights)
+    assert ("head" in found["params"]) == (kind == {})
+    stem = found["params"].get("stem_conv", found["params"].get("stage1"))
+    stem = stem["layer01"]["conv"] if "layer01" in stem else stem
+    assert stem["kernel"].shape[2] == 1
+    count = sum(w.numel() for k, w in weights.items() if not k.endswith("tracked"))
+    assert sum(leaf.size for leaf in jax.tree.leaves(found)) == count
+
+
+def test_logits_of_a_grey_network_in_bfloat16():
+    peer = Akamaster(1)
+    peer.conv1 = torch.nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+    peer = randomised(peer).to(torch.bfloat16)
+    variables = from_torch("resnet20", peer.state_dict(), stage_sizes=(1, 1, 1))
+    images = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype("float32")
+    theirs = peer.float().eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    model = create_model("resnet20", stage_sizes=(1, 1, 1), shortcut="A_centered")
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    assert relative_error(ours, theirs.detach().numpy()) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def tiny(random_variables):
+    """The tiny ResNet, its variables and its weights as arrays."""
+    model = create_model("resnet20", **FAMILIES["resnet20"])
+    variables = random_variables(model, (8, 8, 3))
+    return model, variables, to_torch(model, variables)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "module.", "_orig_mod.", "model.", "backbone.", "encoder."),
+        *("module._orig_mod.", "model.backbone.", "module.module.encoder."),
+    ],
+)
+def test_prefixes(tiny, prefix, caplog):
+    """Each is removed where all names have it, with a word."""
+    weights = {f"{prefix}{key}": value for key, value in tiny[2].items()}
+    assert_equal(from_torch("resnet20", weights, **FAMILIES["resnet20"]), tiny[1])
+    told = [f"All names of the weights began with {prefix!r}: removed."]
+    assert caplog.messages == (told if prefix else [])
+    if prefix:  # not where one name has it not
+        weights["bn1.bias"] = weights.pop(f"{prefix}bn1.bias")
+        with pytest.raises(InputError, match=rf"lacking .*; left over .*{prefix}"):
+            from_torch("resnet20", weights, **FAMILIES["resnet20"])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
+def test_files_of_every_precision(tmp_path, tiny, dtype):
+    """The same values from memory and from both kinds of file."""
+    tensors = half(tiny[2], dtype)
+    torch.save(tensors, tmp_path / "a.pth")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(tensors, tmp_path / "a.safetensors")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = {key: value.to(wide).numpy() for key, value in tensors.items()}
+    for weights in (
+        tensors,
+        read_weights(tmp_path / "a.pth"),
+        read_weights(tmp_path / "a.safetensors"),
+    ):
+        found = from_torch("resnet20", weights, **FAMILIES["resnet20"])
+        again = to_torch(tiny[0], found)
+        again = {k: v for k, v in again.items() if not k.endswith("tracked")}
+        for key, value in again.items():
+            np.testing.assert_array_equal(value, expected[key], key, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", ">f4", "float64"])
+def test_pytorch_takes_what_to_torch_gives(tiny, dtype):
+    """Contiguous, writable, of a dtype and a byte order of its own, scalars too."""
+    model, variables, _ = tiny
+    given = jax.tree.map(lambda a: a.astype(dtype)[..., ::-1], variables)
+    if dtype != "float64":
+        given = flax.core.freeze(given)
+    wanted = {"bfloat16": torch.float32, "float16": torch.float16}
+    wanted |= {"float64": torch.float64}
+    for key, value in to_torch(model, given).items():
+        assert value.flags.c_contiguous and value.flags.writeable
+        tensor = torch.from_numpy(value)
+        tracked = key.endswith("num_batches_tracked")
+        assert tensor.dtype == (
+            torch.int64 if tracked else wanted.get(dtype, torch.float32)
+        )
+    value = to_torch(model, given)["linear.bias"]
+    np.testing.assert_array_equal(
+        value, given["params"]["head"]["bias"].astype(value.dtype)
+    )
+
+
+CHECKPOINTS = {
+    "state_dict": lambda w: {"state_dict": w, "epoch": 3, "optimizer": {"state": {}}},
+    "model": lambda w: {"model": w, "args": argparse.Namespace(lr=0.1), "epoch": 3},
+    "net": lambda w: {"net": w, "acc": 93.1, "epoch": 3},
+    "model_state_dict": lambda w: {"model_state_dict": w, "loss": torch.ones(())},
+    "nested": lambda w: {"model": {"state_dict": w, "epoch": 1}},
+    "averaged": lambda w: {"state_dict": zeros(w), "state_dict_ema": w, "arch": "x"},
+    "torchvision's": lambda w: {
+        "model": zeros(w),
+        "model_ema": {"n_averaged": torch.ones(())} | {f"module.{k}": w[k] for k in w},
+    },
+    "no average": lambda w: {"state_dict": w, "state_dict_ema": None, "arch": "x"},
+}
+
+
+def zeros(weights):
+    return {key: torch.zeros_like(value) for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("layout", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_checkpoints(tmp_path, tiny, layout, caplog):
+    content = layout({key: torch.from_numpy(value) for key, value in tiny[2].items()})
+    torch.save(content, tmp_path / "a.pth")
+    found = read_weights(tmp_path / "a.pth")
+    assert_equal(from_torch("resnet20", found, **FAMILIES["resnet20"]), tiny[1])
+    told = [message for message in caplog.messages if message.startswith("Of ")]
+    assert (["Of"] if any("ema" in k and v for k, v in content.items()) else []) == [
+        message[:2] for message in told
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_checkpoints_that_are_not_understood(tmp_path, tiny):
+    weights = half(tiny[2], torch.float32)
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    itself: dict = {}
+    itself["model"] = itself
+    float8 = torch.ones(3).to(torch.float8_e5m2)
+    for content, sentence in (
+        (
+            {"epoch": 3, "best": weights},
+            r"more than weights: 'epoch' \(int\), 'best' \(dict\); weights are",
+        ),
+        ({"fc.weight": quantized}, r"'fc.weight' \(torch.qint8\)"),
+        ({"fc.weight": float8}, r"'fc.weight' \(torch.float8_e5m2\)"),
+        ({"model": {1: torch.ones(3)}}, "no weights by name"),
+        (itself, r"more than weights: 'model' \(dict\)"),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(InputError, match=sentence):
+            read_weights(tmp_path / "a.pth")
+    with pytest.raises(InputError, match="is a folder: name a file"):
+        read_weights(tmp_path)
 
 
 def test_files(tmp_path, resnet20_weights):
