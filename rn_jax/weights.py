@@ -16,13 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rn_jax.errors import InputError, missing_folder, unknown_name
-from rn_jax.interop.torch import read_weights
+from rn_jax.errors import InputError, first_line, missing_folder, unknown_name
+from rn_jax.interop.torch import DTYPES, read_weights
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import stack, unstack
@@ -33,6 +34,8 @@ FORMAT = 1
 _KEY = "rn_jax"
 # Fields that say nothing of what the network computes, and are not saved.
 _OF_A_RUN = ("parent", "name", "axis_name")
+# The default may be another function than Flax's, and computes the same.
+_RELUS = {nn.relu, Network.activation}
 
 
 def save(
@@ -50,34 +53,50 @@ def save(
         model: of a name in the table, with other fields that are numbers, names, tuples
             or dicts of these. A network of your own is given a name by
             `register_model`, here and before it is loaded.
-        variables: collections "params" and "batch_stats", stacked or not.
+        variables: the collections that `model.init` gives, as "params" and
+            "batch_stats", and no others; stacked or not.
         info: what else should be known, as JSON can say it: see `read_info`.
 
     Raises:
-        InputError: another ending; a network that the table cannot make again; a file
-            that cannot be written; or the package safetensors is not installed.
+        InputError: another ending; a network that the table cannot make again;
+            variables that are not this network's, so that `load` would refuse them; a
+            file that cannot be written; or the package safetensors is not installed.
     """
-    path = Path(path)
+    path = _expanded(path)
     if path.suffix != ".safetensors":
         raise InputError(f"Name the file {path.stem}.safetensors, not {path.name}.")
+    if not path.parent.is_dir():
+        raise missing_folder(path)
     name, fields = describe(model)
-    metadata = {"format": FORMAT, "model": name, "fields": fields, "info": info or {}}
-    arrays = flax.traverse_util.flatten_dict(unstack(variables), sep="/")
-    arrays = {k: np.asarray(value, order="C") for k, value in arrays.items()}
+    info = {} if info is None else info
+    if not isinstance(info, Mapping):
+        raise InputError(f"info must be a dict, not a {type(info).__name__}.")
+    metadata = {"format": FORMAT, "model": name, "fields": fields, "info": info}
     try:
-        content = _safetensors().save(arrays, {_KEY: json.dumps(metadata)})
-    except TypeError as error:
+        text = json.dumps(metadata)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"info must be what JSON can say: {error}.") from error
+    if not isinstance(variables, Mapping):
+        raise InputError(
+            f"The variables must be a dict, not a {type(variables).__name__}: pass "
+            "{'params': ..., 'batch_stats': ...}, as model.init gives it."
+        )
+    leaves = dict(_leaves(variables))
+    arrays = _checked("The dict of variables", name, _made(name, fields), leaves)
+    tree = unstack(flax.traverse_util.unflatten_dict(arrays, sep="/"))
+    arrays = flax.traverse_util.flatten_dict(tree, sep="/")
+    arrays = {k: np.asarray(value, order="C") for k, value in arrays.items()}
+    content = _safetensors().save(arrays, {_KEY: text})
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except FileNotFoundError as error:
         raise missing_folder(path) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
         raise InputError(f"{path} cannot be written to ({error}).") from error
     finally:
-        with contextlib.suppress(OSError):  # none there, or no such folder
+        with contextlib.suppress(OSError, ValueError):  # none there, or no such folder
             unfinished.unlink()
 
 
@@ -89,26 +108,29 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
 
     Returns:
         The network, without parameters, and collections of arrays as it takes them.
+        They are JAX's, but for dtypes that JAX would narrow: float64 stays NumPy's
+        where jax_enable_x64 is not set.
 
     Raises:
         InputError: no such file or name; another kind of file; one of another format,
-            of a network that is not in the table, or with arrays of other names.
+            of a network that is not in the table, or with arrays of other names, shapes
+            or dtypes.
     """
     path = _file(source)
     found, arrays = _metadata(path), read_weights(path)
     try:
-        fields = {key: _decoded(key, value) for key, value in found["fields"].items()}
         # Every block has arrays: a file cannot ask for more blocks than these.
+        fields = found["fields"]
         sizes = (*fields.get("stage_sizes", ()), fields.get("depth", 0))
         claimed = sum(max(size, 0) for size in sizes)
         if claimed > len(arrays):
             raise InputError(
                 f"{path} claims {claimed:,} blocks, but has {len(arrays):,} arrays."
             )
-        model = create_model(found["model"], **fields)
-        _check_names(path, model, MODELS[found["model"]], arrays)
-        tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
-        return model, jax.tree.map(jnp.asarray, stack(tree, model))
+        model = _made(found["model"], fields)
+        arrays = _checked(str(path), found["model"], model, arrays)
+        tree = stack(flax.traverse_util.unflatten_dict(arrays, sep="/"), model)
+        return model, jax.tree.map(_of_jax, tree)
     except InputError:
         raise
     except Exception as error:  # whatever a crafted file may lead to
@@ -118,9 +140,14 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
         ) from error
 
 
+def _of_jax(array):
+    narrow = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+    return array if narrow else jnp.asarray(array)
+
+
 def is_saved(source: str | os.PathLike) -> bool:
     """Whether `load` is for that: a name of `list_weights()`, or a file of `save`."""
-    path = Path(source)
+    path = _expanded(source)
     if not os.path.isfile(path):  # which says no to a name that is too long
         return str(source) in _trained()
     try:
@@ -163,6 +190,11 @@ def describe(model: Network) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"The network must be a Flax module, as create_model makes it, not a "
+            f"{type(model).__name__}."
+        )
     own, candidates = _fields(model), []
     for name, entry in MODELS.items():
         theirs = _fields_of_entry(name, entry, type(model))
@@ -174,8 +206,7 @@ def describe(model: Network) -> tuple[str, dict[str, Any]]:
     for name, changed in sorted(candidates, key=lambda candidate: len(candidate[1])):
         try:
             fields = {key: _encoded(key, value) for key, value in changed.items()}
-            decoded = {key: _decoded(key, value) for key, value in fields.items()}
-            if _same(own, _fields(create_model(name, **decoded))):
+            if _same(own, _fields(_made(name, fields))):
                 return name, fields
         except (InputError, TypeError) as error:  # no such field, or not to be said
             blame = blame or f" ({error})"
@@ -191,7 +222,7 @@ def _fields(model):
         for field in dataclasses.fields(model)
         if field.name not in _OF_A_RUN
     }
-    dtype = fields["dtype"]
+    dtype = fields.get("dtype")
     return {**fields, "dtype": None if dtype is None else jnp.dtype(dtype)}
 
 
@@ -214,28 +245,126 @@ def _fields_of_entry(name, entry, kind):
     return _fields(base) if type(base) is kind else None
 
 
-def _check_names(path, model, entry, arrays):
-    """Raises an InputError for arrays that the model has not, or that it lacks.
+def _made(name, fields):
+    """The network of a name and fields as JSON has them."""
+    return create_model(name, **{k: _decoded(k, value) for k, value in fields.items()})
 
-    Their shapes are checked by Flax when the model is applied: some depend on the size
-    of the images.
+
+def _leaves(tree, path=()):
+    """Path and value of the leaves of nested dicts: "params/stem_conv/kernel", ..."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield "/".join((*path, str(key))), value
+
+
+def _checked(what, name, model, leaves):
+    """The variables of a network as NumPy's arrays, by their paths.
+
+    The axes whose lengths depend on the images' size or channels may have any.
+
+    Args:
+        what: has the leaves; the sentence of an error begins with it.
+        name: of the network, in the table.
+        model: the network.
+        leaves: path -> array, stacked or not.
+
+    Raises:
+        InputError: leaves that the network has not, or that it lacks, of another shape
+            or kind, or with an axis of devices.
     """
-    side, channels = entry.image_size, entry.channels
+    side, channels = MODELS[name].image_size, MODELS[name].channels
+    layouts = _shapes(model, side, channels)
+    own = max(layouts, key=lambda layout: len(layout.keys() & leaves.keys()))
+    takes = dict.fromkeys(path.split("/")[0] for path in sorted(own, reverse=True))
+    hint = ""
+    if takes.keys() != {path.split("/")[0] for path in leaves}:
+        whole = ", ".join(f"{collection!r}: ..." for collection in takes)
+        hint = f": {name} takes {{{whole}}} and nothing else"
+    for verb, paths, which in (
+        ("lacks", own.keys() - leaves.keys(), ""),
+        ("has", leaves.keys() - own.keys(), ", which the network has not"),
+    ):
+        if paths:
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            raise InputError(f"{what} {verb} {min(paths)}{more}{which}{hint}.")
+    arrays = {path: _array(what, path, leaf) for path, leaf in leaves.items()}
+    first = {array.shape[:1] for array in arrays.values()}
+    if len(first) == 1 and all(arrays[p].ndim == own[p].ndim + 1 for p in own):
+        raise InputError(
+            f"{what} has a first axis of {first.pop()[0]} devices in every array: take "
+            "one copy, as flax.jax_utils.unreplicate does."
+        )
+    other = own
+    if any(arrays[path].shape != own[path].shape for path in own):
+        other = _shapes(model, 2 * side, channels + 1)[layouts.index(own)]
+    for path, leaf in own.items():
+        found = arrays[path]
+        floats = [jnp.issubdtype(a.dtype, jnp.floating) for a in (found, leaf)]
+        if (
+            not _fits(found.shape, leaf.shape, other[path].shape)
+            or len(set(floats)) > 1
+        ):
+            raise InputError(
+                f"{what} has {path} as {found.dtype}{list(found.shape)}, but {name} "
+                f"with these fields has {leaf.dtype}{list(leaf.shape)}."
+            )
+    return arrays
+
+
+def _array(what, path, leaf):
+    kind = type(leaf).__name__
+    try:
+        array = np.asarray(leaf)
+    except Exception as error:  # of a tracer, a key, a buffer that was donated
+        raise InputError(
+            f"{what} has {path}, a {kind} that cannot be read: "
+            f"{first_line(error).rstrip('.')}."
+        ) from error
+    dtype = array.dtype.newbyteorder("=")
+    if not hasattr(leaf, "dtype") or dtype not in DTYPES.values():
+        known = ", ".join(sorted(map(str, DTYPES.values())))
+        raise InputError(
+            f"{what} has {path}, a {kind} (as an array {array.dtype}): leaves are "
+            f"arrays of {known}."
+        )
+    return array.astype(dtype, copy=False)
+
+
+def _shapes(model, side, channels):
+    """Path -> shape and dtype of a network's variables, first unstacked, then stacked.
+
+    What the network has sown is left out: that is a tuple, and no variable.
+    """
+
+    def init(image):
+        tree = model.init({"params": jax.random.key(0)}, image, train=False)
+        return unstack(tree), tree
+
     image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(
-        lambda x: unstack(model.init({"params": key}, x, train=False)), image
+    layouts = [
+        flax.traverse_util.flatten_dict(tree, sep="/")
+        for tree in jax.eval_shape(init, image)
+    ]
+    return [
+        {path: leaf for path, leaf in layout.items() if not isinstance(leaf, tuple)}
+        for layout in layouts
+    ]
+
+
+def _fits(found, own, other):
+    """Whether a shape is the network's, but for axes that differ in the other one."""
+    return len(found) == len(own) and all(
+        n == a or a != b for n, a, b in zip(found, own, other, strict=True)
     )
-    names = set(flax.traverse_util.flatten_dict(shapes, sep="/"))
-    for kind, found in (("lacks", names - set(arrays)), ("has", set(arrays) - names)):
-        if found:
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            which = "" if kind == "lacks" else ", which the network has not"
-            raise InputError(f"{path} {kind} {min(found)}{more}{which}.")
 
 
 def _same(a, b):
     """Equality that looks into partials, which compare by identity."""
+    a, b = (v.item() if isinstance(v, np.generic) else v for v in (a, b))
+    if callable(a) and callable(b) and {a, b} <= _RELUS:
+        return True
     if isinstance(a, partial) and isinstance(b, partial):
         return (
             _same(a.func, b.func)
@@ -252,11 +381,14 @@ def _same(a, b):
 def _encoded(name, value):
     """A field as JSON can say it; a TypeError where it cannot."""
     if isinstance(value, StochasticDepth):
-        return dataclasses.asdict(value)
+        return _encoded("", dataclasses.asdict(value))
     if name == "dtype" and value is not None:
         return value.name
     if isinstance(value, Mapping):
-        return {key: _encoded("", entry) for key, entry in value.items()}
+        if all(isinstance(key, str) for key in value):
+            return {key: _encoded("", entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, tuple | list):
         return [_encoded("", entry) for entry in value]
     if value is None or isinstance(value, bool | int | float | str):
@@ -289,8 +421,12 @@ def _trained():
     }
 
 
+def _expanded(path: str | os.PathLike) -> Path:
+    return Path(os.path.expanduser(path))
+
+
 def _file(source):
-    path, trained = Path(source), _trained()
+    path, trained = _expanded(source), _trained()
     if os.path.isfile(path):
         return path
     if str(source) in trained:

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,252 @@ def full(path, content):
     with path.open("wb") as file:
         file.write(content[:10])
     raise OSError(28, "full")
+
+
+TAKES = r": resnet20 takes \{'params': \.\.\., 'batch_stats': \.\.\.\} and nothing else"
+
+
+TINY = {"stage_sizes": (1, 3), "features": (4, 8)}
+
+
+def tiny_resnet20(**fields):
+    return create_model("resnet20", **{**TINY, **fields})
+
+
+@pytest.fixture(scope="module")
+def tiny_variables(random_variables):
+    """Of `tiny_resnet20()`, in new dicts for each test that calls this."""
+    variables = random_variables(tiny_resnet20(), (8, 8, 3))
+    return lambda: jax.tree.map(np.copy, variables)
+
+
+def with_leaf(change, *path):
+    """Changes one leaf of the variables."""
+
+    def changed(variables):
+        flat = flax.traverse_util.flatten_dict(variables)
+        flat[path] = change(flat[path])
+        return flax.traverse_util.unflatten_dict(flat)
+
+    return changed
+
+
+HEAD = ("params", "head", "kernel")
+
+
+def donated(leaf):
+    array = jnp.array(leaf)
+    array.delete()
+    return array
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (
+            lambda v: {"params": v["params"]},
+            rf"lacks batch_stats/\S+ and \d+ more{TAKES}",
+        ),
+        (lambda v: v["params"], rf"lacks batch_stats/\S+ and \d+ more{TAKES}"),
+        (lambda v: {}, rf"lacks batch_stats/\S+ and \d+ more{TAKES}"),
+        (lambda v: {**v, "params": {}}, r"lacks params/head/bias and \d+ more"),
+        (
+            lambda v: {**v, "intermediates": {"stem": (np.ones(3),)}},
+            rf"has intermediates/stem, which the network has not{TAKES}",
+        ),
+        (
+            lambda v: {**v, "losses": {"stem": np.ones(3)}},
+            rf"has losses/stem, which the network has not{TAKES}",
+        ),
+        (
+            with_leaf(lambda leaf: leaf.T, *HEAD),
+            r"head/kernel as float32\[10, 8\], but",
+        ),
+        (with_leaf(lambda leaf: leaf[0], *HEAD), r"head/kernel as float32\[10\], but"),
+        (with_leaf(lambda leaf: leaf.astype(int), *HEAD), r"as int64\[8, 10\], but"),
+        (with_leaf(lambda leaf: leaf.astype(object), *HEAD), "as an array object"),
+        (with_leaf(lambda leaf: leaf.tolist(), *HEAD), "head/kernel, a list"),
+        (with_leaf(lambda leaf: 1.5, *HEAD), "head/kernel, a float"),
+        (with_leaf(lambda leaf: None, *HEAD), "head/kernel, a NoneType"),
+        (with_leaf(lambda leaf: leaf.astype("S3"), *HEAD), "as an array .S3"),
+        (
+            with_leaf(lambda leaf: leaf.astype("complex64"), *HEAD),
+            "complex64.*: leaves",
+        ),
+        (with_leaf(lambda leaf: leaf.astype(jnp.float8_e5m2), *HEAD), "float8_e5m2"),
+        (with_leaf(donated, *HEAD), "that cannot be read: Array has been deleted"),
+        (with_leaf(lambda leaf: jax.random.key(0), *HEAD), "kernel.* cannot be read"),
+        (
+            lambda v: jax.eval_shape(lambda: v),
+            r"ShapeDtypeStruct \(as an array object\)",
+        ),
+        (lambda v: jax.tree.map(lambda a: a[None], v), r"axis of 1 devices in every"),
+        (
+            lambda v: jax.tree.map(lambda a: np.stack([a] * 8), v),
+            r"8 dev.*unreplicate",
+        ),
+        (
+            lambda v: jax.tree.map(lambda a: np.stack([a] * 3), rn_jax.unstack(v)),
+            r"3 devices .*unreplicate",
+        ),
+        (
+            lambda v: {"params": rn_jax.unstack(v)["params"]},
+            rf"lacks batch_stats.*{TAKES}",
+        ),
+        (lambda v: rn_jax.unstack(v)["params"], rf"lacks batch_stats.*{TAKES}"),
+        (lambda v: [v], r"must be a dict, not a list: pass \{'params'"),
+        (lambda v: None, r"must be a dict, not a NoneType: pass \{'params'"),
+    ],
+)
+def test_variables_that_could_not_be_loaded(tmp_path, tiny_variables, change, sentence):
+    """They are refused before anything is written, and the file before stays whole."""
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(b"before")
+    with pytest.raises(InputError, match=sentence) as error:
+        rn_jax.save(path, tiny_resnet20(), change(tiny_variables()))
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+    assert path.read_bytes() == b"before" and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"features": (4, 16)}, r"as float32\[[\d, ]+\], but resnet20 with these"),
+        ({"stage_sizes": (1, 4)}, r"as float32\[3, |has .*stage2/block04/"),
+        ({"stage_sizes": (1, 2)}, r"as float32\[1, |lacks .*stage2/block03/"),
+        ({"num_classes": 7}, r"head/bias as float32\[7\], but .* has float32\[10\]\."),
+        ({"num_classes": None}, r"lacks params/head/bias and 1 more\."),
+        (
+            {"shortcut": "B"},
+            r"has batch_stats/stage2/.*shortcut.*, which the network has",
+        ),
+    ],
+    ids=["widths", "deeper", "shallower", "classes", "headless", "shortcut"],
+)
+def test_variables_of_another_network_are_refused_on_both_sides(
+    tmp_path, random_variables, fields, sentence
+):
+    path = tmp_path / "net.safetensors"
+    variables = random_variables(tiny_resnet20(**fields), (8, 8, 3))
+    with pytest.raises(InputError, match=sentence):
+        rn_jax.save(path, tiny_resnet20(), variables)
+    assert not path.exists()
+    arrays = flax.traverse_util.flatten_dict(rn_jax.unstack(variables), sep="/")
+    write(path, ours(fields=TINY), arrays)
+    with pytest.raises(InputError, match=sentence):
+        rn_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    "dtype, channels",
+    [("float16", 4), ("bfloat16", 1), ("float32", 3), ("float64", 3), (">f4", 3)],
+)
+def test_round_trips_are_exact(tmp_path, random_variables, dtype, channels):
+    """Of every dtype and byte order, NaN, and images of any number of channels."""
+    model, path = tiny_resnet20(), tmp_path / "net.safetensors"
+    variables = random_variables(model, (8, 8, channels), dtype)
+    variables["params"]["head"]["bias"][:2] = np.nan, np.inf
+    native = jax.tree.map(lambda a: a.astype(a.dtype.newbyteorder("=")), variables)
+    as_of_jax = native if dtype == "float64" else jax.tree.map(jnp.asarray, native)
+    for given in (variables, flax.core.freeze(variables), rn_jax.unstack(as_of_jax)):
+        rn_jax.save(path, model, given)
+        found = rn_jax.load(path)[1]
+        jax.tree.map(assert_identical, found, native)
+        arrays = jax.Array if dtype != "float64" else np.ndarray
+        assert all(isinstance(leaf, arrays) for leaf in jax.tree.leaves(found))
+
+
+def assert_identical(found, given):
+    assert (found.dtype, found.shape) == (given.dtype, given.shape)
+    assert np.asarray(found).tobytes() == given.tobytes()
+
+
+class Flat(rn_jax.models.network.Network):
+    """A matrix as large as the images, a loss that is sown, a state of its own."""
+
+    @nn.compact
+    def __call__(self, images, *, train, gates=None, paths=None):
+        x = nn.Dense(4, name="fc")(images.reshape(len(images), -1))
+        self.variable("ema", "mean", jnp.zeros, (4,))
+        self.sow("losses", "size", (x**2).sum())
+        return self.classify(x)
+
+
+def test_shapes_that_follow_the_images_are_free(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "flat", rn_jax.ModelEntry(Flat, {}, image_size=8))
+    model, path = create_model("flat"), tmp_path / "net.safetensors"
+    for shape in ((1, 4, 6, 1), (1, 8, 8, 3)):
+        images = jnp.ones(shape)
+        variables = dict(model.init(jax.random.key(0), images, train=False))
+        with pytest.raises(
+            InputError, match=r"takes {'params': ..., 'ema': ...} and n"
+        ):
+            rn_jax.save(path, model, variables)
+        del variables["losses"]  # which is sown anew at every call
+        rn_jax.save(path, model, variables)
+        found = rn_jax.load(path)[1]
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+        model.apply(found, images, train=False)
+    variables["params"]["fc"]["kernel"] = np.ones((192, 5), "float32")
+    with pytest.raises(InputError, match=r"fc/kernel as float32\[192, 5\], but flat"):
+        rn_jax.save(path, model, variables)
+
+
+def test_what_is_no_network_or_no_info(tmp_path, tiny_variables):
+    model, path = tiny_resnet20(), tmp_path / "net.safetensors"
+    variables = tiny_variables()
+    with pytest.raises(InputError, match=r"must be a Flax module, .* not a dict"):
+        rn_jax.save(path, variables, model)
+    with pytest.raises(InputError, match="No name of the table makes this Dense"):
+        rn_jax.save(path, nn.Dense(3), variables)
+    circular = {}
+    circular["info"] = circular
+    for info in ([("a", 1)], "text", {"a": np.ones(2)}, circular, {(1, 2): 3}):
+        with pytest.raises(InputError, match="info must be"):
+            rn_jax.save(path, model, variables, info=info)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_field_may_be_numpys_number_or_flaxs_relu(tmp_path, random_variables):
+    model = tiny_resnet20(num_classes=np.int64(7), activation=nn.relu)
+    same = tiny_resnet20(num_classes=7)
+    assert rn_jax.weights.describe(model) == rn_jax.weights.describe(same)
+    rn_jax.save(tmp_path / "a.safetensors", model, random_variables(model, (8, 8, 3)))
+    assert rn_jax.load(tmp_path / "a.safetensors")[0] == same
+    with pytest.raises(InputError, match="activation is"):
+        rn_jax.weights.describe(tiny_resnet20(activation=nn.gelu))
+
+
+class Name(os.PathLike):
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_paths(tmp_path, monkeypatch, tiny_variables):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, variables = tiny_resnet20(), tiny_variables()
+    for path in ("~/a.safetensors", Path("~/b.safetensors"), Name("~/c.safetensors")):
+        rn_jax.save(path, model, variables)
+        assert rn_jax.load(path)[0] == model and rn_jax.weights.is_saved(path)
+        assert rn_jax.read_info(path)["model"] == "resnet20"
+    assert sorted(os.listdir(tmp_path)) == [f"{c}.safetensors" for c in "abc"]
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").touch()
+    for path, sentence in (
+        (tmp_path / "folder.safetensors", "cannot be written to .*irectory"),
+        (tmp_path, r"Name the file .*\.safetensors"),
+        (tmp_path / "file" / "a.safetensors", "There is no folder .*file: make it"),
+        (tmp_path / ("a" * 300 + ".safetensors"), "cannot be written to .*too long"),
+        (str(tmp_path / "a\0.safetensors"), "cannot be written to .*null"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            rn_jax.save(path, model, variables)
+    names = {"a.safetensors", "b.safetensors", "c.safetensors"}
+    assert set(os.listdir(tmp_path)) == names | {"folder.safetensors", "file"}
+    assert os.listdir(tmp_path / "folder.safetensors") == []
 
 
 def write(path, metadata, arrays=None):
