@@ -153,12 +153,11 @@ def _bounds(text):
 
 def _subject(options) -> Subject:
     given = {name for name in _WHAT if getattr(options, name)}
+    weights = os.path.expanduser(options.weights or "")
     if given == {"workdir"}:
         return subject.from_run(options.workdir, data_dir=options.data_dir)
-    if given == {"weights"} and (
-        is_saved(options.weights) or not os.path.isfile(options.weights)
-    ):
-        return subject.from_saved(options.weights, data_dir=options.data_dir)
+    if given == {"weights"} and (is_saved(weights) or not os.path.isfile(weights)):
+        return subject.from_saved(weights, data_dir=options.data_dir)
     if "workdir" in given or not {"model", "weights", "dataset"} <= given:
         raise InputError(
             "Name a finished run by --workdir alone, weights of ours by --weights "
@@ -174,7 +173,7 @@ def _subject(options) -> Subject:
             f"{options.model_kwargs!r}."
         )
     return subject.from_weights(
-        options.weights,
+        weights,
         model=options.model,
         dataset=options.dataset,
         normalization=options.normalization or "imagenet",

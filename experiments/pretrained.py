@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training that starts from the weights of another run, or from a file of weights."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +19,21 @@ from rn_jax.interop.hub import is_hub_name
 from rn_jax.train import TrainState
 from rn_jax.weights import is_saved, load
 
+_logger = logging.getLogger(__name__)
+
 
 def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     """The state before the first step, with the weights that `init_from` names.
 
     Parameters and BatchNorm's statistics are taken over, but for the classifier, the
-    layers named "head" and those of auxiliary heads, which stay as they are: new. The
-    optimiser begins afresh.
+    layers named "head" and those of auxiliary heads, which stay as they are: new. So do
+    the fully connected layers before it, if the weights have neither. The optimiser
+    begins afresh.
+
+    Between grey images and images of n channels the first convolution is adapted, as
+    timm does, with a warning that is logged: its kernel is added up over the channels
+    for grey images, and repeated n times and divided by n for the others. Both keep
+    what the network computes of an image whose channels are equal.
 
     Args:
         state: of a new network.
@@ -35,12 +44,15 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     Raises:
         InputError: nothing there, or weights of another network.
     """
-    source = config["init_from"]
+    source = os.path.expanduser(config["init_from"])
     size = sum(leaf.size for leaf in jax.tree.leaves(state))
     is_run = _is_run(source)
     found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
+    has_head = "head" in found["params"]
     parts = {
-        name: _replaced(getattr(state, name), found.get(name, {}), source, config)
+        name: _replaced(
+            getattr(state, name), found.get(name, {}), source, config, has_head
+        )
         for name in ("params", "batch_stats")
     }
     return state.replace(**parts)
@@ -54,6 +66,7 @@ def check(source: str) -> None:
     Raises:
         InputError: nothing there, or a folder that is no run with a checkpoint.
     """
+    source = os.path.expanduser(source)
     if _is_run(source):
         return
     if not (is_hub_name(source) or is_saved(source) or os.path.isfile(source)):
@@ -104,14 +117,27 @@ def _of_file(file, config):
     return from_torch(config["model"], weights, **fields)
 
 
-def _replaced(new, old, source, config):
+def _replaced(new, old, source, config, has_head):
     """The tree `new` with the leaves of `old` but for those of the heads."""
     new = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(new))
     old = flax.traverse_util.flatten_dict(old)
+    if stem := other_channels(new, old):
+        channels = new[stem].shape[2]
+        told = f"init_from {source}: its images have {old[stem].shape[2]} channels"
+        if 1 not in (channels, old[stem].shape[2]):
+            raise InputError(
+                f"{told}, those of {config['dataset']} {channels}: name weights of as "
+                "many channels, or of grey images."
+            )
+        _logger.warning("%s; its first convolution is adapted to %d.", told, channels)
+        kernel = np.asarray(old[stem], np.float32).sum(2, keepdims=True)
+        old[stem] = kernel.repeat(channels, 2) / channels
     for path, leaf in new.items():
         if path[0] == "head" or path[0].startswith("aux"):
             continue
         there = old.get(path)
+        if there is None and path[0].startswith("fc") and not has_head:
+            continue
         if there is None or there.shape != leaf.shape:
             has = "none" if there is None else f"one of {list(there.shape)}"
             raise InputError(
@@ -120,3 +146,31 @@ def _replaced(new, old, source, config):
             )
         new[path] = jax.numpy.asarray(np.asarray(there), leaf.dtype)
     return flax.traverse_util.unflatten_dict(new)
+
+
+def other_channels(
+    new: Mapping[tuple[str, ...], Any], old: Mapping[tuple[str, ...], Any]
+) -> tuple[str, ...] | None:
+    """The path of the first convolution, if the two differ in the images' channels.
+
+    It is then the only array of another shape, heads aside. None, if they are equal in
+    shape or differ otherwise.
+
+    Args:
+        new, old: path -> array or its shape, as `flax.traverse_util.flatten_dict` gives
+            them.
+    """
+    shapes = {
+        path: (leaf.shape, old[path].shape)
+        for path, leaf in new.items()
+        if path in old and not path[0].startswith(("head", "aux"))
+    }
+    differ = {path: (a, b) for path, (a, b) in shapes.items() if a != b}
+    for path, (a, b) in differ.items():
+        if (
+            len(differ) == 1
+            and len(a) == len(b) == 4
+            and a[:2] + a[3:] == b[:2] + b[3:]
+        ):
+            return path
+    return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.serialization
+import flax.traverse_util
 import jax
 import numpy as np
 from etils import epath
@@ -19,6 +20,7 @@ from etils import epath
 import rn_jax
 from experiments import fields, files, setup
 from experiments.feed import InMemory
+from experiments.pretrained import other_channels
 from experiments.workdir import Workdir
 from rn_jax import data, parallel
 from rn_jax.checkpoint import Checkpoints
@@ -283,11 +285,29 @@ def from_weights(
     devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     fields = {**torch_fields(model, weights), **model_kwargs}
     variables = from_torch(model, weights, **fields)
-    classes = variables["params"]["head"]["kernel"].shape[-1]
+    params = variables["params"]
+    if "head" not in params:
+        raise InputError(
+            f"The weights {file} have no classifier, so that no error can be measured: "
+            "name weights with one; init_from trains a new one."
+        )
+    classes = params["head"]["kernel"].shape[-1]
     if classes != spec.num_classes:
         raise InputError(
             f"The weights {file} tell {classes} classes apart, but {dataset} has "
             f"{spec.num_classes}."
+        )
+    network = rn_jax.create_model(model, **{"num_classes": classes, **fields})
+    image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
+    shapes = jax.eval_shape(
+        lambda x: network.init(jax.random.key(0), x, train=False)["params"], image
+    )
+    flat = flax.traverse_util.flatten_dict
+    if stem := other_channels(flat(shapes), flat(params)):
+        raise InputError(
+            f"The weights {file} are for images of {flat(params)[stem].shape[2]} "
+            f"channels, and those of {dataset} have {spec.image_shape[2]}: name a data "
+            "set of as many channels, or train on this one with init_from."
         )
     examples = data.load(dataset, data_dir=data_dir)
     return Subject(
@@ -295,7 +315,7 @@ def from_weights(
         source=file,
         model_name=model,
         model_kwargs=fields,
-        model=rn_jax.create_model(model, **{"num_classes": classes, **fields}),
+        model=network,
         variables=jax.tree.map(np.asarray, variables),
         stochastic_depth=None,
         dataset=dataset,

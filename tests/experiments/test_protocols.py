@@ -3,6 +3,7 @@
 
 import json
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from command import (
 
 import rn_jax
 from experiments import pretrained, setup, subject
-from rn_jax import InputError, data
+from rn_jax import InputError, data, train
 from rn_jax.models import MODELS
 
 PROTOCOL = [
@@ -161,25 +162,29 @@ def test_weights_of_a_file_of_ours(finished, tmp_path):
         pretrained.initialise(fresh, config | {"init_from": "resnet20_digits"})
 
 
+def zero_state(model, image_shape):
+    """The state of a new run with zeros everywhere."""
+    import optax
+
+    def create(key):
+        tx = optax.sgd(0.1)
+        return train.create_state(key, model=model, tx=tx, image_shape=image_shape)
+
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+
 def test_weights_of_a_file(tmp_path):
     """A ResNet-18 of torchvision's names, for other classes."""
     from safetensors.numpy import save_file
 
-    from rn_jax import create_model, train
+    from rn_jax import create_model
     from rn_jax.interop import from_torch, read_weights
 
     torchvision_names = torch_state(classes=7)
     save_file(torchvision_names, tmp_path / "weights.safetensors")
     model = create_model("resnet18", num_classes=10)
-    import optax
-
-    state = jax.eval_shape(
-        lambda key: train.create_state(
-            key, model=model, tx=optax.sgd(0.1), image_shape=(64, 64, 3)
-        ),
-        jax.random.key(0),
-    )
-    state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state)
+    state = zero_state(model, (64, 64, 3))
     config = {
         "init_from": str(tmp_path / "weights.safetensors"),
         "model": "resnet18",
@@ -193,6 +198,68 @@ def test_weights_of_a_file(tmp_path):
     )
     assert begun.params["head"]["kernel"].shape == (512, 10)
     assert not begun.params["head"]["kernel"].any()
+
+
+SMALL = {"stage_sizes": (1, 1), "features": (4, 8)}
+
+
+@pytest.mark.parametrize(
+    "name, fields, theirs, ours",
+    [
+        ("resnet20", SMALL | {"shortcut": "A_centered"}, 3, 3),
+        ("resnet20", SMALL | {"shortcut": "A_centered"}, 3, 1),
+        ("resnet20", SMALL | {"shortcut": "A_centered"}, 1, 3),
+        ("vgg11_bn", SMALL | {"hidden": (6, 5)}, 3, 1),
+    ],
+)
+@pytest.mark.parametrize("headless", [False, True])
+def test_weights_of_other_channels_and_without_a_classifier(
+    tmp_path, random_variables, caplog, name, fields, theirs, ours, headless
+):
+    """The response to an image whose channels are equal stays that of the weights."""
+    from safetensors.numpy import save_file
+
+    from rn_jax.interop import to_torch
+
+    model = rn_jax.create_model(name, num_classes=7, **fields)
+    weights = to_torch(model, random_variables(model, (64, 64, theirs)))
+    # Every layer that is fully connected, or only the convolutions.
+    heads = ("linear.", "classifier.") if headless else ()
+    weights = {k: v for k, v in weights.items() if not k.startswith(heads)}
+    save_file(weights, tmp_path / "weights.safetensors")
+    state = zero_state(model, (64, 64, ours))
+    config = {
+        "init_from": str(tmp_path / "weights.safetensors"),
+        "model": name,
+        "model_kwargs": fields,
+        "dataset": "digits",
+    }
+    begun = pretrained.initialise(state, config)
+    stem = begun.params.get("stem_conv") or begun.params["stage1"]["layer01"]["conv"]
+    kernel = weights["conv1.weight" if name == "resnet20" else "features.0.weight"]
+    kernel = kernel.transpose(2, 3, 1, 0)
+    assert stem["kernel"].shape[2] == ours
+    np.testing.assert_allclose(stem["kernel"].sum(2), kernel.sum(2), rtol=1e-5)
+    assert np.ptp(stem["kernel"], axis=2).any() == (ours == theirs == 3)
+    assert not begun.params["head"]["kernel"].any()
+    if name == "vgg11_bn":
+        assert np.any(begun.params["fc1"]["kernel"]) != headless
+    assert ("adapted" in caplog.text) == (ours != theirs)
+
+
+def test_weights_of_channels_that_cannot_be_adapted(tmp_path, random_variables):
+    model = rn_jax.create_model("resnet20", **SMALL)
+    three, four = (random_variables(model, (8, 8, n)) for n in (3, 4))
+    flat = flax.traverse_util.flatten_dict
+    stem = ("params", "stem_conv", "kernel")
+    assert pretrained.other_channels(flat(three), flat(four)) == stem
+    assert pretrained.other_channels(flat(three), flat(three)) is None
+    path = str(tmp_path / "four.safetensors")
+    rn_jax.save(path, model, four)
+    state = zero_state(model, (8, 8, 3))
+    config = {"init_from": path, "model": "resnet20", "dataset": "cifar10"}
+    with pytest.raises(InputError, match="have 4 channels, those of cifar10 3: name w"):
+        pretrained.initialise(state, config)
 
 
 def torch_state(classes):
