@@ -15,8 +15,13 @@ from jax.typing import ArrayLike
 
 from rn_jax.data.datasets import Examples, normalization
 
-# Of the covariance of ImageNet's pixels from 0 to 1, in RGB; the eigenvectors are the
-# columns (Krizhevsky et al. 2012, section 4.1, in the figures of fb.resnet.torch).
+# Eigenvalues and eigenvectors (the columns) of the 3x3 covariance of ImageNet's RGB
+# pixels, on a scale from 0 to 1: variances along the principal axes, not standard
+# deviations (fb.resnet.torch, datasets/imagenet.lua, "pca"). They add up to 0.2408, the
+# variance of the three channels over all pixels of all images, whose standard
+# deviations are 0.284, 0.276 and 0.290. The 0.229, 0.224 and 0.225 that images are
+# divided by are smaller, since those are means of the standard deviations within each
+# image (pytorch/vision#1439), so their squares need not add up to the same.
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 _EIGENVECTORS = np.array(
     [
@@ -92,8 +97,13 @@ def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
 def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
     """Shift the colour of a whole image along the principal axes of ImageNet's pixels.
 
-    Every pixel is added the sum of a_i * lambda_i * p_i, with a_i ~ N(0, std)
-    (Krizhevsky et al. 2012, section 4.1, with std 0.1).
+    Add the sum of a_i * lambda_i * p_i to every pixel, with a_i ~ N(0, std) and the
+    eigenvalues lambda_i and eigenvectors p_i of the covariance of RGB pixels
+    (Krizhevsky et al. 2012, section 4.1, with std 0.1). An eigenvalue is a variance, so
+    its size beside the pixels depends on their scale, which the paper does not give. As
+    in fb.resnet.torch (`Lighting`) both are on a scale from 0 to 1, and the eigenvalue
+    is taken as it is, not its square root: with std 0.1 the shift has standard
+    deviations of 5.5, 0.48 and 0.11 of 255 along the three axes.
 
     Args:
         key: of the three a_i.
