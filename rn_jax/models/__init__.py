@@ -92,7 +92,9 @@ for _depth, _params, _published in (
     _own = _sections(_depth, 2)
     _add({f"resnet{_depth}": (_params, _own, _published)}, ResNet, {}, _HE_2015)
     _own = {**_sections(_depth, 1), "block": PlainLayer, "shortcut": None}
-    _add({f"plain{_depth}": (_params, _own, None)}, ResNet, {}, _HE_2015)
+    # The paper has plain networks of up to 110 layers.
+    _paper = _HE_2015 if _depth <= 110 else f"after {_HE_2015}"
+    _add({f"plain{_depth}": (_params, _own, None)}, ResNet, {}, _paper)
 
 # ImageNet's ResNet-152 has the name that its depth would give.
 _add(
@@ -144,24 +146,25 @@ _add(
     _HE_2015,
     **_IMAGENET,
 )
+_PLAIN = {**_IMAGENET_BASIC, "block": PlainLayer, "shortcut": None}
 _add(
     {
         "plain18": (11_515_688, {"stage_sizes": (4, 4, 4, 4)}, "ImageNet: 27.94"),
         "plain34": (21_623_848, {"stage_sizes": (6, 8, 12, 6)}, "ImageNet: 28.54"),
-        "plain18_max_pool": (
-            11_515_688,
-            {"stage_sizes": (4, 4, 4, 4), "block_kwargs": {"downsample": "max_pool"}},
-            None,
-        ),
-        "plain34_max_pool": (
-            21_623_848,
-            {"stage_sizes": (6, 8, 12, 6), "block_kwargs": {"downsample": "max_pool"}},
-            None,
-        ),
     },
     ResNet,
-    {**_IMAGENET_BASIC, "block": PlainLayer, "shortcut": None},
+    _PLAIN,
     _HE_2015,
+    **_IMAGENET,
+)
+_add(
+    {
+        "plain18_max_pool": (11_515_688, {"stage_sizes": (4, 4, 4, 4)}, None),
+        "plain34_max_pool": (21_623_848, {"stage_sizes": (6, 8, 12, 6)}, None),
+    },
+    ResNet,
+    {**_PLAIN, "block_kwargs": {"downsample": "max_pool"}},
+    f"after {_HE_2015}, with max-pooling in place of strides",
     **_IMAGENET,
 )
 _add(
@@ -446,7 +449,7 @@ for _depth, _sizes, _rows in (
             {f"resnext{_depth}_{_c}x{_d}d": (_params, _own, _told)},
             build_resnext,
             _IMAGENET_BOTTLENECK,
-            _XIE,
+            _XIE if _error else f"torchvision, after {_XIE}",
             **_IMAGENET,
         )
 
@@ -487,7 +490,7 @@ for _depth, _k, _params, _error in (
     (100, 12, 769_162, "4.51"),
     (250, 24, 15_324_406, "3.62"),
     (190, 40, 25_624_430, "3.46"),
-    (40, 36, 1_542_682, "4.58"),  # wide ones, of the authors' code
+    (40, 36, 1_542_682, "4.58"),  # the wide ones are in the README of the code alone
     (40, 48, 2_733_130, "3.99"),
     (40, 60, 4_261_690, "4.01"),
 ):
@@ -496,7 +499,7 @@ for _depth, _k, _params, _error in (
         {f"densenet_bc{_depth}_{_k}": (_params, _own, f"CIFAR-10: {_error}")},
         build_densenet,
         {"bottleneck": True, "compression": 0.5},
-        _DENSENET,
+        f"{_DENSENET}, the authors' code" if _depth == 40 else _DENSENET,
     )
 for _depth, _k, _sizes, _params, _error in (
     (121, 32, (6, 12, 24, 16), 7_978_856, "25.02"),
@@ -510,7 +513,7 @@ for _depth, _k, _sizes, _params, _error in (
         {f"densenet{_depth}": (_params, _own, f"ImageNet: {_error}")},
         DenseNet,
         {"stem": "imagenet", "bottleneck": True, "compression": 0.5},
-        _DENSENET,
+        f"{_DENSENET}, the authors' code" if _depth == 161 else _DENSENET,
         **_IMAGENET,
     )
 

@@ -322,6 +322,31 @@ def test_multiply_adds(name, fields, expected):
     assert round(found / 1e9, 3) == expected
 
 
+# Credits of networks that their paper's tables and figures do not have.
+NOT_IN_THE_PAPER = {
+    "plain1202": "after He et al. 2015",
+    "plain18_max_pool": "after He et al. 2015, with max-pooling in place of strides",
+    "plain34_max_pool": "after He et al. 2015, with max-pooling in place of strides",
+    "wide_resnet50_2": "torchvision, after Zagoruyko and Komodakis 2016",
+    "wide_resnet101_2": "torchvision, after Zagoruyko and Komodakis 2016",
+    "resnext101_32x8d": "torchvision, after Xie et al. 2017",
+    "densenet_bc40_36": "Huang et al. 2017, the authors' code",
+    "densenet_bc40_48": "Huang et al. 2017, the authors' code",
+    "densenet_bc40_60": "Huang et al. 2017, the authors' code",
+    "densenet161": "Huang et al. 2017, the authors' code",
+    "alexnet": "torchvision, after Krizhevsky 2014",
+    "googlenet": "torchvision, after Szegedy et al. 2015",
+}
+
+
+def test_networks_that_no_paper_has_are_not_credited_to_one():
+    own = {name: MODELS[name].paper for name in NOT_IN_THE_PAPER}
+    assert own == NOT_IN_THE_PAPER
+    for name, entry in MODELS.items():
+        if name.endswith("_bn") or name.startswith("resnetv2"):
+            assert re.match("(torchvision|timm), after ", entry.paper), name
+
+
 def test_rows_that_fail_in_the_paper_say_so():
     failing = {name for name, entry in MODELS.items() if entry.expected_to_fail}
     assert failing == {
