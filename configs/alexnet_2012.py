@@ -19,6 +19,8 @@ def get_config(dataset="imagenet2012"):
     config.learning_rate = 0.01
     config.train_scales = (256, 256)
     config.weight_decay = 5e-4
+    if dataset != "imagenet2012":  # its weights begin small, for pixels up to 255
+        config.normalization = "imagenet_mean"
     config.paper = "Krizhevsky et al. 2012"
     config.published_error_percent = {"imagenet2012": 40.7}
     return default.with_dataset(config)

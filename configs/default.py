@@ -2,12 +2,19 @@
 """Every field of an experiment, once, with the recipe of He et al. 2015 on CIFAR-10.
 
 Not to be run itself: the other files here change what their paper has differently.
-He et al. subtract the mean image alone; "mean_image" also divides by one number, to
-which a network with BatchNorm after its first convolution is indifferent.
+He et al. subtract the mean image alone. "mean_image" also divides by one number, to
+which a network with BatchNorm after its first convolution is indifferent; on ImageNet
+it does not, and its mean is that of a sample's centre crops, kept with the run.
 """
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
+
+# Of the large data sets the examples to train on, and the least and most epochs of a
+# recipe: 64,000 steps are 164 epochs of CIFAR and 6 of ImageNet, and 500 epochs of SVHN
+# are twelve times the work of 500 of CIFAR. Huang et al. 2016 train for 50 epochs of
+# SVHN; the longest recipe that was made for ImageNet, GoogLeNet's in Caffe, has 250.
+_EPOCHS = {"svhn_cropped": (604_388, 10, 50), "imagenet2012": (1_281_167, 30, 250)}
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
@@ -43,6 +50,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.eval_resize = 256  # shorter side before the crops evaluated on
     config.eval_size = 224  # of the crops evaluated on
     config.eval_crops = "center"  # or ten: corners, centre, and their mirror images
+    config.mean_image_examples = 10_000  # training images that mean_image is taken over
     config.num_workers = placeholder(int)  # processes; None: one per core
 
     # Length: whichever ends first
@@ -64,6 +72,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.warmup_until_error = placeholder(float)  # percent in training; then warmup=0
     config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110
     config.momentum = 0.9  # of the running sum of gradients
+    config.momentum_form = "caffe"  # rate inside the velocity; or torch: outside of it
     config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes
     config.weight_decay = 1e-4  # factor of the L2 penalty's gradient
     config.aux_loss_weight = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
@@ -94,11 +103,21 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 
 
 def with_dataset(config: ConfigDict) -> ConfigDict:
-    """The recipe adapted to its data set where the paper's would not do.
+    """Return the recipe adapted to its data set where the paper's would not do.
 
     `digits` has 1,437 images of 8x8 pixels: 22 steps an epoch. At the papers' rate of
-    0.1 the deep networks do not begin to learn within a run of that size.
+    0.1 the deep networks do not begin to learn within a run of that size. On the large
+    data sets a recipe has at least and at most as many epochs as `_EPOCHS` says; its
+    drops and its warm-up in epochs move in proportion. Normalisation is one that the
+    data set can have.
     """
+    if config.dataset in _EPOCHS:
+        _limit_epochs(config, *_EPOCHS[config.dataset])
+    kind = config.normalization
+    if config.dataset in ("mnist", "fashion_mnist") and kind.startswith("imagenet"):
+        config.normalization = "channel"  # ImageNet's means are of three channels
+    if config.dataset == "imagenet2012" and kind == "channel":
+        config.normalization = "imagenet"  # the same, without all images in memory
     if config.dataset == "digits":
         config.epochs = 30
         config.steps = None
@@ -113,4 +132,24 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
         config.eval_every_steps = 0
         config.lr_schedule = "piecewise"
         config.batch_norm_at_test = "moving"
+        config.momentum_form = "torch"  # as in the kept runs
     return config
+
+
+def _limit_epochs(config, num_train, least, most):
+    steps_per_epoch = num_train // config.batch_size
+    lengths = [config.epochs, config.steps and config.steps / steps_per_epoch]
+    epochs = min(length for length in lengths if length)
+    ratio = min(max(epochs, least), most) / epochs
+    if ratio == 1:
+        return
+    if config.epochs:
+        config.epochs = round(config.epochs * ratio)
+    if config.steps:
+        config.steps = round(config.steps * ratio)
+    if config.lr_drops_unit == "epochs":
+        config.lr_drops = tuple(drop * ratio for drop in config.lr_drops)
+    if config.lr_drops_unit == "steps":
+        config.lr_drops = tuple(round(drop * ratio) for drop in config.lr_drops)
+    if config.warmup_unit == "epochs":
+        config.warmup *= ratio

@@ -21,6 +21,7 @@ def get_config(dataset="cifar10"):
     config.batch_size = 64
     config.lr_drops = (0.5, 0.75)
     config.lr_drops_unit = "fraction"
+    config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay_on = "all"
     if dataset == "svhn_cropped":  # train and extra, less 6,000 to choose the epoch by

@@ -25,6 +25,7 @@ def get_config(dataset="imagenet2012"):
     config.lr_factor = 0.96
     config.protocol = "full"
     config.train_crop = "area"
+    config.normalization = "imagenet_mean"
     config.weight_decay = 2e-4
     config.paper = "Szegedy et al. 2015"
     return default.with_dataset(config)

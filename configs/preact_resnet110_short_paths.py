@@ -12,11 +12,20 @@ stochastic depth (a branch counts by 23/54).
 
 from configs import preact_resnet110
 
+# The epoch of the first drop: it is at another one where an epoch has other steps.
+_FIRST_DROP = {
+    "digits": 15,
+    "mnist": 68,
+    "fashion_mnist": 68,
+    "svhn_cropped": 7,
+    "imagenet2012": 15,
+}
+
 
 def get_config(dataset="cifar10"):
     config = preact_resnet110.get_config(dataset)
     config.stochastic_depth = {"num_open": 23, "schedule": "uniform"}
-    config.stochastic_depth_from_epoch = 15 if dataset == "digits" else 82
+    config.stochastic_depth_from_epoch = _FIRST_DROP.get(dataset, 82)
     config.paper = "Veit et al. 2016"
     config.published_error_percent = {"cifar10": 5.96}
     return config

@@ -22,6 +22,7 @@ def get_config(dataset="cifar10"):
     config.steps = None
     config.lr_drops = (0.5, 0.75)
     config.lr_drops_unit = "fraction"
+    config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay_on = "all"
     config.paper = "Huang et al. 2016"

@@ -17,6 +17,7 @@ def get_config(dataset="cifar10"):
     config.steps = None
     config.lr_drops = (150, 225)
     config.lr_drops_unit = "epochs"
+    config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay = 5e-4
     config.weight_decay_on = "all"

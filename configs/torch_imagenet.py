@@ -21,6 +21,7 @@ def get_config(dataset="imagenet2012"):
     if dataset == "imagenet2012":
         config.color_jitter = 0.4
     config.batch_norm_at_test = "moving"
+    config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay_on = "all"
     return default.with_dataset(config)

@@ -14,9 +14,10 @@ from configs import default, imagenet
 def get_config(dataset="imagenet2012"):
     config = imagenet.get_config(dataset)
     config.model = "vgg16"
-    config.steps = 370_000
+    imagenet.set_iterations(config, 370_000)
     config.learning_rate = 0.01
     config.train_scales = (256, 256)
+    config.normalization = "imagenet_mean"
     config.weight_decay = 5e-4
     config.paper = "Simonyan and Zisserman 2015"
     config.published_error_percent = {"imagenet2012": 27.0}

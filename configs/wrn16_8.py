@@ -18,6 +18,7 @@ def get_config(dataset="cifar10"):
     config.lr_drops = (60, 120, 160)
     config.lr_drops_unit = "epochs"
     config.lr_factor = 0.2
+    config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay = 5e-4
     config.weight_decay_on = "all"

@@ -22,7 +22,6 @@ import rn_jax
 from experiments import command, setup, subject
 from experiments.feed import InMemory
 from experiments.workdir import replace_file
-from rn_jax import data
 from rn_jax.interop import to_stablehlo
 
 FORMATS = ("stablehlo", "safetensors")
@@ -83,10 +82,8 @@ def export(options: argparse.Namespace) -> None:
 def facts(run: subject.Finished) -> dict[str, Any]:
     """What someone with the weights alone needs to know, as JSON can say it."""
     config, summary = run.config, run.summary
-    kind, examples = config["normalization"], run.experiment.feed.parts["train"]
-    normalization = {"kind": kind}
-    if kind != "contrast":
-        found = data.normalization(examples, kind)
+    normalization = {"kind": config["normalization"]}
+    if (found := run.experiment.normalization) is not None:
         normalization |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
     return {
         "dataset": config["dataset"],

@@ -178,15 +178,14 @@ def of_imagenet(
         size = _held_out(len(order))
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
-    resize, size = config["eval_resize"], config["image_size"]
     low, high = config["train_scales"]
     workers = config["num_workers"]
-    center = partial(test_view, crops="center", resize=resize, size=size)
+    center = _center_view(config)
     train = partial(
         train_view,
         crop=config["train_crop"],
         scales=(low, high),
-        size=size,
+        size=config["image_size"],
         mirrored=config["augment_flip"] is not False,
     )
     return ImageNet(
@@ -199,11 +198,35 @@ def of_imagenet(
         test_view=partial(
             test_view,
             crops=config["eval_crops"],
-            resize=resize,
+            resize=config["eval_resize"],
             size=config["eval_size"],
         ),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )
+
+
+def mean_image(feed: ImageNet, config: Mapping[str, Any]) -> np.ndarray:
+    """Return the mean of centre crops of training images, f32[size, size, 3].
+
+    Args:
+        feed: whose examples to train on are sampled, see `imagenet.mean_image`.
+        config: of the feed; `image_size` is the size of the crops.
+
+    Raises:
+        InputError: an image is damaged.
+    """
+    return imagenet.mean_image(
+        feed.parts["train"],
+        examples=config["mean_image_examples"],
+        transform=_center_view(config),
+        num_workers=feed.num_workers,
+    )
+
+
+def _center_view(config):
+    """The centre crop of the size that is trained on."""
+    resize, size = config["eval_resize"], config["image_size"]
+    return partial(test_view, crops="center", resize=resize, size=size)
 
 
 def check_crops(config: Mapping[str, Any]) -> None:

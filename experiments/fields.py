@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from configs import default
-from rn_jax import data, parallel
+from rn_jax import data, optim, parallel
 from rn_jax.errors import InputError, unknown_name
 
 CHOICES = {
@@ -26,11 +26,14 @@ CHOICES = {
     "lr_drops_unit": ("steps", "epochs", "fraction"),
     "warmup_unit": ("steps", "epochs", "fraction"),
     "normalization": data.NORMALIZATIONS,
+    "momentum_form": optim.MOMENTUM_FORMS,
     "weight_decay_on": ("kernels", "all"),
     "parallelism": parallel.MODES,
     "batch_norm": ("global", "device"),
     "batch_norm_at_test": ("moving", "exact"),
 }
+# What runs did that were begun before a field was there, whose config.json lacks it.
+BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
 AT_LEAST = {
     "steps": 1,
     "epochs": 1,
@@ -42,6 +45,7 @@ AT_LEAST = {
     "plateau_drops": 1,
     "micro_batches": 1,
     "batch_norm_examples": 1,
+    "mean_image_examples": 1,
     "color_jitter": 0,
     "pca_noise": 0,
     "bias_rate": 0,

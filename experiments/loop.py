@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from experiments import environment, files, pretrained
+from experiments.fields import BEFORE
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
@@ -57,6 +58,13 @@ def train(
         InputError: what the user can mend, in one sentence.
     """
     workdir = Workdir(path, config)
+    for name, value in workdir.config.items():
+        if name in BEFORE and value != config[name] and parallel.is_first_process():
+            print(
+                f"The run in {path} was begun by an earlier version: it goes on with "
+                f"{name}={value}."
+            )
+    config = workdir.config
     if summary := workdir.summary():
         if parallel.is_first_process():
             print(f"{path} holds the finished run of this config.")
@@ -64,7 +72,7 @@ def train(
         return summary
     try:
         with parallel.together():
-            experiment = build(config)
+            experiment = build(config, mean_image=workdir.mean_image())
         with _printing_in_the_first_process(), _StopSignal() as stop:
             with parallel.together():
                 run = _Run(experiment, workdir, command)
@@ -142,6 +150,8 @@ class _Run:
         if not self._begun:  # a bad init_from is said before anything is written
             self.state = self._first_state()
         workdir.open(writes=parallel.is_first_process())
+        if experiment.mean_image is not None:
+            workdir.keep_mean_image(experiment.mean_image)
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._factor = 1.0  # of the learning rate in the last step looked at
         # Step and time since which training is timed.

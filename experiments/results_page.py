@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments import files, many
 from experiments.feed import count_train
+from experiments.fields import BEFORE
 from experiments.rows import Entry, differences, entries, published_cell, shorten
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
@@ -166,7 +167,7 @@ def _places(row):
 def _kept(row):
     """Config, and summary or how it diverged, of each run of a row."""
     return [
-        (files.read_json(place / "config.json"), end)
+        ({**BEFORE, **files.read_json(place / "config.json")}, end)
         for place in _places(row)
         if (end := _end(place))
     ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import rn_jax
 from experiments import feed as feeds
@@ -53,6 +54,7 @@ class Experiment:
         train_step: (state, batch, key) -> (state, metrics), compiled.
         test: of the network, by the test rule.
         constant_test: of constant depth, for the steps before stochastic depth begins.
+        normalization: of the images; None where each has its own.
         preprocess: pixels to normalised images.
         key: of all randomness in the training step.
     """
@@ -74,8 +76,17 @@ class Experiment:
     train_step: Callable
     test: TestSteps
     constant_test: TestSteps
+    normalization: data.Normalization | None
     preprocess: Callable
     key: jax.Array
+
+    @property
+    def mean_image(self) -> np.ndarray | None:
+        """That of a sample of ImageNet, which is kept with the run, if it has one."""
+        if self.normalization is None or isinstance(self.feed, feeds.InMemory):
+            return None
+        mean = np.asarray(self.normalization.mean)
+        return mean if mean.ndim == 3 else None
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -88,8 +99,15 @@ def check(config: Mapping[str, Any]) -> None:
     _model(config)
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(
+    config: Mapping[str, Any], mean_image: np.ndarray | None = None
+) -> Experiment:
     """Everything that a run of this config needs.
+
+    Args:
+        config: the fields of configs/default.py, as plain values.
+        mean_image: that of ImageNet which is kept with the run; None: it is computed,
+            if the config asks for one.
 
     Raises:
         InputError: a value that cannot be used, in one sentence.
@@ -115,6 +133,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     tx = optim.sgd(
         schedule,
         momentum=config["momentum"],
+        momentum_form=config["momentum_form"],
         nesterov=config["nesterov"],
         weight_decay=config["weight_decay"],
         decay=config["weight_decay_on"],
@@ -130,7 +149,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
         feedback=feedback,
         loss_scaling=loss_scaling,
     )
-    preprocess, augment = _preprocessing(config, spec, feed)
+    normalization = _normalization(config, feed, mean_image)
+    preprocess, augment = _preprocessing(config, spec, feed, normalization)
     axis_name = parallel.axis_name(devices)
     gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
     gates_from_step = min(gates_from_step, total_steps)  # beyond it nothing differs
@@ -170,6 +190,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         train_step=parallel.compile_train_step(train_step, devices, mode=mode),
         test=test,
         constant_test=constant_test,
+        normalization=normalization,
         preprocess=preprocess,
         key=steps_key,
     )
@@ -243,17 +264,33 @@ def dataset_spec(name: str) -> data.DatasetSpec:
         ) from None
 
 
-def _preprocessing(config, spec, feed):
+def _normalization(config, feed, mean_image):
+    kind = config["normalization"]
+    if kind == "contrast":
+        return None
+    if isinstance(feed, feeds.InMemory) or kind != "mean_image":
+        return data.normalization(feed.parts["train"], kind)
+    if mean_image is None:
+        if parallel.is_first_process():
+            number = min(config["mean_image_examples"], feed.num_train)
+            print(f"The mean image of {number:,} training images is taken, once.")
+        mean_image = feeds.mean_image(feed, config)
+    return data.Normalization(mean_image, np.float32(1))
+
+
+def _preprocessing(config, spec, feed, normalization):
     """Two functions: pixels to normalised images, and the same with augmentation."""
-    kind, in_memory = config["normalization"], isinstance(feed, feeds.InMemory)
-    preprocess = data.normalizer(feed.parts["train"], kind)
+    preprocess = data.contrast_normalize
+    if normalization is not None:
+        mean, std = normalization.mean, normalization.std
+        preprocess = partial(data.normalize, mean=mean, std=std)
     if not config["augment"]:
         return preprocess, lambda key, images, first_index: preprocess(images)
     jitter, pca_std = config["color_jitter"], config["pca_noise"]
     pad, flip = config["augment_pad"], config["augment_flip"]
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
-    if not in_memory:  # its workers crop and mirror
+    if not isinstance(feed, feeds.InMemory):  # its workers crop and mirror
         pad, flip = 0, False
 
     def augment(key, images, first_index):
@@ -472,12 +509,18 @@ def _check_values(config):
             f"not {pad}."
         )
     if spec is imagenet.SPEC:
-        if (kind := config["normalization"]) in ("channel", "mean_image"):
+        if config["normalization"] == "channel":
             raise InputError(
-                f"normalization={kind} is taken from images in memory; for "
-                f"{spec.name} it is imagenet, imagenet_mean, unit or contrast."
+                "normalization=channel is taken from images in memory; for "
+                f"{spec.name} it is mean_image, imagenet_mean, imagenet, unit or "
+                "contrast."
             )
         feeds.check_crops(config)
+    if spec.image_shape[-1] != 3 and config["normalization"].startswith("imagenet"):
+        raise InputError(
+            f"normalization={config['normalization']} needs colours, which "
+            f"{config['dataset']} has not: take channel or mean_image."
+        )
     colours = config["augment"] and (config["color_jitter"] or config["pca_noise"])
     if colours and spec.image_shape[-1] != 3:
         raise InputError(

@@ -160,7 +160,7 @@ def finished(
         "init_from": None,
         "data_dir": data_dir or config.get("data_dir"),
     }
-    experiment = setup.build({**config, **here})
+    experiment = setup.build({**config, **here}, mean_image=workdir.mean_image())
     steps = summary.get("steps")
     if not isinstance(steps, int):
         raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
@@ -196,7 +196,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
             f"{folder} is no run: python -m experiments.run --config=FILE "
             f"--workdir={folder} makes one."
         )
-    config = files.read_json(file)
+    config = {**fields.BEFORE, **files.read_json(file)}
     free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}
     if missing := sorted(set(fields.types()) - free - set(config)):
         raise InputError(

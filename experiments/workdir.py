@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events;
-diverged.json in the place of summary.json where training ended so.
+diverged.json in the place of summary.json where training ended so, and ImageNet's mean
+image, mean_image.safetensors, where images are normalised with it.
 
 metrics.jsonl is a function of the config and of the devices' kind and number; clock and
 memory readings go to timing.jsonl. On resume both are cut back to the restored step, so
@@ -9,11 +10,14 @@ no line is there twice and none is missing.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 from etils import epath
 
+from experiments.fields import BEFORE
 from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax.errors import InputError, missing_folder
@@ -32,6 +36,8 @@ FREE = {
     "published_error_percent",
 }
 
+_MEAN_IMAGE = "mean_image.safetensors"
+
 
 class Workdir:
     """The folder of one run, local or in a bucket (gs://...).
@@ -42,6 +48,10 @@ class Workdir:
         path: of the folder.
         config: the run's fields, as plain values.
 
+    Attributes:
+        config: the same, as read back from config.json. For a field that a run begun by
+            an earlier version lacks it says what that version did.
+
     Raises:
         InputError: the folder holds a run of another config; it is left as it is.
     """
@@ -49,6 +59,7 @@ class Workdir:
     def __init__(self, path: epath.PathLike, config: Mapping[str, Any]):
         self.path = epath.Path(path)
         self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
+        self._unwritten: Set[str] = set()
         self._check_config()
         self._writes = False
         self._lock = Lock(self.path)
@@ -70,7 +81,9 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self._check_config()  # by now another run may have begun and ended there
-            self._write("config.json", self.config)
+            config = self.config.items()
+            written = {name: v for name, v in config if name not in self._unwritten}
+            self._write("config.json", written)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -102,6 +115,36 @@ class Workdir:
         if self._writes:
             with self.writing():
                 self._write("summary.json", summary)
+
+    def mean_image(self) -> np.ndarray | None:
+        """The mean image of ImageNet that the run was begun with, f32[size, size, 3].
+
+        Raises:
+            InputError: its file is damaged.
+        """
+        file = self.path / _MEAN_IMAGE
+        if not file.exists():
+            return None
+        shape = (self.config["image_size"], self.config["image_size"], 3)
+        try:
+            image = safetensors.numpy.load(file.read_bytes())["mean"]
+        except (safetensors.SafetensorError, KeyError):
+            image = np.zeros(())
+        if (image.shape, image.dtype) != (shape, np.float32) or not (
+            np.isfinite(image).all()
+        ):
+            raise InputError(
+                f"{file} is damaged: restore it, or remove it, and the mean image is "
+                "taken again."
+            )
+        return image
+
+    def keep_mean_image(self, image: np.ndarray) -> None:
+        """Writes the mean image, unless it is there."""
+        if self._writes and not (self.path / _MEAN_IMAGE).exists():
+            content = safetensors.numpy.save({"mean": np.ascontiguousarray(image)})
+            with self.writing():
+                replace_file(self.path / _MEAN_IMAGE, content)
 
     def diverged(self) -> dict[str, Any] | None:
         """diverged.json: where and why the last try ended, if it was not finite."""
@@ -180,6 +223,10 @@ class Workdir:
                 )
             return
         there = read_json(file)
+        # The run goes on as it began, also when it is started a third time.
+        self._unwritten = BEFORE.keys() - there.keys()
+        self.config |= {name: BEFORE[name] for name in self._unwritten}
+        there = {**BEFORE, **there}
         names = sorted((set(there) | set(self.config)) - FREE)
         differ = [n for n in names if there.get(n) != self.config.get(n)]
         if differ:

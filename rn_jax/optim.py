@@ -207,6 +207,17 @@ class LossScaling:
         }
 
 
+MOMENTUM_FORMS = ("torch", "caffe")
+
+
+class RateScaledInside(optax.GradientTransformationExtraArgs):
+    """An optimiser whose `update` takes a `rate_factor`.
+
+    For one that keeps the rate inside its state: its update times a factor is not what
+    the rate times that factor gives.
+    """
+
+
 def sgd(
     schedule: optax.Schedule,
     *,
@@ -215,13 +226,20 @@ def sgd(
     weight_decay: float,
     decay: str,
     bias_rate: float = 1.0,
+    momentum_form: str = "torch",
 ) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay, as in the papers' Torch and Caffe codes.
+    """Return SGD with momentum and weight decay, as in Torch's code or Caffe's.
 
-    With g = gradient + weight_decay * w, v = momentum * v + g and
+    With g = gradient + weight_decay * w, the two forms are
 
-        w = w - rate * v                     or, by Nesterov's rule,
-        w = w - rate * (g + momentum * v).
+        torch:  v = momentum * v + g           w = w - rate * v
+        caffe:  v = momentum * v + rate * g    w = w - v
+
+    and by Nesterov's rule the last part is w - rate * (g + momentum * v) in Torch's and
+    w - (rate * g + momentum * v) in Caffe's. They are the same while the rate is
+    constant. When it changes, Torch's form scales the velocity with it at once, while
+    Caffe's keeps the velocity, which dies out over some 1 / (1 - momentum) steps.
+    Krizhevsky et al. 2012, section 5, write Caffe's form; Optax has Torch's.
 
     A block that stochastic depth closed has a gradient of zero, and still decays and
     still moves by its momentum, as in the authors' code.
@@ -235,20 +253,45 @@ def sgd(
             fully connected layers only (He et al. 2015). Chosen by name: a scan gives
             BatchNorm's scales the rank of a matrix.
         bias_rate: factor of the rate for leaves named "bias" (2 in the Caffe codes).
+        momentum_form: "torch" or "caffe", of `MOMENTUM_FORMS`.
+
+    Returns:
+        The optimiser; in Caffe's form a `RateScaledInside`.
 
     Raises:
-        InputError: `decay` is neither.
+        InputError: `decay` or `momentum_form` is none of these.
     """
     if decay not in ("all", "kernels"):
         raise InputError(f'weight decay must be on "all" or "kernels", not {decay!r}.')
+    if momentum_form not in MOMENTUM_FORMS:
+        raise InputError(
+            f'momentum_form must be "torch" or "caffe", not {momentum_form!r}.'
+        )
     mask = kernel_mask if decay == "kernels" else None
-    rule = [
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-    ]
-    if bias_rate != 1:
-        rule.append(optax.masked(optax.scale(bias_rate), bias_mask))
-    return optax.chain(*rule)
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    biases = [] if bias_rate == 1 else [optax.masked(optax.scale(bias_rate), bias_mask)]
+    if momentum_form == "torch":
+        sgd = optax.sgd(schedule, momentum=momentum, nesterov=nesterov)
+        return optax.chain(decayed, sgd, *biases)
+    rule = optax.chain(
+        decayed,
+        _scale_by_rate(schedule),
+        optax.trace(momentum, nesterov=nesterov),
+        *biases,
+    )
+    return RateScaledInside(rule.init, rule.update)
+
+
+def _scale_by_rate(schedule):
+    """Return `optax.scale_by_learning_rate` that also takes a `rate_factor`."""
+    by_schedule = optax.scale_by_learning_rate(schedule)
+
+    def update(updates, state, params=None, *, rate_factor=1.0, **_):
+        updates, state = by_schedule.update(updates, state, params)
+        scaled = jax.tree.map(lambda u: (rate_factor * u).astype(u.dtype), updates)
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(by_schedule.init, update)
 
 
 def kernel_mask(params):

@@ -14,7 +14,7 @@ from jax import lax
 
 from rn_jax.errors import InputError
 from rn_jax.metrics import classification_sums
-from rn_jax.optim import NO_FEEDBACK, Feedback, LossScaling
+from rn_jax.optim import NO_FEEDBACK, Feedback, LossScaling, RateScaledInside
 from rn_jax.stochastic_depth import (
     StochasticDepth,
     open_shares,
@@ -221,9 +221,14 @@ def make_train_step(
         sums["gradient"] = first_gradient(grads) * sums["count"]
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         factor = feedback.factor(state.feedback)
-        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+        if isinstance(tx, RateScaledInside):
+            updates, opt_state = tx.update(
+                grads, state.opt_state, state.params, rate_factor=factor
+            )
+        else:
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
         error_percent = 100 * (1 - sums["correct"] / sums["count"])
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)

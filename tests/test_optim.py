@@ -11,38 +11,99 @@ from rn_jax import InputError, create_model, optim
 from rn_jax.models.resnet import ResNet
 
 
+def trained_by_numpy(w, grads, rates, *, form, nesterov, momentum=0.9, decay=0.01):
+    """SGD of Torch (optim/sgd.lua) or Caffe (sgd_solver, nesterov_solver)."""
+    v = np.zeros_like(w)
+    for g, rate in zip(grads, rates, strict=True):
+        g = g + decay * w
+        if form == "torch":
+            v = momentum * v + g
+            w = w - rate * (g + momentum * v if nesterov else v)
+        else:
+            before, v = v, momentum * v + rate * g
+            w = w - ((1 + momentum) * v - momentum * before if nesterov else v)
+    return w
+
+
+@pytest.mark.parametrize("form", ["torch", "caffe"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("decay", ["all", "kernels"])
-def test_sgd_is_the_rule_of_the_torch_codes(nesterov, decay):
+def test_sgd_over_a_warm_up_and_a_drop_of_the_rate(x64, form, nesterov, decay):
     rng = np.random.default_rng(0)
     params = {
-        "conv": {"kernel": rng.normal(size=(3, 4))},
-        "bn": {"scale": rng.normal(size=(4,))},
+        "conv": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},
+        "bn": {"scale": rng.normal(size=4)},
     }
-    params = jax.tree.map(np.float32, params)
-    schedule = optim.piecewise_schedule(0.1, drops=(2,))
+    schedule = optim.piecewise_schedule(0.5, drops=(5,), warmup_steps=2)
+    rates = [0.01, 0.01, 0.5, 0.5, 0.5, 0.05, 0.05, 0.05, 0.05]
     tx = optim.sgd(
-        schedule, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay=decay
+        schedule,
+        momentum=0.9,
+        nesterov=nesterov,
+        weight_decay=0.01,
+        decay=decay,
+        bias_rate=2.0,
+        momentum_form=form,
     )
-    state, ours = tx.init(params), params
-    expected = {k: dict(v) for k, v in jax.tree.map(np.float64, params).items()}
-    velocity = {"conv": 0.0, "bn": 0.0}
-    for step in range(4):
-        grads = jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
-        updates, state = tx.update(grads, state, ours)
+    state, ours, grads = tx.init(params), params, []
+    for _ in rates:
+        grads.append(jax.tree.map(lambda p: rng.normal(size=p.shape), params))
+        updates, state = tx.update(grads[-1], state, ours)
         ours = optax.apply_updates(ours, updates)
-        rate = 0.1 if step < 2 else 0.01
-        for module, name in [("conv", "kernel"), ("bn", "scale")]:
-            w = expected[module][name]
-            decays = decay == "all" or name == "kernel"
-            g = grads[module][name] + (0.01 * w if decays else 0)
-            velocity[module] = 0.9 * velocity[module] + g
-            direction = g + 0.9 * velocity[module] if nesterov else velocity[module]
-            expected[module][name] = w - rate * direction
-    for module, name in [("conv", "kernel"), ("bn", "scale")]:
-        np.testing.assert_allclose(
-            ours[module][name], expected[module][name], rtol=1e-5, atol=1e-6
+    for module, name in (("conv", "kernel"), ("conv", "bias"), ("bn", "scale")):
+        expected = trained_by_numpy(
+            params[module][name],
+            [g[module][name] for g in grads],
+            np.array(rates) * (2 if name == "bias" else 1),
+            form=form,
+            nesterov=nesterov,
+            decay=0.01 if decay == "all" or name == "kernel" else 0,
         )
+        # The schedule gives the rate in float32.
+        np.testing.assert_allclose(ours[module][name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_forms_differ_after_the_rate_has_changed_and_not_before(x64, nesterov):
+    """The velocity of Caffe's form outlives a drop for some ten steps."""
+    grads, found = np.ones((10, 1)), {}
+    for form in ("torch", "caffe"):
+        schedule = optim.piecewise_schedule(1.0, drops=(5,))
+        tx = optim.sgd(
+            schedule,
+            momentum=0.9,
+            nesterov=nesterov,
+            weight_decay=0.0,
+            decay="all",
+            momentum_form=form,
+        )
+        state, found[form] = tx.init(grads[0]), []
+        for g in grads:
+            update, state = tx.update(g, state, g)
+            found[form].append(float(update[0]))
+    torch, caffe = (np.array(found[form]) for form in ("torch", "caffe"))
+    np.testing.assert_allclose(caffe[:5], torch[:5], rtol=1e-12)
+    assert (caffe[5:] < 3 * torch[5:]).all()  # both are negative
+
+
+def test_a_factor_of_the_rate_is_inside_the_velocity_in_caffes_form(x64):
+    rng = np.random.default_rng(0)
+    w, factors = rng.normal(size=3), [1.0, 1.0, 0.1, 0.1]
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.5),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.01,
+        decay="all",
+        momentum_form="caffe",
+    )
+    state, ours, grads = tx.init(w), w, rng.normal(size=(4, 3))
+    for g, factor in zip(grads, factors, strict=True):
+        updates, state = tx.update(g, state, ours, rate_factor=factor)
+        ours = optax.apply_updates(ours, updates)
+    rates = 0.5 * np.array(factors)
+    expected = trained_by_numpy(w, grads, rates, form="caffe", nesterov=True)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def test_a_block_without_gradient_still_decays_and_moves():
@@ -108,6 +169,15 @@ def test_bad_settings_are_said():
             nesterov=False,
             weight_decay=0.0,
             decay="conv",
+        )
+    with pytest.raises(InputError, match='"torch" or "caffe", not \'keras\''):
+        optim.sgd(
+            optim.piecewise_schedule(0.1),
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=0.0,
+            decay="all",
+            momentum_form="keras",
         )
 
 

@@ -349,8 +349,8 @@ def test_first_gradient_is_logged_as_a_mean_over_examples(quick_compile):
 
 def one_step(model, batch, **settings):
     """The state after one step of plain gradient descent, and its metrics."""
-    tx = optax.sgd(1.0)
-    made = {"model": model, "tx": tx}
+    settings = {"tx": optax.sgd(1.0), **settings}
+    made = {"model": model, "tx": settings.pop("tx")}
     of_state = {n: settings[n] for n in ("feedback", "loss_scaling") if n in settings}
     state = train.create_state(jax.random.key(0), **made, image_shape=SHAPE, **of_state)
     step = train.make_train_step(**made, preprocess=augment, **settings)
@@ -408,6 +408,42 @@ def test_the_rate_follows_the_training_error(quick_compile):
         warm.params,
         whole.params,
     )
+
+
+@pytest.mark.parametrize("form", ["torch", "caffe"])
+def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form):
+    """In Caffe's form in the velocity, in Torch's outside of it."""
+    tx = optim.sgd(
+        optim.piecewise_schedule(1.0),
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0.0,
+        decay="all",
+        momentum_form=form,
+    )
+    model = HighwayMLP(depth=2, width=4)
+    feedback = optim.Feedback(warmup_factor=0.25, warmup_until_error=80.0)
+    start, whole, _ = one_step(model, make_batch(), tx=tx)
+    _, warm, _ = one_step(model, make_batch(), tx=tx, feedback=feedback)
+
+    def moved(after):
+        return jax.tree.map(lambda a, b: a - b, after.params, start.params)
+
+    def velocity(state):
+        return [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+
+    assert any(map(np.any, velocity(whole)))
+    for found, expected, factor in (
+        (moved(warm), moved(whole), 0.25),
+        (velocity(warm), velocity(whole), 0.25 if form == "caffe" else 1),
+    ):
+        jax.tree.map(
+            lambda a, b, f=factor: np.testing.assert_allclose(
+                a, f * b, rtol=1e-3, atol=1e-7
+            ),
+            found,
+            expected,
+        )
 
 
 def test_what_stays_in_float32_in_a_step_of_bfloat16(quick_compile):

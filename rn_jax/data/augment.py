@@ -69,13 +69,21 @@ def normalize(
 ) -> jax.Array:
     """Return (images - mean) / std, computed in float32 and given as `dtype`.
 
+    A mean image of another size is resized to that of the images, bilinearly, so that
+    a network is tested on crops larger than those it was trained on, or on whole
+    images, as in the code that He et al. released for detection.
+
     Args:
         images: [B, H, W, C], uint8 or with colours already changed.
-        mean: over pixel values 0..255; broadcasts against [H, W, C].
-        std: like `mean`.
+        mean: over pixel values 0..255; a mean image [h, w, C], or what broadcasts
+            against [H, W, C].
+        std: a number, or one for each channel.
         dtype: of the result.
     """
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    if mean.ndim == 3 and mean.shape != images.shape[1:]:
+        shape = (*images.shape[1:3], mean.shape[2])
+        mean = jax.image.resize(mean, shape, "linear", antialias=False)
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 

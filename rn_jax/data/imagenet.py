@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -283,6 +284,37 @@ def open_source(
             for split in (*SPEC.train_splits, SPEC.test_split)
         )
     return Source(train=train, test=test)
+
+
+def mean_image(
+    records: Records, *, examples: int, transform: EvalTransform, num_workers: int
+) -> np.ndarray:
+    """Return the mean of the crops of a sample of images, float32[h, w, 3] of 0..255.
+
+    The sample is a function of the number of records alone, and the sum is one of
+    integers: every host and every run computes the same image, to the last bit.
+
+    Args:
+        records: those that are trained on.
+        examples: of the sample, which is drawn without replacement; at most all.
+        transform: uint8[H, W, 3] -> uint8[h, w, 3], the shape the same for all.
+        num_workers: as in `Source.train_batches`.
+
+    Raises:
+        InputError: a record is damaged and not skipped, or none can be read.
+    """
+    order = np.random.default_rng(0).permutation(len(records))
+    sample = Source(train=records, test=records.take(np.sort(order[:examples])))
+    total: Any = 0
+    count = 0
+    for batch in sample.eval_batches(
+        batch_size=64, transform=transform, num_workers=num_workers
+    ):
+        total = total + batch["image"].sum(axis=0, dtype=np.int64)  # 0 if masked
+        count += int(batch["mask"].sum())
+    if count == 0:
+        raise InputError(f"No record of the {records.where} can be read.")
+    return np.asarray(total / count, np.float32)
 
 
 def _open_split(

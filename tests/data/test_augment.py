@@ -55,6 +55,24 @@ def test_normalize_broadcasts_against_images():
         np.testing.assert_array_equal(low, found.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("shape", [(9, 14), (3, 4), (6, 5), (13, 2)])
+def test_a_mean_image_of_another_size_is_resized_bilinearly(shape):
+    rng = np.random.default_rng(0)
+    mean = rng.uniform(0, 255, (6, 5, 3)).astype(np.float32)
+    pixels = rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    resized = mean
+    for axis, side in enumerate(shape):
+        # Centres of the pixels, in those of the mean; beyond its edge as at the edge.
+        there = (np.arange(side) + 0.5) * mean.shape[axis] / side - 0.5
+        resized = np.apply_along_axis(
+            lambda line, at=there: np.interp(at, np.arange(len(line)), line),
+            axis,
+            resized,
+        )
+    found = normalize(pixels, mean, np.float32(2))
+    np.testing.assert_allclose(found, (pixels - resized) / 2, atol=1e-3)
+
+
 @pytest.mark.parametrize("pad", [1, 2])
 def test_random_crop_reaches_every_offset_alike_and_no_other(images, pad):
     draws, image = 2000, images[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from experiments import command, setup
+from experiments import command, feed, setup
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
@@ -145,8 +145,8 @@ def schedule_of(name, steps_per_epoch, **overrides):
 def test_recipe_of_he_2015():
     """papers.md's source: batch 128, 0.1, divided at 32k and 48k, 64k iterations."""
     config = load("resnet56")
-    assert (config.batch_size, config.momentum, config.nesterov) == (128, 0.9, False)
-    assert (config.weight_decay, config.weight_decay_on) == (1e-4, "kernels")
+    assert config.batch_size == 128
+    assert optimiser_of(config) == ("caffe", 0.9, False, 1e-4, "kernels")
     schedule, total = schedule_of("resnet56", steps_per_epoch=390)
     assert total == 64_000
     rates = [float(schedule(s)) for s in (0, 31_999, 32_000, 48_000)]
@@ -163,8 +163,23 @@ def test_resnet110_of_he_2015_warms_up_until_it_learns():
 
 
 def optimiser_of(config):
-    nesterov, decay = config.nesterov, config.weight_decay
-    return config.momentum, nesterov, decay, config.weight_decay_on
+    form, nesterov = config.momentum_form, config.nesterov
+    return form, config.momentum, nesterov, config.weight_decay, config.weight_decay_on
+
+
+# Where a paper was trained in Torch; the others in Caffe, or by its formula.
+TORCH = {
+    *("Huang et al. 2016", "Huang et al. 2017", "Xie et al. 2017"),
+    "Zagoruyko and Komodakis 2016",
+}
+
+
+def test_form_of_the_momentum_is_that_of_the_papers_code():
+    for name in NAMES:
+        config = load(name)
+        # He et al. 2016 trained in Caffe, but on ImageNet we have Torch's recipe.
+        by_torch = config.paper in TORCH or name in rows_of("preact_resnet152")
+        assert config.momentum_form == ("torch" if by_torch else "caffe"), name
 
 
 def rows_of(base):
@@ -204,8 +219,8 @@ def test_recipe_of_he_2015_on_imagenet():
     for name in ("plain34", "resnet18", "resnet34_c", "resnet152"):
         config = load(name)
         assert (config.dataset, config.batch_size) == ("imagenet2012", 256)
-        assert optimiser_of(config) == (0.9, False, 1e-4, "kernels")
-        assert config.normalization == "imagenet_mean"
+        assert optimiser_of(config) == ("caffe", 0.9, False, 1e-4, "kernels")
+        assert config.normalization == "mean_image"
         assert (config.train_crop, config.train_scales) == ("scale", (256, 480))
         assert (config.pca_noise, config.color_jitter) == (0.1, 0)
         assert (config.lr_schedule, config.protocol) == ("plateau", "45k5k")
@@ -220,7 +235,7 @@ def assert_as_in_fb_resnet_torch(config):
     """Its README and code, as papers.md's source has them."""
     assert (config.normalization, config.protocol) == ("imagenet", "full")
     assert (config.color_jitter, config.pca_noise) == (0.4, 0.1)
-    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    assert optimiser_of(config) == ("torch", 0.9, True, 1e-4, "all")
 
 
 def test_recipe_of_stochastic_depth_on_imagenet():
@@ -274,7 +289,7 @@ def test_recipe_of_xie_2017_on_cifar():
     config = load("resnext29_16x64d")
     assert (config.batch_size, config.protocol) == (128, "full")
     assert config.normalization == "channel"
-    assert optimiser_of(config) == (0.9, True, 5e-4, "all")
+    assert optimiser_of(config) == ("torch", 0.9, True, 5e-4, "all")
     schedule, total = schedule_of("resnext29_16x64d", steps_per_epoch=390)
     assert total == 300 * 390
     rates = [float(schedule(e * 390)) for e in (0, 149, 150, 224, 225)]
@@ -297,7 +312,7 @@ def test_recipe_of_zagoruyko_2016():
     config = load("wrn28_10_dropout")
     assert config.model_kwargs.block_kwargs.dropout == 0.3
     assert (config.batch_size, config.normalization) == (128, "channel")
-    assert optimiser_of(config) == (0.9, True, 5e-4, "all")
+    assert optimiser_of(config) == ("torch", 0.9, True, 5e-4, "all")
     schedule, total = schedule_of("wrn28_10_dropout", steps_per_epoch=390)
     assert total == 200 * 390
     rates = [float(schedule(e * 390)) for e in (0, 59, 60, 120, 160)]
@@ -309,7 +324,7 @@ def test_recipe_of_huang_2017():
     config = load("densenet_bc190_40")
     assert (config.batch_size, config.protocol) == (64, "full")
     assert config.normalization == "channel"
-    assert optimiser_of(config) == (0.9, True, 1e-4, "all")
+    assert optimiser_of(config) == ("torch", 0.9, True, 1e-4, "all")
     schedule, total = schedule_of("densenet_bc190_40", steps_per_epoch=781)
     assert total == 300 * 781
     rates = [float(schedule(e * 781)) for e in (0, 149, 150, 224, 225)]
@@ -331,7 +346,7 @@ def test_recipe_of_srivastava_2015():
     config = load("highway19")
     assert (config.batch_size, config.augment_pad) == (100, 8)
     assert (config.normalization, config.bias_rate) == ("contrast", 2)
-    assert optimiser_of(config) == (0.9, True, 1e-3, "kernels")
+    assert optimiser_of(config) == ("caffe", 0.9, True, 1e-3, "kernels")
     schedule, total = schedule_of("highway19", steps_per_epoch=500)
     assert total == 200_000
     rates = [float(schedule(s)) for s in (0, 99_999, 100_000, 150_000, 175_000)]
@@ -354,12 +369,13 @@ def test_recipes_of_2012_to_2014(name, batch_size, decay, steps, crop, rates):
     """0.01, momentum 0.9; divided by 10 at plateaus, or by 4 % every 8 epochs."""
     config = load(name)
     assert (config.dataset, config.batch_size) == ("imagenet2012", batch_size)
-    assert (config.momentum, config.nesterov) == (0.9, False)
-    assert config.weight_decay == decay
+    assert optimiser_of(config) == ("caffe", 0.9, False, decay, "kernels")
     schedule, total = schedule_of(name, steps_per_epoch=5004)
     assert total == steps
     assert config.train_crop == crop
-    assert (config.normalization, config.pca_noise) == ("imagenet_mean", 0.1)
+    # AlexNet subtracts the mean image, VGG the mean colour.
+    mean = "mean_image" if name == "alexnet_2012" else "imagenet_mean"
+    assert (config.normalization, config.pca_noise) == (mean, 0.1)
     if rates == "plateau":
         assert (config.lr_schedule, config.train_scales) == (rates, (256, 256))
         rates = {0: 0.01, 70: 0.01}
@@ -373,8 +389,8 @@ def test_recipe_of_huang_2016():
     assert config.stochastic_depth["last_survival"] == 0.5
     assert config.model_kwargs.shortcut == "A_pooled"
     assert config.protocol == "45k5k"
-    assert (config.batch_size, config.momentum, config.nesterov) == (128, 0.9, True)
-    assert (config.weight_decay, config.weight_decay_on) == (1e-4, "all")
+    assert config.batch_size == 128
+    assert optimiser_of(config) == ("torch", 0.9, True, 1e-4, "all")
     assert (config.normalization, config.augment) == ("mean_image", True)
     schedule, total = schedule_of("resnet110_sd", steps_per_epoch=351)
     assert total == 500 * 351
@@ -429,6 +445,13 @@ def test_imagenets_networks_have_their_small_stem_on_small_images(name):
     assert {**load(name).model_kwargs, "stem": "small"} == dict(small)
 
 
+def test_vgg15_has_a_recipe_for_digits_that_learns():
+    """The rate and the dropout by which it did not learn are those of CIFAR."""
+    cifar, digits = load("vgg15"), load("vgg15", "digits")
+    assert "conv_dropout" not in cifar.model_kwargs
+    assert (digits.model_kwargs.conv_dropout, digits.learning_rate) == ((), 0.05)
+
+
 @pytest.mark.parametrize(
     "fields, says",
     [
@@ -447,6 +470,76 @@ def test_a_beginning_of_stochastic_depth_that_cannot_be(fields, says):
     values = {**load("resnet20", "digits").to_dict(), **fields}
     with pytest.raises(InputError, match=says):
         setup.build(values)
+
+
+ALL_DATASETS = [*data.DATASETS, "imagenet2012"]
+
+
+@pytest.mark.parametrize("dataset", ALL_DATASETS)
+def test_every_recipe_has_a_sensible_length_on_every_data_set(dataset):
+    """No less than ten epochs, and no more than its paper's network can be given."""
+    most = {"digits": 30, "svhn_cropped": 50, "imagenet2012": 250}.get(dataset, 500)
+    for name in NAMES:
+        config = load(name, dataset).to_dict()
+        setup._check_values(config)
+        steps_per_epoch = feed.count_train(config) // config["batch_size"]
+        total = setup.count_steps(config, steps_per_epoch)
+        assert 10 <= total / steps_per_epoch <= most + 0.01, name
+        schedule = setup.make_schedule(config, steps_per_epoch, total)
+        own = load(name).to_dict()
+        if config["lr_schedule"] == "piecewise" == own["lr_schedule"]:
+            # All drops of the recipe fall into the run.
+            assert (
+                len(config["lr_drops"]) == len(own["lr_drops"]) or dataset == "digits"
+            )
+            factor = config["lr_factor"] ** len(config["lr_drops"])
+            last = config["learning_rate"] * factor
+            assert float(schedule(total - 1)) == pytest.approx(last), name
+        begins = config["stochastic_depth_from_epoch"] * steps_per_epoch
+        assert begins < total, name
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+def test_recipes_of_imagenet_keep_their_epochs_on_small_data_sets(dataset):
+    """600,000 steps of 256 are 120 epochs of ImageNet, 370,000 are 74."""
+    epochs = {"plain34": 120, "resnet152": 120, "vgg16": 74, "vgg11": 74}
+    epochs |= {"alexnet_2012": 90, "googlenet_2014": 250, "densenet121": 90}
+    for name, expected in epochs.items():
+        config = load(name, dataset)
+        assert (config.epochs, config.steps) == (expected, None), name
+
+
+def test_lengths_of_recipes_on_large_data_sets():
+    """As long as it is where it can be; else its drops move with its length."""
+    for name, dataset, epochs, drops in (
+        ("resnet20", "svhn_cropped", 13.56, [0.5, 0.75]),
+        ("resnet20", "imagenet2012", 30, [0.5, 0.75]),
+        ("resnet110_sd", "svhn_cropped", 50, [0.5, 0.75]),
+        ("wrn28_10", "svhn_cropped", 50, [0.3, 0.6, 0.8]),
+        ("wrn28_10", "imagenet2012", 200, [0.3, 0.6, 0.8]),
+        ("resnext50_32x4d", "svhn_cropped", 50, [0.3, 0.6, 0.9]),
+        ("resnet152_imagenet_sd", "svhn_cropped", 50, [0.25, 0.5, 0.75]),
+    ):
+        config = load(name, dataset).to_dict()
+        steps_per_epoch = feed.count_train(config) // config["batch_size"]
+        total = setup.count_steps(config, steps_per_epoch)
+        assert total / steps_per_epoch == pytest.approx(epochs, abs=0.01), name
+        schedule = setup.make_schedule(config, steps_per_epoch, total)
+        rate, factor = config["learning_rate"], config["lr_factor"]
+        for number, drop in enumerate(drops):
+            for share, expected in ((drop - 0.01, number), (drop + 0.01, number + 1)):
+                found = float(schedule(int(share * total)))
+                assert found == pytest.approx(rate * factor**expected), (name, drop)
+
+
+@pytest.mark.parametrize("dataset", ALL_DATASETS)
+def test_short_paths_begin_at_the_first_drop_of_every_data_set(dataset):
+    config = load("preact_resnet110_short_paths", dataset).to_dict()
+    steps_per_epoch = feed.count_train(config) // config["batch_size"]
+    total = setup.count_steps(config, steps_per_epoch)
+    unit = {"steps": 1, "fraction": total}[config["lr_drops_unit"]]
+    begins = config["stochastic_depth_from_epoch"] * steps_per_epoch
+    assert abs(begins - config["lr_drops"][0] * unit) < steps_per_epoch
 
 
 def test_cosine_goes_to_zero_at_the_end_of_the_run():

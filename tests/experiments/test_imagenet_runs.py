@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from command import ROOT, assert_same_run, crash_after, in_process, lines, stop_after
 from PIL import Image
+from safetensors.numpy import load_file, save
 from scipy import special
 from tiny import TINY
 
@@ -92,6 +94,73 @@ def test_a_run_by_the_recipe_of_he_2015(finished):
     steps = [ln for ln in lines(finished) if ln["kind"] == "step"]
     assert [ln["step"] for ln in steps] == list(range(1, 13))
     assert len({ln["train_loss"] for ln in steps}) == 12
+
+
+def centre_crops(records, indices, size):
+    """Of resized images, by the test's own cut."""
+    crops = []
+    for image, *_ in records.decode(np.asarray(indices)):
+        image = transforms.resize_shorter(image, 36)
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        crops.append(image[top : top + size, left : left + size])
+    return np.stack(crops).astype(np.float64)
+
+
+def kept_mean(workdir):
+    return load_file(workdir / "mean_image.safetensors")["mean"]
+
+
+def test_the_mean_image_is_of_training_images_and_kept_with_the_run(
+    finished, monkeypatch
+):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["normalization"] == "mean_image"
+    mean = kept_mean(finished)
+    for host in (0, 1):  # of two, each by itself
+        source = feed.of_imagenet(config, host_index=host, num_hosts=2)
+        train = source.parts["train"]
+        expected = centre_crops(train, range(36), 32).mean(axis=0)
+        np.testing.assert_array_equal(mean, expected.astype(np.float32))
+        np.testing.assert_array_equal(feed.mean_image(source, config), mean)
+        # A smaller sample, drawn by the number of images alone.
+        chosen = np.sort(np.random.default_rng(0).permutation(36)[:5])
+        five = feed.mean_image(source, {**config, "mean_image_examples": 5})
+        expected = centre_crops(train, chosen, 32).mean(axis=0)
+        np.testing.assert_array_equal(five, expected.astype(np.float32))
+    # Every command that reads the run has that image, and takes no other.
+    monkeypatch.setattr(feed, "mean_image", None)
+    run = subject.finished(str(finished), num_workers=0)
+    np.testing.assert_array_equal(run.experiment.normalization.mean, mean)
+    assert run.experiment.normalization.std == 1
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(run.experiment.preprocess(pixels), pixels - mean)
+    told = export.facts(run)["normalization"]
+    assert told["kind"] == "mean_image"
+    np.testing.assert_array_equal(np.float32(told["mean"]), mean)
+
+
+def test_a_run_goes_on_with_the_mean_image_it_began_with(
+    finished, data_dir, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    model = json.loads((workdir / "config.json").read_text())["model"]
+    options = [f"--config.model={model}", "--config.num_workers=0"]
+    options = argv(workdir, data_dir, *options)
+    file = workdir / "mean_image.safetensors"
+    monkeypatch.setitem(MODELS, "tiny", TINY)
+    good, bad = file.read_bytes(), save({"mean": np.zeros((8, 8, 3), np.float32)})
+    for content in (good[:100], good[:-4], b"", bad, save({"other": np.zeros(2)})):
+        file.write_bytes(content)
+        assert in_process(monkeypatch, options) == 2
+        err = capsys.readouterr().err
+        assert "mean_image.safetensors is damaged" in err and err.count("\n") == 1
+    other = save({"mean": kept_mean(finished) + 1})
+    file.write_bytes(other)
+    monkeypatch.setattr(feed, "mean_image", None)
+    assert in_process(monkeypatch, options) == 0
+    assert file.read_bytes() == other
 
 
 @pytest.mark.slow
@@ -280,7 +349,8 @@ def test_top_errors_by_hand():
 BAD = {
     "crops": (["--config.image_size=64"], "Crops must fit the images"),
     "test crop": (["--config.eval_size=64"], "Crops must fit the images"),
-    "mean image": (["--config.normalization=mean_image"], "is imagenet, imagenet_mean"),
+    "channel": (["--config.normalization=channel"], "it is mean_image, imagenet_mean"),
+    "no mean": (["--config.mean_image_examples=0"], "must be at least 1, not 0"),
     "choice": (["--config.eval_crops=320"], "eval_crops must be one of center, ten"),
 }
 
@@ -312,8 +382,8 @@ def test_networks_with_fixed_heads_are_not_evaluated_densely(
 ):
     build = setup.build
 
-    def with_vgg(config):
-        return dataclasses.replace(build(config), model=create_model("vgg11"))
+    def with_vgg(config, **kept):
+        return dataclasses.replace(build(config, **kept), model=create_model("vgg11"))
 
     monkeypatch.setattr(setup, "build", with_vgg)
     assert evaluate.main([f"--workdir={finished}", "--crops=dense"]) == 2

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import struct
 import time
@@ -18,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import arguments, assert_same_run, in_process, lines, stop_after
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loop
+from experiments import loop, subject
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -212,8 +214,8 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     argv = arguments(workdir, "--config.checkpoint_every_steps=2")
     build = loop.build
 
-    def spoiled(config):
-        experiment = build(config)
+    def spoiled(config, **kept):
+        experiment = build(config, **kept)
 
         def step(state, batch, key):
             state, sums = experiment.train_step(state, batch, key)
@@ -339,6 +341,17 @@ def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "w/summary.json").read_text())
     assert summary["test_error_percent"] <= 5
     assert summary["params"] == 1_727_962 - 2 * 16 * 9  # one channel instead of three
+
+
+@pytest.mark.slow
+def test_vgg15_learns_digits(tmp_path, monkeypatch):
+    """In a third of its epochs, to far below chance, which is 90 %."""
+    argv = [f"--config={command.ROOT}/configs/vgg15.py:digits"]
+    argv += [f"--workdir={tmp_path / 'w'}", "--config.num_devices=2"]
+    argv += ["--config.epochs=10", "--config.eval_every_epochs=10"]
+    assert in_process(monkeypatch, argv) == 0
+    summary = json.loads((tmp_path / "w/summary.json").read_text())
+    assert summary["test_error_percent"] <= 40
 
 
 BAD_INPUT = {
@@ -471,6 +484,31 @@ def test_workdir_of_another_config_is_left_as_it_is(finished, monkeypatch, capsy
     err = capsys.readouterr().err
     assert "learning_rate 0.01 there and 0.5 here, seed 0 there and 1 here" in err
     assert (workdir / "config.json").read_text() == before
+
+
+def test_run_of_a_version_without_a_field_goes_on_as_it_began(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Its velocity is that of Torch's form; the same recipe may have Caffe's now."""
+    old = tmp_path / "old"
+    shutil.copytree(finished[0], old)
+    config = json.loads((old / "config.json").read_text())
+    assert config.pop("momentum_form") == "torch"
+    (old / "config.json").write_text(json.dumps(config))
+    assert subject.read_config(epath.Path(old))["momentum_form"] == "torch"
+    (old / "summary.json").unlink()
+    options = [*OPTIONS, "--config.momentum_form=caffe"]
+    assert in_process(monkeypatch, arguments(old, *options)) == 0
+    out = capsys.readouterr().out
+    assert "goes on with momentum_form=torch." in out and "Resumed at step 30" in out
+    assert_same_run(old, finished[0])
+    # And again, by the same command: its config is as it was.
+    assert json.loads((old / "config.json").read_text()) == config
+    assert in_process(monkeypatch, arguments(old, *options)) == 0
+    assert "holds the finished run" in capsys.readouterr().out
+    # A run of this version has the field, and does not change its form.
+    assert in_process(monkeypatch, arguments(finished[0], *options)) == 2
+    assert "momentum_form 'torch' there and 'caffe' here" in capsys.readouterr().err
 
 
 def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_path):
