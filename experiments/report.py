@@ -18,7 +18,7 @@ from tqdm import tqdm
 from experiments import command, report_page, setup, study_report, subject
 from experiments.report_page import Mistake, Record
 from experiments.workdir import Workdir, replace_file
-from rn_jax import survival_probs
+from rn_jax import parallel, survival_probs
 from rn_jax.errors import InputError, missing_folder
 
 
@@ -58,6 +58,7 @@ def report(options: argparse.Namespace) -> None:
     out = epath.Path(options.out or epath.Path(options.runs[0]) / "report.html")
     if options.out and not out.parent.exists():  # said before the networks are tested
         raise missing_folder(out)
+    parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     records = [
         read(path, label, worst=options.worst, data_dir=options.data_dir)
         for path, label in zip(options.runs, labels(options.runs), strict=True)

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, first_line
 
 AXIS = "devices"
 MODES = ("pmap", "shard_map")
@@ -77,10 +77,14 @@ def join_processes(
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=heartbeat_timeout,
         )
-    except ValueError:
-        if by_hand or launched:
-            raise
-        return False  # libtpu is installed, but this is no TPU
+    except (KeyError, ValueError) as error:
+        if not by_hand and not launched:
+            return False  # libtpu is installed, but this is no TPU
+        raise InputError(
+            f"JAX cannot tell which processes to join ({first_line(error)}): give "
+            "--coordinator, --num_processes and --process_id, or start the processes "
+            "by srun or mpirun; outside them, unset the SLURM_* or OMPI_* variables."
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -90,7 +94,7 @@ def join_processes(
     if num_processes is not None:  # by hand
         return num_processes > 1
     # To ask JAX starts its backend, which would fix the number of a CPU's devices.
-    return launched or jax.process_count() > 1
+    return launched or process_count() > 1
 
 
 def _check_place(coordinator, num_processes, process_id):
@@ -125,8 +129,30 @@ def _launched_with_others(environ: Mapping[str, str]) -> bool:
     return by_slurm or environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
 
 
+def process_count() -> int:
+    """Return the number of processes, and start JAX's backend if nothing has yet.
+
+    Raises:
+        InputError: JAX cannot start on the platform that it is told to use.
+    """
+    try:
+        return jax.process_count()
+    except Exception as error:  # RuntimeError, AssertionError: JAX promises no type
+        names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+        told = [f"{n}={os.environ[n]!r}" for n in names if os.environ.get(n)]
+        is_told = isinstance(error, RuntimeError)
+        reason = first_line(error) if is_told else "there is no such device here"
+        raise InputError(
+            f"JAX cannot start{' with ' if told else ''}{' and '.join(told)} "
+            f"({reason}): name what this machine and this jaxlib have, in lower case "
+            "and without spaces, as JAX_PLATFORMS=cpu, and unset JAX_PLATFORM_NAME; "
+            "with neither of them set, JAX chooses."
+        ) from error
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that prints, plots and writes metrics."""
+    process_count()
     return jax.process_index() == 0
 
 
@@ -164,7 +190,7 @@ def all_true(value: bool) -> bool:
 
 
 def _all_gather(value):
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return value
     return multihost_utils.process_allgather(value)
 
@@ -229,7 +255,7 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
 
 
 def _devices_by_process():
-    groups: list[list[jax.Device]] = [[] for _ in range(jax.process_count())]
+    groups: list[list[jax.Device]] = [[] for _ in range(process_count())]
     for device in sorted(jax.devices(), key=lambda device: device.id):
         groups[device.process_index].append(device)
     return groups

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which devices are taken, and what is refused."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import pytest
 
 from rn_jax import InputError, parallel
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,3 +93,45 @@ def test_alone_nothing_is_waited_for():
     assert agreement.any(True) and not agreement.any(False)
     with pytest.raises(InputError, match="this one"), parallel.together():
         raise InputError("this one")
+
+
+# Each has no platform here, but the last, of which JAX starts the first half.
+PLATFORMS = ("CPU", "nonsense", "cuda", " cpu", "cpu ", ",cpu", "cpu,nonsense")
+START = """
+import json, os, sys, jax
+from rn_jax import InputError, parallel
+
+for name in sys.argv[1:]:
+    os.environ["JAX_PLATFORMS"] = name
+    jax.config.update("jax_platforms", name)
+    try:
+        with parallel.together():
+            parallel.choose_devices(None, 8)
+    except InputError as error:
+        print(json.dumps([name, str(error)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ((), PLATFORMS),
+        # JAX's assertion is gone, and its None is kept for later calls.
+        pytest.param(("-OO",), ("cuda",), marks=pytest.mark.slow),
+        pytest.param((), ("cpu,",), marks=pytest.mark.slow),
+    ],
+)
+def test_platform_that_jax_cannot_use_is_said(options, names):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", START, *names],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = dict(map(json.loads, done.stdout.splitlines()))
+    assert list(told) == list(names)
+    for name, sentence in told.items():
+        assert sentence.startswith(f"JAX cannot start with JAX_PLATFORMS={name!r} (")
+        assert sentence.count("as JAX_PLATFORMS=cpu") == 1
+        assert "NoneType" not in sentence
