@@ -8,6 +8,7 @@ import math
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -472,7 +473,11 @@ class _Run:
 
 
 class _StopSignal:
-    """True once SIGTERM or SIGINT has come, while it is entered."""
+    """True once SIGTERM or SIGINT has come, while it is entered.
+
+    Only a program's main thread can handle signals. In another one, and where a signal
+    has a handler that is not Python's, this stays False.
+    """
 
     name = None
 
@@ -483,6 +488,8 @@ class _StopSignal:
         self._before = {
             number: signal.signal(number, note)
             for number in (signal.SIGTERM, signal.SIGINT)
+            if threading.current_thread() is threading.main_thread()
+            and signal.getsignal(number) is not None  # None: of another language
         }
         return self
 

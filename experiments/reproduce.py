@@ -22,14 +22,15 @@ from experiments.workdir import replace_file
 from rn_jax.errors import InputError, unknown_name
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     return command.exit_code(
-        _reproduce, interrupted="Interrupted before the first run."
+        lambda: _reproduce(argv), interrupted="Interrupted before the first run."
     )
 
 
-def _reproduce():
+def _reproduce(argv):
     parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--table", help=f"of {', '.join(TABLES)}")
@@ -39,7 +40,6 @@ def _reproduce():
     add("--dataset", help="instead of the table's own")
     add("--workdir", help="folder of the table; default: a new one under runs/")
     add("--keep", help="folder of all tables, results: the runs' JSON goes there too")
-    argv = sys.argv[1:]
     options, rest = parser.parse_with_config(argv)
     if argv in ([f"--keep={options.keep}"], ["--keep", options.keep]):
         print(f"Page: {results_page.write(epath.Path(options.keep))}")

@@ -10,17 +10,19 @@ python -m experiments.run --list
 """
 
 import sys
+from collections.abc import Sequence
 
 from experiments import command, loop, overview, seeds
 from rn_jax.errors import InputError
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return command.exit_code(_train)
+    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(lambda: _train(argv))
 
 
-def _train():
+def _train(argv):
     parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--workdir", help="folder of the run; default: a new one under runs/")
@@ -33,7 +35,7 @@ def _train():
     add("--dry_run", action="store_true", help="print what the run would be, and stop")
     add("--list", action="store_true", help="print models, data sets and configs")
     parser.epilog = f"configs (in configs/): {', '.join(overview.configs())}"
-    options, rest = parser.parse_with_config(sys.argv[1:])
+    options, rest = parser.parse_with_config(argv)
     if options.list:
         print(overview.listing())
         return
@@ -44,7 +46,7 @@ def _train():
         print(overview.plan(config))
         return
     command.join_processes(options)
-    this_command = command.as_typed("run", sys.argv[1:])
+    this_command = command.as_typed("run", argv)
     workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
     if options.seeds is None:
         loop.train(config, workdir, command=this_command, profile_steps=options.profile)

@@ -24,18 +24,20 @@ from experiments.workdir import replace_file
 from rn_jax.errors import InputError
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return command.exit_code(_sweep, interrupted="Interrupted before the first run.")
+    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(
+        lambda: _sweep(argv), interrupted="Interrupted before the first run."
+    )
 
 
-def _sweep():
+def _sweep(argv):
     parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--grid", action="append", default=[], help="a field and its values")
     add("--workdir", help="folder of the sweep; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, of every combination")
-    argv = sys.argv[1:]
     options, rest = parser.parse_with_config(argv)
     chosen = None if options.seeds is None else seeds.parse(options.seeds)
     name, base = command.load_config(rest)

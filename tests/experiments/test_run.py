@@ -11,6 +11,8 @@ import shlex
 import shutil
 import signal
 import struct
+import sys
+import threading
 import time
 
 import command
@@ -22,7 +24,7 @@ from command import arguments, assert_same_run, in_process, lines, stop_after
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loop, subject
+from experiments import loop, reproduce, run, subject, sweep
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -518,3 +520,36 @@ def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_p
     argv = [a for a in arguments("") if not a.startswith("--workdir")]
     assert in_process(monkeypatch, argv) == 0
     assert re.fullmatch(r"runs/resnet20-digits-\d{8}-\d{6}", paths[0])
+
+
+def test_in_a_thread_signals_stay_the_program_s_own(
+    tmp_path, monkeypatch, capsys, quick_compile
+):
+    """As a notebook's server, Ray or a window calls it, and with its own arguments."""
+    monkeypatch.setattr(sys, "argv", ["another program", "--its", "arguments"])
+    argv, codes = arguments(tmp_path / "run"), []
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def call():
+        codes.append(run.main(argv))
+        codes.append(run.main(["--seeds=x", *argv]))
+        codes.append(sweep.main([*argv, "--grid", "config.seed=x"]))
+        codes.append(reproduce.main(["--table=x"]))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert codes == [0, 2, 2, 2]
+    assert "--its" not in capsys.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert lines(tmp_path / "run")[-1]["step"] == 10
+
+
+def test_handler_that_is_not_python_s_is_left_alone(monkeypatch):
+    """Python tells none, and could not put it back."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    set_to = []
+    monkeypatch.setattr(signal, "signal", lambda *arguments: set_to.append(arguments))
+    with loop._StopSignal() as stop:
+        assert not stop
+    assert not set_to
