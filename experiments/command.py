@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import fields
+from experiments import fields, streams
 from rn_jax import parallel
 from rn_jax.errors import InputError, unknown_name
 
@@ -56,12 +56,13 @@ class Parser(argparse.ArgumentParser):
     """A command's own options, with one sentence for what it cannot take.
 
     Args:
-        doc: the command's docstring: a sentence, an empty line, the usage.
+        doc: the command's docstring: a sentence, an empty line, the usage. Under
+            python -OO it is None, and argparse writes a usage of its own.
     """
 
-    def __init__(self, doc: str):
-        first, _, usage = doc.partition("\n\n")
-        super().__init__(description=first, usage=usage, allow_abbrev=False)
+    def __init__(self, doc: str | None):
+        first, _, usage = (doc or "").partition("\n\n")
+        super().__init__(description=first, usage=usage or None, allow_abbrev=False)
 
     def error(self, message):
         """What argparse has to say, as an `InputError`."""
@@ -121,7 +122,7 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     """
     typed = sys.orig_argv[1:]
     # Called with others than typed, or by a program without a file.
-    if not argv or typed[-len(argv) :] != [*argv] or sys.argv[0] in ("-c", "-"):
+    if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
         typed = ["-m", f"experiments.{name}", *argv]
     return shlex.join(["python", *typed])
 
@@ -153,24 +154,48 @@ def exit_code(
     """Runs a command and returns its exit code, with one sentence if that is not 0.
 
     It is 2 after bad input or Ctrl-C, and 75 (that of BSD's sysexits for "try again")
-    after a signal to a run, which is saved and to be started again.
+    after a signal to a run, which is saved and to be started again. A command whose
+    standard output is closed does its work all the same, and so does one whose output
+    cannot be stored, which is said at the end, with 2.
     """
     logging.set_verbosity(logging.FATAL)  # what Orbax says of errors, we say too
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    with streams.always_writable() as output:
+        code = _exit_code(command, interrupted)
+        output.flush()
+        closed = (type(None), BrokenPipeError, ValueError)  # nobody wants to read it
+        if not isinstance(output.error, closed):
+            _say(
+                f"Standard output cannot be written to ({output.error}): what the "
+                "command prints is lost, and nothing else. Make room, or name another "
+                "file."
+            )
+            return code or 2
+    return code
+
+
+def _exit_code(command, interrupted):
     try:
         with _quiet_after_a_failed_write():
             command()
     except InputError as error:
-        print(f"rn_jax: {_printable(str(error))}", file=sys.stderr)
+        _say(str(error))
         if isinstance(error, parallel.AloneError):
             # On the usual way out JAX waits for the others, and they may wait for this.
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"rn_jax: {interrupted}", file=sys.stderr)
+        _say(interrupted)
         return 2
+    except SystemExit as end:  # of argparse after --help
+        return end.code
     return 0
+
+
+def _say(sentence):
+    print(f"rn_jax: {_printable(sentence)}", file=sys.stderr)
 
 
 def _printable(text):

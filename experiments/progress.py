@@ -22,7 +22,7 @@ class Progress:
             total=total,
             initial=done,
             unit="step",
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not (shown and sys.stderr and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
 
@@ -41,8 +41,8 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         """Prints a line without disturbing the bar."""
-        self._bar.write(sentence, file=sys.stdout)
-        sys.stdout.flush()
+        with self._bar.external_write_mode():
+            print(sentence, flush=True)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

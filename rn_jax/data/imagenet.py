@@ -12,6 +12,7 @@ worker imports this package, and so JAX, but no function that it runs is one of 
 it never initialises a backend, and so never takes a share of an accelerator.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -138,7 +139,8 @@ class Records:
 
 @functools.cache
 def _say_once(sentence):
-    print(sentence, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of a worker, which works on unheard
+        print(sentence, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
