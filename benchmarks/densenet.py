@@ -50,7 +50,7 @@ def within(limit: float, model: str, **settings) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", default="densenet100_24,densenet_bc190_40")
     parser.add_argument("--compile_only", default="densenet_bc250_24")
     parser.add_argument("--batch_size", type=int, default=8)

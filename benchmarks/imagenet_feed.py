@@ -289,7 +289,7 @@ def compare_decoders(jpegs: list[bytes], rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=256)
     parser.add_argument("--quality", type=int, default=92, help="of the JPEGs")
     parser.add_argument("--batch_size", type=int, default=64)

@@ -118,7 +118,7 @@ def by_torch(model, batches):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="resnet32", help="CIFAR, of basic blocks")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=250)

@@ -59,5 +59,5 @@ def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
         },
         **result,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     return path

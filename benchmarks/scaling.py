@@ -349,7 +349,7 @@ def feeding(networks: Mapping[str, Any], storage: float) -> dict[str, Any]:
 
 def _result(name):
     path = measure.RESULTS / f"{name}.json"
-    return json.loads(path.read_text()), f"results/{path.name}"
+    return json.loads(path.read_bytes()), f"results/{path.name}"
 
 
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
@@ -480,7 +480,7 @@ def _feeding_table(found):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--step_seconds", default="", help="measured, by network")
     parser.add_argument("--flops", type=float, default=60e12, help="assumed rate")
     parser.add_argument("--storage", type=float, default=10e9, help="bytes a second")

@@ -59,7 +59,7 @@ def with_tables(text: str) -> str:
     Args:
         text: with every table, old or none, between <!-- NAME --> and <!-- end -->.
     """
-    result = json.loads((measure.RESULTS / "scaling.json").read_text())
+    result = json.loads((measure.RESULTS / "scaling.json").read_bytes())
     for name, table in scaling.tables(result).items():
         text = _with(text, name, table)
     return text
@@ -114,17 +114,18 @@ def first_cells(file: str) -> tuple[str, str]:
 def main() -> None:
     """Writes the files."""
     rows = "\n".join(row(name) for name in rn_jax.list_models())
-    PATH.write_text(f"{HEADER}{rows}\n")
+    PATH.write_text(f"{HEADER}{rows}\n", "utf-8")
     print(PATH)
-    SCALING.write_text(with_tables(SCALING.read_text()))
+    SCALING.write_text(with_tables(SCALING.read_text("utf-8")), "utf-8")
     print(SCALING)
-    README.write_text(with_results(README.read_text()))
+    README.write_text(with_results(README.read_text("utf-8")), "utf-8")
     print(README)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_bytes())
         for cell, text in zip(notebook["cells"], first_cells(path.name), strict=False):
             cell["source"] = text.splitlines(keepends=True)
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, "utf-8")
         print(path)
 
 

@@ -34,7 +34,7 @@ def machine() -> dict[str, object]:
 
 def _cpu_model() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
@@ -56,12 +56,16 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 def git_revision() -> str | None:
     """Revision of the checkout this file lies in; None outside one."""
     try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return (
+            subprocess.run(
+                ["git", "rev-parse", "HEAD"],
+                cwd=Path(__file__).parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # in the language of whoever calls it
+                check=True,
+            )
+            .stdout.decode("ascii")
+            .strip()
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

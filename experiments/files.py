@@ -20,7 +20,7 @@ def read_json(file: epath.Path) -> dict[str, Any]:
     if (size := file.stat().length) > MOST_BYTES:
         raise InputError(f"{file} has {size:,} bytes; at most {MOST_BYTES:,} are read.")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
     except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
         content = None
     if not isinstance(content, dict):

@@ -109,7 +109,7 @@ class Lock:
 
     def _holder(self):
         try:
-            holder = json.loads(self._path.read_text())
+            holder = json.loads(self._path.read_bytes())
             return holder if {"host", "process", "since"} <= set(holder) else None
         except (OSError, ValueError, TypeError):  # not there, or not whole
             return None
@@ -144,7 +144,7 @@ class Lock:
         }
         text = json.dumps(holder).ljust(511) + "\n"  # always as long
         if self._file is None:
-            self._path.write_text(text)
+            self._path.write_bytes(text.encode())
             return
         # Over the old text: at no time is the file empty, or another one.
         os.pwrite(self._file.fileno(), text.encode(), 0)

@@ -49,7 +49,7 @@ def listing() -> str:
 
 
 def _first_sentence(file):
-    text = file.read_text().partition('"""')[2].partition('"""')[0]
+    text = file.read_text("utf-8").partition('"""')[2].partition('"""')[0]
     return " ".join(text.partition("\n\n")[0].split())
 
 

@@ -80,7 +80,7 @@ def keep(
         place.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             if (source / file).exists():
-                replace_file(place / file, (source / file).read_text())
+                replace_file(place / file, (source / file).read_bytes())
             else:
                 (place / file).unlink(missing_ok=True)
     write(folder)
@@ -189,7 +189,7 @@ def _together(runs):
 
 
 def _epochs(place):
-    lines = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (place / "metrics.jsonl").read_bytes().splitlines())
     return [line for line in lines if line["kind"] == "epoch"]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from scipy import stats
 
+from experiments.workdir import replace_file
 from rn_jax.analysis import study_plots
 
 Result = Mapping[str, Any]
@@ -62,7 +63,7 @@ def write(
             lines += ["", section.compare(results)]
         lines += [""]
     lines += [*_summary(found, networks), *_times(found)]
-    (folder / "report.md").write_text("\n".join(lines))
+    replace_file(folder / "report.md", "\n".join(lines))
 
 
 def _conditions(results):

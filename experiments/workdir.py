@@ -182,7 +182,7 @@ class Workdir:
             return
         prefix = f"{name}/{line['kind']}" if "kind" in line else name
         with self.writing():
-            with (self.path / f"{name}.jsonl").open("a") as file:
+            with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self._events.log(prefix, line)
 
