@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,10 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         "config", None, "", flag_values=values, sys_argv=argv
     )
     try:
-        rest = values(argv)
+        with warnings.catch_warnings():
+            # By which ml_collections loads the file: under -W error nothing would be.
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            rest = values(argv)
         if len(rest) > 1:
             raise InputError(f"Unexpected argument {rest[1]!r}: options begin with --.")
         if values["config"].value is None:
