@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from configs import default
 from rn_jax import data, optim, parallel
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, shown, unknown_name
 
 CHOICES = {
     "protocol": ("full", "45k5k"),
@@ -141,15 +141,6 @@ def check(config: Mapping[str, Any]) -> None:
         if value is not None and not value <= most:
             raise InputError(f"{name} must be at most {most:,}, not {value}.")
     _check_entries(config)
-
-
-def shown(value: Any) -> str:
-    """A value as a sentence can quote it: on one line, and not too long."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # of a number with more digits than Python prints, or an object's
-        text = f"a value of {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _check_type(name, value, kind, optional):

@@ -18,7 +18,7 @@ from experiments import feed as feeds
 from experiments import fields
 from rn_jax import data, optim, parallel, train
 from rn_jax.data import imagenet
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import InputError, first_line, shown
 from rn_jax.models.network import Network
 
 
@@ -467,7 +467,7 @@ def _unfit_in_a_sentence(config):
             raise
         raise InputError(
             f"{config['model']} cannot be made with the model_kwargs "
-            f"{fields.shown(config['model_kwargs'])} ({type(error).__name__}: "
+            f"{shown(config['model_kwargs'])} ({type(error).__name__}: "
             f"{first_line(error)})."
         ) from error
 
@@ -484,14 +484,9 @@ def _stochastic_depth(settings):
     for name in settings:
         if name not in fields:
             raise rn_jax.errors.unknown_name("field of stochastic_depth", name, fields)
-    try:
-        if "preset" in settings:
-            return rn_jax.StochasticDepth.preset(**settings)
-        return rn_jax.StochasticDepth(**settings)
-    except TypeError as error:
-        raise InputError(
-            f"stochastic_depth has a value of a wrong type: {error}."
-        ) from None
+    if "preset" in settings:
+        return rn_jax.StochasticDepth.preset(**settings)
+    return rn_jax.StochasticDepth(**settings)
 
 
 def _check_values(config):

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, shown, unknown_name, whole_number
 
 GRANULARITIES = ("batch", "example", "subset")
 SCHEDULES = ("linear", "linear_from_zero", "uniform")
@@ -62,7 +62,8 @@ class StochasticDepth:
         schedule: p_l of the blocks l = 1..L:
             "linear", 1 - l/L (1 - p_L), so that the first block can be closed too;
             "linear_from_zero", 1 - (l-1)/(L-1) (1 - p_L), so that it never is;
-            "uniform", p_L; or a tuple of all L probabilities.
+            "uniform", p_L; or all L probabilities, in a tuple, list or array, which are
+            kept as a tuple of floats.
         granularity: what a gate is drawn for:
             "batch", a mini-batch. A closed block is not computed;
             "example", each example. The branch is computed for all of them;
@@ -93,20 +94,23 @@ class StochasticDepth:
     num_open: int | None = None
 
     def __post_init__(self):
-        if not 0 < self.last_survival <= 1:
+        survival = _probability(self.last_survival)
+        if survival is None:
             raise InputError(
                 "last_survival, the survival probability p_L of the last block, must "
-                f"be in (0, 1], not {self.last_survival}."
+                f"be in (0, 1], not {shown(self.last_survival)}."
             )
+        object.__setattr__(self, "last_survival", survival)
         for name, choices in [
             ("granularity", GRANULARITIES),
             ("scaling", SCALINGS),
             ("closed_statistics", (None, *STATISTICS)),
         ]:
-            if getattr(self, name) not in choices:
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in choices:
                 raise InputError(
                     f"{name} must be one of {', '.join(map(str, choices))}, not "
-                    f"{getattr(self, name)!r}."
+                    f"{shown(value)}."
                 )
         if isinstance(self.schedule, str):
             if self.schedule not in SCHEDULES:
@@ -115,11 +119,10 @@ class StochasticDepth:
                     f"probabilities, not {self.schedule!r}."
                 )
         else:
-            object.__setattr__(self, "schedule", tuple(self.schedule))
-            if not all(0 < p <= 1 for p in self.schedule):
-                raise InputError(
-                    f"Survival probabilities must be in (0, 1], not {self.schedule}."
-                )
+            object.__setattr__(self, "schedule", _probabilities(self.schedule))
+        if self.num_open is not None:
+            number = whole_number("num_open", self.num_open)
+            object.__setattr__(self, "num_open", number)
         self._check_combination()
 
     def _check_combination(self):
@@ -144,17 +147,11 @@ class StochasticDepth:
                     'granularity "subset" takes equally many examples in every block, '
                     'so schedule must be "uniform".'
                 )
-        if self.num_open is not None:
-            if not isinstance(self.num_open, int) or self.num_open < 1:
-                raise InputError(
-                    "num_open must be a whole number of at least 1, not "
-                    f"{self.num_open!r}."
-                )
-            if self.schedule != "uniform":
-                raise InputError(
-                    "num_open chooses among all blocks alike, so schedule must be "
-                    '"uniform".'
-                )
+        if self.num_open is not None and self.schedule != "uniform":
+            raise InputError(
+                "num_open chooses among all blocks alike, so schedule must be "
+                '"uniform".'
+            )
 
     @classmethod
     def preset(cls, preset: str, **settings: Any) -> "StochasticDepth":
@@ -167,9 +164,37 @@ class StochasticDepth:
         Raises:
             InputError: unknown name.
         """
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise unknown_name("preset of stochastic depth", preset, PRESETS)
         return cls(**{**PRESETS[preset], **settings})
+
+
+def _probability(value: Any) -> float | None:
+    """Return a number in (0, 1] of any type as a float; None for everything else."""
+    dtype = str(getattr(value, "dtype", type(value).__name__))
+    if getattr(value, "ndim", 0) or dtype.startswith(("bool", "complex")):
+        return None
+    if isinstance(value, str | bytes):  # which float reads
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # among them traced values
+        return None
+    return number if 0 < number <= 1 else None
+
+
+def _probabilities(schedule: Any) -> tuple[float, ...]:
+    try:
+        given = [_probability(p) for p in schedule]
+    except TypeError:  # of what has no entries
+        given = [None]
+    probs = tuple(p for p in given if p is not None)
+    if len(probs) < len(given):
+        raise InputError(
+            f"schedule must be one of {', '.join(SCHEDULES)} or a tuple of survival "
+            f"probabilities, which must be in (0, 1], not {shown(schedule)}."
+        )
+    return probs
 
 
 @jax.tree_util.register_dataclass

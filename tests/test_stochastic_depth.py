@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic depth against the numbers and equations of Huang et al. 2016."""
 
+import dataclasses
+import json
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +94,65 @@ def test_probability_of_one_never_closes_a_block():
 def test_probability_outside_its_range(last_survival):
     with pytest.raises(InputError, match=r"p_L .* must be in \(0, 1\], not .*\.$"):
         StochasticDepth(last_survival)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(make(0.5) for make in (np.float16, np.float32, np.float64, jnp.bfloat16)),
+        jnp.float32(0.5),
+        np.array(0.5),
+    ],
+    ids=repr,
+)
+def test_numbers_of_every_type_are_probabilities(value):
+    for settings in (StochasticDepth(value), StochasticDepth(schedule=[value, 1])):
+        fields = dataclasses.asdict(settings)
+        assert StochasticDepth(**json.loads(json.dumps(fields))) == settings
+        assert pickle.loads(pickle.dumps(settings)) == settings
+    assert StochasticDepth(value) == HALF
+    assert hash(settings) == hash(StochasticDepth(schedule=(0.5, 1.0)))
+
+
+def test_arrays_are_schedules():
+    expected = (1.0, 0.75, 0.5)
+    for linspace in (jnp.linspace, np.linspace):
+        settings = StochasticDepth(schedule=linspace(1, 0.5, 3))
+        assert settings.schedule == expected
+        assert all(type(p) is float for p in settings.schedule)
+        np.testing.assert_array_equal(rn_jax.survival_probs(settings, 3), expected)
+    for number in (np.int64(3), jnp.int32(3)):
+        settings = StochasticDepth(schedule="uniform", num_open=number)
+        assert type(settings.num_open) is int and settings.num_open == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"last_survival": v} for v in ("0.5", b"1", None, True, np.True_, [0.5])),
+        *({"last_survival": v} for v in (1 + 0j, np.complex64(1), 10**400, np.ones(2))),
+        *({"schedule": v} for v in (0.5, None, "lin", ["a"], [None], [True], [0.5, 0])),
+        *({"schedule": v} for v in (np.ones((2, 2)), np.array(0.5), np.zeros(100))),
+        *({"num_open": v, "schedule": "uniform"} for v in (3.0, True, "3", 0, -1)),
+        *({"granularity": v} for v in (None, [], np.array(["batch", "example"]))),
+        *({"scaling": v} for v in (None, 1, {})),
+        {"closed_statistics": []},
+    ],
+    ids=str,
+)
+def test_values_without_a_meaning(fields):
+    with pytest.raises(InputError, match=f"^{next(iter(fields))}.* must be ") as error:
+        StochasticDepth(**fields)
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "make", [StochasticDepth, lambda p: StochasticDepth(schedule=[p, p])]
+)
+def test_probabilities_are_not_traced(make):
+    with pytest.raises(InputError, match=r"must be in \(0, 1\], not .*Tracer"):
+        jax.jit(lambda p: rn_jax.survival_probs(make(p), 2))(0.5)
 
 
 # --- The test rule --------------------------------------------------------------------

@@ -94,7 +94,7 @@ def make_path_gradient(
                 variables,
                 images,
                 train=False,
-                gates=gates[:, None],  # open blocks only: no conditionals
+                gates=jnp.asarray(gates)[:, None],  # open blocks only: no conditionals
                 paths=paths,
             )
             logits = logits.astype(jnp.float32)

@@ -38,7 +38,7 @@ def make_response_moments(
             variables,
             preprocess(images),
             train=False,
-            gates=gates[:, None],
+            gates=jnp.asarray(gates)[:, None],
             mutable=["intermediates"],
             capture_intermediates=lambda module, _: isinstance(module, _LAYERS),
         )

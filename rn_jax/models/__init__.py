@@ -4,7 +4,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from rn_jax.errors import InputError, unknown_name
@@ -27,7 +26,6 @@ from rn_jax.models.preact import (
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
 from rn_jax.models.vgg import VGG
-from rn_jax.stochastic_depth import StochasticDepth
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,15 @@ def _add(names, build, arguments, paper, **facts):
 def _sections(depth, layers):
     """Three equal stages of a CIFAR network with blocks of so many layers."""
     return {"stage_sizes": ((depth - 2) // (3 * layers),) * 3}
+
+
+class _BatchNorm(BatchNorm):
+    """BatchNorm with the epsilon of Keras, and of GoogLeNet in torchvision.
+
+    It is a class because a pickled partial does not come back equal.
+    """
+
+    epsilon: float = 1e-3
 
 
 _FAILS = "CIFAR-10: fails (> 20)"
@@ -568,7 +575,7 @@ _add(
         "batch_norm": True,
         "stem": "small",
         "conv_dropout": (0.3, 0.4, 0.4, 0.4, 0.4),
-        "norm": partial(BatchNorm, epsilon=1e-3),
+        "norm": _BatchNorm,
     },
     "Veit et al. 2016",
 )
@@ -588,7 +595,7 @@ _add(
         "last_pool": 2,
         "aux_grid": 4,
         "dropout": 0.2,
-        "norm": partial(BatchNorm, epsilon=1e-3),
+        "norm": _BatchNorm,
     },
     "torchvision, after Szegedy et al. 2015",
     **_IMAGENET,
@@ -618,7 +625,8 @@ def create_model(name: str, **kwargs: Any) -> Network:
             `axis_name`, `dtype`. `block_kwargs` are added to the name's own.
 
     Raises:
-        InputError: unknown name, or a field that the class does not have.
+        InputError: unknown name, a field that the class does not have, or a value that
+            the field does not take.
     """
     if name not in MODELS:
         hint = (
@@ -632,12 +640,6 @@ def create_model(name: str, **kwargs: Any) -> Network:
         for field in sorted(set(kwargs) - set(known)):
             own = set(known) - {"parent", "name"}  # which are Flax's
             raise unknown_name(f"field of {name}", field, own)
-    depth = kwargs.get("stochastic_depth")
-    if not isinstance(depth, StochasticDepth | None):
-        raise InputError(
-            "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
-            f"None, not {depth!r}."
-        )
     fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
     try:
         if "block_kwargs" in kwargs:

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 
 from rn_jax.errors import InputError
-from rn_jax.models.layers import adaptive_average_pool, max_pool, torch_linear
+from rn_jax.models.layers import adaptive_average_pool, flat, max_pool, torch_linear
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
 from rn_jax.stochastic_depth import Subset
@@ -78,7 +78,7 @@ class AlexNet(Network):
         x = pool(layer(x, 5, 3, groups=self.towers, bias_init=bias_init))
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
-        x = adaptive_average_pool(x, 3 if small else 6).reshape(x.shape[0], -1)
+        x = flat(adaptive_average_pool(x, 3 if small else 6))
         for i in (1, 2):
             x = x if two else drop(x)
             fc = nn.Dense(

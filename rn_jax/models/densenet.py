@@ -241,7 +241,7 @@ class DenseNet(Network):
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """See `Network`."""
-        gates = self.check(images, gates, paths, train=train)
+        gates, paths = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train)
         check_stem(self.stem)
         parts: dict[str, Any]

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rn_jax.models.layers import ModuleDef, adaptive_average_pool, max_pool
+from rn_jax.models.layers import ModuleDef, adaptive_average_pool, flat, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
 from rn_jax.stochastic_depth import Subset
@@ -125,7 +125,7 @@ class AuxiliaryHead(nn.Module):
             x = adaptive_average_pool(x, self.grid or 4)
         x = self.unit(128, 1, name="conv")(x)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
-        x = self.activation(dense(1024, name="fc")(x.reshape(x.shape[0], -1)))
+        x = self.activation(dense(1024, name="fc")(flat(x)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = dense(self.num_classes, name="head")(x)
         if not self.is_initializing():

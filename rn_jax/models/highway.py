@@ -16,7 +16,7 @@ import jax
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
-from rn_jax.models.layers import ModuleDef, max_pool, torch_linear
+from rn_jax.models.layers import ModuleDef, flat, max_pool, torch_linear
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import at_least_float32
 from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
@@ -51,7 +51,7 @@ class HighwayLayer(nn.Module):
             bias = nn.initializers.constant(layer.gate_bias)
             t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
             wide = t.astype(at_least_float32(t.dtype))
-            total = wide.reshape(t.shape[0], -1).sum(axis=1)
+            total = flat(wide).sum(axis=1)
             layer.sow("intermediates", "transform_gate_sum", total)
             h = layer.activation(layer.linear(layer.features, name="transform")(x))
             return t, h
@@ -129,7 +129,7 @@ class HighwayNet(_Highway):
         """See `Network`."""
         if len(self.features) != len(self.stage_sizes):
             raise InputError("features and stage_sizes must be of one length.")
-        gates = self.check(images, gates, paths, train=train)
+        gates, paths = self.check(images, gates, paths, train=train)
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -173,9 +173,16 @@ class HighwayMLP(_Highway):
         """See `Network`."""
         if self.depth < 2:
             raise InputError(f"depth must be at least 2, not {self.depth}.")
-        gates = self.check(images, gates, paths, train=train)
+        gates, paths = self.check(images, gates, paths, train=train)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
-        x = images.reshape(images.shape[0], -1)
+        x = flat(images)
+        if self.has_variable("params", "fc"):
+            expected: int = self.get_variable("params", "fc")["kernel"].shape[0]
+            if x.shape[1] != expected:
+                raise InputError(
+                    f"The network takes images of {expected} numbers, not of shape "
+                    f"{images.shape[1:]}."
+                )
         x = self.activation(dense(self.width, name="fc")(x))
         return self.classify(self._stage(1, dense, self.width, x, gates, paths, train))
 

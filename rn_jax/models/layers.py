@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that several families share: convolution and shortcuts."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,8 @@ class Conv(nn.Module):
         dtype: of the computation; None takes that of the operands.
 
     Raises:
-        InputError: the input is not [B, H, W, C], or has channels that do not fit.
+        InputError: the input is not [B, H, W, C], has channels that do not fit, or is
+            smaller than the window.
     """
 
     features: int
@@ -67,13 +69,19 @@ class Conv(nn.Module):
                     f"The convolution {'/'.join(self.path)} takes {expected} channels, "
                     f"but its input of shape {x.shape} has {channels}."
                 )
+        padding = size // 2 if self.padding is None else self.padding
+        if min(x.shape[1:3]) + 2 * padding < size:
+            raise InputError(
+                f"The convolution {'/'.join(self.path)} takes images of at least "
+                f"{size - 2 * padding} pixels a side, but its input has the shape "
+                f"{x.shape}."
+            )
         shape = (size, size, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        padding = size // 2 if self.padding is None else self.padding
         y = conv2d(
             x,
             kernel,
@@ -185,6 +193,11 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
     """
     window = (size, size)
     return nn.avg_pool(x, window, window, padding="SAME", count_include_pad=False)
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """Return each example as one row, f[B, ...] -> f[B, N], also where B is 0."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def pad_channels(x: jax.Array, features: int, *, centered: bool) -> jax.Array:

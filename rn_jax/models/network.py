@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every network here has, whatever its paper: its arguments, gates and head."""
 
+import dataclasses
+import inspect
+import pkgutil
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, shown, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import BlockInfo
 from rn_jax.stochastic_depth import StochasticDepth, Subset, sample_gates, test_gates
+
+# Fields of the families that count something, and those that do so for each stage.
+_COUNTS = (
+    "num_classes",
+    "stem_features",
+    "growth_rate",
+    "depth",
+    "width",
+    "last_features",
+    "scan_unroll",
+)
+_COUNTS_BY_STAGE = ("stage_sizes", "features", "hidden")
+_MAY_BE_NONE = ("num_classes", "stem_features", "hidden")
 
 
 class Network(nn.Module, kw_only=True):
@@ -33,18 +50,29 @@ class Network(nn.Module, kw_only=True):
       stay, gradients take the path alone (Veit et al. 2016). f32[L, B] has a path for
       each example.
 
-    An argument of another shape or dtype, and stochastic depth or paths for a network
-    without shortcuts, raise an InputError.
+    Gates and paths may also be lists, tuples or NumPy arrays; integers and bools become
+    float32. An argument of another shape, gates or paths that are no real numbers,
+    images that are not floating point, and stochastic depth or paths for a network
+    without shortcuts raise an InputError.
+
+    Networks can be pickled and copied, with any activation that has a name in a module.
 
     Attributes:
         num_classes: size of the logits; None gives the pooled features f[B, C].
         stochastic_depth: None is constant depth.
         conv: of which the blocks are made; takes the fields of `Conv`.
-        norm: of which the blocks are made; takes the fields of `nn.BatchNorm`.
+        norm: of which the blocks are made; takes the fields of `nn.BatchNorm`, or is
+            without `use_running_average`, such as `nn.LayerNorm` or
+            `partial(nn.GroupNorm, num_groups=8)`: then it normalises each example by
+            itself, in training and at test, and is not told of `axis_name`.
         activation: of the blocks.
         conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
         axis_name: devices over which BatchNorm's statistics are synchronised.
         dtype: of the computation; parameters and statistics are float32.
+
+    Raises:
+        InputError: a number of classes, blocks or channels that is not a whole number
+            of at least 1, or another kind of `stochastic_depth` or `norm`.
     """
 
     num_classes: int | None = 10
@@ -55,6 +83,37 @@ class Network(nn.Module, kw_only=True):
     conv_gradient: str = "auto"
     axis_name: str | None = None
     dtype: Any = None
+
+    def __post_init__(self):
+        for name in (*_COUNTS, *_COUNTS_BY_STAGE):
+            if name not in self.__dataclass_fields__:
+                continue
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                of_kind = _each_whole if name in _COUNTS_BY_STAGE else whole_number
+                object.__setattr__(self, name, of_kind(name, value))
+        if not isinstance(self.stochastic_depth, StochasticDepth | None):
+            raise InputError(
+                "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
+                f"None, not {shown(self.stochastic_depth)}."
+            )
+        if not callable(self.norm) or isinstance(self.norm, nn.Module):
+            raise InputError(
+                "norm must be a class of modules, such as nn.BatchNorm, or a partial "
+                f"of one, not {shown(self.norm)}."
+            )
+        super().__post_init__()
+
+    @nn.nowrap
+    def __reduce__(self):
+        """Pickle the fields, with the activation by name.
+
+        Most of JAX's activations are transformed functions, which pickle refuses.
+        """
+        names = {field.name for field in dataclasses.fields(self) if field.init}
+        fields = {name: getattr(self, name) for name in names - {"parent"}}
+        fields["activation"] = _by_name(self.activation)
+        return _from_fields, (type(self), fields)
 
     @property
     def has_shortcuts(self) -> bool:
@@ -97,12 +156,15 @@ class Network(nn.Module, kw_only=True):
         conv = partial(
             self.conv, gradient=self.conv_gradient, dtype=self.dtype, **conv_fields
         )
-        norm = partial(
-            self.norm,
-            use_running_average=not train,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-        )
+        norm_fields: dict[str, Any]
+        norm_fields = {"use_running_average": not train, "axis_name": self.axis_name}
+        known = inspect.signature(self.norm).parameters
+        any_field = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        if not (any_field or "use_running_average" in known):
+            norm_fields = {}  # nor axis_name, which would mix the devices' examples
+        if any_field or "dtype" in known:
+            norm_fields["dtype"] = self.dtype
+        norm = partial(self.norm, **norm_fields)
         return conv, norm
 
     def classify(self, x: jax.Array, **fields: Any) -> jax.Array:
@@ -115,12 +177,12 @@ class Network(nn.Module, kw_only=True):
     def check(
         self,
         images: jax.Array,
-        gates: jax.Array | Subset | None,
-        paths: jax.Array | None,
+        gates: Any,
+        paths: Any,
         *,
         train: bool,
-    ) -> jax.Array | Subset | None:
-        """Checks the arguments of the call, and gives the gates to use.
+    ) -> tuple[jax.Array | Subset | None, jax.Array | None]:
+        """Check the arguments of the call, and return the gates and paths to use.
 
         Gates that are not given are drawn from the rng "gates" in training. At test
         they are those of the test rule, as f32[L, 1]: every block is open, and no
@@ -128,28 +190,26 @@ class Network(nn.Module, kw_only=True):
 
         Raises:
             InputError: an argument of another shape or dtype than the class says;
-                stochastic depth or paths for a network without shortcuts.
+                images without pixels, or without examples in training; stochastic
+                depth or paths for a network without shortcuts.
         """
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(
-                f"Images must be normalised floating point numbers, not {images.dtype}."
-            )
-        self._check_gates(gates, images.shape[0])
+        _check_images(images, train)
+        gates = self._checked_gates(gates, images.shape[0])
         if paths is not None:
-            self._check_paths(paths, gates, images.shape[0])
+            paths = self._checked_paths(paths, gates, images.shape[0])
         if gates is not None or self.stochastic_depth is None:
-            return gates
+            return gates, paths
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
-            return test_gates(settings, num_blocks)[:, None]
+            return test_gates(settings, num_blocks)[:, None], paths
         if not (self.has_rng("gates") or self.has_rng("params")):  # which init has
             raise InputError(
                 'In training gates are drawn: give rngs={"gates": key}, or the gates.'
             )
         key = self.make_rng("gates")
-        return sample_gates(key, settings, num_blocks, images.shape[0])
+        return sample_gates(key, settings, num_blocks, images.shape[0]), paths
 
-    def _check_gates(self, gates, batch_size):
+    def _checked_gates(self, gates, batch_size):
         subset = isinstance(gates, Subset)
         if not self.has_shortcuts and (self.stochastic_depth or subset):
             raise InputError(
@@ -158,11 +218,21 @@ class Network(nn.Module, kw_only=True):
             )
         num_blocks = self.num_blocks
         if subset:
-            _check_shape("gates.indices", gates.indices[:, 0], (num_blocks,))
-        elif gates is not None:
-            _check_shape("gates", gates, (num_blocks,), (num_blocks, batch_size))
+            indices = jnp.asarray(gates.indices)
+            of_blocks = indices.ndim == 2 and len(indices) == num_blocks
+            if not (of_blocks and jnp.issubdtype(indices.dtype, jnp.integer)):
+                raise InputError(
+                    "gates.indices must be integers of shape "
+                    f"[{num_blocks}, m], those of m examples per block, not "
+                    f"{indices.dtype} of shape {list(indices.shape)}."
+                )
+            weights = _numbers("gates.weights", gates.weights, indices.shape)
+            return Subset(indices, weights)
+        if gates is None:
+            return None
+        return _numbers("gates", gates, (num_blocks,), (num_blocks, batch_size))
 
-    def _check_paths(self, paths, gates, batch_size):
+    def _checked_paths(self, paths, gates, batch_size):
         if not self.has_shortcuts:
             raise InputError(
                 "paths needs shortcuts: a plain network has one path only."
@@ -172,7 +242,7 @@ class Network(nn.Module, kw_only=True):
                 "paths cannot be taken while gates are subsets of examples."
             )
         num_blocks = self.num_blocks
-        _check_shape("paths", paths, (num_blocks,), (num_blocks, batch_size))
+        return _numbers("paths", paths, (num_blocks,), (num_blocks, batch_size))
 
 
 def check_stem(stem: str, *more: str) -> None:
@@ -183,10 +253,77 @@ def check_stem(stem: str, *more: str) -> None:
         raise InputError(f"stem must be {', '.join(rest)} or {last}, not {stem!r}.")
 
 
-def _check_shape(name, array, *allowed):
+def _each_whole(name, values):
+    """Return numbers of a field as a tuple of ints, or raise an InputError."""
+    try:
+        return tuple(whole_number(name, value) for value in values)
+    except (TypeError, InputError) as error:
+        raise InputError(
+            f"{name} must be a tuple of whole numbers of at least 1, not "
+            f"{shown(values)}."
+        ) from error
+
+
+def _check_images(images, train):
+    dtype = getattr(images, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(
+            "Images must be normalised floating point numbers, not "
+            f"{type(images).__name__ if dtype is None else dtype}."
+        )
+    if images.ndim < 2:
+        raise InputError(f"Images must be [B, H, W, C], not of shape {images.shape}.")
+    if 0 in images.shape[1:] or (train and images.shape[0] == 0):
+        raise InputError(
+            f"Images of shape {images.shape} hold nothing to be "
+            f"{'trained on' if train else 'classified'}."
+        )
+
+
+def _numbers(name, values, *allowed):
+    """Return gates or paths as floating-point numbers of one of the allowed shapes."""
+    try:
+        if any(isinstance(leaf, str) for leaf in jax.tree.leaves(values)):
+            raise TypeError("JAX warns of some strings, and takes them for dtypes")
+        array = jnp.asarray(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{name} must be an array of numbers, one per block, not {shown(values)}."
+        ) from error
+    if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.float32)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"{name} must be real numbers, not {array.dtype}.")
     if array.shape not in allowed and array.shape != (*allowed[0], 1):
         shapes = " or ".join(str(list(shape)) for shape in allowed)
         raise InputError(
             f"{name} must have shape {shapes}, one number per block, "
             f"not {list(array.shape)}."
         )
+    return array
+
+
+# --- Pickle ---------------------------------------------------------------------------
+
+
+def _by_name(function):
+    """Return "module:name" for a function of a module that is not a plain one."""
+    if isinstance(function, FunctionType):
+        return function
+    module, name = (
+        getattr(function, attribute, None)
+        for attribute in ("__module__", "__qualname__")
+    )
+    try:
+        found = pkgutil.resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError):
+        return function
+    return f"{module}:{name}" if found is function else function
+
+
+def _from_fields(kind, fields):
+    """Return the network that `Network.__reduce__` took apart."""
+    activation = fields["activation"]
+    if isinstance(activation, str):
+        activation = pkgutil.resolve_name(activation)
+    return kind(**{**fields, "activation": activation}, parent=None)

@@ -214,6 +214,11 @@ class ResNet(Network):
     ) -> jax.Array:
         """See `Network`; an unknown or unfit stem raises an InputError too."""
         check_stem(self.stem, "imagenet_linear")
+        if len(self.features) < len(self.stage_sizes):
+            raise InputError(
+                f"features must have an entry for each of {len(self.stage_sizes)} "
+                f"stages, not {self.features}."
+            )
         if self.stem == "imagenet_linear" and not self._preactivation:
             raise InputError(
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
@@ -224,7 +229,7 @@ class ResNet(Network):
             own = set(fields) - set(Block.__dataclass_fields__)
             kind = f"field of {self.block_class.__name__}"
             raise unknown_name(kind, unknown[0], own)
-        gates = self.check(images, gates, paths, train=train)
+        gates, paths = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         block = partial(
             self.block,

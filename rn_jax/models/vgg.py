@@ -12,6 +12,7 @@ from rn_jax.models.gating import gated_layer
 from rn_jax.models.layers import (
     ModuleDef,
     adaptive_average_pool,
+    flat,
     max_pool,
 )
 from rn_jax.models.network import Network, check_stem
@@ -121,7 +122,7 @@ class VGG(Network):
                 f"features and conv_dropout must have one entry for each of {stages} "
                 "stages."
             )
-        gates = self.check(images, gates, paths, train=train)
+        gates, _ = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train, use_bias=True)
         check_stem(self.stem)
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -146,7 +147,7 @@ class VGG(Network):
         else:
             hidden, fc_norm = (512,), norm if self.batch_norm else None
             x = drop(x.mean(axis=(1, 2), keepdims=True))
-        x = x.reshape(x.shape[0], 1, 1, -1)
+        x = flat(x)[:, None, None]
         for i, width in enumerate(self.hidden or hidden, start=1):
             fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
             x = fc(x)

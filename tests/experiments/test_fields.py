@@ -43,7 +43,7 @@ def test_values_of_a_wrong_type_are_refused_in_one_sentence(field, config):
         ({"train_scales": (256, 1e9)}, "two whole numbers from 1 to 4,096"),
         ({"model_kwargs": {"features": 2**40}}, r"kwargs.features must be below 16,3"),
         ({"model_kwargs": {"norm": print}}, "which config.json can hold"),
-        ({"model_kwargs": {"stage_sizes": "no"}}, "cannot be made with the model_kw"),
+        ({"model_kwargs": {"stage_sizes": "no"}}, "stage_sizes must be a tuple of"),
         ({"stochastic_depth": {"num_open": 1.5}}, "num_open must be a whole number"),
         ({"published_error_percent": {"digits": "5"}}, "digits must be from 0 to 100"),
     ],
