@@ -388,7 +388,7 @@ def make_statistics_step(
 
         return jax.tree.map(
             merge,
-            variables["batch_stats"],
+            flax.core.unfreeze(variables["batch_stats"]),
             updates["batch_stats"],
             is_leaf=lambda tree: "mean" in tree,
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 
 from rn_jax import (
     InputError,
@@ -484,6 +485,12 @@ def test_exact_statistics_are_those_of_all_examples(num_devices, quick_compile):
     for i, batch in enumerate(batches):
         found = step(variables, batch, np.float32(i + 1))
         variables = {**variables, "batch_stats": found}
+    if num_devices == 1:
+        alone = train.make_statistics_step(model=model, preprocess=preprocess)
+        alone = jax.jit(alone)
+        frozen = alone(freeze(jax.device_get(variables)), batches[0], np.float32(1))
+        expected = alone(jax.device_get(variables), batches[0], np.float32(1))
+        jax.tree.map(np.testing.assert_array_equal, frozen, expected)
     images = preprocess(np.concatenate([batch["image"] for batch in batches]))
     first = jax.lax.conv_general_dilated(
         images,

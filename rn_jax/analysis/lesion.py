@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from rn_jax.models.network import Network
-from rn_jax.models.trunk import BlockInfo, stack
+from rn_jax.models.trunk import BlockInfo, stack, unstack
 
 
 def make_count_errors(
@@ -121,7 +121,7 @@ def reorder(
         order: i[L], place -> block, as `draw_order` gives it.
     """
     names = [block.name for block in model.blocks]
-    variables = jax.tree.map(lambda leaf: leaf, dict(unstacked))  # new dicts
+    variables, unstacked = unstack(unstacked), unstack(unstacked)  # new dicts
     for collection, tree in variables.items():
         for place, block in enumerate(order):
             stage, name = names[place].split("/")

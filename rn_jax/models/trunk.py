@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import ModuleDef
@@ -203,7 +204,7 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
             variables are stacked already.
     """
     if not any("/block" in block.name for block in model.blocks):
-        return {name: dict(tree) for name, tree in variables.items()}  # no scans
+        return {name: unfreeze(tree) for name, tree in variables.items()}  # no scans
     apart = {b.stage: b.apart for b in reversed(model.blocks)}
     sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
 
@@ -255,7 +256,7 @@ def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _map_stages(tree, change: Callable):
-    tree = jax.tree.map(lambda leaf: leaf, tree)  # new dicts: the caller's stay whole
+    tree = unfreeze(tree)  # new dicts: the caller's stay whole
     return {
         key: change(_number(key), value) if _is_stage(key) else value
         for key, value in tree.items()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_numpy import np_conv, np_norm
+from flax.core import freeze
 
 from rn_jax import parallel, unstack
 from rn_jax.analysis import lesion
@@ -102,6 +103,8 @@ def test_a_network_in_another_order(random_variables):
         assert np.abs(expected - trained).max() > 1e-2
         ours = run(moved, images.astype("float32"))
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+        frozen = lesion.reorder(freeze(unstack(variables)), SMALL, order)
+        jax.tree.map(np.testing.assert_array_equal, frozen, moved)
 
 
 def test_one_compiled_function_for_all_lesions_and_orders(random_variables):
