@@ -10,6 +10,7 @@ no line is there twice and none is missing.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -77,6 +78,13 @@ class Workdir:
         self._writes = writes
         if not writes:
             return
+        try:  # TensorStore, which writes the checkpoints, takes UTF-8 alone
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The name {self.path} is not in UTF-8, as checkpoints need it: choose "
+                "another --workdir, or a UTF-8 locale, as LC_ALL=C.UTF-8."
+            ) from error
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -254,7 +262,9 @@ def replace_file(path: epath.Path, content: str | bytes) -> None:
     """
     new = path.with_name(f"{path.name}.new")
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, str):  # a folder's name may hold bytes of any encoding
+            content = content.encode("utf-8", "surrogateescape")
+        new.write_bytes(content)
         new.replace(path)
     except FileNotFoundError as error:
         raise missing_folder(path) from error

@@ -513,6 +513,14 @@ def test_run_of_a_version_without_a_field_goes_on_as_it_began(
     assert "momentum_form 'torch' there and 'caffe' here" in capsys.readouterr().err
 
 
+def test_workdir_that_is_not_in_utf_8_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    """A name of other bytes, or one of UTF-8 where the locale has another encoding."""
+    path = tmp_path / "\udcc3\udca9"
+    assert in_process(monkeypatch, arguments(path)) == 2
+    assert r"\udcc3\udca9 is not in UTF-8" in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     paths = []
