@@ -85,6 +85,18 @@ def test_launchers_of_several_processes(environ, several):
     assert parallel._launched_with_others(environ) == several
 
 
+@pytest.mark.parametrize("error", [ValueError("no address"), KeyError("OMPI_X")])
+def test_launcher_that_jax_cannot_read_is_said(monkeypatch, error):
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(InputError, match=r"which processes to join .*unset the SLURM"):
+        parallel.join_processes()
+
+
 def test_alone_nothing_is_waited_for():
     assert not parallel.join_processes()
     assert parallel.is_first_process()
