@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import feed, pretrained, setup
-from rn_jax import data, parallel, survival_probs
+from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
 from rn_jax.models import MODELS
@@ -175,10 +175,10 @@ def residual_bytes(model: nn.Module, images_shape: tuple[int, ...]) -> int:
                 {**variables, "params": params},
                 images,
                 train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats", "aux_logits"],
+                rngs=train.step_rngs(key),
+                mutable=train.COLLECTIONS,
             )
-            return y, updates.get("aux_logits", {})
+            return y, {k: updates.get(k, {}) for k in ("aux_logits", "losses")}
 
         return jax.vjp(logits, variables["params"])[1]
 

@@ -434,8 +434,8 @@ def _check_network(config, model, image_shape):
             variables,
             images,
             train=True,
-            rngs={"dropout": key, "gates": key},
-            mutable=["batch_stats", "aux_logits"],
+            rngs={**train.step_rngs(key), "gates": key},
+            mutable=train.COLLECTIONS,
         )
         return variables["params"], logits
 

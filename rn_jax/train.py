@@ -50,6 +50,8 @@ class TrainState(flax.struct.PyTreeNode):
     loss_scale: dict[str, jax.Array]
 
 
+# What a step takes from a network beside the logits: new statistics, and loss terms.
+COLLECTIONS = ("batch_stats", "aux_logits", "losses")
 ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0, "gradient": 0.0}
 
 
@@ -71,12 +73,18 @@ def create_state(
         image_shape: (H, W, C).
         feedback: of training on the learning rate.
         loss_scaling: for float16.
+
+    Raises:
+        InputError: the network has variables in collections other than "params" and
+            "batch_stats", which training would not carry on. Values that are sown need
+            not be.
     """
 
     @jax.jit  # one compiled program instead of one per operation
     def create(key):
         images = jnp.zeros((1, *image_shape))
         variables = model.init({"params": key}, images, train=False)
+        _check_collections(variables)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
@@ -89,6 +97,27 @@ def create_state(
         )
 
     return create(key)
+
+
+def _check_collections(variables):
+    known = ("params", "perturbations", *COLLECTIONS)
+    for name in sorted(set(variables) - set(known)):
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables[name]):
+            # Flax sows into tuples.
+            if not any(isinstance(k, jax.tree_util.SequenceKey) for k in path):
+                raise InputError(
+                    'Training carries "params" and "batch_stats" from step to step, '
+                    f'but this network also has variables in "{name}": train it with '
+                    "a training step of your own."
+                )
+
+
+def step_rngs(key: jax.Array) -> dict[str, jax.Array]:
+    """Return the keys that a training step gives to a network.
+
+    Dropout has one of its own. Flax draws for streams of other names from "params".
+    """
+    return {"dropout": key, "params": jax.random.fold_in(key, 1)}
 
 
 def make_train_step(
@@ -105,6 +134,10 @@ def make_train_step(
     axis_name: str | None = None,
 ) -> Callable:
     """Makes the training step.
+
+    The loss is the mean cross-entropy, plus the losses of auxiliary heads, plus the sum
+    of whatever blocks sow in the collection "losses". `make_rng` gives blocks keys of
+    any name.
 
     Args:
         model: called with the gates that the step draws.
@@ -171,13 +204,15 @@ def make_train_step(
                     images,
                     train=True,
                     gates=gates,
-                    rngs={"dropout": dropout_key},
-                    mutable=["batch_stats", "aux_logits"],
+                    rngs=step_rngs(dropout_key),
+                    mutable=COLLECTIONS,
                 )
                 sums = classification_sums(logits, labels, mask)
                 for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
                     aux = classification_sums(aux_logits, labels, mask)
                     sums["loss"] += aux_loss_weight * aux["loss"]
+                for sown in jax.tree.leaves(updates.get("losses", {})):
+                    sums["loss"] += sums["count"] * jnp.sum(sown, dtype=jnp.float32)
                 objective = sums["loss"] * state.loss_scale.get("factor", 1.0)
                 return objective, (updates.get("batch_stats", {}), sums)
 
@@ -369,8 +404,8 @@ def make_statistics_step(
             preprocess(batch["image"]),
             train=True,
             gates=gates,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats", "aux_logits"],
+            rngs=step_rngs(dropout_key),
+            mutable=COLLECTIONS,
         )
 
         def merge(before, found):

@@ -4,6 +4,7 @@
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +22,9 @@ from rn_jax import (
     survival_probs,
     train,
 )
+from rn_jax.models.gating import gated_sum
 from rn_jax.models.highway import HighwayMLP
-from rn_jax.models.resnet import ResNet
+from rn_jax.models.resnet import BasicBlock, ResNet
 from rn_jax.stochastic_depth import sample_gates
 
 SHAPE = (8, 8, 1)
@@ -585,4 +587,81 @@ def test_subsets_are_of_a_whole_batch():
             make_batch(),
             stochastic_depth=subset,
             micro_batches=2,
+        )
+
+
+# --- Blocks with collections and streams of keys of their own -------------------------
+
+
+class SowingBlock(BasicBlock):
+    """x + dense(x), which sows two losses and takes a key in training."""
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        def residual(block, x):
+            y = nn.Dense(block.features)(x)
+            block.sow("losses", "size", jnp.square(y).mean())
+            if train:
+                kept = jax.random.bernoulli(block.make_rng("own"), 0.5, y.shape)
+                y = jnp.where(kept, y, 0)
+            return y
+
+        self.sow("losses", "input", 2 * x.mean())
+        self.sow("notes", "input", x.mean())
+        return self.activation(gated_sum(self, x, x, residual, gate, on_path))
+
+
+def test_sown_losses_are_added_and_blocks_have_keys_of_any_name(quick_compile):
+    model = ResNet((2,), features=(4,), block=SowingBlock)
+    tx = optax.sgd(0.1)
+    state = train.create_state(jax.random.key(0), model=model, tx=tx, image_shape=SHAPE)
+    made = {"model": model, "tx": tx, "preprocess": lambda key, x, i: preprocess(x)}
+    step = jax.jit(train.make_train_step(**made))
+    batch = make_batch(4)
+    batch["mask"] = np.array([True, True, True, False])
+    after, sums = step(state, batch, jax.random.key(1))
+    _, other = step(state, batch, jax.random.key(2))
+    assert sums["loss"] != other["loss"]
+
+    key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)[2]
+
+    @jax.jit
+    def objective(params):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            preprocess(batch["image"]),
+            train=True,
+            rngs={"own": train.step_rngs(key)["params"]},
+            mutable=["losses", "batch_stats"],
+        )
+        sown = updates["losses"]["stage1"]["blocks"]
+        terms = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return terms[:3].mean() + sown["size"][0].sum() + sown["input"][0].sum()
+
+    loss, grads = jax.value_and_grad(objective)(state.params)
+    np.testing.assert_allclose(sums["loss"], 3 * loss, rtol=1e-5)
+    jax.tree.map(
+        lambda new, old, g: np.testing.assert_allclose(new, old - 0.1 * g, atol=1e-5),
+        after.params,
+        state.params,
+        grads,
+    )
+
+
+class AveragingBlock(BasicBlock):
+    """The basic block with a variable that a training step would have to carry."""
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        self.variable("ema", "mean", jnp.zeros, ())
+        return x
+
+
+def test_variables_that_training_would_not_carry_are_refused():
+    with pytest.raises(InputError, match=r'^Training carries .* variables in "ema"'):
+        train.create_state(
+            jax.random.key(0),
+            model=ResNet((1,), features=(4,), block=AveragingBlock),
+            tx=optax.sgd(0.1),
+            image_shape=SHAPE,
         )

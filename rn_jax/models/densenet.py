@@ -118,36 +118,50 @@ def _call_again(layer, maps, gate, train):
     Not by `nn.remat`, whose barriers XLA drops on a CPU: it would merge the second
     computation with the first. `_whole` keeps them apart.
     """
-    alone, variables = layer.clone(parent=None), layer.variables
-    mutable = [name for name in variables if layer.is_mutable_collection(name)]
-    key = layer.make_rng("dropout") if train and layer.dropout else None
-    subset = isinstance(gate, Subset)
-    weights, indices = (gate.weights, gate.indices) if subset else (gate, None)
+    alone, mutable = layer.clone(parent=None), layer.scope.mutable or []
+    rngs = {name: layer.make_rng(name) for name in layer.scope.rngs}
 
-    def pure(maps, variables, weights, indices, key):
-        gate = weights if indices is None else Subset(indices, weights)
-        rngs = {} if key is None else {"dropout": key}
+    def pure(floats, others):
+        maps, variables, gate, rngs = _joined(floats, others)
         new, updates = alone.apply(
             variables, maps, gate, train=train, rngs=rngs, mutable=mutable
         )
         return [*maps, new], updates
 
     def backward(arguments, g):
-        *floats, indices, key = arguments
+        floats, others = arguments
+        g, none = _parted(g)
 
         def gradients(floats, g):
-            _, vjp = jax.vjp(partial(pure, indices=indices, key=key), *floats)
-            return vjp(g)
+            _, vjp = jax.vjp(lambda floats: pure(floats, others), floats)
+            return vjp(_joined(g, none))
 
-        return *_whole(gradients, floats, g), None, None
+        return *_whole(gradients, floats, g), None
 
     again = jax.custom_vjp(pure)
     again.defvjp(lambda *arguments: (pure(*arguments), arguments), backward)
-    maps, updates = again(maps, variables, weights, indices, key)
+    maps, updates = again(*_parted((maps, layer.variables, gate, rngs)))
     for collection, tree in updates.items():
         for name, value in tree.items():
             layer.put_variable(collection, name, value)
     return maps
+
+
+def _parted(tree):
+    """What has a gradient, and the rest; None stands for what is in the other."""
+    floats = jax.tree.map(lambda x: x if _is_float(x) else None, tree)
+    return floats, jax.tree.map(lambda x: None if _is_float(x) else x, tree)
+
+
+def _joined(floats, others):
+    """The inverse of `_parted`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None
+    )
+
+
+def _is_float(x):
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def _whole(gradients, floats, g):
@@ -164,7 +178,7 @@ def _whole(gradients, floats, g):
         n = lax.bitcast_convert_type(first, jnp.int32)
         zeros = partial(jax.tree.map, jnp.zeros_like)
         is_even = n * (n + 1) % 2 == 0
-        return lax.cond(is_even, gradients, lambda x, g: tuple(zeros(x)), floats, g)
+        return lax.cond(is_even, gradients, lambda x, g: (zeros(x),), floats, g)
 
     def elsewhere(floats, g):
         return gradients(*lax.optimization_barrier((floats, g)))

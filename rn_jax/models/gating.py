@@ -6,6 +6,8 @@ that the network is used without gates: nothing is multiplied and nothing is ski
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -143,42 +145,64 @@ def if_open(
     compute: Callable[[nn.Module], jax.Array],
     closed: jax.Array,
 ) -> jax.Array:
-    """`compute(module)` where the gate is open, `closed` where it is 0.
+    """Return `compute(module)` where the gate is open, `closed` where it is 0.
 
     A gate for the whole mini-batch, f32[], is a conditional: a closed block is computed
-    neither forward nor backward, its BatchNorm statistics stay as they are, and the
-    gradient of the loss by its gate is 0. Gates of single examples, f32[B], multiply a
-    branch that is computed for all of them.
+    neither forward nor backward, its variables of every collection stay as they are
+    (BatchNorm's statistics too), what its branch would sow is zeros, and the gradient
+    of the loss by its gate is 0. Gates of single examples, f32[B], multiply a branch
+    that is computed, and sows, for all of them.
 
     While the collection "intermediates" is mutable there is no conditional, because
     captured values cannot leave one side of it: the branch is computed and the result
-    chosen, with the same values, gradients and statistics.
+    chosen, with the same values, gradients and variables.
     """
     if gate is None or gate.ndim or module.is_initializing():
         return compute(module)
     is_open = gate != 0
     if module.is_mutable_collection("intermediates"):
-        return _compute_and_choose(module, is_open, compute, closed)
-    return nn.cond(
-        is_open,
-        lambda module, closed: compute(module),
-        lambda module, closed: closed,
-        module,
-        closed,
+        before = _state(module)
+        y = compute(module)
+        after = _state(module)
+        kept = jax.tree.map(partial(jnp.where, is_open), after, _left(before, after))
+        _put(module, kept)
+        return jnp.where(is_open, y, closed)
+
+    opened: dict[str, Any] = {}  # shapes; JAX traces the side that fills it first
+
+    def open_side(module, closed):
+        y = compute(module)
+        opened.update(jax.eval_shape(lambda: _state(module)))
+        return y
+
+    def closed_side(module, closed):
+        _put(module, _left(_state(module), opened))
+        return closed
+
+    return nn.cond(is_open, open_side, closed_side, module, closed)
+
+
+def _state(module):
+    """The mutable variables of a module, but what is captured, by collection."""
+    return {
+        collection: jax.tree.map(lambda leaf: leaf, tree)  # updates are in place
+        for collection, tree in module.variables.items()
+        if collection != "intermediates" and module.is_mutable_collection(collection)
+    }
+
+
+def _left(before, after):
+    """The leaves of `before`, and zeros for those that only `after` has."""
+    there = dict(jax.tree_util.tree_leaves_with_path(before))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: there[path] if path in there else jnp.zeros_like(leaf), after
     )
 
 
-def _compute_and_choose(module, is_open, compute, closed):
-    before = module.variables.get("batch_stats", {})
-    before = jax.tree.map(lambda leaf: leaf, before)  # a copy: updates are in place
-    y = compute(module)
-    if module.is_mutable_collection("batch_stats"):
-        for name, after in module.variables.get("batch_stats", {}).items():
-            kept = jax.tree.map(
-                lambda new, old: jnp.where(is_open, new, old), after, before[name]
-            )
-            module.put_variable("batch_stats", name, kept)
-    return jnp.where(is_open, y, closed)
+def _put(module, state):
+    for collection, tree in state.items():
+        for name, value in tree.items():
+            module.put_variable(collection, name, value)
 
 
 def scale(gate: jax.Array, x: jax.Array) -> jax.Array:

@@ -202,7 +202,7 @@ class Network(nn.Module, kw_only=True):
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
             return test_gates(settings, num_blocks)[:, None], paths
-        if not (self.has_rng("gates") or self.has_rng("params")):  # which init has
+        if not (self.has_rng("gates") or self.is_initializing()):
             raise InputError(
                 'In training gates are drawn: give rngs={"gates": key}, or the gates.'
             )

@@ -110,8 +110,8 @@ class Stage(nn.Module):
             blocks = self.block(features=self.features, stride=1, name="blocks")
             scan = nn.scan(
                 lambda block, x, gate, on_path: (call(block, x, gate, on_path), None),
-                variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
+                variable_axes={True: 0},  # every collection
+                split_rngs={True: True},  # every stream of keys
                 length=length,
                 unroll=self.scan_unroll,
             )
@@ -180,20 +180,33 @@ def number_blocks(
 
 
 def unstack(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables with a subtree for each block: stage2/block01, stage2/block02, ...
+    """Return variables with a subtree for each block: stage2/block01, ...
 
     Args:
-        variables: collections ("params", "batch_stats", ...) as a model's `init` gives
-            them. Trees without stages come back as they are.
+        variables: collections ("params", "batch_stats", any other) as a model's `init`
+            and `apply` give them. Trees without stages come back as they are. What one
+            collection has of some blocks only, as of those in a scan, stays theirs.
 
     Returns:
         A new nested dict, whose leaves of block l are slices of the stacked ones.
     """
-    return {name: _map_stages(tree, _unstack_stage) for name, tree in variables.items()}
+    sizes = _stage_sizes(variables)
+
+    def unstack_stage(stage, tree):
+        blocks = {key: tree[key] for key in tree if key not in ("first", "blocks")}
+        size, scanned = sizes[stage]
+        if "first" in tree:
+            blocks[block_name(1, size)] = tree["first"]
+        for i in range(scanned if "blocks" in tree else 0):
+            name = block_name(size - scanned + i + 1, size)
+            blocks[name] = jax.tree.map(lambda leaf, i=i: leaf[i], tree["blocks"])
+        return blocks
+
+    return {name: _map_stages(tree, unstack_stage) for name, tree in variables.items()}
 
 
 def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The inverse of `unstack`: the layout that `model.apply` takes.
+    """Return the inverse of `unstack`: the layout that `model.apply` takes.
 
     Args:
         variables: collections in the unstacked layout.
@@ -207,17 +220,26 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         return {name: unfreeze(tree) for name, tree in variables.items()}  # no scans
     apart = {b.stage: b.apart for b in reversed(model.blocks)}
     sizes = {s: sum(b.stage == s for b in model.blocks) for s in apart}
-
-    def stack_stage(stage: int, tree):
+    found: dict[int, set[str]] = {stage: set() for stage in sizes}
+    for stage, tree in _stages(variables):
         if {"first", "blocks"} & set(tree):
             raise InputError("These variables are stacked already.")
-        names = sorted(tree, key=_number)
-        if len(names) != sizes[stage]:
+        found[stage].update(filter(_is_block, tree))
+
+    def check(stage, number):
+        if number != sizes[stage]:
             raise InputError(
-                f"stage{stage} has {len(names)} blocks, the model {sizes[stage]}."
+                f"stage{stage} has {number} blocks, the model {sizes[stage]}."
             )
-        stacked = {"first": tree[names.pop(0)]} if apart[stage] else {}
+
+    def stack_stage(stage, tree):
+        check(stage, len(found[stage]))
+        stacked = {key: tree[key] for key in tree if not _is_block(key)}
+        names = sorted(filter(_is_block, tree), key=_number)
+        if names and apart[stage] and _number(names[0]) == 1:
+            stacked["first"] = tree[names.pop(0)]
         if names:
+            check(stage, len(names) + apart[stage])
             rest = [tree[name] for name in names]
             stacked["blocks"] = jax.tree.map(_stacked, *rest)
         return stacked
@@ -232,27 +254,53 @@ def _stacked(*leaves):
 
 
 def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The variables of one block, by collection, from either layout.
+    """Return the variables of one block, by collection, from either layout.
 
     Args:
         variables: collections of a whole network.
         index: the block's place in a vector of gates, from 0.
 
+    Returns:
+        The block's subtree in every collection that has one.
+
     Raises:
         IndexError: there is no such block.
     """
-    blocks = {}
-    for name, tree in variables.items():
-        stages = _map_stages(tree, _unstack_stage)
-        in_order = [
-            stages[stage][block]
-            for stage in sorted((k for k in stages if _is_stage(k)), key=_number)
-            for block in sorted(stages[stage], key=_number)
-        ]
-        if not 0 <= index < len(in_order):
-            raise IndexError(f"There are {len(in_order)} blocks, none at {index}.")
-        blocks[name] = in_order[index]
-    return blocks
+    unstacked = unstack(variables)
+    places = sorted(
+        {
+            (_number(stage), _number(block), stage, block)
+            for tree in unstacked.values()
+            for stage in filter(_is_stage, tree)
+            for block in filter(_is_block, tree[stage])
+        }
+    )
+    if not 0 <= index < len(places):
+        raise IndexError(f"There are {len(places)} blocks, none at {index}.")
+    *_, stage, block = places[index]
+    return {
+        name: tree[stage][block]
+        for name, tree in unstacked.items()
+        if block in tree.get(stage, ())
+    }
+
+
+def _stage_sizes(variables):
+    """(blocks, those of them in a scan) of every stage that is stacked."""
+    first: dict[int, bool] = {}
+    scanned: dict[int, int] = {}
+    for stage, tree in _stages(variables):
+        first[stage] = first.get(stage, False) or "first" in tree
+        for leaf in jax.tree.leaves(tree.get("blocks"))[:1]:
+            scanned[stage] = leaf.shape[0]
+    return {s: (first[s] + scanned.get(s, 0), scanned.get(s, 0)) for s in first}
+
+
+def _stages(variables):
+    """(number, subtree) of every stage in every collection."""
+    for tree in variables.values():
+        for key in filter(_is_stage, tree):
+            yield _number(key), tree[key]
 
 
 def _map_stages(tree, change: Callable):
@@ -261,17 +309,6 @@ def _map_stages(tree, change: Callable):
         key: change(_number(key), value) if _is_stage(key) else value
         for key, value in tree.items()
     }
-
-
-def _unstack_stage(stage: int, tree):
-    if not {"first", "blocks"} & set(tree):
-        return dict(tree)  # already one subtree a block
-    blocks = [tree["first"]] if "first" in tree else []
-    if "blocks" in tree:
-        length = jax.tree.leaves(tree["blocks"])[0].shape[0]
-        for i in range(length):
-            blocks.append(jax.tree.map(lambda leaf, i=i: leaf[i], tree["blocks"]))
-    return {block_name(i, len(blocks)): b for i, b in enumerate(blocks, start=1)}
 
 
 def block_name(place: int, size: int) -> str:
@@ -286,6 +323,10 @@ def layer_name(place: int, size: int) -> str:
 
 def _is_stage(name: str) -> bool:
     return re.fullmatch(r"stage\d+", name) is not None
+
+
+def _is_block(name: str) -> bool:
+    return re.fullmatch(r"(block|layer)\d+", name) is not None
 
 
 def _number(name: str) -> int:

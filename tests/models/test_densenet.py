@@ -5,6 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_numpy import np_conv, np_norm
@@ -291,3 +292,52 @@ def test_memory_grows_linearly_with_depth_where_layers_are_computed_again():
 
 
 KEY = jax.random.key(0)
+
+
+class CountingNorm(nn.Module):
+    """x times a scale; counts its calls and sows a loss."""
+
+    @nn.compact
+    def __call__(self, x):
+        calls = self.variable("calls", "n", jnp.zeros, (), jnp.int32)
+        if self.is_mutable_collection("calls"):
+            calls.value += 1
+        self.sow("losses", "size", jnp.square(x).mean())
+        if self.has_rng("noise"):
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return x * self.param("scale", nn.initializers.ones, (x.shape[-1],))
+
+
+def test_layers_computed_again_keep_and_sow_in_any_collection(quick_compile):
+    x = np.random.default_rng(1).normal(size=(2, 3, 3, 2)).astype("float32")
+
+    def block(remat):
+        layer = partial(DenseLayer, K, False, 0.0, Conv, CountingNorm, nn.relu)
+        return DenseBlock(layer, 2, remat)
+
+    variables = block("none").init(KEY, x, train=False)
+    variables = {name: variables[name] for name in ("params", "calls")}
+
+    def gradients(remat, rngs):
+        def loss(params):
+            y, updates = block(remat).apply(
+                {**variables, "params": params},
+                x,
+                jnp.array([0.0, 1.0]),
+                train=True,
+                rngs=rngs,
+                mutable=["calls", "losses"],
+            )
+            sown = sum(jax.tree.leaves(updates["losses"]))
+            return jnp.square(y).sum() + sown, updates
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    whole, again = (gradients(remat, {}) for remat in ("none", "all"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), again, whole)
+    calls = [again[1]["calls"][name]["bn1"]["n"] for name in ("layer01", "layer02")]
+    assert calls == [1, 2]  # `init` called both; a closed layer is not computed
+    noisy, _ = gradients("all", {"noise": KEY})
+    assert not np.allclose(
+        noisy["layer02"]["bn1"]["scale"], again[0]["layer02"]["bn1"]["scale"]
+    )

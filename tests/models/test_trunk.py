@@ -5,14 +5,16 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rn_jax
 from rn_jax import InputError, block_variables
+from rn_jax.models.gating import gated_sum
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
+from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet, identity
 from rn_jax.models.trunk import block_infos, block_name
 
 IMAGE = (6, 6, 3)
@@ -188,3 +190,182 @@ def test_permuting_blocks_is_a_take(x64, random_variables):
     expected = network_by_single_blocks(variables, images, [2, 0, 1, 3, 5, 4])
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
     assert np.abs(ours - straight).max() > 1e-3
+
+
+# --- Collections and streams of keys of a block's own ---------------------------------
+
+
+class KeepingBlock(BasicBlock):
+    """x + dense(x) that keeps an average and a count, sows a loss, and adds noise."""
+
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        def residual(block, x):
+            y = nn.Dense(block.features)(x[:, :: block.stride, :: block.stride])
+            mean = block.variable("ema", "mean", jnp.ones, (block.features,))
+            calls = block.variable("calls", "n", jnp.zeros, (), jnp.int32)
+            if block.is_mutable_collection("ema") and not block.is_initializing():
+                mean.value = 0.5 * mean.value + 0.5 * y.mean((0, 1, 2))
+                calls.value += 1
+            block.sow("losses", "size", jnp.square(y).mean())
+            if block.has_rng("noise"):
+                noise = jax.random.normal(block.make_rng("noise"), y.shape)
+                block.sow("drawn", "noise", noise)
+                y = y + noise
+            return y
+
+        shortcut = identity(self, x)
+        self.sow("inputs", "mean", x.mean())
+        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+
+
+KEPT = ("ema", "calls")
+SOWN = ("losses", "inputs")
+keeping = partial(
+    ResNet, (3, 3), num_classes=None, features=(4, 8), block=KeepingBlock, remat="none"
+)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Images, and the variables of `keeping` with an average that is not the first."""
+    images = np.random.default_rng(0).normal(size=(2, *IMAGE)).astype("float32")
+    init = jax.jit(partial(keeping().init, train=False))
+    variables = init({"params": jax.random.key(0)}, images)
+    shapes = jax.tree.map(jnp.shape, {name: variables[name] for name in KEPT})
+    for name, leaf, features in (("ema", "mean", True), ("calls", "n", False)):
+        assert shapes[name] == {
+            "stage1": {"blocks": {leaf: (3, 4) if features else (3,)}},
+            "stage2": {
+                "first": {leaf: (8,) if features else ()},
+                "blocks": {leaf: (2, 8) if features else (2,)},
+            },
+        }
+    return images, {name: variables[name] for name in variables if name not in SOWN}
+
+
+def apply_kept(model, variables, images, gates=None, noise=None, extra=(), **options):
+    mutable = ("batch_stats", *KEPT, *SOWN, "drawn", *extra)
+    run = partial(model.apply, train=True, mutable=mutable, **options)
+    rngs = {} if noise is None else {"noise": jax.random.key(noise)}
+    return jax.jit(run)(variables, images, gates=gates, rngs=rngs)
+
+
+def kept_by_single_blocks(variables, images, gates):
+    """Features and each block's collections, blocks one after another without a scan.
+
+    What a closed block's branch would sow is zeros, and its variables stay.
+    """
+    norm = partial(BatchNorm, use_running_average=False)
+
+    def part(module, name, x):
+        mine = {c: v[name] for c, v in variables.items() if name in v}
+        return module.apply(mine, x, mutable=["batch_stats"])[0]
+
+    x = part(Conv(4), "stem_conv", images)
+    x = nn.relu(part(norm(), "stem_bn", x))
+    updates = []
+    for index, gate in enumerate(gates):
+        features, stride = (4, 1) if index < 3 else (8, 2 if index == 3 else 1)
+        block = KeepingBlock(features, stride, "A", Conv, norm, nn.relu)
+        before = block_variables(variables, index)
+        y, after = block.apply(before, x, train=True, mutable=[*KEPT, *SOWN])
+        if not gate:
+            shortcut = x[:, ::stride, ::stride]
+            y = jnp.pad(shortcut, ((0, 0),) * 3 + ((0, features - x.shape[-1]),))
+            after |= {name: before[name] for name in KEPT}
+            after["losses"] = {"size": (np.zeros((), "float32"),)}
+        x, updates = y, [*updates, after]
+    return x.mean((1, 2)), updates
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"remat": "cheap", "scan_unroll": 2}, {"remat": "all"}]
+)
+def test_blocks_keep_and_sow_in_any_collection(quick_compile, kept, fields):
+    images, variables = kept
+    for gates in (np.ones(6), np.array([1, 0, 1, 0, 0, 1])):
+        expected = kept_by_single_blocks(variables, images, gates)
+        runs = [gates.astype("float32")]
+        if gates.all():
+            runs += [None, np.ones((6, 2), "float32")]
+        for given in runs:
+            y, updates = apply_kept(keeping(**fields), variables, images, given)
+            np.testing.assert_allclose(y, expected[0], rtol=1e-5)
+            for index, theirs in enumerate(expected[1]):
+                ours = block_variables(updates, index)
+                ours = {name: ours[name] for name in (*KEPT, *SOWN)}
+                jax.tree.map(
+                    partial(np.testing.assert_allclose, rtol=1e-5), ours, theirs
+                )
+
+
+def test_capturing_keeps_closed_blocks_untouched_too(quick_compile, kept):
+    images, variables = kept
+    gates = np.array([1, 0, 1, 0, 0, 1], "float32")
+    y, updates = apply_kept(keeping(), variables, images, gates)
+    again, captured = apply_kept(
+        keeping(), variables, images, gates, extra=["intermediates"]
+    )
+    assert np.any(captured.pop("intermediates")["stage1"]["blocks"]["residual"][0])
+    close = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(close, (again, captured), (y, updates))
+
+
+def test_values_that_are_there_already_are_sown_after(quick_compile, kept):
+    # As `init` gives them; Flax appends.
+    images, variables = kept
+    _, updates = apply_kept(keeping(), variables, images)
+    gates = np.array([0, 1, 1, 0, 1, 0], "float32")
+    _, twice = apply_kept(keeping(), {**variables, **updates}, images, gates)
+    for index, gate in enumerate(gates):
+        before = block_variables(updates, index)["losses"]["size"]
+        first, second = block_variables(twice, index)["losses"]["size"]
+        assert first == before[0] and (float(second) != 0) == gate
+
+
+def test_every_block_draws_numbers_of_its_own_from_any_stream(quick_compile, kept):
+    images, variables = kept
+
+    def drawn(gates=None, noise=1, **fields):
+        _, updates = apply_kept(keeping(**fields), variables, images, gates, noise)
+        sown = [block_variables(updates, i)["drawn"]["noise"][0] for i in range(6)]
+        return [np.asarray(block) for block in sown]
+
+    plain = drawn()
+    firsts = [block.ravel()[:8] for block in (*plain, *drawn(noise=2))]
+    assert len(np.unique(firsts)) == 12 * 8  # all differ
+    gates = np.array([1, 0, 1, 0, 0, 1], "float32")
+    for closed in (gates, 1 - gates):
+        for block, expected, gate in zip(drawn(closed), plain, closed, strict=True):
+            np.testing.assert_array_equal(block, gate * expected)
+    for fields in ({"remat": "all"}, {"remat": "cheap", "scan_unroll": 3}):
+        assert_equal(drawn(**fields), plain)
+
+
+def test_layouts_of_any_collection(quick_compile, kept):
+    images, variables = kept
+    model = keeping()
+    _, updates = apply_kept(
+        model, variables, images, extra=["intermediates"], capture_intermediates=True
+    )
+    # What only blocks in a scan, or only those outside of it, have.
+    everything = {"params": variables["params"], **updates}
+    everything["in scans"] = {"stage2": {"blocks": {"a": np.arange(2)}}}
+    everything["outside"] = {"stage2": {"first": {"a": (np.arange(3),)}}}
+    unstacked = rn_jax.unstack(everything)
+    assert "__call__" in unstacked["intermediates"]["stage1"]
+    assert unstacked["in scans"] == {
+        "stage2": {"block02": {"a": 0}, "block03": {"a": 1}}
+    }
+    assert sorted(unstacked["outside"]["stage2"]) == ["block01"]
+    assert_equal(rn_jax.stack(unstacked, model), everything)
+    for layout in (everything, unstacked):
+        assert block_variables(layout, 4)["in scans"] == {"a": 0}
+        assert "outside" not in block_variables(layout, 4)
+        assert "in scans" not in block_variables(layout, 3)
+        size = block_variables(layout, 5)["losses"]["size"]
+        assert size == (everything["losses"]["stage2"]["blocks"]["size"][0][1],)
+    del unstacked["in scans"]["stage2"]["block03"]
+    with pytest.raises(InputError, match="stage2 has 2 blocks, the model 3"):
+        rn_jax.stack(unstacked, model)
