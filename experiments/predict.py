@@ -6,6 +6,7 @@ python -m experiments.predict --workdir=RUN IMAGE... [--top=3] [--data_dir=DIR]
 
 import argparse
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,20 +64,128 @@ def _view(
 ) -> np.ndarray:
     """A picture as uint8[H, W, C] of the size and colours that the network takes."""
     height, width, channels = experiment.image_shape
+    picture = read_picture(file, channels)
+    if not isinstance(experiment.feed, InMemory):
+        resize, size = config["eval_resize"], config["eval_size"]
+        return test_view(picture, crops="center", resize=resize, size=size)
+    fitted = ImageOps.fit(
+        Image.fromarray(picture.squeeze(-1) if channels == 1 else picture),
+        (width, height),
+        Image.Resampling.BICUBIC,
+    )
+    return np.array(fitted).reshape(height, width, channels)
+
+
+def read_picture(file: str, channels: int) -> np.ndarray:
+    """Return a picture of any kind that Pillow reads, with 8 bits per channel.
+
+    - Of an animation or a file of several pages, the first is taken.
+    - The orientation in the Exif data is applied; colour profiles are not.
+    - Integers of more than 8 bits are scaled by their depth, so that the largest of
+      that type is 255. Signed ones are scaled in the same way from 0.
+    - Floating-point numbers from 0 to 1 are multiplied by 255; where any is above 1,
+      all are taken as numbers from 0 to 255.
+    - Transparent parts are laid over white, with a word on stderr.
+
+    Args:
+        file: its path.
+        channels: 1 for greyscale, 3 for RGB.
+
+    Returns:
+        uint8[H, W, channels].
+
+    Raises:
+        InputError: the file cannot be read, is no picture, or is too large to be
+            decoded safely; or it has numbers without a meaning by these rules:
+            negative, not finite, floating-point above 255, or deeper integers of which
+            none is above 255, which would all be black.
+    """
     try:
-        with Image.open(file) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            upright = upright.convert("L" if channels == 1 else "RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # By its path, Pillow would map a TIFF into memory and not turn it rightly.
+            with open(file, "rb") as stream, Image.open(stream) as picture:
+                tags = getattr(picture, "tag_v2", {})
+                kind = picture.format
+                upright = ImageOps.exif_transpose(picture)
+                if _is_deep(upright.mode, tags):
+                    upright = _shallow(file, upright, kind, tags)
+                picture = _over_white(file, upright)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{file} is too large: pictures of at most {Image.MAX_IMAGE_PIXELS:,} "
+            "pixels are taken."
+        ) from error
     except Exception as error:  # whatever a damaged picture makes Pillow raise
         reason = "is no picture"
         if isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError):
             reason = f"cannot be read ({error.strerror or error})"
         raise InputError(f"{file} {reason}: take a PNG or JPEG.") from error
-    if not isinstance(experiment.feed, InMemory):
-        resize, size = config["eval_resize"], config["eval_size"]
-        return test_view(np.array(upright), crops="center", resize=resize, size=size)
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)
-    return np.array(fitted).reshape(height, width, channels)
+    if channels == 1:
+        picture = picture.convert("L")
+    return np.array(picture).reshape(picture.height, picture.width, channels)
+
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+
+def _is_signed(tags):
+    return tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+
+
+def _is_deep(mode, tags):
+    """Whether it has one channel of other numbers than 0 to 255."""
+    return mode[0] in "IF" or (mode == "L" and _is_signed(tags))
+
+
+def _shallow(file, picture, kind, tags):
+    """Such a picture in mode L, or LA where one of its values means transparent."""
+    values = np.asarray(picture)
+    transparent = values == picture.info.get("transparency", -1)
+    if picture.mode == "F":
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
+            raise InputError(
+                f"{file} has floating-point numbers that are negative, above 255 or "
+                "not finite: scale them to between 0 and 1."
+            )
+        largest = 1 if values.max() <= 1 else 255
+    else:
+        bits = 32 if picture.mode == "I" and kind not in ("PNG", "PPM") else 16
+        bits, signed = tags.get(_BITS, (bits,))[0], _is_signed(tags)
+        if signed and bits == 8:
+            values = values.view(np.int8)
+        if not signed and bits == 32 and kind == "TIFF":
+            values = values.view(np.uint32)
+        largest = 2 ** (bits - signed) - 1
+        if values.min() < 0:
+            raise InputError(f"{file} has negative numbers: save it with 8 bits.")
+        if bits > 8 and 0 < values.max() <= 255:
+            raise InputError(
+                f"{file} has integers of {bits} bits, but none is above 255: save it "
+                f"with 8 bits, or scale them up to {largest}."
+            )
+    grey = np.rint(values * (255 / largest)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and picture.mode != "L":
+        grey = 255 - grey  # Pillow inverts 8 bits and fewer alone
+    shallow = Image.fromarray(grey)
+    if transparent.any():
+        shallow.putalpha(Image.fromarray(np.uint8(255) * ~transparent))
+    return shallow
+
+
+def _over_white(file, picture):
+    """In mode RGB."""
+    if picture.mode in ("LAB", "La"):  # which go to RGBA by way of others alone
+        picture = picture.convert("RGB" if picture.mode == "LAB" else "LA")
+    picture = picture.convert("RGBA")
+    if picture.getchannel("A").getextrema() != (255, 255):
+        print(f"{file}: its transparent parts are laid over white.", file=sys.stderr)
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
 
 
 if __name__ == "__main__":
