@@ -30,10 +30,10 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     the fully connected layers before it, if the weights have neither. The optimiser
     begins afresh.
 
-    Between grey images and images of n channels the first convolution is adapted, as
-    timm does, with a warning that is logged: its kernel is added up over the channels
-    for grey images, and repeated n times and divided by n for the others. Both keep
-    what the network computes of an image whose channels are equal.
+    If one network reads grey images and the other images of n channels, the kernel of
+    the first convolution is adapted, and a warning is logged: it is summed over the
+    channels for grey images (as in timm), or repeated n times and divided by n. Either
+    way an image whose channels are equal gives the same features.
 
     Args:
         state: of a new network.

@@ -34,8 +34,6 @@ FORMAT = 1
 _KEY = "rn_jax"
 # Fields that say nothing of what the network computes, and are not saved.
 _OF_A_RUN = ("parent", "name", "axis_name")
-# The default may be another function than Flax's, and computes the same.
-_RELUS = {nn.relu, Network.activation}
 
 
 def save(
@@ -363,8 +361,6 @@ def _fits(found, own, other):
 def _same(a, b):
     """Equality that looks into partials, which compare by identity."""
     a, b = (v.item() if isinstance(v, np.generic) else v for v in (a, b))
-    if callable(a) and callable(b) and {a, b} <= _RELUS:
-        return True
     if isinstance(a, partial) and isinstance(b, partial):
         return (
             _same(a.func, b.func)
