@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from rn_jax import parallel
+from rn_jax import parallel, paths
 from rn_jax.errors import InputError
 
 # Of what is saved and how; another number is refused.
@@ -55,6 +56,9 @@ class Checkpoints:
         directory: where they lie, a local path or one of a bucket (gs://...).
         report: takes a sentence that the user should read.
         read_only: nothing is made, removed or saved there; another process may save.
+
+    Raises:
+        InputError: no folder can have this path.
     """
 
     def __init__(
@@ -65,15 +69,22 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._report = report
-        self.directory = epath.Path(directory).resolve()
+        self.directory = epath.Path(paths.absolute(directory))
         self._best = _Best()
+        self._open = contextlib.ExitStack()
+        # The same folder, where its path has characters that Orbax would interpret.
+        self._literal = epath.Path(
+            self._open.enter_context(
+                paths.literal(str(self.directory), create=not read_only)
+            )
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self._literal, options=options)
 
     def save(self, state: Any, record: dict[str, Any], *, best: bool = False) -> None:
         """Starts saving; a checkpoint of this step that is there already stays.
@@ -99,6 +110,8 @@ class Checkpoints:
             "best_step": self._best.step,
         }
         with self._writing():
+            if self._literal != self.directory:  # a link in /tmp, where old files go
+                os.utime(self._literal, follow_symlinks=False)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -116,7 +129,8 @@ class Checkpoints:
         except Exception as error:  # of the disk, by Orbax, TensorStore or the system
             last = max(self._manager.all_steps(read=True), default=None)
             kept = "there is none before it" if last is None else f"step {last} is kept"
-            reason = " ".join(str(error).split())
+            reason = str(error).replace(str(self._literal), str(self.directory))
+            reason = " ".join(reason.split())
             if len(reason) > 200:  # TensorStore's end with the system's words
                 reason = f"{reason[:80]} ... {reason[-80:]}"
             raise InputError(
@@ -201,16 +215,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""
-        with self._writing():
-            self._manager.wait_until_finished()
-            self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+        finally:
+            self._open.close()
 
     def _set_aside(self, steps):
         parallel.wait_for_all()
         for step in steps if parallel.is_first_process() else ():
             place = self.directory.parent / "damaged"
             place.mkdir(parents=True, exist_ok=True)
-            tries = sum(1 for _ in place.glob(f"{step}-*"))
+            tries = sum(p.name.startswith(f"{step}-") for p in place.iterdir())
             (self.directory / str(step)).rename(place / f"{step}-{tries + 1}")
         parallel.wait_for_all()
         self._manager.reload()
@@ -273,7 +290,7 @@ class Checkpoints:
     def _refuse_larger(self, step, most):
         """Raises an InputError by the metadata alone: reading would take the memory."""
         handler = ocp.PyTreeCheckpointHandler()
-        metadata = handler.metadata(self.directory / str(step) / "state")
+        metadata = handler.metadata(self._literal / str(step) / "state")
         claimed = sum(
             max(math.prod(array.shape), math.prod(array.storage.chunk_shape))
             for array in jax.tree.leaves(metadata.tree)

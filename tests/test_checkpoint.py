@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: what is kept, what comes back, and what damage does."""
 
+import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 
 import flax
@@ -9,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from damage import fill_with_zeros, flip_one_bit, remove, truncate
 
@@ -125,6 +129,112 @@ def test_before_a_damaged_one_the_one_before_is_taken(saved, damage, only_data, 
     assert steps_in(saved) == [2, 3, 4]
     checkpoints.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+# Each is given to Orbax as it is or, by `paths.literal`, as a link.
+NAMES = [
+    *(
+        "[2026]",
+        "*",
+        "?",
+        "\\",
+        "a\\b",
+        "gs:",
+        "-a ",
+        "'\"",
+        "#%20",
+        "$HOME;&|",
+        "{x}~,=",
+    ),
+    *("a\n\tb", "\u00e9 e\u0301 \U0001f600", "x" * 255),
+]
+
+
+@dataclasses.dataclass
+class Tiny:
+    step: int
+    params: dict
+
+
+flax.serialization.register_serialization_state(
+    Tiny,
+    lambda tiny: {"step": tiny.step, "params": tiny.params},
+    lambda _, state: Tiny(int(state["step"]), state["params"]),
+)
+
+
+def tiny(step):
+    return Tiny(np.int32(step), {"k": np.arange(step, step + 3)})
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name / "c"
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(tiny(step), {"seconds": step}, best=step == 1)
+    checkpoints.close()
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+    checkpoints = Checkpoints(folder, read_only=True)
+    state, record = checkpoints.restore(tiny(0))
+    assert (state.step, record) == (2, {"seconds": 2})
+    np.testing.assert_array_equal(state.params["k"], [2, 3, 4])
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 2)
+    np.testing.assert_array_equal(checkpoints.read(1, most=5)["params"]["k"], [1, 2, 3])
+    checkpoints.close()
+
+
+def test_a_folder_beside_what_its_name_as_a_pattern_matches(tmp_path, monkeypatch):
+    """Also relative to a current folder of such a name, and with damage."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for name, start in (("run", 1), ("r*", 4), ("[r]un", 7), ("run", 10)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        checkpoints = Checkpoints("c")
+        for step in (start, start + 1):
+            checkpoints.save(tiny(step), {})
+        checkpoints.close()
+    for name, step in (("r*", 5), ("[r]un", 8), ("run", 11)):
+        newest = tmp_path / name / "c" / str(step)
+        (newest / "record" / "metadata").write_text("damaged")
+        checkpoints = Checkpoints(tmp_path / name / "c", report=lambda _: None)
+        state, _ = checkpoints.restore(tiny(0))
+        assert state.step == step - 1
+        checkpoints.close()
+        assert os.listdir(tmp_path / name / "damaged") == [f"{step}-1"]
+
+
+def test_a_failed_save_names_the_folder_and_not_the_link(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "[c]")
+
+    def save(*args, **kwargs):
+        raise OSError(28, "No space left", str(checkpoints._manager.directory / "1"))
+
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    with pytest.raises(
+        InputError, match=r"\(.* '.*/\[c\]/1'\); there is none"
+    ) as error:
+        checkpoints.save(tiny(1), {})
+    assert "rn_jax-" not in str(error.value)
+    checkpoints.close()
+
+
+def test_a_save_is_refused_once_the_link_is_gone(tmp_path):
+    """As when old temporary files are removed during a run of weeks."""
+    checkpoints = Checkpoints(tmp_path / "[c]")
+    checkpoints._literal.unlink()
+    with pytest.raises(InputError, match="cannot be written"):
+        checkpoints.save(tiny(1), {})
+    checkpoints.close()
+
+
+def test_a_bucket_is_not_taken_for_a_local_folder(monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        ocp, "CheckpointManager", lambda folder, options: opened.append(str(folder))
+    )
+    assert str(Checkpoints("gs://bucket/a").directory) == "gs://bucket/a"
+    assert opened == ["gs://bucket/a"]
 
 
 def test_if_all_are_damaged_it_is_said_and_nothing_is_removed(saved):

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from rn_jax import paths
 from rn_jax.errors import InputError, first_line, unknown_name
 
 Batch = dict[str, Any]  # arrays by name
@@ -247,13 +248,13 @@ def skips_damaged(damaged_records: str) -> bool:
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> str:
-    """Return the folder of the TFDS data sets, absolute, by TFDS's own rule if None."""
-    folder = os.fspath(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    )
-    if "://" in folder:  # gs://... is left as it is
-        return folder
-    return os.path.abspath(os.path.expanduser(folder))
+    """Return the folder of the TFDS data sets, absolute, by TFDS's own rule if None.
+
+    Raises:
+        InputError: no folder can have this path.
+    """
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return paths.absolute(os.path.expanduser(folder))
 
 
 @functools.lru_cache(maxsize=8)
@@ -292,9 +293,11 @@ def open_builder(spec: DatasetSpec, data_dir: str):
         ) from error
     folder = os.path.join(data_dir, spec.name)
     with quiet_tfds(), damage_in_a_sentence(spec, data_dir, folder):
-        builder = tfds.builder(spec.name, data_dir=data_dir)
-        folder = str(builder.data_dir)
-        if not builder.is_prepared():
+        with paths.literal(data_dir) as there:
+            builder = tfds.builder(spec.name, data_dir=there)
+            folder = os.path.join(data_dir, os.path.relpath(builder.data_dir, there))
+            is_prepared = builder.is_prepared()
+        if not is_prepared:
             _prepare(spec, data_dir, folder=folder)
         # A builder made from its code overlooks the formats that `tfds convert_format`
         # has added to a folder; one made from the folder sees them.

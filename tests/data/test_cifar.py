@@ -103,7 +103,7 @@ def test_load_prepares_what_the_archive_holds(serve, tmp_path, name, classes):
     rows = random_contents(facts, classes.values())
     contents = {file: table.tobytes() for file, table in rows.items()}
     write_archive(archive, facts, contents, names)
-    dataset = datasets.load(name, data_dir=tmp_path / "data")
+    dataset = datasets.load(name, data_dir=tmp_path / "my [2026] *")
 
     parts = ((dataset.train, facts.train_files), (dataset.test, facts.test_files))
     for part, files in parts:
@@ -118,7 +118,7 @@ def test_load_prepares_what_the_archive_holds(serve, tmp_path, name, classes):
         for image, label in zip(images, expected[:, len(classes) - 1], strict=True):
             assert found[image.tobytes()] == label
 
-    [folder] = (tmp_path / "data" / name).iterdir()
+    [folder] = (tmp_path / "my [2026] *" / name).iterdir()
     there = tfds.builder_from_directory(folder)
     assert (there.name, str(there.version)) == (name, "3.0.2")
     for key in classes:

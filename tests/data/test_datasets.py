@@ -93,6 +93,30 @@ def test_load_reads_back_what_was_prepared(generated_dir, name):
         np.testing.assert_array_equal(read[1], expected[1])
 
 
+@pytest.mark.parametrize(
+    "name", ["[2026]", "*", "a\\b", "@5", " a:b ", "{x}#%'\"", "a\n\u00e9"], ids=ascii
+)
+def test_a_folder_may_have_any_name(generated_dir, tmp_path, monkeypatch, name):
+    """Also beside one that its name as a pattern matches, and as the current one."""
+    shutil.copytree(generated_dir / "mnist", tmp_path / name / "mnist")
+    shutil.copytree(generated_dir / "mnist", tmp_path / "2" / "mnist")
+    for file in (tmp_path / "2").glob("mnist/*/*train*"):
+        file.unlink()
+    expected = datasets.load("mnist", data_dir=generated_dir)
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path / name))
+    for data_dir in (tmp_path / name, ".", "~"):
+        datasets._load.cache_clear()
+        found = datasets.load("mnist", data_dir=data_dir)
+        np.testing.assert_array_equal(found.train.images, expected.train.images)
+        np.testing.assert_array_equal(found.test.labels, expected.test.labels)
+    shutil.rmtree(tmp_path / name / "mnist")
+    datasets._load.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="mnist is not prepared in "):
+        datasets.load("mnist", data_dir=tmp_path / name)
+
+
 def test_svhn_trains_on_train_and_extra(generated_dir):
     dataset = datasets.load("svhn_cropped", data_dir=generated_dir)
     sizes = generated.SIZES

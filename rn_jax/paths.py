@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths of files and folders, local or in a bucket (gs://...), as people name them."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+
+from rn_jax.errors import InputError
+
+# Of a name and of a path, in bytes. A path leaves room for the files below a folder.
+_LONGEST_NAME = 255
+_LONGEST_PATH = 4096 - 256
+_SCHEMES = ("gs", "s3", "az", "hf")
+# Characters that have no meaning in a glob pattern or a URL.
+_LITERAL = re.compile(r"[\w./+=,@-]*", re.ASCII)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether the path is one of a bucket."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """Return the absolute path; that of a bucket as it is.
+
+    Symbolic links are followed before "..", as the system follows them.
+
+    Raises:
+        InputError: no file can have this path: see `check`.
+    """
+    check(path)
+    return os.fspath(path) if is_remote(path) else os.path.realpath(path)
+
+
+def check(path: str | os.PathLike) -> None:
+    """Raise an error for a path that no file or folder can have.
+
+    Raises:
+        InputError: an unknown scheme, a name that is not in UTF-8 or too long.
+    """
+    text = os.fspath(path)
+    if is_remote(text):
+        scheme = text.partition("://")[0]
+        if scheme not in _SCHEMES:
+            raise InputError(
+                f"The path {text!r} begins with {scheme}://, which is not known: name "
+                "a local path, or one of a bucket, as gs://BUCKET/FOLDER."
+            )
+        return
+    if "\0" in text:
+        raise InputError(f"The path {text!r} has a zero byte: leave it out.")
+    whole = os.path.join(os.getcwd(), text)
+    try:
+        size = len(whole.encode())
+    except UnicodeEncodeError:
+        raise InputError(
+            f"The path {whole!r} is not in UTF-8: rename the file or folder."
+        ) from None
+    for name in text.split("/"):
+        if len(name.encode()) > _LONGEST_NAME:
+            raise InputError(
+                f"The name {name[:40]!r}... in a path has {len(name.encode())} bytes; "
+                f"a file or folder can have {_LONGEST_NAME}: choose a shorter one."
+            )
+    if size > _LONGEST_PATH:
+        raise InputError(
+            f"The path {whole[:40]!r}... has {size:,} bytes; at most {_LONGEST_PATH:,} "
+            "are taken: choose a shorter one."
+        )
+
+
+@contextlib.contextmanager
+def literal(folder: str, *, create: bool = False) -> Iterator[str]:
+    """Give a path of a folder for libraries that interpret the characters of paths.
+
+    Orbax and TFDS glob below a folder without escaping its own path ("[2026]", "*"),
+    and TensorStore takes it for part of a URL ("\\\\", "gs:"). The path given is the
+    folder's own if all of its characters are plain, else a symbolic link to it, which
+    is removed afterwards.
+
+    Args:
+        folder: as of `absolute`.
+        create: make the folder if it is missing.
+
+    Raises:
+        InputError: a link is needed, and the path of the folder for temporary files has
+            such characters too.
+    """
+    if is_remote(folder) or _LITERAL.fullmatch(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="rn_jax-") as place:
+        if not _LITERAL.fullmatch(place):
+            raise InputError(
+                f"Both {folder!r} and the folder for temporary files, "
+                f"{os.path.dirname(place)!r}, have characters other than letters, "
+                "digits and ./+=,@-_: rename one of them, or set TMPDIR."
+            )
+        if create:
+            os.makedirs(folder, exist_ok=True)
+        link = os.path.join(place, "folder")
+        os.symlink(folder, link)
+        yield link
