@@ -2,13 +2,14 @@
 """Studies of a trained network, ours or imported, with figures and a report.
 
 python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
-    [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...]
+    [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...] [--compare=RUN3]
 python -m experiments.analyze --weights=NAME|FILE ...
 python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
 """
 
 import argparse
 import ast
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from etils import epath
 from experiments import command, environment, files, study_report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
-from experiments.workdir import replace_file
+from experiments.workdir import make_folder, replace_file
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.models.resnet import ResNet
@@ -52,23 +53,23 @@ _GATES = {
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("--workdir", help="folder of a finished run")
+    add, path = parser.add_argument, parser.add_path
+    path("--workdir", help="folder of a finished run")
     add("--model", help="name of rn_jax.list_models(), for imported weights")
-    add("--weights", help="name that rn_jax.load takes, or a file: .safetensors, ...")
+    path("--weights", help="name that rn_jax.load takes, or a file: .safetensors, ...")
     add("--dataset", help="that the imported weights are for")
     add("--model_kwargs", help="more fields of that model, as a dict")
     add("--normalization", help="of that model's images; default: imagenet")
-    add("--data_dir", help="of the data set; default: the run's, or as TFDS finds it")
+    path("--data_dir", help="of the data set; default: the run's, or as TFDS finds it")
     add("--study", default="all", help=f"of {', '.join(STUDIES)}; or all")
-    add("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
+    path("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
     add("--images", type=int, help="test images; default: all, on a CPU 2,000")
     add("--draws", type=int, default=10, help="random draws for each point")
     add("--seed", type=int, default=0, help="of the draws")
     add("--factors", default="keep", choices=("keep", "drop"), help="p_l at test")
     add("--bounds", default="5-17,19-35", help="path lengths whose share is told")
     add("--batch_size", type=int, default=250, help="test images at a time")
-    add("--compare", default="", help="runs, or folders of analyses, to lay over it")
+    add("--compare", action="append", default=[], help="runs, or folders of analyses")
     add("--force", action="store_true", help="do finished studies again")
     return parser.parse_args(argv)
 
@@ -102,11 +103,12 @@ def analyze(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}.")
     bounds = _bounds(options.bounds)
+    compared = [*itertools.chain.from_iterable(map(_folders, options.compare))]
     network = _subject(options)
     out = epath.Path(options.out or _default_out(options))
     labs = {network.label: _lab(network, names, bounds, out, options)}
     finished: dict[str, Mapping[str, Any]] = {}
-    for path in filter(None, options.compare.split(",")):
+    for path in compared:
         label, other = _other(path, options)
         if label in labs or label in finished:
             raise InputError(f"Two networks are named {label}; rename a folder.")
@@ -118,6 +120,8 @@ def analyze(options: argparse.Namespace) -> None:
         label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
         for label, (lab, _, _) in labs.items()
     }
+    for _, _, folder in labs.values():
+        make_folder(folder)
     try:
         for label, (lab, common, folder) in labs.items():
             for name in names:
@@ -188,6 +192,14 @@ def _default_out(options):
     return epath.Path("runs") / f"analysis-{epath.Path(options.weights).stem}"
 
 
+def _folders(text):
+    """The folders of one --compare: a folder whose name has commas, or a list."""
+    whole = command.expanded(text)
+    if epath.Path(whole).exists():
+        return [whole]
+    return [command.expanded(part) for part in text.split(",") if part]
+
+
 def _other(path, options):
     """Label of a network to lay over, and it, or its studies by name if done."""
     folder = epath.Path(path)
@@ -256,7 +268,6 @@ def _study(name, lab, common, folder):
         **result,
     }
     text = json.dumps(result, indent=1)
-    folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / f"{name}.json", text + "\n")
     lab.earlier[name] = json.loads(text)
     print(f"{lab.subject.label} {name}: {result['seconds']:.0f} s", flush=True)

@@ -11,7 +11,6 @@ import importlib
 import logging as stdlib_logging
 import os
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import fields, streams
-from rn_jax import parallel
+from rn_jax import parallel, paths
 from rn_jax.errors import InputError, unknown_name
 
 # The modules that are commands.
@@ -71,6 +70,10 @@ class Parser(argparse.ArgumentParser):
             f"{message[0].upper()}{message[1:]}; --help shows all options."
         )
 
+    def add_path(self, name: str, **settings: Any) -> None:
+        """Add an option for a path, which begins with "~" or "~user" also after "="."""
+        self.add_argument(name, type=_path, **settings)
+
     def parse_with_config(
         self, argv: Sequence[str]
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -92,6 +95,24 @@ class Parser(argparse.ArgumentParser):
                 known = [*self._option_string_actions, "--config"]
                 raise unknown_name("option", name, known)
         return options, rest
+
+
+def expanded(path: str) -> str:
+    """Return a path that was typed, with "~" and "~user" as home folders.
+
+    Raises:
+        InputError: no file can have this path.
+    """
+    path = os.path.expanduser(path)
+    paths.check(path)
+    return path
+
+
+def _path(text):
+    try:
+        return expanded(text)
+    except InputError as error:  # argparse takes it for a type's ValueError
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
 def join_processes(options: argparse.Namespace) -> None:
@@ -125,7 +146,7 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     # Called with others than typed, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
         typed = ["-m", f"experiments.{name}", *argv]
-    return shlex.join(["python", *typed])
+    return " ".join(map(paths.quoted, ["python", *typed]))
 
 
 def of_script() -> int:
@@ -203,7 +224,7 @@ def _printable(text):
     """One line, not endless, without what a terminal would take for commands."""
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in " ".join(text.split())
+        for c in text.strip()
     )
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 

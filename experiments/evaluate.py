@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of a finished run")
+    add, path = parser.add_argument, parser.add_path
+    path("--workdir", required=True, help="folder of a finished run")
     add("--crops", default="center", choices=("center", "ten", "dense"))
     add("--resize", type=int, help="shorter side before a crop; default: the run's")
     add("--size", type=int, help="of a crop, in pixels; default: the run's")
@@ -48,7 +48,7 @@ def _parse(argv):
     add("--images", type=int, help="the first so many; default: all")
     add("--batch_size", type=int, default=64, help="images at a time")
     add("--num_workers", type=int, help="processes; default: one per core")
-    add("--data_dir", help="of the data set; default: the run's")
+    path("--data_dir", help="of the data set; default: the run's")
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of a finished run")
+    add, path = parser.add_argument, parser.add_path
+    path("--workdir", required=True, help="folder of a finished run")
     add("--format", default="stablehlo", choices=FORMATS)
-    add("--out", help="the file; default: in the run, named by the network")
-    add("--data_dir", help="of the data set; default: the run's")
+    path("--out", help="the file; default: in the run, named by the network")
+    path("--data_dir", help="of the data set; default: the run's")
     return parser.parse_args(argv)
 
 
@@ -57,12 +58,13 @@ def export(options: argparse.Namespace) -> None:
     run = subject.finished(options.workdir, data_dir=options.data_dir)
     default = epath.Path(options.workdir) / f"{run.config['model']}.{options.format}"
     out = epath.Path(options.out or default)
+    shown = json.dumps(str(out), ensure_ascii=False)  # also Python's literal
     if options.format == "safetensors":
         with tempfile.TemporaryDirectory() as folder:  # the run may be in a bucket
-            file = Path(folder) / out.name
+            file = Path(folder) / out.name[-60:]  # `save` writes to a longer name
             rn_jax.save(file, run.model, run.variables, info=facts(run))
             replace_file(out, file.read_bytes())
-        how = f'model, variables = rn_jax.load("{out}")'
+        how = f"model, variables = rn_jax.load({shown})"
     else:
         program = to_stablehlo(
             run.model,
@@ -73,7 +75,7 @@ def export(options: argparse.Namespace) -> None:
         replace_file(out, program)
         shape = ", ".join(map(str, _image_shape(run)))
         how = (
-            f'network = jax.export.deserialize(Path("{out}").read_bytes()).call'
+            f"network = jax.export.deserialize(Path({shown}).read_bytes()).call"
             f"  # uint8[B, {shape}]"
         )
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")

@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("--workdir", required=True, help="folder of a finished run")
+    add, path = parser.add_argument, parser.add_path
+    path("--workdir", required=True, help="folder of a finished run")
     add("--top", type=int, default=3, help="classes to print of each picture")
-    add("--data_dir", help="of the data set; default: the run's")
-    add("images", nargs="+", metavar="IMAGE", help="a picture's file")
+    path("--data_dir", help="of the data set; default: the run's")
+    path("images", nargs="+", metavar="IMAGE", help="a picture's file")
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from rn_jax import paths
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
@@ -39,7 +40,8 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
         state: of a new network.
         config: of the run; its `init_from` is the folder of a run, of which the last
             checkpoint is taken, a name of `list_weights()`, a file of `rn_jax.save`,
-            or one of PyTorch projects that `interop.read_weights` reads.
+            or one of PyTorch projects that `interop.read_weights` reads. A path may
+            begin with "~".
 
     Raises:
         InputError: nothing there, or weights of another network.
@@ -75,6 +77,7 @@ def check(source: str) -> None:
 
 def _is_run(source):
     """Whether it is a folder, which is then that of a run."""
+    paths.check(source)
     folder = epath.Path(source)
     try:
         if not folder.is_dir():

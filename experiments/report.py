@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run")
-    add("--out", help="file; default: report.html in the first run's folder")
+    add, path = parser.add_argument, parser.add_path
+    path("runs", nargs="+", metavar="RUN", help="folder of a run")
+    path("--out", help="file; default: report.html in the first run's folder")
     add("--worst", type=int, default=24, help="images shown, by their loss")
-    add("--data_dir", help="of the data set; default: the run's")
+    path("--data_dir", help="of the data set; default: the run's")
     return parser.parse_args(argv)
 
 

@@ -315,7 +315,7 @@ def _learning_curves(records):
                     x=[line["epoch"] for line in lines],
                     y=[line[name] for line in lines],
                     mode="lines" if len(lines) > 1 else "markers",
-                    name=f"{record.label}: {part}",
+                    name=f"{escape(record.label, quote=False)}: {part}",
                     # One entry for all quantities, which hides and shows all of them.
                     legendgroup=f"{i} {part}",
                     showlegend=quantity == "error_percent",
@@ -385,14 +385,14 @@ def _gates(records):
             figure.add_bar(
                 x=blocks,
                 y=record.opened.tolist(),
-                name=f"{record.label}: measured",
+                name=f"{escape(record.label, quote=False)}: measured",
                 marker={"color": _colour(i), "opacity": 0.4},
             )
         figure.add_scatter(
             x=blocks,
             y=record.survival.tolist(),
             mode="lines",
-            name=f"{record.label}: survival probability",
+            name=f"{escape(record.label, quote=False)}: survival probability",
             line={"color": _colour(i)},
         )
     figure.update_xaxes(title="block")
@@ -519,7 +519,7 @@ def _timing(records):
                 x=[line["step"] for line in record.timing],
                 y=[line.get(name) for line in record.timing],
                 mode="lines+markers",
-                name=f"{record.label}: {axis}",
+                name=f"{escape(record.label, quote=False)}: {axis}",
                 line={"color": _colour(i)},
                 row=1,
                 col=column,

@@ -18,7 +18,7 @@ from experiments import command, many, results_page, seeds
 from experiments.rows import Entry, differences, entries, our_error, published_cell
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import replace_file
+from experiments.workdir import make_folder, replace_file
 from rn_jax.errors import InputError, unknown_name
 
 
@@ -32,16 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reproduce(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
+    add, path = parser.add_argument, parser.add_path
     add("--table", help=f"of {', '.join(TABLES)}")
     add("--only", help="names of rows; default: all")
     add("--seeds", help="so many seeds, or a list, of every row")
     add("--scale", type=float, default=1.0, help="of the schedules' length: rehearses")
     add("--dataset", help="instead of the table's own")
-    add("--workdir", help="folder of the table; default: a new one under runs/")
-    add("--keep", help="folder of all tables, results: the runs' JSON goes there too")
+    path("--workdir", help="folder of the table; default: a new one under runs/")
+    path("--keep", help="folder of all tables, results: the runs' JSON goes there too")
     options, rest = parser.parse_with_config(argv)
-    if argv in ([f"--keep={options.keep}"], ["--keep", options.keep]):
+    if options.keep and len(argv) == 1 + (argv[0] == "--keep"):
         print(f"Page: {results_page.write(epath.Path(options.keep))}")
         return
     if options.table not in TABLES:
@@ -93,7 +93,7 @@ def write(
         found: the rows.
         results: of `many.results`, in the same order.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shortened = header["scale"] != 1
     compared = differences(table, found, results)
     for line in compared:

@@ -18,7 +18,7 @@ from experiments.fields import BEFORE
 from experiments.rows import Entry, differences, entries, published_cell, shorten
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import FREE, replace_file
+from experiments.workdir import FREE, make_folder, replace_file
 from rn_jax.analysis import plots
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
@@ -77,7 +77,7 @@ def keep(
             continue
         if others:
             row.rmtree()
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         for file in KEPT:
             if (source / file).exists():
                 replace_file(place / file, (source / file).read_bytes())
@@ -95,11 +95,11 @@ def write(folder: epath.Path) -> epath.Path:
     Returns:
         The page's path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in TABLES:
         curves = {
             f"{row.name}, {place.name}": _epochs(place)
-            for row in sorted((folder / "runs" / name).glob("*"))
+            for row in _below(folder / "runs" / name)
             for place in _places(row)
         }
         if curves:
@@ -161,7 +161,12 @@ def _row(folder, table, entry):
 
 def _places(row):
     """Folders of the runs of a row."""
-    return sorted(row.glob("seed*"))
+    return [place for place in _below(row) if place.name.startswith("seed")]
+
+
+def _below(folder):
+    """What a folder holds; nothing where there is none."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _kept(row):

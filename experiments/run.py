@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
-    add("--workdir", help="folder of the run; default: a new one under runs/")
+    add, path = parser.add_argument, parser.add_path
+    path("--workdir", help="folder of the run; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, in folders of their own")
     add("--profile", type=int, default=0, help="steps to write a trace of")
     add("--coordinator", help="HOST:PORT of process 0, if there are several")

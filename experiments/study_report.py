@@ -12,6 +12,7 @@ from scipy import stats
 
 from experiments.workdir import replace_file
 from rn_jax.analysis import study_plots
+from rn_jax.analysis.plots import as_text
 
 Result = Mapping[str, Any]
 
@@ -50,7 +51,8 @@ def write(
         results = {label: r[study] for label, r in found.items() if study in r}
         if results:
             title = f"{section.title}\n{_conditions(results)}"
-            section.draw(results, folder / f"{study}.png", title=title)
+            drawn = {as_text(label): r for label, r in results.items()}
+            section.draw(drawn, folder / f"{study}.png", title=as_text(title))
             lines += [f"![{section.title}]({study}.png)", "", section.question]
         for label in found:
             if label in results:
@@ -118,7 +120,8 @@ def _commands(found, command):
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+    cells = [[" ".join(c.replace("|", r"\|").split()) for c in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

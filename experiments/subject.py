@@ -22,7 +22,7 @@ from experiments import fields, files, setup
 from experiments.feed import InMemory
 from experiments.pretrained import other_channels
 from experiments.workdir import Workdir
-from rn_jax import data, parallel
+from rn_jax import data, parallel, paths
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
@@ -188,13 +188,13 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.exists():
-        inside = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
-        if inside:
-            names = ", ".join(str(f.parent) for f in inside[:3])
+        below = sorted(folder.iterdir()) if folder.is_dir() else []
+        if inside := [run for run in below if (run / "config.json").exists()]:
+            names = ", ".join(map(str, inside[:3]))
             raise InputError(f"{folder} holds several runs: name one, such as {names}.")
         raise InputError(
             f"{folder} is no run: python -m experiments.run --config=FILE "
-            f"--workdir={folder} makes one."
+            f"--workdir={paths.quoted(str(folder))} makes one."
         )
     config = {**fields.BEFORE, **files.read_json(file)}
     free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}

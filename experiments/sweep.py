@@ -20,7 +20,7 @@ from etils import epath
 
 from experiments import command, many, seeds, sweep_plots
 from experiments.study_report import table
-from experiments.workdir import replace_file
+from experiments.workdir import make_folder, replace_file
 from rn_jax.errors import InputError
 
 
@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(argv):
     parser = command.Parser(__doc__)
-    add = parser.add_argument
+    add, path = parser.add_argument, parser.add_path
     add("--grid", action="append", default=[], help="a field and its values")
-    add("--workdir", help="folder of the sweep; default: a new one under runs/")
+    path("--workdir", help="folder of the sweep; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, of every combination")
     options, rest = parser.parse_with_config(argv)
     chosen = None if options.seeds is None else seeds.parse(options.seeds)
@@ -154,7 +154,7 @@ def write(
         rows: of each combination its values by field, and what `many.results` has.
         title: of table and picture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = json.dumps({**header, "rows": list(rows)}, indent=1)
     replace_file(folder / "sweep.json", text + "\n")
     ended = [row for row in rows if row["n"]]

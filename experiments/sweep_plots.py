@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from rn_jax.analysis.plots import save
+from rn_jax.analysis.plots import as_text, save
 from rn_jax.analysis.study_plots import STYLES
 
 Values = Mapping[str, Any]
@@ -38,6 +38,9 @@ def draw(
         title: of the figure.
         label: of the error.
     """
+    rows = [
+        {n: as_text(v) if isinstance(v, str) else v for n, v in r.items()} for r in rows
+    ]
     error = np.array([np.nan if mean is None else mean for mean in means])
     spread = np.array([np.nan if std is None else std for std in deviations])
     numbers = {name: found for name in rows[0] if (found := _numbers(rows, name))}
@@ -51,7 +54,7 @@ def draw(
         figure = _heat_maps(rows, numbers, kinds, error, label)
     else:
         figure = _dots(rows, error, spread, label)
-    figure.suptitle(title, fontsize="small")
+    figure.suptitle(as_text(title), fontsize="small")
     save(figure, path)
 
 

@@ -21,6 +21,7 @@ from etils import epath
 from experiments.fields import BEFORE
 from experiments.files import read_json
 from experiments.lock import Lock
+from rn_jax import paths
 from rn_jax.errors import InputError, missing_folder
 
 # Fields that may differ when a run is continued: they do not change what is computed,
@@ -54,10 +55,12 @@ class Workdir:
             an earlier version lacks it says what that version did.
 
     Raises:
-        InputError: the folder holds a run of another config; it is left as it is.
+        InputError: the folder holds a run of another config, and is left as it is; or
+            no folder can have this path.
     """
 
     def __init__(self, path: epath.PathLike, config: Mapping[str, Any]):
+        paths.check(path)
         self.path = epath.Path(path)
         self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
         self._unwritten: Set[str] = set()
@@ -254,13 +257,27 @@ class Workdir:
         replace_file(self.path / name, text)
 
 
+def make_folder(path: epath.Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {path} cannot be made ({error}): name another."
+        ) from error
+
+
 def replace_file(path: epath.Path, content: str | bytes) -> None:
     """Writes a file beside the old one, then puts it in its place.
 
     Raises:
         InputError: it cannot be written, as when the disk is full.
     """
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"{path.name[-60:]}.new")  # a name has at most 255 bytes
     try:
         if isinstance(content, str):  # a folder's name may hold bytes of any encoding
             content = content.encode("utf-8", "surrogateescape")

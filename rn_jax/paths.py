@@ -4,6 +4,7 @@
 import contextlib
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 
@@ -69,6 +70,18 @@ def check(path: str | os.PathLike) -> None:
             f"The path {whole[:40]!r}... has {size:,} bytes; at most {_LONGEST_PATH:,} "
             "are taken: choose a shorter one."
         )
+
+
+def quoted(word: str) -> str:
+    """Return the word as a line of a shell has it, without a newline."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'{}'".format(
+        "".join(
+            f"\\{c}" if c in "\\'" else c if c.isprintable() else f"\\U{ord(c):08x}"
+            for c in word
+        ).replace("\\U0000000a", "\\n")
+    )
 
 
 @contextlib.contextmanager

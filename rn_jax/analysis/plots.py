@@ -2,6 +2,7 @@
 """Figures of runs and studies, drawn without a display."""
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,9 +87,21 @@ def survival(
     save(figure, path)
 
 
+def as_text(label: str) -> str:
+    """Return a label that Matplotlib shows as it is, which may be any folder's name.
+
+    It takes what stands between two "$" for mathematics, and leaves labels that begin
+    with "_" out of legends.
+    """
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def save(figure: Figure, path: epath.PathLike) -> None:
     """Writes the PNG, and the folder it lies in."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with path.open("wb") as file, warnings.catch_warnings():
+        # A folder's name, in a legend, may have characters that the font has not.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, format="png", dpi=120)
