@@ -205,11 +205,14 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / 2, W / 2, features]."""
+        """f[B, H, W, C] -> f[B, floor(H / 2), floor(W / 2), features].
+
+        As in Torch, a last odd row or column is left out. A side of 1 stays 1.
+        """
         x = self.activation(self.norm(name="bn")(x))
         x = self.conv(self.features, 1, name="conv")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return average_pool(x, 2)
+        return average_pool(x, 2, 2)
 
 
 class DenseNet(Network):

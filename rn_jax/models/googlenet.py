@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rn_jax.models.layers import ModuleDef, adaptive_average_pool, flat, max_pool
+from rn_jax.models.layers import (
+    ModuleDef,
+    adaptive_average_pool,
+    average_pool,
+    flat,
+    max_pool,
+)
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
 from rn_jax.stochastic_depth import Subset
@@ -120,7 +126,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x, *, train: bool):
         """f[B, H, W, C] -> logits f[B, num_classes], which are sown too."""
         if self.grid is None and min(x.shape[1:3]) >= 5:
-            x = nn.avg_pool(x, (5, 5), (3, 3), count_include_pad=False)
+            x = average_pool(x, 5, 3)
         else:
             x = adaptive_average_pool(x, self.grid or 4)
         x = self.unit(128, 1, name="conv")(x)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rn_jax.errors import InputError
 from rn_jax.models.convolution import conv2d
+from rn_jax.models.normalization import at_least_float32
 
 ModuleDef = Callable[..., nn.Module]
 
@@ -132,7 +134,8 @@ class Shortcut(nn.Module):
             x = self.conv(self.features, 1, self.stride, name="conv")(x)
             return x if self.kind == "B_linear" else self.norm(name="bn")(x)
         if self.kind == "A_pooled":
-            x = average_pool(x, self.stride)
+            # Of odd sizes the branch's convolution makes ceil(H / stride).
+            x = average_pool(x, self.stride, self.stride, ceil_mode=True)
         else:
             x = x[:, :: self.stride, :: self.stride]
         return pad_channels(x, self.features, centered=self.kind == "A_centered")
@@ -145,26 +148,65 @@ SHORTCUTS = ("A", "A_centered", "A_pooled", *PROJECTIONS)
 def max_pool(
     x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
 ) -> jax.Array:
-    """Largest value of every window: f[B, H, W, C] -> f[B, H', W', C].
+    """Return the largest value of every window: f[B, H, W, C] -> f[B, H', W', C].
 
-    An image smaller than the window, as small images become in networks made for large
-    ones, is pooled as a whole.
+    The shape is that of Torch's MaxPool2d, H' = floor((H + 2 padding - size) / stride)
+    + 1. Where Torch refuses an image smaller than the window, as small images become in
+    networks made for large ones, the window shrinks to the image, and H' is 1.
 
     Args:
         x: f[B, H, W, C].
         size: side of the window.
         stride: its step.
         padding: rows and columns of -inf on each side.
-        ceil_mode: a last window reaches past the border (Caffe, and Torch's option of
-            that name) instead of being left out.
+        ceil_mode: round H' up instead of down (Caffe, and Torch's option of that name):
+            a last window that begins inside the image may reach past its border.
     """
+    window, around = _windows(x, size, stride, padding, ceil_mode)
+    return nn.max_pool(x, window, (stride, stride), padding=around)
+
+
+def average_pool(
+    x: jax.Array, size: int, stride: int, *, ceil_mode: bool = False
+) -> jax.Array:
+    """Return the mean of every window: f[B, H, W, C] -> f[B, H', W', C].
+
+    The shape is that of `max_pool` without padding. A window that reaches past the
+    border is averaged over its pixels inside (Torch's AvgPool2d). Sums are taken in at
+    least float32.
+
+    Args:
+        x: f[B, H, W, C].
+        size: side of the window.
+        stride: its step.
+        ceil_mode: as in `max_pool`.
+    """
+    window, around = _windows(x, size, stride, 0, ceil_mode)
+    # Not nn.avg_pool, whose counts, and so its means, are of JAX's default dtype.
+    pool = partial(
+        nn.pool,
+        init=0.0,
+        reduce_fn=lax.add,
+        window_shape=window,
+        strides=(stride, stride),
+        padding=around,
+    )
+    wide = x.astype(at_least_float32(x.dtype))
+    counts = pool(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))
+    return (pool(wide) / counts).astype(x.dtype)
+
+
+def _windows(x, size, stride, padding, ceil_mode):
+    """Return (h, w) of a pooling's windows and its padding, for `nn.max_pool`."""
     window, around = [], []
     for n in x.shape[1:3]:
-        n = n + 2 * padding
-        window.append(min(size, n))
-        rest = -(n - window[-1]) % stride if ceil_mode else 0
+        k = min(size, n + 2 * padding)
+        rest = -(n + 2 * padding - k) % stride if ceil_mode else 0
+        # The last window would begin past the image, and see nothing of it.
+        rest = 0 if rest >= k - padding else rest
+        window.append(k)
         around.append((padding, padding + rest))
-    return nn.max_pool(x, tuple(window), (stride, stride), padding=around)
+    return tuple(window), around
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
@@ -184,15 +226,6 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
         mean = jnp.tensordot(x, weights, (axis, 1), precision=lax.Precision.HIGHEST)
         x = jnp.moveaxis(mean, -1, axis)
     return x
-
-
-def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Means of size x size squares: f[B, H, W, C] -> f[B, ceil(H/size), ..., C].
-
-    A square that reaches past the border is averaged over its pixels inside.
-    """
-    window = (size, size)
-    return nn.avg_pool(x, window, window, padding="SAME", count_include_pad=False)
 
 
 def flat(x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import pytest
 import rn_jax
 from rn_jax import InputError, create_model, data
 from rn_jax.interop import from_torch, read_weights, to_torch, torch_fields
+from rn_jax.models import MODELS
 
 torch = pytest.importorskip("torch", reason="PyTorch is an optional peer")
 
@@ -114,12 +115,8 @@ def assert_back_again(model, variables, peer):
 def test_networks_are_timms(name, torchvision, quick_compile):
     timm = pytest.importorskip("timm", reason="an optional peer")
     peer = randomised(timm.create_model(name, num_classes=7)).eval()
-    images = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype("float32")
-    theirs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy()
     variables = from_torch(name, peer.state_dict())
-    model = create_model(name, num_classes=7)
-    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    assert relative_error(ours, theirs) < 1e-4
+    assert_same_logits(create_model(name, num_classes=7), variables, peer, [(64, 64)])
 
 
 @pytest.mark.parametrize(
@@ -186,14 +183,68 @@ def test_logits_are_torchvisions(name, quick_compile, torchvision):
     settings = {"init_weights": False} if name == "googlenet" else {}
     peer = torchvision.models.get_model(name, num_classes=7, **settings)
     peer = randomised(peer).eval()
-    images = np.random.default_rng(1).normal(size=(2, 127, 127, 3)).astype("float32")
-    theirs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy()
     model, variables = (
         create_model(name, num_classes=7),
         from_torch(name, peer.state_dict()),
     )
-    ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    assert relative_error(ours, theirs) < 1e-4
+    assert_same_logits(model, variables, peer, [(127, 95)])
+
+
+def assert_same_logits(model, variables, peer, sizes):
+    """In float32, at test, for images of every size."""
+    run = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    for size in sizes:
+        images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
+        with torch.no_grad():
+            theirs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+        assert relative_error(run(variables, images), theirs) < 1e-4, size
+
+
+# Odd and oblong, and with odd maps at every depth of the networks.
+SIZES = [(75, 101), (72, 72), (63, 97), (119, 65), (90, 67)]
+TORCHVISIONS = [
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("vgg11", "vgg13", "vgg16", "vgg19"),
+    *("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("googlenet", "alexnet"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_whole_networks_are_torchvisions_at_any_size(name, quick_compile, torchvision):
+    with torch.device("meta"):  # the values that a new network has take long to draw
+        peer = torchvision.models.get_model(name, num_classes=7)
+    peer = randomised(peer.to_empty(device="cpu")).eval()
+    model, variables = (
+        create_model(name, num_classes=7),
+        from_torch(name, peer.state_dict()),
+    )
+    assert_same_logits(model, variables, peer, SIZES)
+
+
+def test_all_names_of_torchvision_are_compared(torchvision):
+    assert set(TORCHVISIONS) == set(torchvision.models.list_models()) & set(MODELS)
+
+
+@pytest.mark.parametrize("kind", ["densenet121", "resnet18"])
+def test_small_networks_are_torchvisions_at_any_size(kind, quick_compile, torchvision):
+    """As DenseNet's transitions and a stem pool what is odd at every depth."""
+    sizes, models = (1, 1, 1, 1), torchvision.models
+    if kind == "resnet18":
+        peer = models.ResNet(models.resnet.BasicBlock, sizes, num_classes=7)
+        fields = {}
+    else:
+        fields = {"growth_rate": 8, "num_classes": 7}
+        peer = models.DenseNet(block_config=sizes, num_init_features=16, **fields)
+        fields["stem_features"] = 16
+    fields |= {"stage_sizes": sizes, "num_classes": 7}
+    peer = randomised(peer).eval()
+    variables = from_torch(kind, peer.state_dict(), **fields)
+    assert_same_logits(create_model(kind, **fields), variables, peer, SIZES[:2])
 
 
 @pytest.mark.slow
