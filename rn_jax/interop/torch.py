@@ -28,6 +28,7 @@ from rn_jax.models.preact import FullPreactivation
 from rn_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.models.vgg import VGG
+from rn_jax.stochastic_depth import test_gates
 
 _LEAVES = {
     "kernel": "weight",
@@ -200,6 +201,13 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
             "something else: it has shortcut B (B_linear in resnetv2) and the "
             "stride on the 3x3, or for CIFAR basic blocks and A_centered, and "
             "GoogLeNet torchvision's windows."
+        )
+    settings = model.stochastic_depth
+    if settings and (test_gates(settings, model.num_blocks) != 1).any():
+        raise InputError(
+            "At test this network multiplies each branch by its survival probability, "
+            "which no PyTorch project does: its weights alone, for a network that "
+            "computes otherwise, are those of model.clone(stochastic_depth=None)."
         )
     head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
     weights = {}

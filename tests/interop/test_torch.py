@@ -518,6 +518,19 @@ def test_networks_that_compute_something_else_there(name, fields):
         to_torch(create_model(name, **fields), {"params": {}})
 
 
+@pytest.mark.parametrize("scaling", ["test", "training", "none"])
+def test_survival_probabilities_are_not_dropped_in_silence(scaling):
+    """PyTorch's network would count every branch once."""
+    depth = rn_jax.StochasticDepth(last_survival=0.5, scaling=scaling)
+    model = create_model("resnet18", stochastic_depth=depth)
+    if scaling == "test":
+        with pytest.raises(InputError, match="multiplies each branch"):
+            to_torch(model, {"params": {}})
+    else:
+        assert to_torch(model, {"params": {}}) == {}
+    assert to_torch(model.clone(stochastic_depth=None), {"params": {}}) == {}
+
+
 def test_names_without_a_counterpart():
     for name in ("wrn16_8", "preact_resnet110", "preact_resnet152"):
         with pytest.raises(InputError, match=f"No PyTorch project .* {name}"):
