@@ -27,7 +27,7 @@ def classification_sums(
     """
     logits = logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = logits.argmax(axis=-1) == labels
+    correct = logits.argmax(axis=-1).astype(labels.dtype) == labels
     return {
         "loss": jnp.where(mask, loss, 0).sum(),
         "correct": (correct & mask).sum(dtype=jnp.float32),

@@ -75,7 +75,11 @@ def cosine_schedule(
             f"The warm-up of {warmup_steps} steps must end before the run of "
             f"{total_steps} steps does."
         )
-    cosine = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    decay = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+
+    def cosine(step):  # Optax mixes a whole number with floats
+        return decay(jnp.asarray(step, jnp.float32))
+
     if not warmup_steps:
         return cosine
     warmup = optax.constant_schedule(warmup_learning_rate)

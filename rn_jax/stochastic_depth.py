@@ -237,9 +237,9 @@ def survival_probs(settings: StochasticDepth, num_blocks: int) -> jax.Array:
     depth = {
         "linear": (place + 1) / max(num_blocks, 1),
         "linear_from_zero": place / max(num_blocks - 1, 1),
-        "uniform": jnp.ones(num_blocks),
+        "uniform": jnp.ones(num_blocks, jnp.float32),
     }[settings.schedule]
-    return 1 - depth * (1 - settings.last_survival)
+    return 1 - depth * jnp.float32(1 - settings.last_survival)
 
 
 def sample_gates(
@@ -271,7 +271,7 @@ def sample_gates(
         InputError: `batch_size` is needed and not given, or see `survival_probs`.
     """
     probs = survival_probs(settings, num_blocks)
-    weights = 1 / probs if settings.scaling == "training" else jnp.ones(num_blocks)
+    weights = 1 / probs if settings.scaling == "training" else jnp.ones_like(probs)
 
     def draw(key):
         if settings.num_open is None:
@@ -290,14 +290,15 @@ def sample_gates(
         )
     if settings.granularity == "example":
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            key, first_index + jnp.arange(batch_size)
+            key, first_index + jnp.arange(batch_size, dtype=jnp.int32)
         )
         return jax.vmap(draw, out_axes=1)(keys)
     size = subset_size(settings, batch_size)
     keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
-    indices = jax.vmap(lambda k: jax.random.permutation(k, batch_size)[:size])(keys)
+    places = jnp.arange(batch_size, dtype=jnp.int32)
+    indices = jax.vmap(lambda k: jax.random.permutation(k, places)[:size])(keys)
     factor = batch_size / size if settings.scaling == "training" else 1.0
-    return Subset(indices, jnp.full((num_blocks, size), factor))
+    return Subset(indices, jnp.full((num_blocks, size), factor, jnp.float32))
 
 
 def subset_size(settings: StochasticDepth, batch_size: int) -> int:
@@ -309,7 +310,7 @@ def open_shares(gates: jax.Array | Subset, batch_size: int) -> jax.Array:
     """Share of the mini-batch for which each block is open: f32[L]."""
     if isinstance(gates, Subset):
         num_blocks, size = gates.indices.shape
-        return jnp.full(num_blocks, size / batch_size)
+        return jnp.full(num_blocks, size / batch_size, jnp.float32)
     is_open = (gates != 0).astype(jnp.float32)
     return is_open if is_open.ndim == 1 else is_open.mean(axis=1)
 

@@ -82,7 +82,7 @@ def create_state(
 
     @jax.jit  # one compiled program instead of one per operation
     def create(key):
-        images = jnp.zeros((1, *image_shape))
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init({"params": key}, images, train=False)
         _check_collections(variables)
         return TrainState(
@@ -91,7 +91,7 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(variables["params"]),
             sums=jax.tree.map(jnp.float32, ZERO_SUMS),
-            open_counts=jnp.zeros(model.num_blocks),
+            open_counts=jnp.zeros(model.num_blocks, jnp.float32),
             feedback=feedback.init(),
             loss_scale={} if loss_scaling is None else loss_scaling.init(),
         )
@@ -186,7 +186,7 @@ def make_train_step(
         images = preprocess(augment_key, images, first_index)
 
         gates: Any = None
-        open_blocks = jnp.ones(model.num_blocks)
+        open_blocks = jnp.ones(model.num_blocks, jnp.float32)
         if stochastic_depth is not None:
             gates = sample_gates(
                 gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
@@ -252,7 +252,7 @@ def make_train_step(
         )
         grads, sums = _sum_over((grads, sums), axis_name)
         scale = sums["count"] * state.loss_scale.get("factor", 1.0)
-        grads = jax.tree.map(lambda g: g / scale, grads)
+        grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
         sums["gradient"] = first_gradient(grads) * sums["count"]
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
@@ -263,7 +263,7 @@ def make_train_step(
             )
         else:
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+            updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
         error_percent = 100 * (1 - sums["correct"] / sums["count"])
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
@@ -314,7 +314,7 @@ def first_gradient(grads: Mapping[str, Any]) -> jax.Array:
         grads: of the parameters, in the layout that networks take.
     """
     if "stage1" not in grads:
-        return jnp.zeros(())
+        return jnp.float32(0)
     stage = grads["stage1"]
     if "first" in stage:
         block = stage["first"]
@@ -413,7 +413,8 @@ def make_statistics_step(
             spread = _mean_over(lax.square(found["mean"] - mean), axis_name)
             var = _mean_over(found["var"], axis_name) + spread
             # Chan, Golub and LeVeque 1983, for parts of equal size.
-            share, apart = 1 / number, mean - before["mean"]
+            share = 1 / jnp.asarray(number, mean.dtype)
+            apart = mean - before["mean"]
             return {
                 "mean": before["mean"] + share * apart,
                 "var": before["var"]

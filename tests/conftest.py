@@ -4,14 +4,16 @@
 import os
 from pathlib import Path
 
+# Before JAX is imported, and so in the processes that tests start.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
 import jax
 import numpy as np
 import pytest
 
 # Enough virtual devices for the tests of parallelism.
 jax.config.update("jax_num_cpu_devices", 8)
-# No silent widening: a float64 or an int that slips into a network is an error.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compiled programs are kept, so that a second run of the tests is much shorter.
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax-tests")
@@ -39,9 +41,26 @@ def quick_compile_module():
 @pytest.fixture
 def x64(quick_compile):
     """Double precision for one test, where 1e-12 is asked for."""
-    # Flax's BatchNorm mixes float64 with float32 to find its own dtype.
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def same_in_64_bits():
+    """check(compute): compute() is the same, dtypes included, where 64 are allowed."""
+
+    def equal(path, usual, wide):
+        name = jax.tree_util.keystr(path)
+        assert usual.dtype == wide.dtype, name
+        usual, wide = np.asarray(usual, "float64"), np.asarray(wide, "float64")
+        np.testing.assert_allclose(wide, usual, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def check(compute):
+        usual = compute()
+        with jax.enable_x64(True):
+            jax.tree_util.tree_map_with_path(equal, usual, compute())
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics against numpy, and the mask."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from rn_jax import metrics
+from rn_jax import metrics, train
 
 
 def test_sums_are_those_of_numpy_and_leave_out_the_padding():
@@ -34,3 +36,17 @@ def test_means_divide_once():
     batches.append({"loss": 1.0, "correct": 0.0, "count": 1.0})
     total = {name: sum(b[name] for b in batches) for name in batches[0]}
     assert metrics.means(total) == {"loss": 1.8, "error_percent": 40.0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_64_bits_change_no_sum(same_in_64_bits, dtype):
+    logits = np.random.default_rng(0).normal(size=(6, 3))
+    labels, mask = np.arange(6, dtype=np.int32) % 3, np.arange(6) < 4
+
+    def compute():
+        low = jnp.asarray(logits, dtype)
+        sums = metrics.classification_sums(low, labels, mask)
+        return sums, train.log_mean_softmax(low.reshape(3, 2, 3))
+
+    same_in_64_bits(compute)
+    assert {leaf.dtype for leaf in jax.tree.leaves(compute())} == {jnp.dtype("float32")}

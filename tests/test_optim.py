@@ -277,3 +277,28 @@ def test_loss_scale_halves_at_once_and_doubles_slowly():
         state = scaling.after_step(state, jnp.bool_(finite))
         seen.append(float(state["factor"]))
     assert seen == [4, 4, 8, 4, 4, 2, 1, 1, 1, 1, 2, 2, 2, 4]
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("kind", ["cosine", "piecewise"])
+def test_64_bits_change_no_update(same_in_64_bits, kind, warmup):
+    """Whatever the rate's own dtype, updates and their state are of the parameters'."""
+    if kind == "cosine":
+        rate = optim.cosine_schedule(0.1, total_steps=9, warmup_steps=warmup)
+    else:
+        rate = optim.piecewise_schedule(0.1, drops=(5, 8), warmup_steps=warmup)
+    rule = optim.sgd(
+        rate, momentum=0.9, nesterov=True, weight_decay=1e-4, decay="kernels"
+    )
+    params = {"kernel": np.ones((2, 3), "float32"), "bias": np.ones(3, "float32")}
+    feedback = optim.Feedback(warmup_until_error=80.0, plateau_patience=2)
+    scaling = optim.LossScaling()
+
+    def compute():
+        updates = rule.update(params, rule.init(params), params)
+        after = feedback.after_step(feedback.init(), jnp.float32(50))
+        after = feedback.after_evaluation(after, 33.3)
+        scales = scaling.after_step(scaling.init(), jnp.bool_(False))
+        return updates, after, feedback.factor(after), scales
+
+    same_in_64_bits(compute)

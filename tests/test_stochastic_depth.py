@@ -14,6 +14,7 @@ from jax import lax
 import rn_jax
 from rn_jax import InputError, StochasticDepth, block_variables
 from rn_jax.models.resnet import ResNet
+from rn_jax.stochastic_depth import open_shares
 
 HALF = StochasticDepth(last_survival=0.5)
 
@@ -169,7 +170,13 @@ def residual(x, block):
             ((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        affine, stats = (block[c][f"bn{n}"] for c in ("params", "batch_stats"))
+        affine, stats = (
+            {
+                key: value.reshape(1, 1, 1, -1)
+                for key, value in block[c][f"bn{n}"].items()
+            }
+            for c in ("params", "batch_stats")
+        )
         y = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
         return y * affine["scale"] + affine["bias"]
 
@@ -212,3 +219,37 @@ def test_test_rule(x64, random_variables):
     )
     gates = rn_jax.test_gates(StochasticDepth(0.2), 4)
     np.testing.assert_array_equal(gates, np.float32(probs))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"schedule": "linear_from_zero"},
+        {"schedule": (0.9, 0.8, 0.7, 0.6)},
+        {"schedule": "uniform", "num_open": 2},
+        {"scaling": "none", "closed_statistics": "updated"},
+        {"granularity": "example", "scaling": "training"},
+        {"granularity": "subset", "schedule": "uniform"},
+    ],
+    ids=str,
+)
+def test_64_bits_change_no_gate(same_in_64_bits, fields):
+    """Gates and probabilities are f32, indices i32; and the draws are the same."""
+    settings = StochasticDepth(0.5, **fields)
+
+    def compute():
+        gates = rn_jax.sample_gates(jax.random.key(0), settings, 4, 6, jnp.int32(2))
+        return {
+            "gates": gates,
+            "test": rn_jax.test_gates(settings, 4),
+            "probs": rn_jax.survival_probs(settings, 4),
+            "shares": open_shares(gates, 6),
+            "expected": rn_jax.expected_open_blocks(settings, 4),
+        }
+
+    same_in_64_bits(compute)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(compute())} <= {
+        "float32",
+        "int32",
+    }

@@ -136,9 +136,14 @@ def test_eight_devices_in_double_precision(x64):
     states = []
     for num_devices, mode in ((1, "pmap"), (8, "pmap"), (8, "shard_map")):
         _, state, step, devices = setup(num_devices, DEPTH, mode=mode)
-        state = jax.tree.map(
-            lambda a: a.astype("float64") if a.dtype == np.float32 else a, state
-        )
+        double = {  # metrics stay in float32
+            part: jax.tree.map(
+                lambda a: a.astype("float64") if a.dtype == np.float32 else a,
+                getattr(state, part),
+            )
+            for part in ("params", "batch_stats", "opt_state")
+        }
+        state = state.replace(**double)
         state = parallel.replicate(state, devices, mode=mode)
         for i in range(2):
             state, _ = step(state, make_batch(seed=i), jax.random.key(1))
@@ -665,3 +670,38 @@ def test_variables_that_training_would_not_carry_are_refused():
             tx=optax.sgd(0.1),
             image_shape=SHAPE,
         )
+
+
+@pytest.mark.parametrize(
+    "granularity", [None, pytest.param("subset", marks=pytest.mark.slow)]
+)
+def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
+    """State, metrics and statistics keep their dtypes and values."""
+    depth = None
+    if granularity:
+        depth = StochasticDepth(schedule="uniform", granularity=granularity)
+    model = ResNet((1, 1), features=(4, 8), shortcut="A_pooled")
+    batch = make_batch()
+
+    def single(images):
+        return data.normalize(images, np.float32([100]), np.float32([70]))
+
+    def augment(key, images, first_index):
+        return data.augment(
+            key, single(images), pad=1, flip=True, first_index=first_index
+        )
+
+    @jax.jit
+    def run(batch, key):
+        made = {"model": model, "tx": optax.sgd(0.1)}
+        start = train.create_state(jax.random.key(0), **made, image_shape=SHAPE)
+        step = train.make_train_step(**made, preprocess=augment, stochastic_depth=depth)
+        state, of_step = step(start, batch, key)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        parts = {"model": model, "preprocess": single}
+        sums = train.make_eval_step(**parts)(variables, batch)
+        measure = train.make_statistics_step(**parts)
+        statistics = measure(variables, batch, jnp.int32(2))
+        return start, state, of_step, sums, statistics
+
+    same_in_64_bits(lambda: run(batch, jax.random.key(1)))

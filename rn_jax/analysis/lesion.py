@@ -38,7 +38,9 @@ def make_count_errors(
         def count(total, batch):
             images = preprocess(batch["image"])
             logits: Any = model.apply(variables, images, train=False, gates=gates)
-            wrong = (logits.argmax(axis=-1) != batch["label"]) & batch["mask"]
+            labels = batch["label"]
+            predicted = logits.argmax(axis=-1).astype(labels.dtype)
+            wrong = (predicted != labels) & batch["mask"]
             return total + wrong.sum(dtype=jnp.int32), None
 
         return lax.scan(count, jnp.int32(0), batches)[0]

@@ -80,10 +80,14 @@ def normalize(
         std: a number, or one for each channel.
         dtype: of the result.
     """
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    if mean.ndim == 3 and mean.shape != images.shape[1:]:
-        shape = (*images.shape[1:3], mean.shape[2])
+    if np.ndim(mean) == 3 and np.shape(mean) != images.shape[1:]:
+        shape = (*images.shape[1:3], np.shape(mean)[2])
+        mean = jnp.asarray(mean, jnp.float32)
         mean = jax.image.resize(mean, shape, "linear", antialias=False)
+    mean, std = (
+        jnp.expand_dims(jnp.asarray(a, jnp.float32), range(images.ndim - np.ndim(a)))
+        for a in (mean, std)
+    )
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
@@ -92,14 +96,16 @@ def random_crop(key: jax.Array, image: jax.Array, pad: int) -> jax.Array:
 
     The offsets are uniform in 0..2 * pad, one for each direction.
     """
-    rows, columns = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    rows, columns = jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32)
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    return jax.lax.dynamic_slice(padded, (rows, columns, 0), image.shape)
+    corner = (rows, columns, jnp.int32(0))
+    return jax.lax.dynamic_slice(padded, corner, image.shape)
 
 
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
     """Mirror `image` [H, W, C] left to right with probability one half."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5))
+    return jnp.where(mirrored, image[:, ::-1], image)
 
 
 def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
@@ -118,8 +124,9 @@ def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
         image: f32[H, W, 3], RGB over 0..255.
         std: of the a_i.
     """
-    shares = std * jax.random.normal(key, (3,))
-    return image + 255 * (_EIGENVECTORS @ (shares * _EIGENVALUES))
+    shares = std * jax.random.normal(key, (3,), jnp.float32)
+    shift = 255 * (_EIGENVECTORS @ (shares * _EIGENVALUES))
+    return image + shift.reshape(1, 1, 3)
 
 
 def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
@@ -136,7 +143,7 @@ def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array
     """
     order_key, weight_key = jax.random.split(key)
     weights = jax.random.uniform(
-        weight_key, (3,), minval=1 - strength, maxval=1 + strength
+        weight_key, (3,), jnp.float32, minval=1 - strength, maxval=1 + strength
     )
 
     def grey(image):
@@ -179,7 +186,7 @@ def augment_color(
             image = color_jitter(jitter_key, image, jitter)
         return pca_noise(noise_key, image, pca_std) if pca_std > 0 else image
 
-    indices = first_index + jnp.arange(len(images))
+    indices = first_index + jnp.arange(len(images), dtype=jnp.int32)
     return jax.vmap(one)(indices, images.astype(jnp.float32))
 
 
@@ -214,4 +221,5 @@ def augment(
             image = random_crop(crop_key, image, pad)
         return random_flip(flip_key, image) if flip else image
 
-    return jax.vmap(one)(first_index + jnp.arange(len(images)), images)
+    indices = first_index + jnp.arange(len(images), dtype=jnp.int32)
+    return jax.vmap(one)(indices, images)

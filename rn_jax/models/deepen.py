@@ -87,7 +87,7 @@ def deepen(
     if model.has_shortcuts:
         as_identity = partial(_identity_block, _LAST_LAYER[block])
     deeper = deeper.copy(stochastic_depth=_kept(model.stochastic_depth, old, new))
-    image = jnp.zeros((1, 32, 32, 3))
+    image = jnp.zeros((1, 32, 32, 3), jnp.float32)
     fresh = unstack(jax.jit(lambda: deeper.init({"params": key}, image, train=False))())
     grown = unstack(variables)
     for stage, (before, size) in enumerate(zip(old, new, strict=True), start=1):
@@ -131,5 +131,9 @@ def _identity_layer(collection, tree):
         return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - BatchNorm.epsilon}}
     kernel = tree["conv"]["kernel"]
     center = kernel.shape[0] // 2
-    identity = jnp.zeros_like(kernel).at[center, center].set(jnp.eye(kernel.shape[-1]))
+    identity = (
+        jnp.zeros_like(kernel)
+        .at[center, center]
+        .set(jnp.eye(kernel.shape[-1], dtype=kernel.dtype))
+    )
     return {**tree, "conv": {**tree["conv"], "kernel": identity}}

@@ -13,6 +13,7 @@ from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
+from flax.linen.dtypes import promote_dtype
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
@@ -133,7 +134,8 @@ class HighwayNet(_Highway):
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
-        x = drop(images)
+        (x,) = promote_dtype(images, dtype=self.dtype)
+        x = drop(x)
         for stage, features in enumerate(self.features, start=1):
             if stage > 1:
                 x = drop(max_pool(x, 2, 2))

@@ -48,8 +48,10 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
     normalized, rsqrt, mean, var = _normalize(x, epsilon, axis_name)
     y = _affine(normalized, scale, bias, x.dtype)
     dx, dscale, dbias = (t.astype(normalized.dtype) for t in (dx, dscale, dbias))
-    along = normalized * _mean(normalized * dx, axis_name)
-    dnormalized = rsqrt * (dx - _mean(dx, axis_name) - along)
+    along = normalized * _along_channels(_mean(normalized * dx, axis_name))
+    centred = dx - _along_channels(_mean(dx, axis_name))
+    dnormalized = _along_channels(rsqrt) * (centred - along)
+    scale, dscale, dbias = map(_along_channels, (scale, dscale, dbias))
     dy = scale.astype(normalized.dtype) * dnormalized + dscale * normalized + dbias
     zeros = jnp.zeros_like(mean)
     return (y, mean, var), (dy.astype(x.dtype), zeros, zeros)
@@ -60,12 +62,19 @@ def _normalize(x, epsilon, axis_name):
     # Named before they are used: rematerialisation keeps what has the name.
     mean, var = checkpoint_name(_moments(x, axis_name), "statistics")
     rsqrt = lax.rsqrt(var + epsilon)
-    return (x - mean) * rsqrt, rsqrt, mean, var
+    normalized = (x - _along_channels(mean)) * _along_channels(rsqrt)
+    return normalized, rsqrt, mean, var
 
 
 def _affine(normalized, scale, bias, dtype):
     scale, bias = scale.astype(normalized.dtype), bias.astype(normalized.dtype)
-    return (scale * normalized + bias).astype(dtype)
+    y = _along_channels(scale) * normalized + _along_channels(bias)
+    return y.astype(dtype)
+
+
+def _along_channels(vector):
+    """f[C] -> f[1, 1, 1, C]: of the rank of the images that it is combined with."""
+    return vector.reshape(1, 1, 1, -1)
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -76,12 +85,12 @@ def at_least_float32(dtype: Any) -> Any:
 def _moments(x, axis_name):
     """Mean and biased variance; the devices meet once, not for each of the two."""
     mean = x.mean(axis=(0, 1, 2))
-    var = lax.square(x - mean).mean(axis=(0, 1, 2))
+    var = lax.square(x - _along_channels(mean)).mean(axis=(0, 1, 2))
     if axis_name is None:
         return mean, var
     means, variances = lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1)
     mean = means.mean(axis=0)
-    return mean, (variances + lax.square(means - mean)).mean(axis=0)
+    return mean, (variances + lax.square(means - mean[None])).mean(axis=0)
 
 
 def _mean(x, axis_name):
@@ -123,7 +132,8 @@ class BatchNorm(nn.Module):
             wide = at_least_float32(dtype)
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             offset = bias - mean.value * factor
-            y = x.astype(wide) * factor.astype(wide) + offset.astype(wide)
+            factor, offset = factor.astype(wide), offset.astype(wide)
+            y = x.astype(wide) * _along_channels(factor) + _along_channels(offset)
             return y.astype(dtype)
         axis_name = None if self.is_initializing() else self.axis_name
         y, *found = batch_norm(x.astype(dtype), scale, bias, self.epsilon, axis_name)

@@ -81,7 +81,7 @@ def test_random_crop_reaches_every_offset_alike_and_no_other(images, pad):
     )
     offsets = [(r, c) for r in range(2 * pad + 1) for c in range(2 * pad + 1)]
     counts = [
-        np.all(crops == shifted(image, row, column, pad), axis=(1, 2, 3)).sum()
+        np.all(crops == shifted(image, row, column, pad)[None], axis=(1, 2, 3)).sum()
         for row, column in offsets
     ]
     assert sum(counts) == draws
@@ -92,8 +92,8 @@ def test_random_crop_reaches_every_offset_alike_and_no_other(images, pad):
 def test_random_flip_mirrors_about_half(images):
     draws, image = 2000, images[0]
     flips = jax.vmap(random_flip, (0, None))(jax.random.split(KEY, draws), image)
-    mirrored = np.all(flips == image[:, ::-1], axis=(1, 2, 3))
-    kept = np.all(flips == image, axis=(1, 2, 3))
+    mirrored = np.all(flips == image[None, :, ::-1], axis=(1, 2, 3))
+    kept = np.all(flips == image[None], axis=(1, 2, 3))
     assert (mirrored ^ kept).all()
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(draws)
 
@@ -228,7 +228,7 @@ def test_pca_noise_has_the_std_of_the_paper_along_each_axis():
     image = jnp.full((3, 2, 3), 100.0)
     keys = jax.random.split(KEY, 4000)
     moved = jax.vmap(pca_noise, (0, None, None))(keys, image, 0.1)
-    shift = np.asarray(moved - image)
+    shift = np.asarray(moved - image[None])
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape))
     along = shift[:, 0, 0] @ EIGENVECTORS
     np.testing.assert_allclose(along.std(axis=0), [5.5, 0.48, 0.115], rtol=0.05)
@@ -272,3 +272,20 @@ def test_colours_do_not_depend_on_how_the_batch_is_cut():
     np.testing.assert_array_equal(
         augment_color(KEY, pixels, jitter=0, pca_std=0), pixels.astype(np.float32)
     )
+
+
+def test_64_bits_change_no_image(same_in_64_bits):
+    """The same crops, mirror images and colours are drawn, in the same dtype."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+    def compute():
+        colours = augment_color(KEY, pixels, jitter=0.4, pca_std=0.1, first_index=3)
+        low = normalize(pixels, 120.0, np.float64([60, 50, 40]), dtype=jnp.bfloat16)
+        return {
+            "colours": colours,
+            "contrast": contrast_normalize(pixels),
+            "crops": augment(KEY, colours, pad=2, flip=True, first_index=jnp.int32(3)),
+            "low": augment(KEY, low, pad=2, flip=True),
+        }
+
+    same_in_64_bits(compute)

@@ -52,7 +52,7 @@ def make_block(bottleneck, train, size=3, remat="none", dropout=0.0):
 def random_block(x, bottleneck):
     rng = np.random.default_rng(0)
     block = make_block(bottleneck, False)
-    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, train=False))
+    shapes = jax.eval_shape(lambda: block.init(KEY, x.astype("float32"), train=False))
     variables = jax.tree.map(lambda leaf: rng.uniform(0.2, 1, leaf.shape), shapes)
     variables["params"] = jax.tree.map(
         lambda leaf: leaf - 0.6 if leaf.ndim == 4 else leaf, variables["params"]
@@ -181,7 +181,9 @@ def test_transition_by_numpy(x64):
     x = np.random.default_rng(1).normal(size=(3, 6, 6, 4))
     norm = partial(BatchNorm, use_running_average=True)
     transition = Transition(2, 0.0, Conv, norm, nn.relu)
-    shapes = jax.eval_shape(lambda: transition.init(KEY, x, train=False))
+    shapes = jax.eval_shape(
+        lambda: transition.init(KEY, x.astype("float32"), train=False)
+    )
     rng = np.random.default_rng(2)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.2, 1, leaf.shape), shapes)
     p, s = variables["params"], variables["batch_stats"]

@@ -279,6 +279,7 @@ def test_gates_of_ones_equal_no_gates(
 def test_capturing_changes_nothing(x64, images, random_variables, shortcut):
     model = small(shortcut=shortcut)
     variables = random_variables(model, IMAGE, "float64")
+    images = images.astype("float64")
 
     def run(variables, gates, **options):
         def loss(params, gates):

@@ -34,7 +34,8 @@ def test_layer_by_numpy(x64, linear, shape):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape)
     layer = HighwayLayer(4, linear)
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
+    single = x.astype("float32")
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), single, train=False))
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)["params"]
     run = jax.jit(lambda gate: layer.apply({"params": params}, x, gate, train=False))
     for gate in (None, 0.3, 1.0):

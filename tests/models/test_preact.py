@@ -143,7 +143,10 @@ def test_unit_by_numpy(
         norm = partial(BatchNorm, use_running_average=not train)
         return unit(features, stride, shortcut, Conv, norm, nn.relu, **fields)
 
-    shapes = jax.eval_shape(lambda: make(False).init(jax.random.key(0), x, train=False))
+    single = x.astype("float32")
+    shapes = jax.eval_shape(
+        lambda: make(False).init(jax.random.key(0), single, train=False)
+    )
     variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.6, leaf.shape), shapes)
     variables["params"] = jax.tree.map(
         lambda leaf: leaf - 0.35 if leaf.ndim == 4 else leaf, variables["params"]
@@ -168,8 +171,14 @@ def test_dropout_is_where_the_papers_have_it(x64):
     x = np.abs(np.random.default_rng(0).normal(size=(64, 2, 2, 8))) + 1
     norm = partial(BatchNorm, use_running_average=True)
     parts = (8, 1, "A", Conv, norm, nn.relu)
+
+    def init(unit):
+        single = x.astype("float32")
+        variables = unit.init(jax.random.key(0), single, train=False)
+        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), variables)
+
     unit = preact.DropoutShortcut(*parts, dropout=0.5)
-    variables = unit.init(jax.random.key(0), x, train=False)
+    variables = init(unit)
     rngs = {"dropout": jax.random.key(1)}
     y = unit.apply(variables, x, np.array(0.0), train=True, rngs=rngs)
     kept = np.asarray(y) != 0
@@ -178,7 +187,7 @@ def test_dropout_is_where_the_papers_have_it(x64):
     np.testing.assert_allclose(unit.apply(variables, x, np.array(0.0), train=False), x)
 
     wide = preact.FullPreactivation(*parts, dropout=0.5)
-    variables = wide.init(jax.random.key(0), x, train=False)
+    variables = init(wide)
     kernel = np.zeros((3, 3, 8, 8))
     kernel[1, 1] = np.eye(8)
     for layer in ("conv1", "conv2"):

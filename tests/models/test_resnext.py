@@ -60,7 +60,9 @@ def test_three_forms_are_one_function(x64, random_variables):
         model = network(form)
         converted = convert_form(variables, model, "c", form)
         shapes = jax.eval_shape(
-            lambda model=model: model.init(jax.random.key(0), images, train=False)
+            lambda model=model: model.init(
+                jax.random.key(0), images.astype("float32"), train=False
+            )
         )
         assert jax.tree.map(np.shape, converted) == jax.tree.map(np.shape, shapes)
         found, mine = results(model, converted, images)

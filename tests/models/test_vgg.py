@@ -27,7 +27,10 @@ def test_layer_by_numpy(x64, batch_norm, features):
         conv = partial(Conv, use_bias=True)
         return VGGLayer(features, conv, norm if batch_norm else None, nn.relu)
 
-    shapes = jax.eval_shape(lambda: make(False).init(jax.random.key(0), x, train=False))
+    single = x.astype("float32")
+    shapes = jax.eval_shape(
+        lambda: make(False).init(jax.random.key(0), single, train=False)
+    )
     variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape), shapes)
     for train in (False, True):
         y = np_conv(x, variables["params"]["conv"])
