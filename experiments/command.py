@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import fields, streams
-from rn_jax import parallel, paths
+from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError, unknown_name
 
 # The modules that are commands.
@@ -104,7 +104,7 @@ def expanded(path: str) -> str:
         InputError: no file can have this path.
     """
     path = os.path.expanduser(path)
-    paths.check(path)
+    filesystem.check(path)
     return path
 
 
@@ -146,7 +146,7 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     # Called with others than typed, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
         typed = ["-m", f"experiments.{name}", *argv]
-    return " ".join(map(paths.quoted, ["python", *typed]))
+    return " ".join(map(filesystem.quoted, ["python", *typed]))
 
 
 def of_script() -> int:

@@ -22,7 +22,7 @@ from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
 from experiments.workdir import Workdir
-from rn_jax import metrics, parallel, paths, survival_probs
+from rn_jax import filesystem, metrics, parallel, survival_probs
 from rn_jax.analysis import plots
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
@@ -85,8 +85,8 @@ def train(
                     raise StoppedError(
                         f"Stopped by {by} and saved at step {run.step} of "
                         f"{experiment.total_steps}; the same command with "
-                        f"--workdir={paths.quoted(resumed_by or path)} goes on from "
-                        "there."
+                        f"--workdir={filesystem.quoted(resumed_by or path)} goes on "
+                        "from there."
                     )
                 summary = run.summarize()
             if parallel.is_first_process():

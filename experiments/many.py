@@ -12,7 +12,7 @@ from experiments import loop, setup
 from experiments import seeds as several
 from experiments.loop import NotFiniteError
 from experiments.workdir import Workdir
-from rn_jax import paths
+from rn_jax import filesystem
 from rn_jax.errors import InputError
 
 Result = dict[str, Any]
@@ -67,8 +67,8 @@ def train(
             print(error)
         except KeyboardInterrupt:
             raise InputError(
-                f"Interrupted; the same command with --workdir={paths.quoted(path)} "
-                "goes on from there."
+                "Interrupted; the same command with "
+                f"--workdir={filesystem.quoted(path)} goes on from there."
             ) from None
         finally:
             report(results(jobs, path, seeds))

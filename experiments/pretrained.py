@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from rn_jax import paths
+from rn_jax import filesystem
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
@@ -77,7 +77,7 @@ def check(source: str) -> None:
 
 def _is_run(source):
     """Whether it is a folder, which is then that of a run."""
-    paths.check(source)
+    filesystem.check(source)
     folder = epath.Path(source)
     try:
         if not folder.is_dir():

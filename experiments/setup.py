@@ -15,7 +15,7 @@ import numpy as np
 import rn_jax
 from experiments import feed as feeds
 from experiments import fields
-from rn_jax import data, optim, parallel, paths, train
+from rn_jax import data, filesystem, optim, parallel, train
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError, first_line, shown
 from rn_jax.models.network import Network
@@ -548,7 +548,7 @@ def _use_compilation_cache(folder):
     """JAX's cache on disk, for programs of any compile time."""
     if folder:
         path = os.path.expanduser(folder)
-        paths.check(path)
+        filesystem.check(path)
         jax.config.update("jax_compilation_cache_dir", path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -22,7 +22,7 @@ from experiments import fields, files, setup
 from experiments.feed import InMemory
 from experiments.pretrained import other_channels
 from experiments.workdir import Workdir
-from rn_jax import data, parallel, paths
+from rn_jax import data, filesystem, parallel
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
@@ -194,7 +194,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
             raise InputError(f"{folder} holds several runs: name one, such as {names}.")
         raise InputError(
             f"{folder} is no run: python -m experiments.run --config=FILE "
-            f"--workdir={paths.quoted(str(folder))} makes one."
+            f"--workdir={filesystem.quoted(str(folder))} makes one."
         )
     config = {**fields.BEFORE, **files.read_json(file)}
     free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}

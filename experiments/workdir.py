@@ -21,7 +21,7 @@ from etils import epath
 from experiments.fields import BEFORE
 from experiments.files import read_json
 from experiments.lock import Lock
-from rn_jax import paths
+from rn_jax import filesystem
 from rn_jax.errors import InputError, missing_folder
 
 # Fields that may differ when a run is continued: they do not change what is computed,
@@ -60,7 +60,7 @@ class Workdir:
     """
 
     def __init__(self, path: epath.PathLike, config: Mapping[str, Any]):
-        paths.check(path)
+        filesystem.check(path)
         self.path = epath.Path(path)
         self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
         self._unwritten: Set[str] = set()

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from rn_jax import parallel, paths
+from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError
 
 # Of what is saved and how; another number is refused.
@@ -69,13 +69,13 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._report = report
-        self.directory = epath.Path(paths.absolute(directory))
+        self.directory = epath.Path(filesystem.absolute(directory))
         self._best = _Best()
         self._open = contextlib.ExitStack()
         # The same folder, where its path has characters that Orbax would interpret.
         self._literal = epath.Path(
             self._open.enter_context(
-                paths.literal(str(self.directory), create=not read_only)
+                filesystem.literal(str(self.directory), create=not read_only)
             )
         )
         options = ocp.CheckpointManagerOptions(

@@ -131,7 +131,7 @@ def test_before_a_damaged_one_the_one_before_is_taken(saved, damage, only_data, 
     assert "Traceback" not in capfd.readouterr().err
 
 
-# Each is given to Orbax as it is or, by `paths.literal`, as a link.
+# Each is given to Orbax as it is or, by `filesystem.literal`, as a link.
 NAMES = [
     *(
         "[2026]",

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from rn_jax import paths
+from rn_jax import filesystem
 
 _SHAPE = (3, 32, 32)  # of an image in the archive, after its labels
 
@@ -98,7 +98,7 @@ def prepare(name: str, data_dir: str) -> None:
         OSError: the archive's server cannot be reached.
         Exception: whatever else a download or a damaged archive makes TFDS raise.
     """
-    with paths.literal(paths.absolute(data_dir), create=True) as data_dir:
+    with filesystem.literal(filesystem.absolute(data_dir), create=True) as data_dir:
         builder = BUILDERS[name](data_dir=data_dir)
         downloaded = (epath.Path(data_dir) / "downloads" / name).glob("*.tar.gz")
         if not any(downloaded):  # without a network TFDS itself tries for three minutes

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from rn_jax import paths
+from rn_jax import filesystem
 from rn_jax.errors import InputError, first_line, unknown_name
 
 Batch = dict[str, Any]  # arrays by name
@@ -254,7 +254,7 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> str:
         InputError: no folder can have this path.
     """
     folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return paths.absolute(os.path.expanduser(folder))
+    return filesystem.absolute(os.path.expanduser(folder))
 
 
 @functools.lru_cache(maxsize=8)
@@ -293,7 +293,7 @@ def open_builder(spec: DatasetSpec, data_dir: str):
         ) from error
     folder = os.path.join(data_dir, spec.name)
     with quiet_tfds(), damage_in_a_sentence(spec, data_dir, folder):
-        with paths.literal(data_dir) as there:
+        with filesystem.literal(data_dir) as there:
             builder = tfds.builder(spec.name, data_dir=there)
             folder = os.path.join(data_dir, os.path.relpath(builder.data_dir, there))
             is_prepared = builder.is_prepared()

@@ -28,7 +28,7 @@ from experiments import (
     sweep,
 )
 from experiments import run as command_run
-from rn_jax import paths
+from rn_jax import filesystem
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
@@ -181,7 +181,7 @@ def test_files_are_read_and_written_by_a_named_encoding():
     ["a b", "it's", '"', "$HOME", "a\\nb", "a\nb", "\t'\\", "\x85é\x01\x7f1", "", "*"],
 )
 def test_a_word_for_the_shell(word):
-    line = paths.quoted(word)
+    line = filesystem.quoted(word)
     assert line.isprintable()
     read = subprocess.run(
         ["bash", "-c", f"printf %s {line}"],

@@ -250,7 +250,8 @@ class Scale(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x * self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        return x * self.param("scale", nn.initializers.ones, shape)
 
 
 NORMS = {

@@ -216,7 +216,7 @@ def test_pooled_features(quick_compile, images, random_variables):
     assert features.shape == (4, 8)
     head = variables["params"]["head"]
     np.testing.assert_allclose(
-        features @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-6
+        features @ head["kernel"] + head["bias"][None], logits, rtol=1e-5, atol=1e-6
     )
     assert "head" not in param_shapes(bare, 6)
 

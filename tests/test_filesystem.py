@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rn_jax import InputError, paths
+from rn_jax import InputError, filesystem
 
 
 @pytest.mark.parametrize("name", ["[2026]", "a*", "a?", "a\\b", "gs:", "é", "a b", "%"])
 def test_a_path_with_other_characters_is_given_as_a_link_to_it(tmp_path, name):
     folder = tmp_path / name
-    with paths.literal(str(folder), create=True) as given:
+    with filesystem.literal(str(folder), create=True) as given:
         assert given != str(folder)
         assert os.path.samefile(given, folder)
         (Path(given) / "file").write_text("x")
@@ -25,13 +25,13 @@ def test_a_path_with_other_characters_is_given_as_a_link_to_it(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a", "a-1.0_b,c=d+e@f", ".a"])
 def test_a_plain_path_is_given_as_it_is(tmp_path, name):
-    with paths.literal(str(tmp_path / name)) as given:
+    with filesystem.literal(str(tmp_path / name)) as given:
         assert given == str(tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
 def test_the_link_goes_also_where_it_was_not_left(tmp_path):
-    opened = paths.literal(str(tmp_path / "*"))
+    opened = filesystem.literal(str(tmp_path / "*"))
     given = opened.__enter__()
     assert os.path.lexists(given)
     del opened
@@ -45,7 +45,7 @@ def test_no_link_can_be_made_where_temporary_files_have_such_a_path(
     (tmp_path / "[tmp]").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[tmp]"))
     with pytest.raises(InputError, match=r"Both '.*/\[2026\]' and .*/\[tmp\]', have"):
-        with paths.literal(str(tmp_path / "[2026]"), create=True):
+        with filesystem.literal(str(tmp_path / "[2026]"), create=True):
             pass
     assert list(tmp_path.iterdir()) == [tmp_path / "[tmp]"]
     assert list((tmp_path / "[tmp]").iterdir()) == []
@@ -54,13 +54,13 @@ def test_no_link_can_be_made_where_temporary_files_have_such_a_path(
 def test_links_are_followed_before_two_dots(tmp_path):
     (tmp_path / "there" / "in").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "there" / "in")
-    found = paths.absolute(tmp_path / "link" / ".." / "run")
+    found = filesystem.absolute(tmp_path / "link" / ".." / "run")
     assert found == str(tmp_path.resolve() / "there" / "run")
 
 
 def test_a_path_of_a_bucket_stays_as_it_is():
-    assert paths.absolute("gs://bucket/[2026]/a") == "gs://bucket/[2026]/a"
-    with paths.literal("gs://bucket/[2026]/a", create=True) as given:
+    assert filesystem.absolute("gs://bucket/[2026]/a") == "gs://bucket/[2026]/a"
+    with filesystem.literal("gs://bucket/[2026]/a", create=True) as given:
         assert given == "gs://bucket/[2026]/a"
 
 
@@ -77,11 +77,11 @@ def test_a_path_of_a_bucket_stays_as_it_is():
 )
 def test_a_path_that_no_file_can_have_is_refused(path, told):
     with pytest.raises(InputError, match=told):
-        paths.check(path)
+        filesystem.check(path)
     with pytest.raises(InputError, match=told):
-        paths.absolute(path)
+        filesystem.absolute(path)
 
 
 @pytest.mark.parametrize("path", ["", "a", "é" * 127, "/a/../b", "a/" * 1700, "s3://a"])
 def test_other_paths_are_taken(path):
-    paths.check(path)
+    filesystem.check(path)
