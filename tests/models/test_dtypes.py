@@ -201,9 +201,8 @@ def check_calls(kind, case, *, trains, captures, forms=None):
 
 
 @pytest.mark.parametrize("case", ["float16", "float32"])
-@pytest.mark.parametrize("kind", ["shortcut_A_pooled", "densenet"])
-def test_conditionals_have_one_dtype(kind, case):
-    check_calls(kind, case, trains=(True,), captures=(False,), forms=1)
+def test_conditionals_of_densenets_have_one_dtype(case):
+    check_calls("densenet", case, trains=(True,), captures=(False,), forms=1)
 
 
 @pytest.mark.slow
