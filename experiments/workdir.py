@@ -10,7 +10,6 @@ no line is there twice and none is missing.
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -81,13 +80,6 @@ class Workdir:
         self._writes = writes
         if not writes:
             return
-        try:  # TensorStore, which writes the checkpoints, takes UTF-8 alone
-            os.fspath(self.path).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"The name {self.path} is not in UTF-8, as checkpoints need it: choose "
-                "another --workdir, or a UTF-8 locale, as LC_ALL=C.UTF-8."
-            ) from error
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()

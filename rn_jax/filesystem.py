@@ -54,10 +54,11 @@ def check(path: str | os.PathLike) -> None:
         raise InputError(f"The path {text!r} has a zero byte: leave it out.")
     whole = os.path.join(os.getcwd(), text)
     try:
-        size = len(whole.encode())
+        size = len(whole.encode())  # TensorStore, which writes checkpoints, takes UTF-8
     except UnicodeEncodeError:
         raise InputError(
-            f"The path {whole!r} is not in UTF-8: rename the file or folder."
+            f"The path {whole!r} is not in UTF-8: rename the file or folder, or use a "
+            "UTF-8 locale, such as LC_ALL=C.UTF-8."
         ) from None
     for name in text.split("/"):
         if len(name.encode()) > _LONGEST_NAME:

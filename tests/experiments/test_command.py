@@ -145,16 +145,17 @@ def test_run_under_python_s_options(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_texts_are_utf_8_in_every_locale(tmp_path):
-    """A report with "±" and a folder's name, where the locale knows ASCII only."""
+def test_path_that_the_locale_cannot_decode(tmp_path):
+    """It is refused before anything is measured or written."""
     out = tmp_path / "ü"
     done = called(
         *("-m", "experiments.analyze", "--weights=resnet20_digits", f"--out={out}"),
         *("--study=delete_one", "--images=20", "--draws=2"),
         **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"--out={out}" in (out / "report.md").read_text("utf-8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not in UTF-8" in done.stderr and "LC_ALL=C.UTF-8" in done.stderr
+    assert not out.exists()
 
 
 def test_files_are_read_and_written_by_a_named_encoding():

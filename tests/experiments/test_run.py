@@ -517,7 +517,7 @@ def test_workdir_that_is_not_in_utf_8_is_refused_at_once(tmp_path, monkeypatch, 
     """A name of other bytes, or one of UTF-8 where the locale has another encoding."""
     path = tmp_path / "\udcc3\udca9"
     assert in_process(monkeypatch, arguments(path)) == 2
-    assert r"\udcc3\udca9 is not in UTF-8" in capsys.readouterr().err
+    assert r"\udcc3\udca9' is not in UTF-8" in capsys.readouterr().err
     assert not path.exists()
 
 
