@@ -307,7 +307,7 @@ class CountingNorm(nn.Module):
         self.sow("losses", "size", jnp.square(x).mean())
         if self.has_rng("noise"):
             x = x + jax.random.normal(self.make_rng("noise"), x.shape)
-        return x * self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return x * self.param("scale", nn.initializers.ones, (1, 1, 1, x.shape[-1]))
 
 
 def test_layers_computed_again_keep_and_sow_in_any_collection(quick_compile):
