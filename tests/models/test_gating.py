@@ -440,7 +440,8 @@ class ScaledBlock(nn.Module):
         def residual(block, x):
             y = block.conv(block.features, 3, block.stride, name="conv")(x)
             y = nn.Dropout(0.5, deterministic=not train, name="drop")(y)
-            return y * block.param("strength", nn.initializers.ones, (block.features,))
+            strength = block.param("strength", nn.initializers.ones, (block.features,))
+            return y * strength[None, None, None]
 
         return self.activation(gated_sum(self, x, straight, residual, gate, on_path))
 
