@@ -155,12 +155,13 @@ def if_open(
 
     While the collection "intermediates" is mutable there is no conditional, because
     captured values cannot leave one side of it: the branch is computed and the result
-    chosen, with the same values, gradients and variables.
+    chosen, with the same values, gradients and variables. So it is under
+    `jax.disable_jit`, where JAX runs one side and the other is not known.
     """
     if gate is None or gate.ndim or module.is_initializing():
         return compute(module)
     is_open = gate != 0
-    if module.is_mutable_collection("intermediates"):
+    if module.is_mutable_collection("intermediates") or jax.config.jax_disable_jit:
         before = _state(module)
         y = compute(module)
         after = _state(module)

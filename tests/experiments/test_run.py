@@ -387,7 +387,7 @@ BAD_INPUT = {
     "derived": (["--config.model_kwargs={'num_classes': 5}"], r"cannot set num_class"),
     "type in a dict": (
         ["--config.stochastic_depth={'last_survival': 'a'}"],
-        r"stochastic_depth has a value of a wrong type",
+        r"last_survival, .* must be in \(0, 1\], not 'a'\.",
     ),
     "combination": (
         ["--config.stochastic_depth={'preset': 'timm', 'closed_statistics': 'frozen'}"],
