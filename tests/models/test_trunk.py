@@ -312,6 +312,16 @@ def test_capturing_keeps_closed_blocks_untouched_too(quick_compile, kept):
     jax.tree.map(close, (again, captured), (y, updates))
 
 
+def test_closed_blocks_sow_zeros_without_jit_too(quick_compile, kept):
+    images, variables = kept
+    gates = np.array([1, 0, 1, 0, 0, 1], "float32")
+    expected = apply_kept(keeping(), variables, images, gates)
+    with jax.disable_jit():
+        found = apply_kept(keeping(), variables, images, gates)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, found, expected)
+
+
 def test_values_that_are_there_already_are_sown_after(quick_compile, kept):
     # As `init` gives them; Flax appends.
     images, variables = kept
