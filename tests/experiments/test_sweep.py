@@ -76,7 +76,7 @@ BAD_INPUT = {
     ),
     "empty": (["--grid", "config.epochs="], r"--grid must be a field and its values"),
     "type": (["--grid", "config.epochs=1,many"], r"config.epochs=many: invalid"),
-    "type of an entry": (["--grid", f"{SD}=0.5,much"], r"a value of a wrong type"),
+    "type of an entry": (["--grid", f"{SD}=0.5,much"], r"in \(0, 1\], not 'much'"),
     "range": (["--grid", f"{SD}=0.5,1.5"], r"must be in \(0, 1\], not 1\.5"),
     "name": (["--grid", "config.model=resnet32,resnet21"], r"Unknown model 'resnet21'"),
     "same value": (["--grid", f"{SD}=0.5,.50"], r"survival has the value 0.5 twice"),
