@@ -37,11 +37,11 @@ def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, caps
     trained = []
     original = loop.build
 
-    def build(config):
+    def build(config, **kept):
         trained.append(config["seed"])
         if config["seed"] == 4 and len(trained) == 2:
             raise KeyboardInterrupt  # killed before the second begins
-        return original(config)
+        return original(config, **kept)
 
     monkeypatch.setattr(loop, "build", build)
     assert in_process(monkeypatch, argv) == 2
