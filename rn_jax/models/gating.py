@@ -161,7 +161,8 @@ def if_open(
     if gate is None or gate.ndim or module.is_initializing():
         return compute(module)
     is_open = gate != 0
-    if module.is_mutable_collection("intermediates") or jax.config.jax_disable_jit:
+    eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if eager or module.is_mutable_collection("intermediates"):
         before = _state(module)
         y = compute(module)
         after = _state(module)
