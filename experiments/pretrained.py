@@ -169,11 +169,8 @@ def other_channels(
         if path in old and not path[0].startswith(("head", "aux"))
     }
     differ = {path: (a, b) for path, (a, b) in shapes.items() if a != b}
-    for path, (a, b) in differ.items():
-        if (
-            len(differ) == 1
-            and len(a) == len(b) == 4
-            and a[:2] + a[3:] == b[:2] + b[3:]
-        ):
-            return path
-    return None
+    if len(differ) != 1:
+        return None
+    [(path, (a, b))] = differ.items()
+    same_but_channels = len(a) == len(b) == 4 and a[:2] + a[3:] == b[:2] + b[3:]
+    return path if same_but_channels else None

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rn_jax import filesystem
 from rn_jax.errors import InputError, first_line, missing_folder, unknown_name
 from rn_jax.interop.torch import DTYPES, read_weights
 from rn_jax.models import MODELS, create_model
@@ -429,8 +430,9 @@ def _file(source):
         return Path(str(trained[str(source)]))
     if os.path.isdir(path):
         raise InputError(
-            f"{source} is a folder: python -m experiments.export --workdir={source} "
-            "--format=safetensors makes a file of a run's network."
+            f"{source} is a folder: python -m experiments.export "
+            f"--workdir={filesystem.quoted(str(source))} --format=safetensors makes a "
+            "file of a run's network."
         )
     if path.suffix:
         return path

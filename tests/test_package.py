@@ -87,7 +87,7 @@ def test_extras_for_accelerators():
         assert requirement.extras == {ACCELERATORS[name]}
     of_jax = importlib.metadata.metadata("jax").get_all("Provides-Extra")
     releases = [name for name in of_jax if re.fullmatch(r"cuda\d+", name)]
-    assert ACCELERATORS["cuda"] == max(releases)
+    assert ACCELERATORS["cuda"] == max(releases, key=lambda name: int(name[4:]))
 
 
 def test_constraints_min_are_the_bounds_of_setup_cfg():

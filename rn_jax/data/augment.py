@@ -17,11 +17,10 @@ from rn_jax.data.datasets import Examples, normalization
 
 # Eigenvalues and eigenvectors (the columns) of the 3x3 covariance of ImageNet's RGB
 # pixels, on a scale from 0 to 1: variances along the principal axes, not standard
-# deviations (fb.resnet.torch, datasets/imagenet.lua, "pca"). They add up to 0.2408, the
-# variance of the three channels over all pixels of all images, whose standard
-# deviations are 0.284, 0.276 and 0.290. The 0.229, 0.224 and 0.225 that images are
-# divided by are smaller, since those are means of the standard deviations within each
-# image (pytorch/vision#1439), so their squares need not add up to the same.
+# deviations (fb.resnet.torch, datasets/imagenet.lua, "pca"). They agree with
+# 0.2806, 0.2736 and 0.2877, the channels' standard deviations over all pixels of all
+# training images (pytorch/vision#1439). The 0.229, 0.224 and 0.225 that images are
+# divided by are smaller: they are means of the standard deviations within each image.
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 _EIGENVECTORS = np.array(
     [

@@ -505,9 +505,8 @@ def _array(name: str, value: Any) -> np.ndarray:
             # NumPy has no bfloat16, and PyTorch gives it none.
             value = value.float() if _kind(value) == "torch.bfloat16" else value
         array = np.asarray(value)
-    except (
-        Exception
-    ):  # quantized, sparse or without data, each with an error of its own
+    except Exception:
+        # A tensor that is quantized, sparse or without data has an error of its own.
         array = np.asarray(None)
     if array.dtype.newbyteorder("=") not in _FLOATS:
         raise InputError(

@@ -16,7 +16,6 @@ import threading
 import time
 
 import command
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -268,8 +267,7 @@ def test_other_settings_reach_the_end_within_an_epoch(tmp_path, monkeypatch):
         "--config.steps=13",
         "--config.stochastic_depth={'preset': 'timm'}",
     ]
-    with jax.numpy_dtype_promotion("standard"):
-        assert in_process(monkeypatch, arguments(tmp_path / "w", *options)) == 0
+    assert in_process(monkeypatch, arguments(tmp_path / "w", *options)) == 0
     epochs = [ln for ln in lines(tmp_path / "w") if ln["kind"] == "epoch"]
     assert [ln["step"] for ln in epochs] == [10, 13]
     summary = json.loads((tmp_path / "w/summary.json").read_text())

@@ -256,12 +256,8 @@ def test_scan_unroll_changes_nothing(quick_compile, images, random_variables):
 def test_bfloat16(quick_compile, images, random_variables):
     model = ResNet((2, 1), **SMALL, dtype=jnp.bfloat16)
     variables = random_variables(model.copy(dtype=None), IMAGE)
-    # Flax's BatchNorm computes with float32 statistics.
-    with jax.numpy_dtype_promotion("standard"):
-        shapes = jax.eval_shape(
-            lambda: model.init(jax.random.key(0), images, train=False)
-        )
-        grads, (logits, updates) = training_results(model, variables, images)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    grads, (logits, updates) = training_results(model, variables, images)
     assert logits.dtype == jnp.bfloat16
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves((shapes, grads, updates))}
     assert dtypes == {"float32"}
