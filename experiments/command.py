@@ -176,9 +176,9 @@ def exit_code(
     """Runs a command and returns its exit code, with one sentence if that is not 0.
 
     It is 2 after bad input or Ctrl-C, and 75 (that of BSD's sysexits for "try again")
-    after a signal to a run, which is saved and to be started again. A command whose
-    standard output is closed does its work all the same, and so does one whose output
-    cannot be stored, which is said at the end, with 2.
+    after a signal to a run, which is saved and to be started again. A command finishes
+    its work even if standard output is closed. If its output cannot be stored, it says
+    so at the end and the exit code is 2.
     """
     logging.set_verbosity(logging.FATAL)  # what Orbax says of errors, we say too
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)

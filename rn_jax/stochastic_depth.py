@@ -15,7 +15,7 @@ on which they differ. Everything here is a pure function of its arguments; gates
 ordinary arrays that a network takes as data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +187,8 @@ def _probabilities(schedule: Any) -> tuple[float, ...]:
     try:
         given = [_probability(p) for p in schedule]
     except TypeError:  # of what has no entries
+        given = [None]
+    if isinstance(schedule, Set | Mapping):  # which have no order
         given = [None]
     probs = tuple(p for p in given if p is not None)
     if len(probs) < len(given):

@@ -134,6 +134,7 @@ def test_arrays_are_schedules():
         *({"last_survival": v} for v in (1 + 0j, np.complex64(1), 10**400, np.ones(2))),
         *({"schedule": v} for v in (0.5, None, "lin", ["a"], [None], [True], [0.5, 0])),
         *({"schedule": v} for v in (np.ones((2, 2)), np.array(0.5), np.zeros(100))),
+        *({"schedule": v} for v in ({0.5, 1.0}, {0.5: 1})),
         *({"num_open": v, "schedule": "uniform"} for v in (3.0, True, "3", 0, -1)),
         *({"granularity": v} for v in (None, [], np.array(["batch", "example"]))),
         *({"scaling": v} for v in (None, 1, {})),

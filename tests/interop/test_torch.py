@@ -523,12 +523,13 @@ def test_survival_probabilities_are_not_dropped_in_silence(scaling):
     """PyTorch's network would count every branch once."""
     depth = rn_jax.StochasticDepth(last_survival=0.5, scaling=scaling)
     model = create_model("resnet18", stochastic_depth=depth)
+    variables = {"params": {"head": {"bias": np.arange(3.0)}}}
     if scaling == "test":
         with pytest.raises(InputError, match="multiplies each branch"):
-            to_torch(model, {"params": {}})
-    else:
-        assert to_torch(model, {"params": {}}) == {}
-    assert to_torch(model.clone(stochastic_depth=None), {"params": {}}) == {}
+            to_torch(model, variables)
+        model = model.clone(stochastic_depth=None)
+    weights = to_torch(model, variables)
+    np.testing.assert_array_equal(weights["fc.bias"], [0, 1, 2])
 
 
 def test_names_without_a_counterpart():
