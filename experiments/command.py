@@ -266,6 +266,8 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """
     entries = [found.groups() for a in arguments if (found := _ENTRY.fullmatch(a))]
     argv = ["", *(a for a in arguments if not _ENTRY.fullmatch(a))]
+    home = re.compile(r"^(--?config=)(~[^/:]*)")
+    argv = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), a, 1) for a in argv]
     argv = _data_set_first(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(

@@ -201,6 +201,19 @@ def test_a_sentence_has_one_line_and_its_names_as_they_are(capsys):
     assert capsys.readouterr().err == ("rn_jax: There is no file a\\n  b\\x1b[31m.\n")
 
 
+def test_config_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = "from configs.resnet20 import get_config as get_config"
+    (tmp_path / "mine.py").write_text(source)
+    name, config = command.load_config(["--config=~/mine.py:digits"])
+    assert (name, config["dataset"]) == ("mine", "digits")
+    name, config = command.load_config(
+        ["--config=~/mine.py", "--config.dataset=digits", "--config.model=resnet32"]
+    )
+    assert (name, config["dataset"]) == ("mine", "digits")
+    assert config["published_error_percent"] == {}  # that of another model
+
+
 HOME = [
     ("~", "HOME"),
     ("~/[x]", "HOME/[x]"),
