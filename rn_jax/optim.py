@@ -218,7 +218,10 @@ class RateScaledInside(optax.GradientTransformationExtraArgs):
     """An optimiser whose `update` takes a `rate_factor`.
 
     For one that keeps the rate inside its state: its update times a factor is not what
-    the rate times that factor gives.
+    the rate times that factor gives. `optax.chain` passes the factor on but returns an
+    optimiser of its own kind, so wrap what it returns:
+
+        tx = RateScaledInside(*optax.chain(optax.clip_by_global_norm(1.0), sgd(...)))
     """
 
 

@@ -84,7 +84,7 @@ def create_state(
     def create(key):
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init({"params": key}, images, train=False)
-        _check_collections(variables)
+        _check_collections(model, variables, images)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
@@ -99,17 +99,20 @@ def create_state(
     return create(key)
 
 
-def _check_collections(variables):
-    known = ("params", "perturbations", *COLLECTIONS)
-    for name in sorted(set(variables) - set(known)):
-        for path, _ in jax.tree_util.tree_leaves_with_path(variables[name]):
-            # Flax sows into tuples.
-            if not any(isinstance(k, jax.tree_util.SequenceKey) for k in path):
-                raise InputError(
-                    'Training carries "params" and "batch_stats" from step to step, '
-                    f'but this network also has variables in "{name}": train it with '
-                    "a training step of your own."
-                )
+def _check_collections(model, variables, images):
+    """Raise an InputError if the network needs variables that training drops."""
+    carried = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+    if set(variables) == set(carried):
+        return
+    try:
+        jax.eval_shape(partial(model.apply, train=False), carried, images)
+    except flax.errors.FlaxError as error:
+        names = ", ".join(sorted(set(variables) - {*carried, *COLLECTIONS}))
+        raise InputError(
+            'Training carries "params" and "batch_stats" from step to step, but this '
+            f"network also has variables in {names}: train it with a training step of "
+            "your own."
+        ) from error
 
 
 def step_rngs(key: jax.Array) -> dict[str, jax.Array]:

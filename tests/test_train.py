@@ -418,8 +418,10 @@ def test_the_rate_follows_the_training_error(quick_compile):
     )
 
 
-@pytest.mark.parametrize("form", ["torch", "caffe"])
-def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form):
+@pytest.mark.parametrize(
+    ("form", "chained"), [("torch", False), ("caffe", False), ("caffe", True)]
+)
+def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form, chained):
     """In Caffe's form in the velocity, in Torch's outside of it."""
     tx = optim.sgd(
         optim.piecewise_schedule(1.0),
@@ -429,6 +431,8 @@ def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form):
         decay="all",
         momentum_form=form,
     )
+    if chained:
+        tx = optim.RateScaledInside(*optax.chain(optax.clip(100.0), tx))
     model = HighwayMLP(depth=2, width=4)
     feedback = optim.Feedback(warmup_factor=0.25, warmup_until_error=80.0)
     start, whole, _ = one_step(model, make_batch(), tx=tx)
@@ -613,6 +617,8 @@ class SowingBlock(BasicBlock):
 
         self.sow("losses", "input", 2 * x.mean())
         self.sow("notes", "input", x.mean())
+        largest = {"reduce_fn": jnp.maximum, "init_fn": lambda: -jnp.inf}
+        self.sow("notes", "largest", x.max(), **largest)
         return self.activation(gated_sum(self, x, x, residual, gate, on_path))
 
 
@@ -663,7 +669,7 @@ class AveragingBlock(BasicBlock):
 
 
 def test_variables_that_training_would_not_carry_are_refused():
-    with pytest.raises(InputError, match=r'^Training carries .* variables in "ema"'):
+    with pytest.raises(InputError, match=r"^Training carries .* variables in ema:"):
         train.create_state(
             jax.random.key(0),
             model=ResNet((1,), features=(4,), block=AveragingBlock),

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every network here has, whatever its paper: its arguments, gates and head."""
 
+import contextlib
 import dataclasses
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -64,7 +65,7 @@ class Network(nn.Module, kw_only=True):
         norm: of which the blocks are made; takes the fields of `nn.BatchNorm`, or is
             without `use_running_average`, such as `nn.LayerNorm` or
             `partial(nn.GroupNorm, num_groups=8)`: then it normalises each example by
-            itself, in training and at test, and is not told of `axis_name`.
+            itself, in training and at test, and is not given `axis_name`.
         activation: of the blocks.
         conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
         axis_name: devices over which BatchNorm's statistics are synchronised.
@@ -72,7 +73,8 @@ class Network(nn.Module, kw_only=True):
 
     Raises:
         InputError: a number of classes, blocks or channels that is not a whole number
-            of at least 1, or another kind of `stochastic_depth` or `norm`.
+            of at least 1; or a `stochastic_depth`, `conv`, `norm`, `activation` or
+            `dtype` of another kind.
     """
 
     num_classes: int | None = 10
@@ -97,23 +99,36 @@ class Network(nn.Module, kw_only=True):
                 "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
                 f"None, not {shown(self.stochastic_depth)}."
             )
-        if not callable(self.norm) or isinstance(self.norm, nn.Module):
+        _check_class(
+            "conv", "with the fields of Conv", self.conv, 16, 3, 1, **self._conv_fields
+        )
+        _check_class(
+            "norm",
+            "such as nn.BatchNorm or nn.LayerNorm",
+            self.norm,
+            **self._norm_fields(train=False),
+        )
+        if not callable(self.activation):
             raise InputError(
-                "norm must be a class of modules, such as nn.BatchNorm, or a partial "
-                f"of one, not {shown(self.norm)}."
+                "activation must be a function, such as nn.relu, not "
+                f"{shown(self.activation)}."
+            )
+        if self.dtype is not None and not _is_floating(self.dtype):
+            raise InputError(
+                "dtype must be a floating-point dtype, such as jnp.bfloat16, or None, "
+                f"not {shown(self.dtype)}."
             )
         super().__post_init__()
 
     @nn.nowrap
     def __reduce__(self):
-        """Pickle the fields, with the activation by name.
+        """Pickle the fields, with functions by name.
 
         Most of JAX's activations are transformed functions, which pickle refuses.
         """
         names = {field.name for field in dataclasses.fields(self) if field.init}
         fields = {name: getattr(self, name) for name in names - {"parent"}}
-        fields["activation"] = _by_name(self.activation)
-        return _from_fields, (type(self), fields)
+        return _from_fields, (type(self), _mapped(_by_name, fields))
 
     @property
     def has_shortcuts(self) -> bool:
@@ -153,19 +168,25 @@ class Network(nn.Module, kw_only=True):
             train: whether BatchNorm takes the batch's own statistics.
             **conv_fields: more fields of every convolution, as `use_bias`.
         """
-        conv = partial(
-            self.conv, gradient=self.conv_gradient, dtype=self.dtype, **conv_fields
-        )
-        norm_fields: dict[str, Any]
-        norm_fields = {"use_running_average": not train, "axis_name": self.axis_name}
-        known = inspect.signature(self.norm).parameters
-        any_field = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        if not (any_field or "use_running_average" in known):
-            norm_fields = {}  # nor axis_name, which would mix the devices' examples
-        if any_field or "dtype" in known:
-            norm_fields["dtype"] = self.dtype
-        norm = partial(self.norm, **norm_fields)
+        conv = partial(self.conv, **self._conv_fields, **conv_fields)
+        norm = partial(self.norm, **self._norm_fields(train))
+        if _takes(self.norm, "num_groups"):
+            norm = partial(_group_norm, norm)
         return conv, norm
+
+    @property
+    def _conv_fields(self):
+        return {"gradient": self.conv_gradient, "dtype": self.dtype}
+
+    @nn.nowrap
+    def _norm_fields(self, train):
+        fields: dict[str, Any]
+        fields = {"use_running_average": not train, "axis_name": self.axis_name}
+        if not _takes(self.norm, "use_running_average"):
+            fields = {}  # nor axis_name, which would mix the devices' examples
+        if _takes(self.norm, "dtype"):
+            fields["dtype"] = self.dtype
+        return fields
 
     def classify(self, x: jax.Array, **fields: Any) -> jax.Array:
         """The fully connected layer before the softmax; x itself without classes."""
@@ -264,6 +285,51 @@ def _each_whole(name, values):
         ) from error
 
 
+def _takes(kind, field):
+    """Whether a class of modules, or a partial of one, has a field."""
+    try:
+        known = inspect.signature(kind).parameters.values()
+    except (TypeError, ValueError):  # not a class, or a partial with wrong fields
+        return False
+    return any(p.name == field or p.kind is p.VAR_KEYWORD for p in known)
+
+
+def _check_class(name, kind, value, *args, **fields):
+    """Raise an InputError unless a layer can be made of `value` as blocks make it."""
+    try:
+        if isinstance(value, nn.Module):
+            raise TypeError("It is a layer already.")
+        inspect.signature(value).bind(*args, name="layer", **fields)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} must be a class of modules {kind}, or a partial of one, not "
+            f"{shown(value)}."
+        ) from None
+
+
+def _group_norm(norm, **fields):
+    """Return a layer of groups of channels, with an InputError if they are unequal."""
+    layer = norm(**fields)
+
+    def normalize(x):
+        groups = layer.num_groups
+        if groups and x.shape[-1] % groups:
+            raise InputError(
+                f"norm has {groups} groups, which do not divide {x.shape[-1]} channels "
+                "into equal parts: give a num_groups that does."
+            )
+        return layer(x)
+
+    return normalize
+
+
+def _is_floating(dtype):
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 def _check_images(images, train):
     dtype = getattr(images, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -306,24 +372,52 @@ def _numbers(name, values, *allowed):
 # --- Pickle ---------------------------------------------------------------------------
 
 
-def _by_name(function):
-    """Return "module:name" for a function of a module that is not a plain one."""
-    if isinstance(function, FunctionType):
-        return function
-    module, name = (
-        getattr(function, attribute, None)
-        for attribute in ("__module__", "__qualname__")
-    )
-    try:
-        found = pkgutil.resolve_name(f"{module}:{name}")
-    except (ImportError, AttributeError, ValueError):
-        return function
-    return f"{module}:{name}" if found is function else function
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A function of a module by its name, jitted once more if `jitted`."""
+
+    name: str
+    jitted: bool
+
+    def __call__(self, *args):  # a partial wants something that can be called
+        return _of_name(self)(*args)
+
+
+def _mapped(change, value):
+    """Return a field's value with `change` applied inside dicts and partials."""
+    if isinstance(value, partial):
+        parts = (value.func, *value.args)
+        return partial(
+            *(_mapped(change, part) for part in parts),
+            **_mapped(change, value.keywords),
+        )
+    if isinstance(value, Mapping):
+        changed = {name: _mapped(change, entry) for name, entry in value.items()}
+        return type(value)(changed)  # a FrozenDict can be hashed
+    return change(value)
+
+
+def _by_name(value):
+    """Return a `_Named` for a transformed function of a module, others unchanged."""
+    inside = getattr(value, "__wrapped__", None)
+    if inside is None or isinstance(value, FunctionType):
+        return value
+    for function, jitted in ((value, False), (inside, True)):
+        name = f"{function.__module__}:{function.__qualname__}"
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            if pkgutil.resolve_name(name) is function:
+                return _Named(name, jitted)
+    return value
+
+
+def _of_name(value):
+    """Undo `_by_name`."""
+    if not isinstance(value, _Named):
+        return value
+    function = pkgutil.resolve_name(value.name)
+    return jax.jit(function) if value.jitted else function
 
 
 def _from_fields(kind, fields):
     """Return the network that `Network.__reduce__` took apart."""
-    activation = fields["activation"]
-    if isinstance(activation, str):
-        activation = pkgutil.resolve_name(activation)
-    return kind(**{**fields, "activation": activation}, parent=None)
+    return kind(**_mapped(_of_name, fields), parent=None)

@@ -16,6 +16,7 @@ import rn_jax
 from rn_jax import InputError, StochasticDepth, Subset, create_model
 from rn_jax.checkpoint import OtherNetworkError
 from rn_jax.models import MODELS
+from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.parallel import AloneError
 
@@ -231,6 +232,16 @@ def test_integers_of_every_type_are_counts(value, tmp_path, random_variables):
         {"norm": None},
         {"norm": "batch"},
         {"norm": nn.GroupNorm(2)},
+        {"norm": nn.relu},
+        {"norm": nn.WeightNorm},
+        {"norm": partial(nn.GroupNorm, groups=2)},
+        {"conv": None},
+        {"conv": nn.Conv},
+        {"conv": Conv(8)},
+        {"activation": None},
+        {"activation": "relu"},
+        {"dtype": "bf16"},
+        {"dtype": jnp.int32},
     ],
     ids=str,
 )
@@ -238,6 +249,11 @@ def test_fields_without_a_meaning(fields):
     with pytest.raises(InputError, match=f"^{next(iter(fields))} must be ") as error:
         small(**fields)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_groups_that_do_not_divide_the_channels():
+    with pytest.raises(InputError, match=r"^norm has 32 groups, .* not divide 4 chan"):
+        logits_by_shape(small(norm=nn.GroupNorm))
 
 
 def test_too_few_features():
@@ -329,6 +345,20 @@ def test_settings_survive_pickle(activation):
     )
     for again in copies(model):
         assert again == model and again.activation is activation
+
+
+def test_functions_inside_of_settings_survive_pickle():
+    nested = small(
+        activation=partial(nn.leaky_relu, negative_slope=0.1),
+        block_kwargs={"activation": nn.relu},
+    )
+    jitted = small(activation=jax.jit(nn.relu))
+    for again in copies(nested):
+        assert again.activation.func is nn.leaky_relu
+        assert again.activation.keywords == {"negative_slope": 0.1}
+        assert again.block_kwargs["activation"] is nn.relu
+    for again in copies(jitted):
+        np.testing.assert_array_equal(again.activation(np.array([-1.0, 2.0])), [0, 2])
 
 
 def test_other_values_can_be_pickled():
