@@ -8,21 +8,22 @@ import datetime
 import difflib
 import glob
 import importlib
+import importlib.machinery
 import logging as stdlib_logging
 import os
 import re
 import sys
-import warnings
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments import fields, streams
 from rn_jax import filesystem, parallel
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, shown, unknown_name
 
 # The modules that are commands.
 COMMANDS = (
@@ -264,25 +265,33 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: no such file or field, or a value of a wrong type.
     """
-    entries = [found.groups() for a in arguments if (found := _ENTRY.fullmatch(a))]
-    argv = ["", *(a for a in arguments if not _ENTRY.fullmatch(a))]
-    home = re.compile(r"^(--?config=)(~[^/:]*)")
-    argv = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), a, 1) for a in argv]
-    argv = _data_set_first(argv)
+    typed, argv, rest = None, [""], iter(arguments)
+    entries, names = [], []
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if re.fullmatch("--?config", option):
+            typed = value if equals else next(rest, None)
+        elif found := _ENTRY.fullmatch(argument):
+            entries.append(found.groups())
+        else:
+            argv.append(argument)
+            if re.fullmatch("--?config.dataset", option) and equals:
+                names.append(value)
+    if typed is None:
+        raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
+    file, dataset = _file_and_data_set(os.path.expanduser(typed))
+    config: Any = _from_file(file, *(names[-1:] or dataset))
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=argv
-    )
     try:
-        with warnings.catch_warnings():
-            # By which ml_collections loads the file: under -W error nothing would be.
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-            rest = values(argv)
-        if len(rest) > 1:
-            raise InputError(f"Unexpected argument {rest[1]!r}: options begin with --.")
-        if values["config"].value is None:
-            raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
-        config = values["config"].value.to_dict()
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        unknown = values(argv)[1:]
+        if unknown:
+            raise InputError(
+                f"Unexpected argument {unknown[0]!r}: options begin with --."
+            )
+        config = config.to_dict()
     except (AttributeError, KeyError) as error:  # of ConfigDict; a hint is on line 2
         while isinstance(error, Exception):
             error = error.args[0]
@@ -291,20 +300,45 @@ def load_config(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         name, _, hint = error.partition("\n")
         raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
     except _UNREADABLE as error:
-        if missing := re.search(r"No such file or directory: '(.+?)'", str(error)):
-            raise _no_config(missing[1]) from None
         if entry := re.search(r"Override (\S+) can not be applied", str(error)):
             raise _no_entries(entry[1]) from None
         raise InputError(" ".join(str(error).split())) from error
     for field, text in entries:
         _set_entry(config, field, text)
     fields.check(config)
-    file = config_flags.get_config_filename(values["config"])
     given = {line.partition("=")[0] for line in overrides(arguments)}
-    own = load_config([f"--config={file}"])[1] if "model" in given else config
-    if config["model"] != own["model"]:
+    if "model" in given and config["model"] != _from_file(file, *dataset).model:
         config |= {name: none for name, none in OF_NETWORK.items() if name not in given}
-    return Path(file.partition(":")[0]).stem, config
+    return Path(file).stem, config
+
+
+def _file_and_data_set(typed):
+    """Split FILE[:DATASET], of which FILE may have colons too."""
+    file, colon, dataset = typed.rpartition(":")
+    if not colon or os.path.exists(typed):
+        return typed, []
+    return file, [dataset]
+
+
+def _from_file(file, *dataset):
+    """Return what `get_config` of a file returns."""
+    loader = importlib.machinery.SourceFileLoader("config", file)
+    module = types.ModuleType("config")
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*dataset)
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.filename == file:
+            raise _no_config(file) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise InputError(f"The config {file} cannot be read: {reason}.") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"The config {file} must return a ConfigDict, not {shown(config)}."
+        )
+    return config
 
 
 def _no_config(file):
@@ -318,17 +352,6 @@ def _no_config(file):
 
 def _no_entries(field):
     return InputError(f"{field} cannot be set: {field.rpartition('.')[0]} is no dict.")
-
-
-def _data_set_first(argv):
-    """--config.dataset=NAME as --config=FILE:NAME, so that its recipe follows it."""
-    names = [a.partition("=")[2] for a in argv if re.match("--?config.dataset=", a)]
-    if not names:
-        return argv
-    is_file = re.compile("(--?config=[^:]+)")
-    return [
-        f"{found[1]}:{names[-1]}" if (found := is_file.match(a)) else a for a in argv
-    ]
 
 
 def _set_entry(config, field, text):

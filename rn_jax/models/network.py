@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from rn_jax.errors import InputError, shown, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
@@ -386,14 +387,11 @@ class _Named:
 def _mapped(change, value):
     """Return a field's value with `change` applied inside dicts and partials."""
     if isinstance(value, partial):
-        parts = (value.func, *value.args)
-        return partial(
-            *(_mapped(change, part) for part in parts),
-            **_mapped(change, value.keywords),
-        )
+        function, *args = (_mapped(change, v) for v in (value.func, *value.args))
+        fields = {name: _mapped(change, v) for name, v in value.keywords.items()}
+        return partial(function, *args, **fields)
     if isinstance(value, Mapping):
-        changed = {name: _mapped(change, entry) for name, entry in value.items()}
-        return type(value)(changed)  # a FrozenDict can be hashed
+        return FrozenDict({name: _mapped(change, v) for name, v in value.items()})
     return change(value)
 
 

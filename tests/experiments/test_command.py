@@ -28,7 +28,7 @@ from experiments import (
     sweep,
 )
 from experiments import run as command_run
-from rn_jax import filesystem
+from rn_jax import InputError, filesystem
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
@@ -195,7 +195,7 @@ def test_a_word_for_the_shell(word):
 
 def test_a_sentence_has_one_line_and_its_names_as_they_are(capsys):
     def fail():
-        raise rn_jax.InputError("There is no file a\n  b\x1b[31m.\n")
+        raise InputError("There is no file a\n  b\x1b[31m.\n")
 
     assert command.exit_code(fail) == 2
     assert capsys.readouterr().err == ("rn_jax: There is no file a\\n  b\\x1b[31m.\n")
@@ -212,6 +212,38 @@ def test_config_in_the_home_folder(tmp_path, monkeypatch):
     )
     assert (name, config["dataset"]) == ("mine", "digits")
     assert config["published_error_percent"] == {}  # that of another model
+
+
+def test_config_below_a_folder_with_colons(tmp_path):
+    folder = tmp_path / "a:b" / "c:d.py"
+    folder.mkdir(parents=True)
+    file = folder / "mine.py"
+    file.write_text("from configs.resnet20 import get_config as get_config")
+    for argv, dataset in (
+        ([f"--config={file}"], "cifar10"),
+        ([f"--config={file}:digits"], "digits"),
+        (["--config", f"{file}:svhn_cropped", "--config.dataset=digits"], "digits"),
+        ([f"--config={file}", "--config.model=resnet32"], "cifar10"),
+    ):
+        name, config = command.load_config(argv)
+        assert (name, config["dataset"]) == ("mine", dataset)
+
+
+def test_config_with_a_mistake(tmp_path):
+    file = tmp_path / "mine.py"
+    for source, reason in (
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("def get_config(): return 1 + 'a'", "TypeError: unsupported operand"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named"),
+        ("open('nowhere')", "FileNotFoundError: .*'nowhere'"),
+        ("", "AttributeError: .*no attribute 'get_config'"),
+    ):
+        file.write_text(source)
+        with pytest.raises(InputError, match=f"^The config {file} cannot .*: {reason}"):
+            command.load_config([f"--config={file}"])
+    file.write_text("def get_config(): return {}")
+    with pytest.raises(InputError, match=r"^The config .* ConfigDict, not {}"):
+        command.load_config([f"--config={file}"])
 
 
 HOME = [
