@@ -131,6 +131,7 @@ def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(
     assert counts[1] >= 6
 
 
+@pytest.mark.slow
 def test_eight_devices_in_double_precision(x64):
     """To 1e-12, so that nothing but rounding is between them, by either mode."""
     states = []

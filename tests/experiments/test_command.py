@@ -316,6 +316,7 @@ def test_paths_that_no_file_can_have_are_one_sentence(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
     """Beside one that the name matches as a pattern, in each of these commands."""
     trained = use(monkeypatch)

@@ -119,9 +119,8 @@ def test_networks_are_timms(name, torchvision, quick_compile):
     assert_same_logits(create_model(name, num_classes=7), variables, peer, [(64, 64)])
 
 
-@pytest.mark.parametrize(
-    "bottleneck", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", [False, True])
 def test_preactivation_units_are_timms(bottleneck, quick_compile, torchvision):
     pytest.importorskip("timm", reason="an optional peer")
     from timm.layers import BatchNormAct2d, create_conv2d
@@ -160,9 +159,8 @@ def test_dense_layers_are_torchvisions(quick_compile, torchvision):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-@pytest.mark.parametrize(
-    "batch_norm", [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", [False, True])
 def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
     nn, module = torch.nn, torchvision.models.vgg
     parts = module.make_layers([8, "M", 16, 16, "M", 16, 16, "M"], batch_norm)
