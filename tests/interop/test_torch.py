@@ -212,6 +212,7 @@ TORCHVISIONS = [
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_whole_networks_are_torchvisions_at_any_size(name, quick_compile, torchvision):
     with torch.device("meta"):  # the values that a new network has take long to draw
