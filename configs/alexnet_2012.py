@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet in two towers on ImageNet (Krizhevsky et al. 2012).
 
-Published: 40.7 % top-1 error on the validation set, ten crops. The rate is divided when
-the validation error stops falling, within some 90 epochs.
+The published error is top-1 on the validation set, of ten crops. The rate is divided
+when the validation error stops falling, within some 90 epochs.
 
     python -m experiments.run --config=configs/alexnet_2012.py
 """
