@@ -6,7 +6,7 @@ On SVHN of each class 400 images of "train" and 200 of "extra" are held out, and
 at every 200 iterations. On ImageNet the errors are those after 120 epochs; after 90
 they are 23.38 % with stochastic depth and 23.06 % without: the last 30 are at 0.0001.
 
-    python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
+    python -m experiments.run --config=configs/resnet152_svhn_sd.py
 """
 
 from configs import Row, default, resnet110, resnet110_sd, torch_imagenet

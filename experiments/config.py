@@ -261,13 +261,15 @@ _KINDS: dict[type, tuple[str, Any]] = {
 }
 
 
-def make_config(fields: Mapping[str, Any]) -> Config:
-    """Make a config of all its fields, as plain values, and check each by itself.
+def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
+    """Make a config of all its fields, and check each by itself.
 
     Raises:
         InputError: a field that is missing or unknown, or a value of another type or
             out of range.
     """
+    if isinstance(fields, ConfigDict):
+        fields = fields.to_dict()
     for name in fields:
         if name not in FIELDS:
             raise unknown_name("field of the config", name, FIELDS)

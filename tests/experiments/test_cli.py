@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that a script calls which registers networks of its own."""
+"""What the commands share: options, lines as typed, sentences, exit codes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from PIL import Image
 import rn_jax
 from experiments import (
     analyze,
-    command,
+    cli,
     evaluate,
     export,
     predict,
@@ -49,25 +49,25 @@ MATCHED = ODD.replace("[2026]", "2").replace("*?\\", "bc\\")
 def test_line_that_calls_it_again(typed, line, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", *typed])
     monkeypatch.setattr(sys, "argv", [typed[0], "--a=b c"])
-    assert command.as_typed("run", ["--a=b c"]) == line
+    assert cli.as_typed("run", ["--a=b c"]) == line
 
 
 def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mine.py", "run", "--list"])
-    assert command.of_script() == 0
+    assert cli.of_script() == 0
     assert "resnet110_sd" in capsys.readouterr().out
     for argv in (["mine.py"], ["mine.py", "reprot"]):
         monkeypatch.setattr(sys, "argv", argv)
-        assert command.of_script() == 2
+        assert cli.of_script() == 2
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("rn_jax: Name a command first: analyze, ")
     assert told[1].startswith("rn_jax: Unknown command 'reprot'; near it: report")
 
 
 def test_commands_are_the_modules_with_a_main():
-    files = Path(command.__file__).parent.glob("*.py")
+    files = Path(cli.__file__).parent.glob("*.py")
     found = [file.stem for file in files if "\ndef main(" in file.read_text()]
-    assert sorted(found) == list(command.COMMANDS)
+    assert sorted(found) == list(cli.COMMANDS)
 
 
 def called(*arguments, **environ):
@@ -110,19 +110,19 @@ def test_environment_that_an_import_refuses_is_said(name, value, by):
 
 
 def test_programs_get_the_error_of_the_import_itself():
-    done = called("-c", "import experiments.command", JAX_ENABLE_X64="banana")
+    done = called("-c", "import experiments.cli", JAX_ENABLE_X64="banana")
     assert done.returncode == 1
     assert "ValueError: invalid truth value 'banana'" in done.stderr
 
 
 def test_without_docstrings_there_is_a_usage_all_the_same(capsys):
-    parser = command.Parser(None)
+    parser = cli.Parser(None)
     parser.add_argument("--workdir")
     assert "[--workdir WORKDIR]" in parser.format_help()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", command.COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_without_docstrings_and_assertions(name):
     done = called("-OO", "-m", f"experiments.{name}", "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -197,53 +197,8 @@ def test_a_sentence_has_one_line_and_its_names_as_they_are(capsys):
     def fail():
         raise InputError("There is no file a\n  b\x1b[31m.\n")
 
-    assert command.exit_code(fail) == 2
+    assert cli.exit_code(fail) == 2
     assert capsys.readouterr().err == ("rn_jax: There is no file a\\n  b\\x1b[31m.\n")
-
-
-def test_config_in_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    source = "from configs.resnet20 import get_config as get_config"
-    (tmp_path / "mine.py").write_text(source)
-    name, config = command.load_config(["--config=~/mine.py:digits"])
-    assert (name, config["dataset"]) == ("mine", "digits")
-    name, config = command.load_config(
-        ["--config=~/mine.py", "--config.dataset=digits", "--config.model=resnet32"]
-    )
-    assert (name, config["dataset"]) == ("mine", "digits")
-    assert config["published_error_percent"] == {}  # that of another model
-
-
-def test_config_below_a_folder_with_colons(tmp_path):
-    folder = tmp_path / "a:b" / "c:d.py"
-    folder.mkdir(parents=True)
-    file = folder / "mine.py"
-    file.write_text("from configs.resnet20 import get_config as get_config")
-    for argv, dataset in (
-        ([f"--config={file}"], "cifar10"),
-        ([f"--config={file}:digits"], "digits"),
-        (["--config", f"{file}:svhn_cropped", "--config.dataset=digits"], "digits"),
-        ([f"--config={file}", "--config.model=resnet32"], "cifar10"),
-    ):
-        name, config = command.load_config(argv)
-        assert (name, config["dataset"]) == ("mine", dataset)
-
-
-def test_config_with_a_mistake(tmp_path):
-    file = tmp_path / "mine.py"
-    for source, reason in (
-        ("def get_config(:", "SyntaxError: invalid syntax"),
-        ("def get_config(): return 1 + 'a'", "TypeError: unsupported operand"),
-        ("import nothing_of_this_name", "ModuleNotFoundError: No module named"),
-        ("open('nowhere')", "FileNotFoundError: .*'nowhere'"),
-        ("", "AttributeError: .*no attribute 'get_config'"),
-    ):
-        file.write_text(source)
-        with pytest.raises(InputError, match=f"^The config {file} cannot .*: {reason}"):
-            command.load_config([f"--config={file}"])
-    file.write_text("def get_config(): return {}")
-    with pytest.raises(InputError, match=r"^The config .* ConfigDict, not {}"):
-        command.load_config([f"--config={file}"])
 
 
 HOME = [
@@ -261,7 +216,7 @@ def test_a_tilde_is_the_home_folder_also_after_an_equals_sign(
     typed, meant, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = command.Parser("Does something.\n\nusage")
+    parser = cli.Parser("Does something.\n\nusage")
     parser.add_path("--workdir")
     meant = meant.replace("HOME", str(tmp_path))
     assert parser.parse_args([f"--workdir={typed}"]).workdir == meant
@@ -299,7 +254,7 @@ def test_a_tilde_is_the_home_folder_also_after_an_equals_sign(
 def test_paths_that_no_file_can_have_are_one_sentence(
     module, argv, monkeypatch, capsys, tmp_path
 ):
-    root = Path(command.__file__).parents[1]
+    root = Path(cli.__file__).parents[1]
     argv = [a.replace("configs/", f"{root}/configs/") for a in argv]
     monkeypatch.chdir(tmp_path)
     for path, told in [
@@ -319,7 +274,7 @@ def test_paths_that_no_file_can_have_are_one_sentence(
 def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
     """Beside one that the name matches as a pattern, in each of these commands."""
     trained = use(monkeypatch)
-    root = Path(command.__file__).parents[1]
+    root = Path(cli.__file__).parents[1]
     config = f"--config={root}/configs/resnet20.py:digits"
     grid = ["--grid=config.init_from=a$b$c,_d|e"]
     calls = [
