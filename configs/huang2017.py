@@ -38,16 +38,14 @@ def on_imagenet(dataset="imagenet2012"):
     return config
 
 
-def _cifar(cifar10, cifar100, svhn=None):
-    published = {"cifar10": cifar10, "cifar100": cifar100}
-    return Row(
-        "table 2", published if svhn is None else {**published, "svhn_cropped": svhn}
-    )
+def _cifar(*errors, **fields):
+    columns = ("cifar10", "cifar100", "svhn_cropped")
+    return Row("table 2", dict(zip(columns, errors, strict=False)), fields)
 
 
-def _not_augmented(model, cifar10, cifar100):
-    fields = {"model": model, "augment": False, "model_kwargs": {"dropout": 0.2}}
-    return Row("table 2", {"cifar10": cifar10, "cifar100": cifar100}, fields)
+def _not_augmented(model, *errors):
+    dropout = {"dropout": 0.2}
+    return _cifar(*errors, model=model, augment=False, model_kwargs=dropout)
 
 
 def _imagenet(where, error):

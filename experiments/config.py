@@ -28,19 +28,13 @@ from rn_jax.data import imagenet
 from rn_jax.errors import InputError, shown, unknown_name
 
 # What a config says of its file's network in a paper, and what is said of another.
-OF_NETWORK: Mapping[str, Any] = {
-    "published_error_percent": {},
-    "expected_to_fail": False,
-}
+OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}
 # What runs did that were begun before a field was there, whose config.json lacks it.
 BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
 # The same of fields that need not be known to read a run, on whatever machine.
 ANYWHERE: Mapping[str, Any] = {
-    "num_devices": None,
-    "num_workers": None,
+    **dict.fromkeys(["num_devices", "num_workers", "init_from", "data_dir"]),
     "micro_batches": 1,
-    "init_from": None,
-    "data_dir": None,
 }
 
 _HINT = "configs/default.py has them all."

@@ -136,9 +136,7 @@ def in_memory(config: Config, *, host_index: int, num_hosts: int) -> InMemory:
         InputError: the data set cannot be read, or is too small for its protocol.
     """
     dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        damaged_records=config.damaged_records,
+        config.dataset, data_dir=config.data_dir, damaged_records=config.damaged_records
     )
     parts = {"train": dataset.train, "test": dataset.test}
     if config.protocol == "45k5k":
@@ -226,9 +224,6 @@ def _center_view(config):
 
 def count_train(config: Config) -> int:
     """Examples that a run is trained on, without reading them where it can be known.
-
-    Args:
-        config: of the run.
 
     Raises:
         InputError: the data set has to be read, and cannot be.

@@ -85,9 +85,7 @@ def _train(job, path, seeds, command):
 
 
 def results(
-    jobs: Sequence[Job],
-    path: str,
-    seeds: Sequence[int] | None,
+    jobs: Sequence[Job], path: str, seeds: Sequence[int] | None
 ) -> list[Result]:
     """What the folders of the jobs hold.
 

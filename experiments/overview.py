@@ -56,9 +56,6 @@ def plan(config: Config) -> str:
     time is that of convolutions and products alone, of the blocks that are expected to
     be open, at the rate of one convolution measured now on all devices together.
 
-    Args:
-        config: of the run.
-
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """

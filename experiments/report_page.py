@@ -183,9 +183,7 @@ def _result(record: Record) -> dict[str, str]:
             None if None in (error, published) else error - published, "+.2f", " points"
         ),
         "validation error, last epoch": _number(
-            facts.get("val_error_percent", last.get("val_error_percent")),
-            ".2f",
-            " %",
+            facts.get("val_error_percent", last.get("val_error_percent")), ".2f", " %"
         ),
         "test error at the best validation epoch": _number(
             facts.get("test_error_at_best_val_percent"), ".2f", " %"
@@ -335,8 +333,7 @@ def _learning_curves(records):
             )
     figure.update_xaxes(title="epoch", row=2)
     figure.update_layout(
-        legend={"orientation": "h", "y": -0.15},
-        updatemenus=[_scale_buttons()],
+        legend={"orientation": "h", "y": -0.15}, updatemenus=[_scale_buttons()]
     )
     return _drawn(figure, "learning_curves", _TALL)
 

@@ -46,10 +46,7 @@ _COLUMNS = (
 
 
 def keep(
-    runs: Sequence[tuple[str, Config]],
-    workdir: str,
-    table: str,
-    folder: epath.Path,
+    runs: Sequence[tuple[str, Config]], workdir: str, table: str, folder: epath.Path
 ) -> None:
     """Copies what is kept of runs that have ended, and writes the page again.
 

@@ -73,10 +73,7 @@ def train(
         run = dataclasses.replace(config, seed=seed)
         try:
             summary = loop.train(
-                run,
-                place(path, seed),
-                command=command,
-                resumed_by=resumed_by or path,
+                run, place(path, seed), command=command, resumed_by=resumed_by or path
             )
         except loop.NotFiniteError as error:
             diverged = error  # told once the others are trained

@@ -155,8 +155,8 @@ def finished(
         )
     summary = files.read_json(folder / "summary.json")
     # On the devices that are here now; what is computed does not depend on them.
-    here = {**ANYWHERE, "data_dir": data_dir or config.data_dir}
-    here |= {"num_workers": num_workers}
+    here: dict[str, Any] = {**ANYWHERE, "num_workers": num_workers}
+    here["data_dir"] = data_dir or config.data_dir
     experiment = setup.build(
         dataclasses.replace(config, **here), mean_image=workdir.mean_image()
     )

@@ -53,12 +53,7 @@ def _sweep(argv):
     workdir = options.workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
     title = ", ".join([f"{name} on {base.dataset}", *overrides(rest)])
     line = cli.as_typed("sweep", argv)
-    header = {
-        "command": line,
-        "config": name,
-        "dataset": base.dataset,
-        "seeds": chosen,
-    }
+    header = {"command": line, "config": name, "dataset": base.dataset, "seeds": chosen}
 
     def report(results):
         shown = [

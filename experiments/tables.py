@@ -98,16 +98,15 @@ TABLES: Mapping[str, Table] = {
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",
         {
             "original": "resnet110_he2016",
-            "scaling_0_1": "resnet110_scaling_0_1",
-            "scaling_05_1": "resnet110_scaling_05_1",
-            "scaling_05_05": "resnet110_scaling_05_05",
-            "exclusive_gating_0": "resnet110_exclusive_gating_0",
-            "exclusive_gating_6": "resnet110_exclusive_gating_6",
-            "exclusive_gating_7": "resnet110_exclusive_gating_7",
-            "shortcut_gating_0": "resnet110_shortcut_gating_0",
-            "shortcut_gating_6": "resnet110_shortcut_gating_6",
-            "conv_shortcut": "resnet110_conv_shortcut",
-            "dropout_shortcut": "resnet110_dropout_shortcut",
+            **{
+                row: f"resnet110_{row}"
+                for row in (
+                    *("scaling_0_1", "scaling_05_1", "scaling_05_05"),
+                    *("exclusive_gating_0", "exclusive_gating_6", "exclusive_gating_7"),
+                    *("shortcut_gating_0", "shortcut_gating_6"),
+                    *("conv_shortcut", "dropout_shortcut"),
+                )
+            },
         },
         statistic="median",
         published_of="median of 5 runs",
@@ -196,10 +195,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "short_paths": Table(
         "Veit et al. 2016: training on short paths alone",
-        {
-            "whole": "preact_resnet110_whole",
-            "short": "preact_resnet110_short_paths",
-        },
+        {"whole": "preact_resnet110_whole", "short": "preact_resnet110_short_paths"},
         differences=(("short", "whole"),),
     ),
     "resnet_imagenet": Table(
@@ -230,8 +226,7 @@ TABLES: Mapping[str, Table] = {
     "densenet_imagenet": Table(
         "Huang et al. 2017, table 3, and (161) the authors' code: DenseNets",
         _same(
-            *("densenet121", "densenet169", "densenet201", "densenet264"),
-            "densenet161",
+            *("densenet121", "densenet169", "densenet201", "densenet264"), "densenet161"
         ),
         datasets=_IMAGENET,
         published_of="1 run, a crop of 224",

@@ -228,9 +228,7 @@ _add(
     _TABLE_1,
 )
 _add(
-    {
-        "resnet110_exclusive_gating_0": (_GATED, {"block_kwargs": {"gate_bias": 0.0}}),
-    },
+    {"resnet110_exclusive_gating_0": (_GATED, {"block_kwargs": {"gate_bias": 0.0}})},
     ResNet,
     {**_110, "block": ExclusiveGating},
     _TABLE_1,
@@ -297,12 +295,7 @@ _PREACT_BOTTLENECK = {
     "block_kwargs": {"bottleneck": True},
 }
 
-_add(
-    {"preact_resnet110": (1_727_962, _110)},
-    ResNet,
-    _PREACT,
-    "He et al. 2016",
-)
+_add({"preact_resnet110": (1_727_962, _110)}, ResNet, _PREACT, "He et al. 2016")
 _add(
     {
         "preact_resnet164": (1_703_258, _sections(164, 3)),
@@ -441,12 +434,7 @@ for _depth, _k, _params in (
     (100, 24, 27_249_082),
 ):
     _own = {"depth": _depth, "growth_rate": _k}
-    _add(
-        {f"densenet{_depth}_{_k}": (_params, _own)},
-        build_densenet,
-        {},
-        _DENSENET,
-    )
+    _add({f"densenet{_depth}_{_k}": (_params, _own)}, build_densenet, {}, _DENSENET)
 for _depth, _k, _params in (
     (100, 12, 769_162),
     (250, 24, 15_324_406),

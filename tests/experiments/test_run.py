@@ -417,7 +417,7 @@ BAD_INPUT = {
         ["--config.stochastic_depth={'last_survival': 1.1}"],
         r"must be in \(0, 1\], not 1\.1",
     ),
-    "stochastic depth": (["--config.stochastic_depth=half"], r"must be None or its f"),
+    "stochastic depth": (["--config.stochastic_depth=half"], r"must be a dict or N"),
     "plateau": (
         ["--config.lr_schedule=plateau"],
         r"plateau needs a validation part, as protocol=45k5k",
