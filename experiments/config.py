@@ -233,8 +233,8 @@ def read_config(folder: epath.Path) -> Config:
 
 
 def as_json(config: Config) -> dict[str, Any]:
-    """The fields as config.json holds them: lists for tuples."""
-    return json.loads(json.dumps(vars(config)))
+    """The fields as config.json holds them: by name, with lists for tuples."""
+    return json.loads(json.dumps(dict(sorted(vars(config).items()))))
 
 
 # --- Checking -------------------------------------------------------------------------
