@@ -21,7 +21,7 @@ from etils import epath
 
 import rn_jax
 from experiments import cli, subject
-from experiments.config import dataset_spec
+from experiments.config import as_json, dataset_spec
 from experiments.feed import InMemory
 from experiments.workdir import replace_file
 from rn_jax.interop import to_stablehlo
@@ -97,7 +97,7 @@ def facts(run: subject.Finished) -> dict[str, Any]:
         "command": summary.get("command"),
         "seed": config.seed,
         "epochs": summary["epochs"],
-        "config": config,
+        "config": as_json(config),
         "git_revision": summary["git_revision"],
     }
 
