@@ -5,6 +5,7 @@ A file is a recipe with a table `ROWS` of the networks that were trained by it, 
 config. `--config=configs/NAME.py` takes the name of either.
 """
 
+import copy
 import functools
 import importlib
 from collections.abc import Callable, Mapping
@@ -82,5 +83,5 @@ def get_config(name: str, dataset: str | None = None) -> ConfigDict:
         return config
     config.model = name
     config.published_error_percent = dict(row.published)
-    config.update(row.fields)
+    config.update(copy.deepcopy(dict(row.fields)))
     return default.with_dataset(config)

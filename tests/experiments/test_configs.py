@@ -57,6 +57,17 @@ def test_config_is_complete_and_makes_a_network(name, dataset):
     assert "head" in shapes["params"]
 
 
+@pytest.mark.parametrize("name", ["resnet152_svhn_sd", "wrn28_10_dropout"])
+def test_a_config_that_is_changed_leaves_its_row_as_it_was(name):
+    before = load(name).to_dict()
+    config = load(name)
+    for field in ("stochastic_depth", "model_kwargs"):
+        for entry in config[field] or ():
+            config[field][entry] = 0.9
+    config.published_error_percent.svhn_cropped = 0.9
+    assert load(name).to_dict() == before
+
+
 def test_names_are_those_of_rows_and_of_files_with_a_network():
     assert len(NAMES) == len(set(NAMES)) == 100
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
