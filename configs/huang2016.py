@@ -40,8 +40,7 @@ def on_imagenet(dataset="imagenet2012"):
 
 
 _DEPTH = {"stochastic_depth": {"last_survival": 0.5}}
-_110 = {"model": "resnet110"}
-_152 = {"model": "resnet152"}
+_RAW = {"model": "resnet110", "augment": False}
 _1202 = {
     "model": "resnet1202",
     "model_kwargs": {"shortcut": "A_pooled"},
@@ -53,16 +52,10 @@ _1202 = {
 # resnet110 and resnet110_sd, rows of table 1, are files.
 ROWS = {
     "resnet110_not_augmented": Row(
-        "table 1",
-        {"cifar10": 13.63, "cifar100": 44.74},
-        {**_110, "augment": False},
-        recipe=resnet110.get_config,
+        "table 1", {"cifar10": 13.63, "cifar100": 44.74}, _RAW, resnet110.get_config
     ),
     "resnet110_sd_not_augmented": Row(
-        "table 1",
-        {"cifar10": 11.66, "cifar100": 37.8},
-        {**_110, "augment": False},
-        recipe=resnet110_sd.get_config,
+        "table 1", {"cifar10": 11.66, "cifar100": 37.8}, _RAW, resnet110_sd.get_config
     ),
     "resnet152_svhn": Row("table 1", {"svhn_cropped": 1.80}, recipe=on_svhn),
     "resnet152_svhn_sd": Row(
@@ -72,10 +65,13 @@ ROWS = {
         recipe=on_svhn,
     ),
     "resnet152_imagenet": Row(
-        "section 4", {"imagenet2012": 21.78}, _152, recipe=on_imagenet
+        "section 4", {"imagenet2012": 21.78}, {"model": "resnet152"}, recipe=on_imagenet
     ),
     "resnet152_imagenet_sd": Row(
-        "section 4", {"imagenet2012": 21.98}, {**_152, **_DEPTH}, recipe=on_imagenet
+        "section 4",
+        {"imagenet2012": 21.98},
+        {"model": "resnet152", **_DEPTH},
+        recipe=on_imagenet,
     ),
     "resnet1202_constant": Row("section 4", {"cifar10": 6.67}, _1202),
     "resnet1202_sd": Row("section 4", {"cifar10": 4.91}, {**_1202, **_DEPTH}),
