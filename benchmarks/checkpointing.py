@@ -18,7 +18,8 @@ from pathlib import Path
 import jax
 
 from benchmarks import measure
-from experiments import command
+from experiments import cli
+from experiments.config import load_config
 from experiments.setup import build
 from rn_jax.checkpoint import Checkpoints
 
@@ -122,16 +123,16 @@ def compare(config, epochs, rounds, folder) -> dict[str, object]:
 
 
 def main() -> int:
-    return command.exit_code(_main)
+    return cli.exit_code(_main)
 
 
 def _main():
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
     options, rest = parser.parse_with_config(sys.argv[1:])
     rest = rest or ["--config=configs/resnet110.py:digits"]
-    name, config = command.load_config(rest)
+    name, config = load_config(rest)
     with tempfile.TemporaryDirectory() as folder:
         found = compare(config, options.epochs, options.rounds, folder)
     for side, seconds in found["epoch_seconds"].items():
@@ -147,7 +148,7 @@ def _main():
         f"{found['seconds_to_disk']:.3f} s to disk, "
         f"{100 * found['to_disk / epoch']:.2f} % of an epoch"
     )
-    result = {"config": name, "dataset": config["dataset"], **vars(options), **found}
+    result = {"config": name, "dataset": config.dataset, **vars(options), **found}
     print(measure.write(f"checkpointing_{jax.devices()[0].platform}", result))
 
 

@@ -7,99 +7,184 @@ which a network with BatchNorm after its first convolution is indifferent; on Im
 it does not, and its mean is that of a sample's centre crops, kept with the run.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
 from ml_collections import ConfigDict, FieldReference
-from ml_collections.config_dict import placeholder
+
+from rn_jax import data, optim, parallel
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the greatest value of a number."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+
+LARGEST_SIDE = 4096  # of an image, in pixels
+
+# Types with their limits. What would take all memory, or as many processes, before
+# anything else fails has an upper one.
+Count = Annotated[int, Range(1)]
+Number = Annotated[int, Range(0)]
+Amount = Annotated[float, Range(0)]
+Batch = Annotated[int, Range(1, 2**16)]
+Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
+Percent = Annotated[float, Range(0, 100)]
+Unit = Literal["steps", "epochs", "fraction"]  # of the run's length
+MatmulPrecision = Literal["bfloat16", "tensorfloat32", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The fields of an experiment: type, choices or limits, default."""
+
+    # Network
+    model: str | None = None  # a name of rn_jax.list_models()
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # {'shortcut': 'B'}
+    stochastic_depth: Mapping[str, Any] | None = None  # or {'last_survival': 0.5}
+    stochastic_depth_from_epoch: Number = 0  # epochs of constant depth before it begins
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
+    matmul_precision: MatmulPrecision | None = None  # of float32: docs/recipes.md
+    init_from: str | None = None  # run or file of weights; the head is new
+
+    # Data
+    dataset: str = "cifar10"  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
+    data_dir: str | None = None  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    damaged_records: Literal["stop", "skip"] = "stop"  # skip: report on stderr, go on
+    protocol: Literal["full", "45k5k"] = "full"  # 45k5k: hold out a tenth to validate
+    split_seed: Number = 0  # which examples are held out
+    normalization: Annotated[str, data.NORMALIZATIONS] = "mean_image"  # of pixels
+    augment: bool = True  # zero-pad and crop, flip, and change colours
+    augment_pad: Number | None = None  # pixels; None: what suits the data set
+    augment_flip: bool | None = None  # None: what suits the data set
+    color_jitter: Amount = 0.0  # strength: 0.4 in fb.resnet.torch
+    pca_noise: Amount = 0.0  # std: 0.1 in Krizhevsky et al. 2012
+
+    # Data of imagenet2012 alone, which is decoded and cropped by worker processes
+    train_crop: Literal["area", "scale"] = "area"  # 8 to 100 %; scale: of a random size
+    train_scales: tuple[int, int] = (256, 480)  # shorter side before a crop of "scale"
+    image_size: Pixels = 224  # of the crops trained on
+    eval_resize: Pixels = 256  # shorter side before the crops evaluated on
+    eval_size: Pixels = 224  # of the crops evaluated on
+    eval_crops: Literal["center", "ten"] = "center"  # ten: corners, centre, mirrored
+    mean_image_examples: Count = 10_000  # training images that mean_image is taken over
+    num_workers: Annotated[int, Range(0, 1024)] | None = None  # None: one per core
+
+    # Length: whichever ends first
+    epochs: Count | None = None  # None: as many as `steps` allows
+    steps: Count | None = 64_000  # None: as many as `epochs` needs
+    batch_size: Batch = 128  # over all devices
+    eval_batch_size: Batch = 500  # over all devices; changes speed and memory only
+
+    # Optimiser
+    learning_rate: Amount = 0.1  # after the warm-up, before the first drop
+    lr_schedule: Literal["piecewise", "cosine", "plateau"] = "piecewise"  # cosine: to 0
+    lr_drops: tuple[float, ...] = (32_000, 48_000)  # where the rate drops
+    lr_drops_unit: Unit = "steps"  # of lr_drops
+    lr_factor: Annotated[float, Range(0, 1)] = 0.1  # of the rate at a drop or plateau
+    plateau_patience: Count = 5  # evaluations without a lower validation error
+    plateau_drops: Count = 3  # at most
+    warmup: Amount = 0.0  # how long the rate is warmup_learning_rate at the start
+    warmup_unit: Unit = "steps"  # of warmup
+    warmup_until_error: Percent | None = None  # in training; then warmup=0
+    warmup_learning_rate: Amount = 0.01  # of He et al. 2015 for ResNet-110
+    momentum: Amount = 0.9  # of the running sum of gradients
+    momentum_form: Annotated[str, optim.MOMENTUM_FORMS] = "caffe"  # rate in velocity
+    nesterov: bool = False  # True: Nesterov's momentum, as in the Torch codes
+    weight_decay: Amount = 1e-4  # factor of the L2 penalty's gradient
+    aux_loss_weight: Amount = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
+    weight_decay_on: Literal["kernels", "all"] = "kernels"  # all: biases too
+    bias_rate: Amount = 1.0  # factor of the rate for biases; 2 in the Caffe codes
+    micro_batches: Count = 1  # parts of a batch, one after another, to save memory
+
+    # Randomness and devices
+    seed: Number = 0  # of the parameters, the order of examples, augmentation and gates
+    num_devices: Annotated[int, Range(1, 1024)] | None = None  # on a CPU one per core
+    parallelism: Annotated[str, parallel.MODES] = "pmap"  # shard_map: the same program
+    batch_norm: Literal["global", "device"] = "global"  # device: statistics of each
+    batch_norm_at_test: Literal["moving", "exact"] = "moving"  # exact: recomputed then
+    batch_norm_examples: Count = 10_000  # training examples for exact statistics
+
+    # While it runs
+    eval_every_epochs: Count = 1  # evaluation and checkpoint; also at the end
+    eval_every_steps: Number = 0  # if not 0, evaluation by steps instead of epochs
+    checkpoint_every_steps: Number = 0  # more checkpoints between those; 0: none
+    log_every_steps: Number = 100  # lines of single steps in metrics.jsonl; 0: none
+    compilation_cache: str = "~/.cache/rn_jax/compilation"  # "": no cache on disk
+
+    # What the paper reports, for comparison only
+    paper: str = "He et al. 2015"  # where the recipe comes from
+    published_error_percent: Mapping[str, float] = field(default_factory=dict)  # test
+    expected_to_fail: bool = False  # True: the paper's network does not train
+
+
+class Field(NamedTuple):
+    """What the line of a field says of its values.
+
+    Attributes:
+        kind: bool, int, float, str, tuple, or Mapping.
+        optional: whether it may be None.
+        choices: all values that it may have; None: any.
+        limits: of a number.
+    """
+
+    kind: type
+    optional: bool
+    choices: tuple[str | None, ...] | None
+    limits: Range
+
+
+def _field(hint: Any) -> Field:
+    optional = type(None) in get_args(hint)
+    if optional:
+        hint = get_args(hint)[0]
+    choices, limits = None, Range()
+    if get_origin(hint) is Annotated:
+        hint, limit = get_args(hint)
+        choices, limits = (None, limit) if isinstance(limit, Range) else (limit, limits)
+    if get_origin(hint) is Literal:
+        hint, choices = str, get_args(hint)
+    if choices and optional:
+        choices = (None, *choices)
+    return Field(get_origin(hint) or hint, optional, choices, limits)
+
+
+FIELDS: Mapping[str, Field] = {
+    name: _field(hint)
+    for name, hint in get_type_hints(Config, include_extras=True).items()
+}
+
+
+def get_config(dataset: str = "cifar10") -> ConfigDict:
+    """The defaults, for the data set named after the colon of --config=FILE:DATASET."""
+    config = ConfigDict()
+    for name, value in vars(Config(dataset=dataset)).items():
+        kind = FIELDS[name].kind
+        if FIELDS[name].optional:  # a reference has a type though it is None
+            kind = object if kind is Mapping else kind
+            value = FieldReference(value, field_type=kind)
+        config[name] = value
+    return config
+
 
 # Of the large data sets the examples to train on, and the least and most epochs of a
 # recipe: 64,000 steps are 164 epochs of CIFAR and 6 of ImageNet, and 500 epochs of SVHN
 # are twelve times the work of 500 of CIFAR. Huang et al. 2016 train for 50 epochs of
 # SVHN; the longest recipe that was made for ImageNet, GoogLeNet's in Caffe, has 250.
 _EPOCHS = {"svhn_cropped": (604_388, 10, 50), "imagenet2012": (1_281_167, 30, 250)}
-
-
-def get_config(dataset: str = "cifar10") -> ConfigDict:
-    """The defaults, for the data set named after the colon of --config=FILE:DATASET."""
-    config = ConfigDict()
-
-    # Network
-    config.model = placeholder(str)  # a name of rn_jax.list_models()
-    config.model_kwargs = ConfigDict()  # more of its fields, as {'shortcut': 'B'}
-    config.stochastic_depth = placeholder(object)  # None, or {'last_survival': 0.5}
-    config.stochastic_depth_from_epoch = 0  # epochs of constant depth before it begins
-    config.dtype = "float32"  # of the computation: float32, bfloat16 or float16
-    config.matmul_precision = placeholder(str)  # of float32 products: docs/recipes.md
-    config.init_from = placeholder(str)  # run or file of weights; the head is new
-
-    # Data
-    config.dataset = dataset  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
-    config.data_dir = placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.damaged_records = "stop"  # or skip: go on without them, said on stderr
-    config.protocol = "full"  # full: train on all; 45k5k: hold out a tenth to validate
-    config.split_seed = 0  # which examples are held out
-    config.normalization = "mean_image"  # or another of data.NORMALIZATIONS
-    config.augment = True  # zero-pad and crop, flip, and change colours
-    config.augment_pad = placeholder(int)  # pixels; None: what suits the data set
-    config.augment_flip = placeholder(bool)  # None: what suits the data set
-    config.color_jitter = 0.0  # strength: 0.4 in fb.resnet.torch
-    config.pca_noise = 0.0  # std: 0.1 in Krizhevsky et al. 2012
-
-    # Data of imagenet2012 alone, which is decoded and cropped by worker processes
-    config.train_crop = "area"  # of 8 to 100 %, and aspect; or scale: of a random size
-    config.train_scales = (256, 480)  # shorter side before a crop of "scale", in pixels
-    config.image_size = 224  # of the crops trained on, in pixels
-    config.eval_resize = 256  # shorter side before the crops evaluated on
-    config.eval_size = 224  # of the crops evaluated on
-    config.eval_crops = "center"  # or ten: corners, centre, and their mirror images
-    config.mean_image_examples = 10_000  # training images that mean_image is taken over
-    config.num_workers = placeholder(int)  # processes; None: one per core
-
-    # Length: whichever ends first
-    config.epochs = placeholder(int)  # None: as many as `steps` allows
-    config.steps = FieldReference(64_000)  # None: as many as `epochs` needs
-    config.batch_size = 128  # over all devices
-    config.eval_batch_size = 500  # over all devices; changes speed and memory only
-
-    # Optimiser
-    config.learning_rate = 0.1  # after the warm-up, before the first drop
-    config.lr_schedule = "piecewise"  # or cosine, to 0 at the end; or plateau
-    config.lr_drops = (32_000, 48_000)  # where the rate drops
-    config.lr_drops_unit = "steps"  # steps, epochs, or fraction of the run's length
-    config.lr_factor = 0.1  # by which a drop or a plateau multiplies the rate
-    config.plateau_patience = 5  # evaluations without a lower validation error
-    config.plateau_drops = 3  # at most so many
-    config.warmup = 0.0  # how long the rate is warmup_learning_rate at the start
-    config.warmup_unit = "steps"  # steps, epochs, or fraction of the run's length
-    config.warmup_until_error = placeholder(float)  # percent in training; then warmup=0
-    config.warmup_learning_rate = 0.01  # of He et al. 2015 for ResNet-110
-    config.momentum = 0.9  # of the running sum of gradients
-    config.momentum_form = "caffe"  # rate inside the velocity; or torch: outside of it
-    config.nesterov = False  # True: Nesterov's momentum, as in the Torch codes
-    config.weight_decay = 1e-4  # factor of the L2 penalty's gradient
-    config.aux_loss_weight = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
-    config.weight_decay_on = "kernels"  # or all: BatchNorm's and biases too
-    config.bias_rate = 1.0  # factor of the rate for biases; 2 in the Caffe codes
-    config.micro_batches = 1  # parts of a batch, one after another, to save memory
-
-    # Randomness and devices
-    config.seed = 0  # of the parameters, the order of examples, augmentation and gates
-    config.num_devices = placeholder(int)  # None: all; on a CPU one per core
-    config.parallelism = "pmap"  # over devices; or shard_map: the same program
-    config.batch_norm = "global"  # statistics over all devices; device: each its own
-    config.batch_norm_at_test = "moving"  # averages; or exact: recomputed before a test
-    config.batch_norm_examples = 10_000  # training examples for that
-
-    # While it runs
-    config.eval_every_epochs = 1  # evaluation and checkpoint; also at the end
-    config.eval_every_steps = 0  # if not 0, evaluation by steps instead of epochs
-    config.checkpoint_every_steps = 0  # more checkpoints between those; 0: none
-    config.log_every_steps = 100  # lines of single steps in metrics.jsonl; 0: none
-    config.compilation_cache = "~/.cache/rn_jax/compilation"  # "": no cache on disk
-
-    # What the paper reports, for comparison only
-    config.paper = "He et al. 2015"  # where the recipe comes from
-    config.published_error_percent = ConfigDict()  # test error by data set
-    config.expected_to_fail = False  # True: the paper's network does not train
-    return config
 
 
 def with_dataset(config: ConfigDict) -> ConfigDict:

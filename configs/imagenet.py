@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of He et al. 2015 on ImageNet, section 3.4. Not to be run itself.
+"""He et al. 2015 on ImageNet, section 3.4: ResNets and plain networks.
 
 Its errors are those of 10 crops, which `python -m experiments.evaluate --crops=ten`
 gives for a finished run. The rate is divided when the validation error plateaus, within
@@ -10,9 +10,11 @@ choose nothing, 50,000 training images are held out for that.
 
 With the name of another data set after the colon it trains on that, with the stem for
 small images, and for as many epochs as on ImageNet: 120, and not 600,000 iterations.
+
+    python -m experiments.run --config=configs/resnet34_a.py[:DATASET]
 """
 
-from configs import default
+from configs import Row, default
 
 
 def get_config(dataset="imagenet2012"):
@@ -36,3 +38,23 @@ def set_iterations(config, steps):
     if config.dataset != "imagenet2012":
         config.epochs = round(steps * config.batch_size / 1_281_167)
         config.steps = None
+
+
+def _row(where, error, model=None, **model_kwargs):
+    fields = {"model_kwargs": model_kwargs} | ({"model": model} if model else {})
+    return Row(where, {"imagenet2012": error}, fields)
+
+
+_STRIDE = {"block_kwargs": {"stride_on": "1x1"}}
+
+ROWS = {
+    "plain18": _row("table 2", 27.94),
+    "plain34": _row("table 2", 28.54),
+    "resnet18": _row("table 2, shortcut A", 27.88, shortcut="A"),
+    "resnet34_a": _row("tables 2 and 3", 25.03, "resnet34", shortcut="A"),
+    "resnet34_b": _row("table 3", 24.52, "resnet34"),
+    "resnet34_c": _row("table 3", 24.19, "resnet34", shortcut="C"),
+    "resnet50": _row("table 3", 22.85, **_STRIDE),
+    "resnet101": _row("table 3", 21.75, **_STRIDE),
+    "resnet152": _row("table 3", 21.43, **_STRIDE),
+}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet-110 of constant depth by the recipe of Huang et al. 2016, table 1.
 
-The twin of resnet110_sd.py. Published: 6.41 % test error on CIFAR-10 at the best
-validation epoch; 27.22 % on CIFAR-100. The recipe of He et al. 2015 is in
-resnet110_he2015.py. Not as in the authors' code: its convolutions have biases, without
+The twin of resnet110_sd.py. The published errors are those at the best validation
+epoch. By the recipe of He et al. 2015 it is trained by configs/resnet110_he2015.py, a
+row of he2015.py. Not as in the authors' code: its convolutions have biases, without
 effect before a BatchNorm; --config.model_kwargs.conv_bias=True adds them (1,732,010
 parameters).
 

@@ -10,12 +10,14 @@ title and what installs, have the address of setup.cfg.
 """
 
 import configparser
+import functools
 import json
 import re
 from pathlib import Path
 
 from etils import epath
 
+import configs
 import rn_jax
 from benchmarks import measure, scaling
 from experiments import results_page
@@ -34,13 +36,31 @@ for one image at test, of 32x32, 28x28 or 224x224 pixels, in convolutions and ma
 products; auxiliary heads have parameters, and no part at test. Blocks are the length
 of a vector of gates: residual units, dense or highway layers, layers of a plain network
 or of VGG. Published errors are test errors in per cent, for ImageNet top-1 under the
-paper's own evaluation. ImageNet's bottlenecks have the stride on the 3x3 convolution,
-as fb.resnet.torch and torchvision; `block_kwargs={"stride_on": "1x1"}` gives that of He
+paper's own evaluation; in brackets is the config, where its name is another than the
+network's. ImageNet's bottlenecks have the stride on the 3x3 convolution, as
+fb.resnet.torch and torchvision; `block_kwargs={"stride_on": "1x1"}` gives that of He
 et al. 2015. `stem="small"` makes an ImageNet network one for images of 32 pixels.
 
 | name | paper | parameters | multiply-adds (1e6) | blocks | published error |
 | --- | --- | ---: | ---: | ---: | --- |
 """
+
+
+@functools.cache
+def published() -> dict[str, str]:
+    """The errors of each network; in brackets, configs that have another name."""
+    found: dict[str, str] = {}
+    for name in configs.names():
+        config = configs.get_config(name)
+        error = config.published_error_percent.get(config.dataset)
+        if error is None and not config.expected_to_fail:
+            continue
+        before = found.get(config.model)
+        text = f"{before}, " if before else f"{config.dataset}: "
+        text += "fails" if error is None else f"{error:.2f}"
+        text += "" if name == config.model else f" ({name})"
+        found[config.model] = text
+    return found
 
 
 def row(name: str) -> str:
@@ -49,7 +69,7 @@ def row(name: str) -> str:
     cost = multiply_adds(model, entry.image_size, entry.channels) / 1e6
     return (
         f"| {name} | {entry.paper} | {entry.params:,} | {cost:,.1f} "
-        f"| {model.num_blocks} | {entry.published or '-'} |"
+        f"| {model.num_blocks} | {published().get(name, '-')} |"
     )
 
 

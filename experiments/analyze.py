@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, environment, files, study_report, subject
+from experiments import cli, environment, files, study_report, subject
 from experiments.studies import STUDIES, Lab, Options
 from experiments.subject import Subject
 from experiments.workdir import make_folder, replace_file
@@ -52,7 +52,7 @@ _GATES = {
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", help="folder of a finished run")
     add("--model", help="name of rn_jax.list_models(), for imported weights")
@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run():
         options = _parse(argv)
-        options.command = command.as_typed("analyze", argv)
+        options.command = cli.as_typed("analyze", argv)
         analyze(options)
 
-    return command.exit_code(
+    return cli.exit_code(
         run, interrupted="Interrupted; the same command goes on with the next study."
     )
 
@@ -169,7 +169,7 @@ def _subject(options) -> Subject:
         )
     try:
         model_kwargs = ast.literal_eval(options.model_kwargs or "{}")
-    except command.NOT_A_LITERAL:
+    except cli.NOT_A_LITERAL:
         model_kwargs = None
     if not isinstance(model_kwargs, dict):
         raise InputError(
@@ -194,10 +194,10 @@ def _default_out(options):
 
 def _folders(text):
     """The folders of one --compare: a folder whose name has commas, or a list."""
-    whole = command.expanded(text)
+    whole = cli.expanded(text)
     if epath.Path(whole).exists():
         return [whole]
-    return [command.expanded(part) for part in text.split(",") if part]
+    return [cli.expanded(part) for part in text.split(",") if part]
 
 
 def _other(path, options):

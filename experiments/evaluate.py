@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import command, subject
+from experiments import cli, subject
 from experiments.feed import ImageNet, test_view
 from experiments.workdir import replace_file
 from rn_jax.data import imagenet, transforms
@@ -32,13 +32,13 @@ _MULTIPLE = 32
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(
+    return cli.exit_code(
         lambda: evaluate(_parse(argv)), interrupted="Interrupted; nothing was written."
     )
 
 
 def _parse(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
     add("--crops", default="center", choices=("center", "ten", "dense"))
@@ -80,18 +80,18 @@ def evaluate(options: argparse.Namespace) -> None:
     config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, ImageNet):
         raise InputError(
-            f"The run {options.workdir} is on {config['dataset']}, whose test images "
+            f"The run {options.workdir} is on {config.dataset}, whose test images "
             "are taken whole: its summary.json has their error."
         )
-    resize = options.resize or config["eval_resize"]
-    side = options.size or config["eval_size"]
+    resize = options.resize or config.eval_resize
+    side = options.size or config.eval_size
     if options.crops != "dense" and side > resize:
         raise InputError(f"A crop of {side} does not fit a shorter side of {resize}.")
     dense = options.crops == "dense"
     if dense and not isinstance(model, ResNet | DenseNet):
         raise InputError(
             "--crops=dense needs a network that ends in a mean over all pixels, as "
-            f"ResNets and DenseNets do, and not {config['model']}."
+            f"ResNets and DenseNets do, and not {config.model}."
         )
     feed = experiment.feed
     source = imagenet.Source(train=feed.parts["train"], test=feed.parts["test"])

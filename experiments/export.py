@@ -20,7 +20,8 @@ from typing import Any
 from etils import epath
 
 import rn_jax
-from experiments import command, setup, subject
+from experiments import cli, subject
+from experiments.config import as_json, dataset_spec
 from experiments.feed import InMemory
 from experiments.workdir import replace_file
 from rn_jax.interop import to_stablehlo
@@ -31,13 +32,13 @@ FORMATS = ("stablehlo", "safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(
+    return cli.exit_code(
         lambda: export(_parse(argv)), interrupted="Interrupted; nothing was written."
     )
 
 
 def _parse(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
     add("--format", default="stablehlo", choices=FORMATS)
@@ -56,7 +57,7 @@ def export(options: argparse.Namespace) -> None:
         InputError: no finished run, or a file that cannot be written.
     """
     run = subject.finished(options.workdir, data_dir=options.data_dir)
-    default = epath.Path(options.workdir) / f"{run.config['model']}.{options.format}"
+    default = epath.Path(options.workdir) / f"{run.config.model}.{options.format}"
     out = epath.Path(options.out or default)
     shown = json.dumps(str(out), ensure_ascii=False)  # also Python's literal
     if options.format == "safetensors":
@@ -84,19 +85,19 @@ def export(options: argparse.Namespace) -> None:
 def facts(run: subject.Finished) -> dict[str, Any]:
     """What someone with the weights alone needs to know, as JSON can say it."""
     config, summary = run.config, run.summary
-    normalization = {"kind": config["normalization"]}
+    normalization: dict[str, Any] = {"kind": config.normalization}
     if (found := run.experiment.normalization) is not None:
         normalization |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
     return {
-        "dataset": config["dataset"],
-        "class_names": setup.dataset_spec(config["dataset"]).class_names,
+        "dataset": config.dataset,
+        "class_names": dataset_spec(config.dataset).class_names,
         "image_shape": _image_shape(run),
         "normalization": normalization,  # of pixels 0..255: (image - mean) / std
         "test_error_percent": summary["test_error_percent"],
         "command": summary.get("command"),
-        "seed": config["seed"],
+        "seed": config.seed,
         "epochs": summary["epochs"],
-        "config": config,
+        "config": as_json(config),
         "git_revision": summary["git_revision"],
     }
 
@@ -105,7 +106,7 @@ def _image_shape(run):
     """Of the images that it was tested on."""
     if isinstance(run.experiment.feed, InMemory):
         return run.experiment.image_shape
-    return (run.config["eval_size"], run.config["eval_size"], 3)
+    return (run.config.eval_size, run.config.eval_size, 3)
 
 
 if __name__ == "__main__":

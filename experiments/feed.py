@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from configs.default import Config
+from experiments.config import dataset_spec
 from rn_jax import data, parallel
 from rn_jax.data import imagenet, transforms
 from rn_jax.data.datasets import Batch
-from rn_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -124,88 +125,80 @@ class ImageNet(Feed):
         return imagenet.Source(train=self.parts["train"], test=self.parts[part])
 
 
-def in_memory(
-    config: Mapping[str, Any], *, host_index: int, num_hosts: int
-) -> InMemory:
+def in_memory(config: Config, *, host_index: int, num_hosts: int) -> InMemory:
     """The feed of a data set that fits into memory.
 
     Args:
-        config: the fields of configs/default.py, as plain values.
+        config: of the run.
         host_index, num_hosts: as in `Feed`.
 
     Raises:
         InputError: the data set cannot be read, or is too small for its protocol.
     """
     dataset = data.load(
-        config["dataset"],
-        data_dir=config["data_dir"],
-        damaged_records=config["damaged_records"],
+        config.dataset, data_dir=config.data_dir, damaged_records=config.damaged_records
     )
     parts = {"train": dataset.train, "test": dataset.test}
-    if config["protocol"] == "45k5k":
+    if config.protocol == "45k5k":
         parts["train"], parts["val"] = data.split_validation(
-            dataset, seed=config["split_seed"]
+            dataset, seed=config.split_seed
         )
     return InMemory(
         parts,
-        batch_size=config["batch_size"],
-        seed=config["seed"],
+        batch_size=config.batch_size,
+        seed=config.seed,
         host_index=host_index,
         num_hosts=num_hosts,
     )
 
 
-def of_imagenet(
-    config: Mapping[str, Any], *, host_index: int, num_hosts: int
-) -> ImageNet:
+def of_imagenet(config: Config, *, host_index: int, num_hosts: int) -> ImageNet:
     """The feed of imagenet2012, by the fields that are for it alone.
 
     Args:
-        config: the fields of configs/default.py, as plain values.
+        config: of the run.
         host_index, num_hosts: as in `Feed`.
 
     Raises:
         InputError: the data set cannot be read.
     """
     source = imagenet.open_source(
-        config["data_dir"], damaged_records=config["damaged_records"]
+        config.data_dir, damaged_records=config.damaged_records
     )
     parts = {"train": source.train, "test": source.test}
-    if config["protocol"] == "45k5k":
-        order = np.random.default_rng(config["split_seed"]).permutation(
-            len(source.train)
-        )
+    if config.protocol == "45k5k":
+        order = np.random.default_rng(config.split_seed).permutation(len(source.train))
         size = _held_out(len(order))
         parts["train"] = source.train.take(np.sort(order[size:]))
         parts["val"] = source.train.take(np.sort(order[:size]))
-    low, high = config["train_scales"]
-    workers = config["num_workers"]
+    low, high = config.train_scales
+    workers = config.num_workers
     center = _center_view(config)
     train = partial(
         train_view,
-        crop=config["train_crop"],
+        crop=config.train_crop,
         scales=(low, high),
-        size=config["image_size"],
-        mirrored=config["augment_flip"] is not False,
+        size=config.image_size,
+        mirrored=config.augment_flip is not False,
     )
     return ImageNet(
         parts,
-        batch_size=config["batch_size"],
-        seed=config["seed"],
+        batch_size=config.batch_size,
+        seed=config.seed,
         host_index=host_index,
         num_hosts=num_hosts,
-        train_view=train if config["augment"] else partial(_without_draws, center),
+        train_view=train if config.augment else partial(_without_draws, center),
         test_view=partial(
             test_view,
-            crops=config["eval_crops"],
-            resize=config["eval_resize"],
-            size=config["eval_size"],
+            crops=config.eval_crops,
+            resize=config.eval_resize,
+            size=config.eval_size,
         ),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )
 
 
-def mean_image(feed: ImageNet, config: Mapping[str, Any]) -> np.ndarray:
+def mean_image(feed: ImageNet, config: Config) -> np.ndarray:
     """Return the mean of centre crops of training images, f32[size, size, 3].
 
     Args:
@@ -217,7 +210,7 @@ def mean_image(feed: ImageNet, config: Mapping[str, Any]) -> np.ndarray:
     """
     return imagenet.mean_image(
         feed.parts["train"],
-        examples=config["mean_image_examples"],
+        examples=config.mean_image_examples,
         transform=_center_view(config),
         num_workers=feed.num_workers,
     )
@@ -225,42 +218,25 @@ def mean_image(feed: ImageNet, config: Mapping[str, Any]) -> np.ndarray:
 
 def _center_view(config):
     """The centre crop of the size that is trained on."""
-    resize, size = config["eval_resize"], config["image_size"]
+    resize, size = config.eval_resize, config.image_size
     return partial(test_view, crops="center", resize=resize, size=size)
 
 
-def check_crops(config: Mapping[str, Any]) -> None:
-    """Checks the sizes of ImageNet's crops.
-
-    Raises:
-        InputError: they do not fit the images that they are cut from.
-    """
-    resize, size = config["eval_resize"], config["image_size"]
-    low, high = config["train_scales"]
-    if resize < max(size, config["eval_size"]) or not size <= low <= high:
-        raise InputError(
-            "Crops must fit the images: eval_size and image_size must be at most "
-            "eval_resize, and image_size at most the lower of train_scales."
-        )
-
-
-def count_train(config: Mapping[str, Any]) -> int:
+def count_train(config: Config) -> int:
     """Examples that a run is trained on, without reading them where it can be known.
-
-    Args:
-        config: the fields of configs/default.py, as plain values.
 
     Raises:
         InputError: the data set has to be read, and cannot be.
     """
-    streamed = config["dataset"] == imagenet.SPEC.name
-    spec = imagenet.SPEC if streamed else data.get_spec(config["dataset"])
+    spec = dataset_spec(config.dataset)
     total = spec.num_train
     if total is None:  # of a data set that someone added
-        total = len(data.load(spec.name, data_dir=config["data_dir"]).train)
-    if config["protocol"] == "full":
+        total = len(data.load(spec.name, data_dir=config.data_dir).train)
+    if config.protocol == "full":
         return total
-    return total - (_held_out if streamed else partial(data.held_out, spec))(total)
+    if spec is imagenet.SPEC:
+        return total - _held_out(total)
+    return total - data.held_out(spec, total)
 
 
 def _held_out(total):

@@ -10,14 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from configs.default import Config
 from experiments import environment, files, pretrained
-from experiments.fields import BEFORE
+from experiments.config import BEFORE
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
@@ -35,7 +35,7 @@ _PACKAGES = "rn_jax jax jaxlib flax optax orbax-checkpoint numpy".split()
 
 
 def train(
-    config: Mapping[str, Any],
+    config: Config,
     path: str,
     *,
     command: str | None = None,
@@ -45,7 +45,7 @@ def train(
     """Trains by a config, or goes on where the run in that folder stopped.
 
     Args:
-        config: the fields of configs/default.py, as plain values.
+        config: of the run.
         path: the run's folder.
         command: that began or resumed it, for the summary.
         resumed_by: what --workdir must be to go on, if not that folder.
@@ -59,8 +59,9 @@ def train(
         InputError: what the user can mend, in one sentence.
     """
     workdir = Workdir(path, config)
-    for name, value in workdir.config.items():
-        if name in BEFORE and value != config[name] and parallel.is_first_process():
+    for name in BEFORE:
+        value = getattr(workdir.config, name)
+        if value != getattr(config, name) and parallel.is_first_process():
             print(
                 f"The run in {path} was begun by an earlier version: it goes on with "
                 f"{name}={value}."
@@ -184,7 +185,7 @@ class _Run:
 
     def _first_state(self):
         exp = self.experiment
-        if exp.config["init_from"] is None:
+        if exp.config.init_from is None:
             return exp.initial_state
         state = pretrained.initialise(exp.initial_state, exp.config)
         return exp.replicate(state)
@@ -195,7 +196,7 @@ class _Run:
         self.progress = Progress(
             total=exp.total_steps,
             done=self.step,
-            batch_size=config["batch_size"],
+            batch_size=config.batch_size,
             shown=parallel.is_first_process(),
         )
         batches = exp.feed.train_batches(self.step, exp.total_steps)
@@ -215,12 +216,12 @@ class _Run:
                 if self._timed_from is None:  # the first step, which was compiled
                     self._start_timing()
                 profile.after_step(self.state)
-                by_epochs = config["eval_every_epochs"] * exp.steps_per_epoch
-                every = config["eval_every_steps"] or by_epochs
+                by_epochs = config.eval_every_epochs * exp.steps_per_epoch
+                every = config.eval_every_steps or by_epochs
                 if self.step == exp.total_steps or self._is_due(every):
                     self._account(leave=0)
                     self._end_epoch()
-                elif self._is_due(config["checkpoint_every_steps"]):
+                elif self._is_due(config.checkpoint_every_steps):
                     self._account(leave=0)
                     self._save()
             if self.step < exp.total_steps:
@@ -248,7 +249,7 @@ class _Run:
             mean = metrics.means(sums)
             epoch = math.ceil(step / self.experiment.steps_per_epoch)
             self.progress.step(epoch, mean["loss"], mean["error_percent"])
-            every = config["log_every_steps"]
+            every = config.log_every_steps
             if every and step % every == 0:
                 self.workdir.log(
                     "metrics",
@@ -289,7 +290,7 @@ class _Run:
         exp = self.experiment
         self._stop_timing()
         started = time.perf_counter()
-        if exp.config["batch_norm_at_test"] == "exact":
+        if exp.config.batch_norm_at_test == "exact":
             self._recompute_statistics()
         state = self.state
         epoch = _whole(self.step / exp.steps_per_epoch)
@@ -350,8 +351,8 @@ class _Run:
         The steps to come do not see the difference: they take those of their batch.
         """
         exp, config = self.experiment, self.experiment.config
-        size = config["batch_size"]
-        number = min(config["batch_norm_examples"] // size, exp.steps_per_epoch)
+        size = config.batch_size
+        number = min(config.batch_norm_examples // size, exp.steps_per_epoch)
         variables = self._variables()
         for i, batch in enumerate(exp.feed.train_batches(0, max(1, number))):
             variables["batch_stats"] = self._test.statistics(
@@ -366,7 +367,7 @@ class _Run:
     def _evaluate(self, part):
         exp, config = self.experiment, self.experiment.config
         variables = self._variables()
-        size = math.ceil(config["eval_batch_size"] / len(exp.devices))
+        size = math.ceil(config.eval_batch_size / len(exp.devices))
         total: collections.Counter[str] = collections.Counter()
         batch_size = size * len(exp.devices)  # every device has as many rows
         for batch in exp.feed.eval_batches(part, batch_size=batch_size):
@@ -383,7 +384,7 @@ class _Run:
         if self._timed_from is not None:
             jax.block_until_ready(self.state)
             step, since = self._timed_from
-            images = (self.step - step) * self.experiment.config["batch_size"]
+            images = (self.step - step) * self.experiment.config.batch_size
             self.record["timed_seconds"] += time.perf_counter() - since
             self.record["timed_images"] += images
             self._timed_from = None
@@ -429,7 +430,7 @@ class _Run:
             ln for ln in self.workdir.lines("metrics.jsonl") if ln["kind"] == "epoch"
         ]
         figures = self.workdir.path / "figures"
-        title = f"{config['model']} on {config['dataset']}"
+        title = f"{config.model} on {config.dataset}"
         plots.learning_curves(epoch_lines, figures / "learning_curves.png", title=title)
         if exp.stochastic_depth is not None:
             plots.survival(
@@ -455,14 +456,14 @@ class _Run:
         exp, config = self.experiment, self.experiment.config
         since = time.perf_counter() - self._clock
         return {
-            "model": config["model"],
-            "dataset": config["dataset"],
+            "model": config.model,
+            "dataset": config.dataset,
             "params": exp.params,
             "num_blocks": exp.model.num_blocks,
             "epochs": _whole(step / exp.steps_per_epoch),
             "steps": step,
-            "seed": config["seed"],
-            "protocol": config["protocol"],
+            "seed": config.seed,
+            "protocol": config.protocol,
             "wall_seconds": self.record["wall_seconds"] + since,
             "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
             "processes": jax.process_count(),
@@ -503,12 +504,12 @@ class _StopSignal:
 
 
 def _print_result(config, summary):
-    published = config["published_error_percent"].get(summary["dataset"])
+    published = config.published_error_percent.get(summary["dataset"])
     if published is None:
-        on = f"{config['model']} on {summary['dataset']}"
+        on = f"{config.model} on {summary['dataset']}"
         beside = f"the config has no published figure for {on}"
     else:
-        beside = f"{config['paper']}: {published:.2f} %"
+        beside = f"{config.paper}: {published:.2f} %"
     at_best = summary["test_error_at_best_val_percent"]
     middle = (
         "" if at_best is None else f", {at_best:.2f} % at the best validation epoch"

@@ -3,11 +3,12 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from etils import epath
 
+from configs.default import Config
 from experiments import loop, setup
 from experiments import seeds as several
 from experiments.loop import NotFiniteError
@@ -26,7 +27,7 @@ class Job:
     """A config, and the name of the folder in which it is trained."""
 
     name: str
-    config: Mapping[str, Any]
+    config: Config
 
 
 def train(
@@ -84,9 +85,7 @@ def _train(job, path, seeds, command):
 
 
 def results(
-    jobs: Sequence[Job],
-    path: str,
-    seeds: Sequence[int] | None,
+    jobs: Sequence[Job], path: str, seeds: Sequence[int] | None
 ) -> list[Result]:
     """What the folders of the jobs hold.
 
@@ -135,14 +134,12 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
     return result
 
 
-def runs(
-    job: Job, path: str, seeds: Sequence[int] | None
-) -> list[tuple[str, dict[str, Any]]]:
+def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Config]]:
     """The folder and the config of every run of a job, as for `train`."""
     folder = str(epath.Path(path) / job.name)
     if seeds is None:
-        return [(folder, dict(job.config))]
-    return [(several.place(folder, s), {**job.config, "seed": s}) for s in seeds]
+        return [(folder, job.config)]
+    return [(several.place(folder, s), replace(job.config, seed=s)) for s in seeds]
 
 
 # --- Cells of a table -----------------------------------------------------------------

@@ -4,8 +4,7 @@
 import collections
 import math
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,27 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import configs
+from configs.default import Config
 from experiments import feed, pretrained, setup
 from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
 from rn_jax.models import MODELS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-# No papers' rows: every field once, and what some rows share.
-_NO_ROWS = ("__init__", "default", "he2016", "imagenet", "torch_imagenet")
 # The backward pass takes two products for each of the forward pass; two operations in
 # a multiply-add.
 _OPERATIONS = 6
 
 
-def configs() -> list[str]:
-    """Names of the configs, one for each row of a paper."""
-    return sorted(f.stem for f in CONFIGS.glob("*.py") if f.stem not in _NO_ROWS)
-
-
 def listing() -> str:
-    """All models, data sets and configs, a line each."""
+    """All models, data sets and configs, a line each; the configs by paper."""
     lines = ["Models (--config.model):"]
     for name, entry in MODELS.items():
         size = "" if entry.params is None else f"{entry.params:>13,}"
@@ -42,37 +35,37 @@ def listing() -> str:
     for spec in (*data.DATASETS.values(), imagenet.SPEC):
         shape = "x".join(map(str, spec.image_shape))
         lines.append(f"  {spec.name:<30} {spec.num_classes:>5} classes, {shape}")
-    lines += ["", "Configs (--config=configs/NAME.py):"]
-    for name in configs():
-        lines.append(f"  {name:<31} {_first_sentence(CONFIGS / f'{name}.py')}")
+    papers = collections.defaultdict(list)
+    for name in configs.names():
+        config = configs.get_config(name)
+        errors = config.published_error_percent.items()
+        told = ["fails"] if config.expected_to_fail else []
+        told += [f"{error:.2f} % on {on}" for on, error in errors]
+        text = ": ".join([configs.where(name), *filter(None, [", ".join(told)])])
+        papers[config.paper].append(f"  {name:<32} {text}")
+    lines += ["", "Configs (--config=configs/NAME.py) and published test errors:"]
+    for paper in sorted(papers):
+        lines += [f" {paper}", *papers[paper]]
     return "\n".join(lines)
 
 
-def _first_sentence(file):
-    text = file.read_text("utf-8").partition('"""')[2].partition('"""')[0]
-    return " ".join(text.partition("\n\n")[0].split())
-
-
-def plan(config: Mapping[str, Any]) -> str:
+def plan(config: Config) -> str:
     """The network's table, and what a run would take, without a step of it or its data.
 
     Memory is what a device keeps between the passes of a training step, by its shapes;
     time is that of convolutions and products alone, of the blocks that are expected to
     be open, at the rate of one convolution measured now on all devices together.
 
-    Args:
-        config: the fields of configs/default.py, as plain values.
-
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
     setup.check(config)
-    if config["init_from"] is not None:
-        pretrained.check(config["init_from"])
+    if config.init_from is not None:
+        pretrained.check(config.init_from)
     devices = setup.choose_devices(config)
     model, image_shape = setup.network(config)
     examples = feed.count_train(config)
-    steps_per_epoch = data.steps_per_epoch(examples, config["batch_size"])
+    steps_per_epoch = data.steps_per_epoch(examples, config.batch_size)
     steps = setup.count_steps(config, steps_per_epoch)
     setup.make_schedule(config, steps_per_epoch, steps)  # which may be refused
     rows = table(model, image_shape)
@@ -83,18 +76,18 @@ def plan(config: Mapping[str, Any]) -> str:
             f"{row['name']:<22}{row['output']:>18}{row['params']:>14,}"
             f"{row['multiply_adds']:>17,}"
         )
-    share = config["batch_size"] // len(devices) // config["micro_batches"]
+    share = config.batch_size // len(devices) // config.micro_batches
     state = 3 * 4 * total["params"]  # parameters, momentum and gradients
     kept = residual_bytes(model, (share, *image_shape))
-    seen = steps * config["batch_size"]
+    seen = steps * config.batch_size
     operations = _OPERATIONS * total["multiply_adds"] * seen * _computed(model)
-    dtype = jnp.dtype(config["dtype"])
-    with jax.default_matmul_precision(config["matmul_precision"]):
+    dtype = jnp.dtype(config.dtype)
+    with jax.default_matmul_precision(config.matmul_precision):
         seconds = operations / convolution_rate(devices, dtype)
     lines += [
         "",
-        f"{config['model']} on {config['dataset']}: {steps:,} steps of "
-        f"{config['batch_size']} examples, {steps / steps_per_epoch:.1f} epochs.",
+        f"{config.model} on {config.dataset}: {steps:,} steps of "
+        f"{config.batch_size} examples, {steps / steps_per_epoch:.1f} epochs.",
         f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",

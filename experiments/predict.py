@@ -7,13 +7,14 @@ python -m experiments.predict --workdir=RUN IMAGE... [--top=3] [--data_dir=DIR]
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from experiments import command, setup, subject
+from configs.default import Config
+from experiments import cli, setup, subject
+from experiments.config import dataset_spec
 from experiments.feed import InMemory, test_view
 from rn_jax.errors import InputError
 
@@ -21,11 +22,11 @@ from rn_jax.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(lambda: predict(_parse(argv)), interrupted="Interrupted.")
+    return cli.exit_code(lambda: predict(_parse(argv)), interrupted="Interrupted.")
 
 
 def _parse(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
     add("--top", type=int, default=3, help="classes to print of each picture")
@@ -45,7 +46,7 @@ def predict(options: argparse.Namespace) -> None:
     """
     run = subject.finished(options.workdir, data_dir=options.data_dir)
     config, experiment = run.config, run.experiment
-    spec = setup.dataset_spec(config["dataset"])
+    spec = dataset_spec(config.dataset)
     if not 1 <= options.top <= spec.num_classes:
         raise InputError(
             f"--top must be between 1 and {spec.num_classes}, not {options.top}."
@@ -59,14 +60,12 @@ def predict(options: argparse.Namespace) -> None:
         print(f"{file}: {told}")
 
 
-def _view(
-    file: str, config: Mapping[str, Any], experiment: setup.Experiment
-) -> np.ndarray:
+def _view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
     """A picture as uint8[H, W, C] of the size and colours that the network takes."""
     height, width, channels = experiment.image_shape
     picture = read_picture(file, channels)
     if not isinstance(experiment.feed, InMemory):
-        resize, size = config["eval_resize"], config["eval_size"]
+        resize, size = config.eval_resize, config.eval_size
         return test_view(picture, crops="center", resize=resize, size=size)
     fitted = ImageOps.fit(
         Image.fromarray(picture.squeeze(-1) if channels == 1 else picture),

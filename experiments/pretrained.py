@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from configs.default import Config
 from rn_jax import filesystem
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
@@ -23,7 +24,7 @@ from rn_jax.weights import is_saved, load
 _logger = logging.getLogger(__name__)
 
 
-def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
+def initialise(state: TrainState, config: Config) -> TrainState:
     """The state before the first step, with the weights that `init_from` names.
 
     Parameters and BatchNorm's statistics are taken over, but for the classifier, the
@@ -46,7 +47,7 @@ def initialise(state: TrainState, config: Mapping[str, Any]) -> TrainState:
     Raises:
         InputError: nothing there, or weights of another network.
     """
-    source = os.path.expanduser(config["init_from"])
+    source = os.path.expanduser(str(config.init_from))
     size = sum(leaf.size for leaf in jax.tree.leaves(state))
     is_run = _is_run(source)
     found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
@@ -116,8 +117,8 @@ def _of_file(file, config):
     if is_saved(file):
         return load(file)[1]
     weights = read_weights(file)
-    fields = {**torch_fields(config["model"], weights), **config["model_kwargs"]}
-    return from_torch(config["model"], weights, **fields)
+    fields = {**torch_fields(config.model, weights), **config.model_kwargs}
+    return from_torch(config.model, weights, **fields)
 
 
 def _replaced(new, old, source, config, has_head):
@@ -129,7 +130,7 @@ def _replaced(new, old, source, config, has_head):
         told = f"init_from {source}: its images have {old[stem].shape[2]} channels"
         if 1 not in (channels, old[stem].shape[2]):
             raise InputError(
-                f"{told}, those of {config['dataset']} {channels}: name weights of as "
+                f"{told}, those of {config.dataset} {channels}: name weights of as "
                 "many channels, or of grey images."
             )
         _logger.warning("%s; its first convolution is adapted to %d.", told, channels)
@@ -144,7 +145,7 @@ def _replaced(new, old, source, config, has_head):
         if there is None or there.shape != leaf.shape:
             has = "none" if there is None else f"one of {list(there.shape)}"
             raise InputError(
-                f"init_from {source} is not a {config['model']} with these settings: "
+                f"init_from {source} is not a {config.model} with these settings: "
                 f"it has {has} for the {list(leaf.shape)} of {'/'.join(path)}."
             )
         new[path] = jax.numpy.asarray(np.asarray(there), leaf.dtype)

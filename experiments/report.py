@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import command, report_page, setup, study_report, subject
+from experiments import cli, report_page, setup, study_report, subject
+from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
 from experiments.workdir import Workdir, replace_file
 from rn_jax import parallel, survival_probs
@@ -28,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run():
         options = _parse(argv)
-        options.command = command.as_typed("report", argv)
+        options.command = cli.as_typed("report", argv)
         report(options)
 
-    return command.exit_code(run, interrupted="Interrupted.")
+    return cli.exit_code(run, interrupted="Interrupted.")
 
 
 def _parse(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("runs", nargs="+", metavar="RUN", help="folder of a run")
     path("--out", help="file; default: report.html in the first run's folder")
@@ -96,10 +97,10 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         InputError: no run, or files of it that are damaged or of another version.
     """
     folder = epath.Path(path)
-    config = subject.read_config(folder)
+    config = read_config(folder)
     workdir = Workdir(path, config)
     lines = workdir.lines("metrics.jsonl")
-    spec = setup.dataset_spec(config["dataset"])
+    spec = dataset_spec(config.dataset)
     summary = workdir.summary()
     record = Record(
         label=label,
@@ -152,9 +153,9 @@ def _studies(folder):
 def _test(run: subject.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
     """The confusion matrix of the test images, and the worst mistakes."""
     devices = run.experiment.devices
-    size = math.ceil(run.config["eval_batch_size"] / len(devices)) * len(devices)
+    size = math.ceil(run.config.eval_batch_size / len(devices)) * len(devices)
     probabilities = subject.make_probabilities(run)
-    classes = setup.dataset_spec(run.config["dataset"]).num_classes
+    classes = dataset_spec(run.config.dataset).num_classes
     confusion = np.zeros((classes, classes), int)
     # A heap, of which the least loss goes first.
     kept: list[tuple[float, int, int, Mistake]] = []

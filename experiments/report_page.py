@@ -15,7 +15,8 @@ from PIL import Image
 from plotly import graph_objects, offline
 from plotly.subplots import make_subplots
 
-from configs import default
+from configs.default import Config
+from experiments.config import as_json
 
 # Okabe and Ito 2008: told apart by nearly all readers.
 _COLOURS = (
@@ -88,7 +89,7 @@ class Record:
     """
 
     label: str
-    config: Mapping[str, Any]
+    config: Config
     summary: Mapping[str, Any] | None
     epochs: Sequence[Mapping[str, Any]]
     timing: Sequence[Mapping[str, Any]]
@@ -169,12 +170,12 @@ def _result(record: Record) -> dict[str, str]:
         state = "has not ended, and was not tested yet"
     return {
         "run": state,
-        "network": config["model"],
-        "data set": config["dataset"],
+        "network": config.model,
+        "data set": config.dataset,
         "parameters": _number(facts.get("params"), ",d"),
         "blocks": _number(facts.get("num_blocks"), "d"),
         "epochs": str(facts.get("epochs", last.get("epoch", 0))),
-        "seed": str(config["seed"]),
+        "seed": str(config.seed),
         "command": facts.get("command") or "-",
         "test error": _number(error, ".2f", " %"),
         "published": _number(published, ".2f", f" % ({paper})"),
@@ -182,9 +183,7 @@ def _result(record: Record) -> dict[str, str]:
             None if None in (error, published) else error - published, "+.2f", " points"
         ),
         "validation error, last epoch": _number(
-            facts.get("val_error_percent", last.get("val_error_percent")),
-            ".2f",
-            " %",
+            facts.get("val_error_percent", last.get("val_error_percent")), ".2f", " %"
         ),
         "test error at the best validation epoch": _number(
             facts.get("test_error_at_best_val_percent"), ".2f", " %"
@@ -195,7 +194,7 @@ def _result(record: Record) -> dict[str, str]:
 def _published(record):
     """Of which paper the recipe is, and its test error on this data set or None."""
     config = record.config
-    return config["paper"], config["published_error_percent"].get(config["dataset"])
+    return config.paper, config.published_error_percent.get(config.dataset)
 
 
 def _number(value, form, unit=""):
@@ -204,9 +203,9 @@ def _number(value, form, unit=""):
 
 def _configs(records):
     """Fields that the runs have otherwise; those of one run, other than the default."""
-    columns = {record.label: _flat(record.config) for record in records}
+    columns = {record.label: _flat(as_json(record.config)) for record in records}
     if len(records) == 1:
-        columns = {"default": _flat(default.get_config().to_dict()), **columns}
+        columns = {"default": _flat(as_json(Config())), **columns}
     names = dict.fromkeys(itertools.chain(*columns.values()))
     rows = [
         [name, *(json.dumps(c[name]) if name in c else "-" for c in columns.values())]
@@ -219,7 +218,7 @@ def _configs(records):
         told = f"<p>There are no fields {what}.</p>"
     whole = "\n".join(
         f"<details><summary>All of {escape(r.label)}</summary>\n"
-        f"<pre>{escape(json.dumps(r.config, indent=2))}</pre></details>"
+        f"<pre>{escape(json.dumps(as_json(r.config), indent=2))}</pre></details>"
         for r in records
     )
     return f"{told}\n{whole}"
@@ -334,8 +333,7 @@ def _learning_curves(records):
             )
     figure.update_xaxes(title="epoch", row=2)
     figure.update_layout(
-        legend={"orientation": "h", "y": -0.15},
-        updatemenus=[_scale_buttons()],
+        legend={"orientation": "h", "y": -0.15}, updatemenus=[_scale_buttons()]
     )
     return _drawn(figure, "learning_curves", _TALL)
 

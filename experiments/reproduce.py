@@ -14,7 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, many, results_page, seeds
+from experiments import cli, many, results_page, seeds
+from experiments.config import overrides
 from experiments.rows import Entry, differences, entries, our_error, published_cell
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
@@ -25,13 +26,13 @@ from rn_jax.errors import InputError, unknown_name
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(
+    return cli.exit_code(
         lambda: _reproduce(argv), interrupted="Interrupted before the first run."
     )
 
 
 def _reproduce(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     add("--table", help=f"of {', '.join(TABLES)}")
     add("--only", help="names of rows; default: all")
@@ -52,15 +53,15 @@ def _reproduce(argv):
     table = TABLES[options.table]
     found = entries(table, options.only, options.dataset, rest, options.scale)
     jobs = [many.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
-    workdir = options.workdir or command.new_workdir(f"reproduce-{options.table}")
-    line = command.as_typed("reproduce", argv)
+    workdir = options.workdir or cli.new_workdir(f"reproduce-{options.table}")
+    line = cli.as_typed("reproduce", argv)
     header = {
         "command": line,
         "table": options.table,
         "title": table.title,
         "published": table.published_of,
         "scale": options.scale,
-        "overrides": command.overrides(rest),
+        "overrides": overrides(rest),
         "seeds": chosen,
     }
 
@@ -103,7 +104,7 @@ def write(
             "row": entry.row,
             "dataset": entry.dataset,
             "published_error_percent": entry.published,
-            "published_fail": entry.config["expected_to_fail"],
+            "published_fail": entry.config.expected_to_fail,
             "error": entry.error,
             "statistic": table.statistic,
             "ours_error_percent": our_error(table, entry, result),

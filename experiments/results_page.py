@@ -12,9 +12,10 @@ from typing import Any
 from etils import epath
 from matplotlib.figure import Figure
 
+from configs.default import Config
 from experiments import files, many
+from experiments.config import as_json, read_fields
 from experiments.feed import count_train
-from experiments.fields import BEFORE
 from experiments.rows import Entry, differences, entries, published_cell, shorten
 from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
@@ -45,10 +46,7 @@ _COLUMNS = (
 
 
 def keep(
-    runs: Sequence[tuple[str, Mapping[str, Any]]],
-    workdir: str,
-    table: str,
-    folder: epath.Path,
+    runs: Sequence[tuple[str, Config]], workdir: str, table: str, folder: epath.Path
 ) -> None:
     """Copies what is kept of runs that have ended, and writes the page again.
 
@@ -66,7 +64,7 @@ def keep(
         if not (end := _end(source)):
             continue
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
-        place = row / f"seed{config['seed']}"
+        place = row / f"seed{config.seed}"
         others = [there for c, there in _kept(row) if _differing(config, c)]
         ended = [other for other in others if "reason" not in other]
         if "reason" in end and (ended or (place / "summary.json").exists()):
@@ -172,7 +170,7 @@ def _below(folder):
 def _kept(row):
     """Config, and summary or how it diverged, of each run of a row."""
     return [
-        ({**BEFORE, **files.read_json(place / "config.json")}, end)
+        (read_fields(place / "config.json"), end)
         for place in _places(row)
         if (end := _end(place))
     ]
@@ -198,23 +196,23 @@ def _epochs(place):
     return [line for line in lines if line["kind"] == "epoch"]
 
 
-def _differing(one, other):
-    """Fields by which two configs train otherwise, one perhaps read from JSON."""
-    one, other = (json.loads(json.dumps(config)) for config in (one, other))
+def _differing(config: Config, fields):
+    """Fields by which a run of a config trains otherwise than one of other fields."""
+    here = as_json(config)
     return {
         field
-        for field in (set(one) | set(other)) - _FREE
-        if one.get(field) != other.get(field)
+        for field in (set(here) | set(fields)) - _FREE
+        if here.get(field) != fields.get(field)
     }
 
 
-def _otherwise(entry: Entry, config):
+def _otherwise(entry: Entry, fields):
     """Fields that differ beside those that are shortened in proportion."""
-    unit = "steps" if entry.config["steps"] else "epochs"
-    scale = (config[unit] or 0) / entry.config[unit]
+    unit = "steps" if entry.config.steps else "epochs"
+    scale = (fields[unit] or 0) / getattr(entry.config, unit)
     if not 0 < scale < 1:
-        return _differing(entry.config, config)
-    return _differing(shorten(entry.config, scale), config)
+        return _differing(entry.config, fields)
+    return _differing(shorten(entry.config, scale), fields)
 
 
 def _mark(shortened):
@@ -224,9 +222,9 @@ def _mark(shortened):
 def _cells(table: Table, entry: Entry, runs, result):
     """Of one row."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    epochs = entry.config["epochs"]
+    epochs = entry.config.epochs
     if epochs is None:
-        examples = entry.config["steps"] * entry.config["batch_size"]
+        examples = (entry.config.steps or 0) * entry.config.batch_size
         epochs = round(examples / count_train(entry.config))
     if not runs:
         return [*start, "", "", "0", f"0 of {epochs}", "", "", "", ""]

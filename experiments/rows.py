@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the papers' tables as they are trained, and what a table compares."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments import command, many
-from experiments.tables import Row, Table
+import configs
+from configs.default import Config
+from experiments import many
+from experiments.config import OF_NETWORK, load_config
+from experiments.tables import Table
 from rn_jax.errors import InputError, unknown_name
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
 # A row that the paper prints as "fail" has a test error above this (percent).
 FAIL = 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Entry:
     """A row on one of its data sets, as it is to be trained."""
 
     row: str
     dataset: str
-    config: Mapping[str, Any]
+    config: Config
 
     @property
     def published(self) -> float | None:
         """The paper's test error in percent, if it has a number."""
-        return self.config["published_error_percent"].get(self.dataset)
+        return self.config.published_error_percent.get(self.dataset)
 
     @property
     def error(self) -> str:
         """Which of our errors the protocol compares with it."""
-        return many.LAST if self.config["protocol"] == "full" else many.AT_BEST
+        return many.LAST if self.config.protocol == "full" else many.AT_BEST
 
 
 def entries(
@@ -47,7 +48,7 @@ def entries(
         table: of TABLES.
         only: names of rows with commas between; None: all.
         dataset: the one for all rows; None: those that each row has.
-        arguments: overrides, as for `command.load_config`; they come after the rows'.
+        arguments: overrides, as for `load_config`; they come after the rows'.
         scale: see `shorten`.
 
     Raises:
@@ -61,25 +62,24 @@ def entries(
         raise InputError(f"--only has a row twice: {only}.")
     found = []
     for name in names:
-        row = table.rows[name]
-        for each in [dataset] if dataset else row.datasets:
-            config = shorten(_config(row, each, arguments), scale)
+        published = configs.get_config(table.rows[name]).published_error_percent
+        own = [column for column in table.datasets if column in published]
+        for each in [dataset] if dataset else own or table.datasets:
+            config = shorten(_config(table.rows[name], each, arguments), scale)
             found.append(Entry(name, each, config))
     return found
 
 
-def _config(row: Row, dataset, arguments):
-    file = f"--config={_CONFIGS / row.config}.py:{dataset}"
-    own = [f"--config.{field}={value}" for field, value in row.overrides.items()]
-    _, config = command.load_config([file, *own, *arguments])
-    _, of_paper = command.load_config([file, *own])  # whatever the arguments change
-    config |= {name: of_paper[name] for name in command.OF_NETWORK}
-    if config["dataset"] != dataset:
+def _config(name, dataset, arguments):
+    file = configs.FOLDER / f"{name}.py"
+    _, config = load_config([f"--config={file}:{dataset}", *arguments])
+    if config.dataset != dataset:
         raise InputError("Name the data set by --dataset, not by --config.dataset.")
-    return config
+    of_paper = configs.get_config(name).to_dict()  # whatever the arguments change
+    return replace(config, **{field: of_paper[field] for field in OF_NETWORK})
 
 
-def shorten(config: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def shorten(config: Config, scale: float) -> Config:
     """The config with a schedule shorter in proportion, for a rehearsal.
 
     The length, drops and warm-up in steps or epochs, the epoch in which stochastic
@@ -88,41 +88,40 @@ def shorten(config: Mapping[str, Any], scale: float) -> dict[str, Any]:
     then shrinks as the epochs do. How often is evaluated stays.
 
     Args:
-        config: the fields of configs/default.py.
+        config: of a whole run.
         scale: in (0, 1]; 1 leaves the config as it is.
 
     Raises:
         InputError: two drops would fall on one step.
     """
     if scale == 1:
-        return dict(config)
+        return config
 
     def whole(value, least):
-        return max(least, round(value * scale))
-
-    short = dict(config)
-    ratio = {"epochs": scale, "fraction": 1.0}
-    if config["steps"] is not None:
-        short["steps"] = whole(config["steps"], 1)
-    if config["epochs"] is not None:
-        short["epochs"] = whole(config["epochs"], 1)
-        ratio["epochs"] = short["epochs"] / config["epochs"]
+        return None if value is None else max(least, round(value * scale))
 
     def length(value, unit):
         return round(value * scale) if unit == "steps" else value * ratio[unit]
 
-    short["lr_drops"] = tuple(
-        length(drop, config["lr_drops_unit"]) for drop in config["lr_drops"]
-    )
-    if len(set(short["lr_drops"])) < len(config["lr_drops"]):
+    epochs = whole(config.epochs, 1)
+    ratio = {"fraction": 1.0, "epochs": scale}
+    if config.epochs is not None:
+        ratio["epochs"] = epochs / config.epochs
+    drops = tuple(length(drop, config.lr_drops_unit) for drop in config.lr_drops)
+    if len(set(drops)) < len(drops):
         raise InputError(
             f"--scale={scale:g} is too short: the learning rate would drop twice in "
             "one step."
         )
-    short["warmup"] = length(config["warmup"], config["warmup_unit"])
-    for name, least in (("stochastic_depth_from_epoch", 0), ("plateau_patience", 1)):
-        short[name] = whole(config[name], least)
-    return short
+    return replace(
+        config,
+        epochs=epochs,
+        steps=whole(config.steps, 1),
+        lr_drops=drops,
+        warmup=length(config.warmup, config.warmup_unit),
+        stochastic_depth_from_epoch=whole(config.stochastic_depth_from_epoch, 0),
+        plateau_patience=whole(config.plateau_patience, 1),
+    )
 
 
 def differences(
@@ -185,6 +184,6 @@ def our_error(table: Table, entry: Entry, result: many.Result) -> float | None:
 
 def published_cell(entry: Entry) -> str:
     """The paper's number as it is printed in a table."""
-    if entry.config["expected_to_fail"]:
+    if entry.config.expected_to_fail:
         return f"fail (> {FAIL} %)"
     return "-" if entry.published is None else f"{entry.published:.2f}"

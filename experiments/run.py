@@ -12,18 +12,20 @@ python -m experiments.run --list
 import sys
 from collections.abc import Sequence
 
-from experiments import command, loop, overview, seeds
+import configs
+from experiments import cli, loop, overview, seeds
+from experiments.config import load_config
 from rn_jax.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(lambda: _train(argv))
+    return cli.exit_code(lambda: _train(argv))
 
 
 def _train(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", help="folder of the run; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, in folders of their own")
@@ -34,20 +36,20 @@ def _train(argv):
     add("--heartbeat_timeout", type=int, default=100, help="until one counts as dead")
     add("--dry_run", action="store_true", help="print what the run would be, and stop")
     add("--list", action="store_true", help="print models, data sets and configs")
-    parser.epilog = f"configs (in configs/): {', '.join(overview.configs())}"
+    parser.epilog = f"configs (in configs/): {', '.join(configs.names())}"
     options, rest = parser.parse_with_config(argv)
     if options.list:
         print(overview.listing())
         return
-    name, config = command.load_config(rest)
+    name, config = load_config(rest)
     if options.profile < 0 or (options.profile and options.seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
     if options.dry_run:
         print(overview.plan(config))
         return
-    command.join_processes(options)
-    this_command = command.as_typed("run", argv)
-    workdir = options.workdir or command.new_workdir(f"{name}-{config['dataset']}")
+    cli.join_processes(options)
+    this_command = cli.as_typed("run", argv)
+    workdir = options.workdir or cli.new_workdir(f"{name}-{config.dataset}")
     if options.seeds is None:
         loop.train(config, workdir, command=this_command, profile_steps=options.profile)
     else:

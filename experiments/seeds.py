@@ -5,13 +5,15 @@ He et al. 2015 give the best of 5 runs and their mean and standard deviation, He
 2016 the median of 5.
 """
 
+import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
+from configs.default import Config
 from experiments import loop
 from experiments.workdir import replace_file
 from rn_jax import parallel
@@ -39,7 +41,7 @@ def parse(text: str) -> list[int]:
 
 
 def train(
-    config: Mapping[str, Any],
+    config: Config,
     path: str,
     seeds: Sequence[int],
     *,
@@ -53,7 +55,7 @@ def train(
     standard deviation.
 
     Args:
-        config: the fields of configs/default.py; its seed is not used.
+        config: of all; its seed is not used.
         path: the folder in which seed0, seed1, ... lie.
         seeds: of the parameters, the order of examples, augmentation and gates.
         command: see `loop.train`.
@@ -68,13 +70,10 @@ def train(
     folder = epath.Path(path)
     summaries, diverged = [], None
     for seed in seeds:
-        run = {**config, "seed": seed}
+        run = dataclasses.replace(config, seed=seed)
         try:
             summary = loop.train(
-                run,
-                place(path, seed),
-                command=command,
-                resumed_by=resumed_by or path,
+                run, place(path, seed), command=command, resumed_by=resumed_by or path
             )
         except loop.NotFiniteError as error:
             diverged = error  # told once the others are trained

@@ -3,18 +3,19 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import rn_jax
+from configs.default import Config
 from experiments import feed as feeds
-from experiments import fields
+from experiments.config import check_config, dataset_spec
 from rn_jax import data, filesystem, optim, parallel, train
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError, first_line, shown
@@ -39,7 +40,7 @@ class Experiment:
     """A config made concrete. What depends on other fields is derived here, once.
 
     Attributes:
-        config: the fields of configs/default.py, as plain values.
+        config: of the run.
         model: without parameters; the state has them.
         params: number of parameters.
         image_shape: (H, W, C) of the images trained on.
@@ -58,7 +59,7 @@ class Experiment:
         key: of all randomness in the training step.
     """
 
-    config: Mapping[str, Any]
+    config: Config
     devices: list[jax.Device]
     model: Network
     params: int
@@ -88,58 +89,56 @@ class Experiment:
         return mean if mean.ndim == 3 else None
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Config) -> None:
     """Raises what `build` would, as far as it needs neither data nor devices.
 
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
-    _check_values(config)
+    check_config(config)
     _model(config)
 
 
-def build(
-    config: Mapping[str, Any], mean_image: np.ndarray | None = None
-) -> Experiment:
+def build(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
     """Everything that a run of this config needs.
 
     Args:
-        config: the fields of configs/default.py, as plain values.
+        config: of the run.
         mean_image: that of ImageNet which is kept with the run; None: it is computed,
             if the config asks for one.
 
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
-    _check_values(config)
+    check_config(config)
     devices = choose_devices(config)
-    _use_compilation_cache(config["compilation_cache"])
-    jax.config.update("jax_default_matmul_precision", config["matmul_precision"])
+    _use_compilation_cache(config.compilation_cache)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
 
-    spec = dataset_spec(config["dataset"])
-    axis_name = parallel.batch_norm_axis(devices, config["batch_norm"])
+    spec = dataset_spec(config.dataset)
+    axis_name = parallel.batch_norm_axis(devices, config.batch_norm)
     model, image_shape = network(config, axis_name)
     stochastic_depth = model.stochastic_depth
 
     feed = (feeds.of_imagenet if spec is imagenet.SPEC else feeds.in_memory)(
         config, host_index=jax.process_index(), num_hosts=jax.process_count()
     )
-    steps_per_epoch = data.steps_per_epoch(feed.num_train, config["batch_size"])
+    steps_per_epoch = data.steps_per_epoch(feed.num_train, config.batch_size)
     total_steps = count_steps(config, steps_per_epoch)
     schedule = make_schedule(config, steps_per_epoch, total_steps)
     feedback = _feedback(config)
-    loss_scaling = optim.LossScaling() if config["dtype"] == "float16" else None
+    loss_scaling = optim.LossScaling() if config.dtype == "float16" else None
     tx = optim.sgd(
         schedule,
-        momentum=config["momentum"],
-        momentum_form=config["momentum_form"],
-        nesterov=config["nesterov"],
-        weight_decay=config["weight_decay"],
-        decay=config["weight_decay_on"],
-        bias_rate=config["bias_rate"],
+        momentum=config.momentum,
+        momentum_form=config.momentum_form,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        decay=config.weight_decay_on,
+        bias_rate=config.bias_rate,
     )
 
-    params_key, steps_key = jax.random.split(jax.random.key(config["seed"]))
+    params_key, steps_key = jax.random.split(jax.random.key(config.seed))
     state = train.create_state(
         params_key,
         model=model,
@@ -151,7 +150,7 @@ def build(
     normalization = _normalization(config, feed, mean_image)
     preprocess, augment = _preprocessing(config, spec, feed, normalization)
     axis_name = parallel.axis_name(devices)
-    gates_from_step = config["stochastic_depth_from_epoch"] * steps_per_epoch
+    gates_from_step = config.stochastic_depth_from_epoch * steps_per_epoch
     gates_from_step = min(gates_from_step, total_steps)  # beyond it nothing differs
     train_step = train.make_train_step(
         model=model,
@@ -159,13 +158,13 @@ def build(
         preprocess=augment,
         stochastic_depth=stochastic_depth,
         gates_from_step=gates_from_step,
-        aux_loss_weight=config["aux_loss_weight"],
+        aux_loss_weight=config.aux_loss_weight,
         feedback=feedback,
         loss_scaling=loss_scaling,
-        micro_batches=config["micro_batches"],
+        micro_batches=config.micro_batches,
         axis_name=axis_name,
     )
-    mode = config["parallelism"]
+    mode = config.parallelism
     replicate = partial(parallel.replicate, devices=devices, mode=mode)
     test, constant_test = (
         _test_steps(network, preprocess, devices, mode)
@@ -209,69 +208,53 @@ def _test_steps(model, preprocess, devices, mode):
     )
 
 
-def choose_devices(config: Mapping[str, Any]) -> list[jax.Device]:
+def choose_devices(config: Config) -> list[jax.Device]:
     """Those that a run computes on.
 
     Raises:
         InputError: there are not so many, or the batch does not divide by them and by
             micro_batches.
     """
-    devices = parallel.choose_devices(config["num_devices"], config["batch_size"])
-    share = config["batch_size"] // len(devices)
-    if share % config["micro_batches"]:
+    devices = parallel.choose_devices(config.num_devices, config.batch_size)
+    share = config.batch_size // len(devices)
+    if share % config.micro_batches:
         raise InputError(
-            f"micro_batches {config['micro_batches']} do not divide the {share} "
+            f"micro_batches {config.micro_batches} do not divide the {share} "
             "examples of each device."
         )
     return devices
 
 
 def network(
-    config: Mapping[str, Any], axis_name: str | None = None
+    config: Config, axis_name: str | None = None
 ) -> tuple[Network, tuple[int, int, int]]:
     """A config's network, without parameters, and the (H, W, C) it is trained on.
 
     Args:
-        config: the fields of configs/default.py, as plain values.
+        config: of the network and its data set.
         axis_name: over which BatchNorm is synchronised.
 
     Raises:
         InputError: model_kwargs that do not fit the network or those images.
     """
     model = _model(config, axis_name)
-    spec = dataset_spec(config["dataset"])
+    spec = dataset_spec(config.dataset)
     image_shape = spec.image_shape
     if spec is imagenet.SPEC:
-        image_shape = (config["image_size"], config["image_size"], 3)
+        image_shape = (config.image_size, config.image_size, 3)
     _check_network(config, model, image_shape)
     return model, image_shape
 
 
-def dataset_spec(name: str) -> data.DatasetSpec:
-    """What is known of a data set, in memory or not, before it is read.
-
-    Raises:
-        InputError: no such name; those near it are listed.
-    """
-    if name == imagenet.SPEC.name:
-        return imagenet.SPEC
-    try:
-        return data.get_spec(name)
-    except InputError:
-        raise rn_jax.errors.unknown_name(
-            "data set", name, [*data.DATASETS, imagenet.SPEC.name]
-        ) from None
-
-
 def _normalization(config, feed, mean_image):
-    kind = config["normalization"]
+    kind = config.normalization
     if kind == "contrast":
         return None
     if isinstance(feed, feeds.InMemory) or kind != "mean_image":
         return data.normalization(feed.parts["train"], kind)
     if mean_image is None:
         if parallel.is_first_process():
-            number = min(config["mean_image_examples"], feed.num_train)
+            number = min(config.mean_image_examples, feed.num_train)
             print(f"The mean image of {number:,} training images is taken, once.")
         mean_image = feeds.mean_image(feed, config)
     return data.Normalization(mean_image, np.float32(1))
@@ -283,10 +266,10 @@ def _preprocessing(config, spec, feed, normalization):
     if normalization is not None:
         mean, std = normalization.mean, normalization.std
         preprocess = partial(data.normalize, mean=mean, std=std)
-    if not config["augment"]:
+    if not config.augment:
         return preprocess, lambda key, images, first_index: preprocess(images)
-    jitter, pca_std = config["color_jitter"], config["pca_noise"]
-    pad, flip = config["augment_pad"], config["augment_flip"]
+    jitter, pca_std = config.color_jitter, config.pca_noise
+    pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
     if not isinstance(feed, feeds.InMemory):  # its workers crop and mirror
@@ -312,25 +295,23 @@ def _preprocessing(config, spec, feed, normalization):
 _MOST_STEPS = 2**31  # they are counted in int32
 
 
-def count_steps(config: Mapping[str, Any], steps_per_epoch: int) -> int:
+def count_steps(config: Config, steps_per_epoch: int) -> int:
     """Of the whole run.
 
     Raises:
         InputError: they are 2^31 or more.
     """
-    lengths = [config["steps"], config["epochs"] and config["epochs"] * steps_per_epoch]
+    lengths = [config.steps, config.epochs and config.epochs * steps_per_epoch]
     steps = min(length for length in lengths if length is not None)
     if steps >= _MOST_STEPS:
         raise InputError(
-            f"epochs={config['epochs']} of {steps_per_epoch} steps make {steps:,}, and "
+            f"epochs={config.epochs} of {steps_per_epoch} steps make {steps:,}, and "
             "a run has less than 2^31."
         )
     return steps
 
 
-def make_schedule(
-    config: Mapping[str, Any], steps_per_epoch: int, total_steps: int
-) -> Callable:
+def make_schedule(config: Config, steps_per_epoch: int, total_steps: int) -> Callable:
     """The learning rate by step, but for the feedback's factor.
 
     Raises:
@@ -338,8 +319,8 @@ def make_schedule(
     """
     units = {"steps": 1, "epochs": steps_per_epoch, "fraction": total_steps}
 
-    def in_steps(name, length):
-        steps = int(length * units[config[f"{name}_unit"]])
+    def in_steps(name, length, unit):
+        steps = int(length * units[unit])
         if steps >= _MOST_STEPS:
             raise InputError(
                 f"{name} has {length}, which is {steps:,} steps; a run has less than "
@@ -348,42 +329,43 @@ def make_schedule(
         return steps
 
     warmup = {
-        "warmup_steps": in_steps("warmup", config["warmup"]),
-        "warmup_learning_rate": config["warmup_learning_rate"],
+        "warmup_steps": in_steps("warmup", config.warmup, config.warmup_unit),
+        "warmup_learning_rate": config.warmup_learning_rate,
     }
-    if config["lr_schedule"] == "plateau":
-        return optim.piecewise_schedule(config["learning_rate"], **warmup)
-    if config["lr_schedule"] == "cosine":
+    if config.lr_schedule == "plateau":
+        return optim.piecewise_schedule(config.learning_rate, **warmup)
+    if config.lr_schedule == "cosine":
         return optim.cosine_schedule(
-            config["learning_rate"], total_steps=total_steps, **warmup
+            config.learning_rate, total_steps=total_steps, **warmup
         )
+    unit = config.lr_drops_unit
     return optim.piecewise_schedule(
-        config["learning_rate"],
-        drops=[in_steps("lr_drops", drop) for drop in config["lr_drops"]],
-        factor=config["lr_factor"],
+        config.learning_rate,
+        drops=[in_steps("lr_drops", drop, unit) for drop in config.lr_drops],
+        factor=config.lr_factor,
         **warmup,
     )
 
 
 def _feedback(config):
     """What of the rate depends on how training goes, if anything does."""
-    until = config["warmup_until_error"]
+    until = config.warmup_until_error
     factor = 1.0
     if until is not None:
-        factor = config["warmup_learning_rate"] / config["learning_rate"]
-    by_plateau = config["lr_schedule"] == "plateau"
+        factor = config.warmup_learning_rate / config.learning_rate
+    by_plateau = config.lr_schedule == "plateau"
     return optim.Feedback(
         warmup_factor=factor,
         warmup_until_error=until,
-        plateau_factor=config["lr_factor"],
-        plateau_patience=config["plateau_patience"] if by_plateau else None,
-        plateau_drops=config["plateau_drops"],
+        plateau_factor=config.lr_factor,
+        plateau_patience=config.plateau_patience if by_plateau else None,
+        plateau_drops=config.plateau_drops,
     )
 
 
 def _model(config, axis_name=None):
-    stochastic_depth = _stochastic_depth(config["stochastic_depth"])
-    if config["stochastic_depth_from_epoch"] and (
+    stochastic_depth = _stochastic_depth(config.stochastic_depth)
+    if config.stochastic_depth_from_epoch and (
         stochastic_depth is None or stochastic_depth.granularity == "subset"
     ):
         raise InputError(
@@ -391,22 +373,20 @@ def _model(config, axis_name=None):
             'than "subset".'
         )
     derived = {
-        "num_classes": dataset_spec(config["dataset"]).num_classes,
+        "num_classes": dataset_spec(config.dataset).num_classes,
         "stochastic_depth": stochastic_depth,
         "axis_name": axis_name,
-        "dtype": jnp.dtype(config["dtype"]),
+        "dtype": jnp.dtype(config.dtype),
     }
-    for name in config["model_kwargs"]:
+    for name in config.model_kwargs:
         if name in derived:
             raise InputError(f"model_kwargs cannot set {name}: other fields do.")
     with _unfit_in_a_sentence(config):
-        model = rn_jax.create_model(
-            config["model"], **derived, **config["model_kwargs"]
-        )
+        model = rn_jax.create_model(config.model, **derived, **config.model_kwargs)
         num_blocks = model.num_blocks
     if num_blocks > _MOST_BLOCKS:
         raise InputError(
-            f"{config['model']} with these model_kwargs has {num_blocks:,} blocks; at "
+            f"{config.model} with these model_kwargs has {num_blocks:,} blocks; at "
             f"most {_MOST_BLOCKS:,} are taken."
         )
     return model
@@ -422,7 +402,7 @@ def _check_network(config, model, image_shape):
     Raises:
         InputError: it cannot be applied to such images, or has too many parameters.
     """
-    if not config["model_kwargs"]:
+    if not config.model_kwargs:
         return
     model = model.clone(axis_name=None)
 
@@ -444,12 +424,12 @@ def _check_network(config, model, image_shape):
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if size > _MOST_PARAMS:
         raise InputError(
-            f"{config['model']} with these model_kwargs has {size:,} parameters; at "
+            f"{config.model} with these model_kwargs has {size:,} parameters; at "
             "most 2^31 are taken."
         )
     if logits.ndim != 2 or 0 in logits.shape:
         raise InputError(
-            f"{config['model']} with these model_kwargs gives no logits for images of "
+            f"{config.model} with these model_kwargs gives no logits for images of "
             f"{list(image_shape)}."
         )
 
@@ -462,11 +442,11 @@ def _unfit_in_a_sentence(config):
     except InputError:
         raise
     except Exception as error:  # of Flax, JAX or NumPy, by what does not fit
-        if not config["model_kwargs"]:
+        if not config.model_kwargs:
             raise
         raise InputError(
-            f"{config['model']} cannot be made with the model_kwargs "
-            f"{shown(config['model_kwargs'])} ({type(error).__name__}: "
+            f"{config.model} cannot be made with the model_kwargs "
+            f"{shown(config.model_kwargs)} ({type(error).__name__}: "
             f"{first_line(error)})."
         ) from error
 
@@ -474,11 +454,6 @@ def _unfit_in_a_sentence(config):
 def _stochastic_depth(settings):
     if settings is None:
         return None
-    if not isinstance(settings, Mapping):
-        raise InputError(
-            "stochastic_depth must be None or its fields, as {'last_survival': 0.5}, "
-            f"not {settings!r}."
-        )
     fields = {"preset", *rn_jax.StochasticDepth.__dataclass_fields__}
     for name in settings:
         if name not in fields:
@@ -486,62 +461,6 @@ def _stochastic_depth(settings):
     if "preset" in settings:
         return rn_jax.StochasticDepth.preset(**settings)
     return rn_jax.StochasticDepth(**settings)
-
-
-def _check_values(config):
-    fields.check(config)
-    if config["batch_size"] % config["micro_batches"]:
-        raise InputError(
-            f"micro_batches {config['micro_batches']} do not divide a batch_size of "
-            f"{config['batch_size']}."
-        )
-    spec = dataset_spec(config["dataset"])
-    side, pad = min(spec.image_shape[:2]), config["augment_pad"]
-    if pad is not None and pad > side:
-        raise InputError(
-            f"augment_pad must be at most {side}, the side of an image of {spec.name}, "
-            f"not {pad}."
-        )
-    if spec is imagenet.SPEC:
-        if config["normalization"] == "channel":
-            raise InputError(
-                "normalization=channel is taken from images in memory; for "
-                f"{spec.name} it is mean_image, imagenet_mean, imagenet, unit or "
-                "contrast."
-            )
-        feeds.check_crops(config)
-    if spec.image_shape[-1] != 3 and config["normalization"].startswith("imagenet"):
-        raise InputError(
-            f"normalization={config['normalization']} needs colours, which "
-            f"{config['dataset']} has not: take channel or mean_image."
-        )
-    colours = config["augment"] and (config["color_jitter"] or config["pca_noise"])
-    if colours and spec.image_shape[-1] != 3:
-        raise InputError(
-            f"color_jitter and pca_noise need colours, which {config['dataset']} has "
-            "not."
-        )
-    if config["model"] is None:
-        raise InputError("Set model: a name of rn_jax.list_models().")
-    if config["lr_schedule"] == "plateau" and not 0 < config["lr_factor"] < 1:
-        raise InputError(
-            "lr_schedule=plateau needs an lr_factor between 0 and 1, not "
-            f"{config['lr_factor']}."
-        )
-    if config["warmup_until_error"] is not None and not config["learning_rate"] > 0:
-        raise InputError("warmup_until_error needs a learning_rate above 0.")
-    if config["warmup_until_error"] is not None and config["warmup"]:
-        raise InputError(
-            "Set either warmup, a length, or warmup_until_error, and the other to its "
-            "default, 0 or None."
-        )
-    if config["lr_schedule"] == "plateau" and config["protocol"] == "full":
-        raise InputError(
-            "lr_schedule=plateau needs a validation part, as protocol=45k5k has it: "
-            "the test set is not used to choose anything."
-        )
-    if config["epochs"] is None and config["steps"] is None:
-        raise InputError("Set epochs or steps: how long the run is.")
 
 
 def _use_compilation_cache(folder):

@@ -18,11 +18,13 @@ import numpy as np
 from etils import epath
 
 import rn_jax
-from experiments import fields, files, setup
+from configs.default import Config
+from experiments import files, setup
+from experiments.config import ANYWHERE, read_config
 from experiments.feed import InMemory
 from experiments.pretrained import other_channels
 from experiments.workdir import Workdir
-from rn_jax import data, filesystem, parallel
+from rn_jax import data, parallel
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
@@ -81,20 +83,20 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     config, experiment = run.config, run.experiment
     if not isinstance(experiment.feed, InMemory):
         raise InputError(
-            f"Studies take data sets that fit into memory, and {config['dataset']} "
+            f"Studies take data sets that fit into memory, and {config.dataset} "
             "does not: name a run on another; experiments.evaluate tests this one."
         )
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
         label=_label(path),
         source=path,
-        model_name=config["model"],
-        model_kwargs=config["model_kwargs"],
+        model_name=str(config.model),
+        model_kwargs=config.model_kwargs,
         model=run.model,
         variables=run.variables,
         stochastic_depth=experiment.stochastic_depth,
-        dataset=config["dataset"],
-        normalization=config["normalization"],
+        dataset=config.dataset,
+        normalization=config.normalization,
         preprocess=experiment.preprocess,
         train=experiment.feed.parts["train"],
         test=experiment.feed.parts["test"],
@@ -120,7 +122,7 @@ class Finished(NamedTuple):
         summary: its summary.json.
     """
 
-    config: Mapping[str, Any]
+    config: Config
     experiment: setup.Experiment
     model: Network
     variables: Mapping[str, Any]
@@ -153,14 +155,11 @@ def finished(
         )
     summary = files.read_json(folder / "summary.json")
     # On the devices that are here now; what is computed does not depend on them.
-    here = {
-        "num_devices": None,
-        "num_workers": num_workers,
-        "micro_batches": 1,
-        "init_from": None,
-        "data_dir": data_dir or config.get("data_dir"),
-    }
-    experiment = setup.build({**config, **here}, mean_image=workdir.mean_image())
+    here: dict[str, Any] = {**ANYWHERE, "num_workers": num_workers}
+    here["data_dir"] = data_dir or config.data_dir
+    experiment = setup.build(
+        dataclasses.replace(config, **here), mean_image=workdir.mean_image()
+    )
     steps = summary.get("steps")
     if not isinstance(steps, int):
         raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
@@ -178,31 +177,6 @@ def finished(
         opened=np.asarray(state["open_counts"]) / steps,
         summary=summary,
     )
-
-
-def read_config(folder: epath.Path) -> dict[str, Any]:
-    """A run's fields, those of configs/default.py.
-
-    Raises:
-        InputError: the folder is no run's, or that of an older version.
-    """
-    file = folder / "config.json"
-    if not file.exists():
-        below = sorted(folder.iterdir()) if folder.is_dir() else []
-        if inside := [run for run in below if (run / "config.json").exists()]:
-            names = ", ".join(map(str, inside[:3]))
-            raise InputError(f"{folder} holds several runs: name one, such as {names}.")
-        raise InputError(
-            f"{folder} is no run: python -m experiments.run --config=FILE "
-            f"--workdir={filesystem.quoted(str(folder))} makes one."
-        )
-    config = {**fields.BEFORE, **files.read_json(file)}
-    free = {"num_devices", "num_workers", "micro_batches", "init_from", "data_dir"}
-    if missing := sorted(set(fields.types()) - free - set(config)):
-        raise InputError(
-            f"The run {folder} is of an older version: its config has no {missing[0]}."
-        )
-    return config
 
 
 def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:

@@ -18,7 +18,9 @@ from typing import Any
 
 from etils import epath
 
-from experiments import command, many, seeds, sweep_plots
+from configs.default import Config
+from experiments import cli, many, seeds, sweep_plots
+from experiments.config import field_of, load_config, overrides
 from experiments.study_report import table
 from experiments.workdir import make_folder, replace_file
 from rn_jax.errors import InputError
@@ -27,20 +29,20 @@ from rn_jax.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return command.exit_code(
+    return cli.exit_code(
         lambda: _sweep(argv), interrupted="Interrupted before the first run."
     )
 
 
 def _sweep(argv):
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add, path = parser.add_argument, parser.add_path
     add("--grid", action="append", default=[], help="a field and its values")
     path("--workdir", help="folder of the sweep; default: a new one under runs/")
     add("--seeds", help="so many seeds, or a list, of every combination")
     options, rest = parser.parse_with_config(argv)
     chosen = None if options.seeds is None else seeds.parse(options.seeds)
-    name, base = command.load_config(rest)
+    name, base = load_config(rest)
     axes = [parse_axis(text) for text in options.grid]
     if not axes:
         raise InputError("Name a field to vary, as --grid config.batch_size=64,128.")
@@ -48,15 +50,10 @@ def _sweep(argv):
         raise InputError("Seeds come by --seeds or by --grid config.seed, not by both.")
     rows = combinations(rest, axes)
     jobs = [many.Job(folder_name(values), config) for values, config in rows]
-    workdir = options.workdir or command.new_workdir(f"sweep-{name}-{base['dataset']}")
-    title = ", ".join([f"{name} on {base['dataset']}", *command.overrides(rest)])
-    line = command.as_typed("sweep", argv)
-    header = {
-        "command": line,
-        "config": name,
-        "dataset": base["dataset"],
-        "seeds": chosen,
-    }
+    workdir = options.workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
+    title = ", ".join([f"{name} on {base.dataset}", *overrides(rest)])
+    line = cli.as_typed("sweep", argv)
+    header = {"command": line, "config": name, "dataset": base.dataset, "seeds": chosen}
 
     def report(results):
         shown = [
@@ -97,11 +94,11 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
 
 def combinations(
     arguments: Sequence[str], axes: Sequence[tuple[str, list[str]]]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+) -> list[tuple[dict[str, Any], Config]]:
     """All combinations, the last field changing fastest.
 
     Args:
-        arguments: of the config, for `command.load_config`.
+        arguments: of the config, for `load_config`.
         axes: fields and their values, as typed.
 
     Returns:
@@ -116,22 +113,20 @@ def combinations(
         alone = [a for a in arguments if re.match(rf"--?(no)?config\.{field}(=|$)", a)]
         if names.count(field) > 1 or alone:
             raise InputError(f"config.{field} is set twice: name it in one --grid.")
-        values = [
-            command.field_of(_with(arguments, [(field, text)]), field) for text in texts
-        ]
+        values = [field_of(_with(arguments, [(field, text)]), field) for text in texts]
         for value in values:
             if values.count(value) > 1:
                 raise InputError(f"--grid config.{field} has the value {value} twice.")
     found = []
     for chosen in itertools.product(*(texts for _, texts in axes)):
         config = _with(arguments, zip(names, chosen, strict=True))
-        found.append(({n: command.field_of(config, n) for n in names}, config))
+        found.append(({n: field_of(config, n) for n in names}, config))
     return found
 
 
 def _with(arguments, values):
-    overrides = [f"--config.{field}={text}" for field, text in values]
-    return command.load_config([*arguments, *overrides])[1]
+    added = [f"--config.{field}={text}" for field, text in values]
+    return load_config([*arguments, *added])[1]
 
 
 def folder_name(values: dict[str, Any]) -> str:

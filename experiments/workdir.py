@@ -9,6 +9,7 @@ no line is there twice and none is missing.
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from experiments.fields import BEFORE
+from configs.default import Config
+from experiments.config import BEFORE, as_json, make_config, read_fields
 from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax import filesystem
@@ -47,7 +49,7 @@ class Workdir:
 
     Args:
         path: of the folder.
-        config: the run's fields, as plain values.
+        config: of the run.
 
     Attributes:
         config: the same, as read back from config.json. For a field that a run begun by
@@ -58,10 +60,10 @@ class Workdir:
             no folder can have this path.
     """
 
-    def __init__(self, path: epath.PathLike, config: Mapping[str, Any]):
+    def __init__(self, path: epath.PathLike, config: Config):
         filesystem.check(path)
         self.path = epath.Path(path)
-        self.config = json.loads(json.dumps(config))  # tuples to lists, as read back
+        self.config = make_config(as_json(config))  # tuples within dicts to lists
         self._unwritten: Set[str] = set()
         self._check_config()
         self._writes = False
@@ -84,8 +86,8 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self._check_config()  # by now another run may have begun and ended there
-            config = self.config.items()
-            written = {name: v for name, v in config if name not in self._unwritten}
+            fields = as_json(self.config).items()
+            written = {name: v for name, v in fields if name not in self._unwritten}
             self._write("config.json", written)
 
     @contextlib.contextmanager
@@ -128,7 +130,7 @@ class Workdir:
         file = self.path / _MEAN_IMAGE
         if not file.exists():
             return None
-        shape = (self.config["image_size"], self.config["image_size"], 3)
+        shape = (self.config.image_size, self.config.image_size, 3)
         try:
             image = safetensors.numpy.load(file.read_bytes())["mean"]
         except (safetensors.SafetensorError, KeyError):
@@ -225,16 +227,17 @@ class Workdir:
                     "choose another --workdir."
                 )
             return
-        there = read_json(file)
         # The run goes on as it began, also when it is started a third time.
-        self._unwritten = BEFORE.keys() - there.keys()
-        self.config |= {name: BEFORE[name] for name in self._unwritten}
-        there = {**BEFORE, **there}
-        names = sorted((set(there) | set(self.config)) - FREE)
-        differ = [n for n in names if there.get(n) != self.config.get(n)]
+        self._unwritten = BEFORE.keys() - read_json(file).keys()
+        there = read_fields(file)
+        begun = {name: BEFORE[name] for name in self._unwritten}
+        self.config = dataclasses.replace(self.config, **begun)
+        here = as_json(self.config)
+        names = sorted((set(there) | set(here)) - FREE)
+        differ = [n for n in names if there.get(n) != here.get(n)]
         if differ:
             shown = ", ".join(
-                f"{n} {there.get(n)!r} there and {self.config.get(n)!r} here"
+                f"{n} {there.get(n)!r} there and {here.get(n)!r} here"
                 for n in differ[:5]
             )
             raise InputError(

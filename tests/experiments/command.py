@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny import TINY
 
-from configs import resnet20
+import configs
 from experiments import loop, run
+from experiments.config import make_config
 from experiments.feed import InMemory
 from rn_jax.models import MODELS
 
@@ -89,8 +90,8 @@ def crash_after(monkeypatch, steps, feed=InMemory):
 
 def train_tiny(workdir):
     """A finished run of four blocks with stochastic depth, two epochs of digits."""
-    config = resnet20.get_config("digits").to_dict()
-    config |= {
+    fields = {
+        **vars(make_config(configs.get_config("resnet20", "digits"))),
         "model": "tiny",
         "epochs": 2,
         "batch_size": 240,
@@ -100,7 +101,7 @@ def train_tiny(workdir):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny", TINY)
-        loop.train(config, workdir)
+        loop.train(make_config(fields), workdir)
 
 
 def start(argv, **kwargs):

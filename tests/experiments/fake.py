@@ -33,8 +33,8 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
         workdir.close()
         facts = {
             "params": 1234567,
-            "epochs": config["epochs"],
-            "steps": 10 * (config["epochs"] or 1),
+            "epochs": config.epochs,
+            "steps": 10 * (config.epochs or 1),
             "devices": "1 x cpu",
             "versions": {"jax": "0"},
             "git_revision": "0123456789",
@@ -49,7 +49,7 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             **facts,
             "test_error_percent": error(config),
             "test_error_at_best_val_percent": (
-                None if config["protocol"] == "full" else error(config) + 1
+                None if config.protocol == "full" else error(config) + 1
             ),
             "train_loss": 0.25,
             "images_per_second": 250.0,

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every config: the fields of default.py and no others, and the recipe of its paper."""
 
-import importlib
+import dataclasses
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import configs
 from configs import default
-from experiments import command, feed, setup
+from experiments import feed, setup
+from experiments.config import make_config
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
-FOLDER = Path(default.__file__).parent
-BASES = {"default", "he2016", "imagenet", "torch_imagenet"}  # recipes without a network
-NAMES = sorted({p.stem for p in FOLDER.glob("[!_]*.py")} - BASES)
+FOLDER = configs.FOLDER
+NAMES = configs.names()
+load = configs.get_config
 
 
-def load(name, *args):
-    return importlib.import_module(f"configs.{name}").get_config(*args)
+def made(name, *args, **fields):
+    """The typed config of a name, with some fields otherwise."""
+    return dataclasses.replace(make_config(load(name, *args)), **fields)
 
 
 # On 8 pixels all networks, on 32 those of the first papers: tracing takes time.
@@ -43,16 +45,11 @@ DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {n for n in NAMES if "densenet" 
     ],
 )
 def test_config_is_complete_and_makes_a_network(name, dataset):
-    config = load(name, dataset)
-    assert set(config) == set(default.get_config())
+    assert list(load(name, dataset)) == list(default.FIELDS)
+    config = made(name, dataset)
     assert config.dataset == dataset
-    values = config.to_dict()
-    setup._check_values(values)
-    model = create_model(
-        config.model,
-        stochastic_depth=setup._stochastic_depth(values["stochastic_depth"]),
-        **values["model_kwargs"],
-    )
+    setup.check(config)
+    model = create_model(config.model, **config.model_kwargs)
     images = jnp.zeros((2, *data.get_spec(dataset).image_shape))
     shapes = jax.eval_shape(
         lambda: model.init({"params": jax.random.key(0)}, images, train=False)
@@ -60,16 +57,45 @@ def test_config_is_complete_and_makes_a_network(name, dataset):
     assert "head" in shapes["params"]
 
 
+@pytest.mark.parametrize("name", ["resnet152_svhn_sd", "wrn28_10_dropout"])
+def test_a_config_that_is_changed_leaves_its_row_as_it_was(name):
+    before = load(name).to_dict()
+    config = load(name)
+    for field in ("stochastic_depth", "model_kwargs"):
+        for entry in config[field] or ():
+            config[field][entry] = 0.9
+    config.published_error_percent.svhn_cropped = 0.9
+    assert load(name).to_dict() == before
+
+
+def test_names_are_those_of_rows_and_of_files_with_a_network():
+    assert len(NAMES) == len(set(NAMES)) == 100
+    recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
+    files = {"resnet110", "resnet110_sd", "vgg15"}
+    assert recipes & set(NAMES) == files
+    for name in recipes - files:
+        assert load(name).model is None
+    with pytest.raises(InputError, match=r"Unknown config 'resnet21'; near it: .*t20"):
+        load("resnet21")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("[!_]*.py")))
+def test_header_has_the_command(name):
+    header = (FOLDER / f"{name}.py").read_text().split('"""')[1]
+    known = re.search(r"python -m experiments.run --config=configs/(\w+).py", header)
+    if known is None:
+        assert "Not to be run itself" in header
+    else:
+        assert name == known[1] or configs._found()[known[1]][0].__name__[8:] == name
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_header_has_the_command_and_the_published_errors(name):
-    config, text = load(name), (FOLDER / f"{name}.py").read_text()
-    header = text.split('"""')[1]
-    assert f"python -m experiments.run --config=configs/{name}.py" in header
+def test_published_errors_are_of_the_data_set_of_the_paper(name):
+    config = load(name)
     assert config.dataset in ("cifar10", "imagenet2012", "mnist", "svhn_cropped")
     if published := config.published_error_percent.to_dict():
         assert config.dataset in published
-    for error in published.values():
-        assert re.search(rf"\b{error}0? %", header), error
+    assert configs.where(name)
 
 
 def test_the_failing_networks_are_expected_to_fail():
@@ -80,64 +106,41 @@ def test_the_failing_networks_are_expected_to_fail():
     assert not any(load(name).published_error_percent for name in failing)
 
 
-def test_published_errors_are_those_of_the_table_of_models():
-    """Where paper and shortcut are the same; the table has one number a network."""
-    names = {
-        "CIFAR-10": "cifar10",
-        "ImageNet": "imagenet2012",
-        "SVHN": "svhn_cropped",
-    }
-    compared = 0
-    for name in NAMES:
-        config = load(name)
-        entry = MODELS[config.model]
-        there = re.match(r"(\S+): ([\d.]+)(?: \(([ABC])\))?", entry.published or "")
-        if not there or not entry.paper.startswith(config.paper):
-            continue
-        if config.stochastic_depth:  # the table's are at constant depth
-            continue
-        kind = entry.arguments.get("shortcut")
-        if config.model_kwargs.get("shortcut", kind) == (there[3] or kind):
-            here = config.published_error_percent[names[there[1]]]
-            assert here == float(there[2]), name
-            compared += 1
-    assert compared > 40
-
-
-@pytest.mark.parametrize("name", ["resnet20", "resnet110_scaling_05_1"])
-def test_what_a_file_says_of_its_network_is_not_of_another(name):
-    file = f"--config={FOLDER / name}.py"
-    _, own = command.load_config([file, "--config.seed=1"])
-    assert own["published_error_percent"] or own["expected_to_fail"]
-    _, other = command.load_config([file, "--config.model", "resnet32"])
-    assert not other["published_error_percent"] and not other["expected_to_fail"]
-    same = f"--config.model={own['model']}"
-    known = "--config.published_error_percent={'cifar10': 5.0}"
-    _, same = command.load_config([file, same, "--config.seed=1"])
-    assert same == own
-    _, given = command.load_config([file, "--config.model=resnet32", known])
-    assert given["published_error_percent"] == {"cifar10": 5.0}
-
-
 def test_every_field_of_default_has_a_comment():
-    for line in (FOLDER / "default.py").read_text().splitlines():
-        if re.match(r"    config\.\w+ = ", line):
-            assert "  # " in line, line
+    text = (FOLDER / "default.py").read_text()
+    for name in default.FIELDS:
+        [line] = re.findall(rf"(?m)^    {name}: .*$", text)
+        assert "  # " in line, line
 
 
-def test_no_config_repeats_what_it_starts_from():
-    """A line that sets a field to the value it has already says nothing."""
-    for name in {*NAMES, *BASES}:
-        text = (FOLDER / f"{name}.py").read_text()
-        bases = re.findall(r"config = (\w+)\.get_config\(dataset\)", text)
-        for base in bases:
-            before, after = load(base), load(name)
-            for field in re.findall(r"(?m)^    config\.(\w+) = ", text):
-                assert before[field] != after[field], (name, field)
+def test_fields_of_default_have_their_type_choices_and_limits():
+    """In the annotation, and the default fits it."""
+    make_config(vars(default.Config()))
+    fields = default.FIELDS
+    assert fields["epochs"] == (int, True, None, default.Range(1))
+    assert fields["batch_size"].limits == default.Range(1, 2**16)
+    assert fields["normalization"].choices == data.NORMALIZATIONS
+    assert fields["protocol"].choices == ("full", "45k5k")
+    assert fields["matmul_precision"].choices[:2] == (None, "bfloat16")
+    assert fields["learning_rate"][:3] == (float, False, None)
+    assert {field.kind.__name__ for field in fields.values()} == {
+        *("bool", "int", "float", "str", "tuple", "Mapping")
+    }
 
 
-def schedule_of(name, steps_per_epoch, **overrides):
-    config = load(name).to_dict() | overrides
+def test_no_row_repeats_what_it_starts_from():
+    """A field with the value that the recipe has already says nothing."""
+    for name, (module, row) in configs._found().items():
+        for field, value in row.fields.items() if row else ():
+            if field == "model":
+                assert value != name
+            else:
+                recipe = (row.recipe or module.get_config)()
+                assert value == {} or recipe[field] != value, (name, field)
+
+
+def schedule_of(name, steps_per_epoch, **fields):
+    config = made(name, **fields)
     total = setup.count_steps(config, steps_per_epoch)
     return setup.make_schedule(config, steps_per_epoch, total), total
 
@@ -182,36 +185,34 @@ def test_form_of_the_momentum_is_that_of_the_papers_code():
         assert config.momentum_form == ("torch" if by_torch else "caffe"), name
 
 
-def rows_of(base):
-    """The base and the configs that start from it, directly or not."""
-    rows = {base}
-    for name in NAMES * 2:  # twice: a row may stand before the row it starts from
-        text = (FOLDER / f"{name}.py").read_text()
-        if set(re.findall(r"config = (\w+)\.get_config\(dataset\)", text)) & rows:
-            rows.add(name)
-    return sorted(rows)
+def rows_of(name):
+    """The rows that are trained by the recipe of this one."""
+    module, row = configs._found()[name]
+    same = [(n, r) for n, (m, r) in configs._found().items() if m is module and r]
+    return [n for n, other in same if other.recipe is row.recipe]
 
 
 @pytest.mark.parametrize(
     ("base", "number"),
     [
-        ("he2016", 23),
-        ("preact_resnet152", 2),
+        ("resnet164", 22),
+        ("preact_resnet152", 3),
         ("resnext29_1x64d", 3),
         ("resnext50_1x64d", 8),
         ("wrn16_8", 4),
-        ("densenet40_12", 6),
+        ("densenet40_12", 14),
         ("densenet121", 5),
         ("vgg16", 4),
     ],
 )
 def test_rows_of_one_recipe_differ_in_the_network_alone(base, number):
-    rows = [row for row in rows_of(base) if load(row).paper == load(base).paper]
+    rows = rows_of(base)
     assert len(rows) == number
     network = {"model", "model_kwargs", "published_error_percent", "expected_to_fail"}
     for name in rows:
         one, two = load(base), load(name)
-        assert {n for n in one if one[n] != two[n]} <= network
+        augment = {"augment"} if name.endswith("_not_augmented") else set()
+        assert {n for n in one if one[n] != two[n]} <= network | augment
 
 
 def test_recipe_of_he_2015_on_imagenet():
@@ -467,9 +468,8 @@ def test_vgg15_has_a_recipe_for_digits_that_learns():
     ],
 )
 def test_a_beginning_of_stochastic_depth_that_cannot_be(fields, says):
-    values = {**load("resnet20", "digits").to_dict(), **fields}
     with pytest.raises(InputError, match=says):
-        setup.build(values)
+        setup.build(made("resnet20", "digits", **fields))
 
 
 ALL_DATASETS = [*data.DATASETS, "imagenet2012"]
@@ -480,22 +480,20 @@ def test_every_recipe_has_a_sensible_length_on_every_data_set(dataset):
     """No less than ten epochs, and no more than its paper's network can be given."""
     most = {"digits": 30, "svhn_cropped": 50, "imagenet2012": 250}.get(dataset, 500)
     for name in NAMES:
-        config = load(name, dataset).to_dict()
-        setup._check_values(config)
-        steps_per_epoch = feed.count_train(config) // config["batch_size"]
+        config = made(name, dataset)
+        setup.check(config)
+        steps_per_epoch = feed.count_train(config) // config.batch_size
         total = setup.count_steps(config, steps_per_epoch)
         assert 10 <= total / steps_per_epoch <= most + 0.01, name
         schedule = setup.make_schedule(config, steps_per_epoch, total)
-        own = load(name).to_dict()
-        if config["lr_schedule"] == "piecewise" == own["lr_schedule"]:
+        own = load(name)
+        if config.lr_schedule == "piecewise" == own.lr_schedule:
             # All drops of the recipe fall into the run.
-            assert (
-                len(config["lr_drops"]) == len(own["lr_drops"]) or dataset == "digits"
-            )
-            factor = config["lr_factor"] ** len(config["lr_drops"])
-            last = config["learning_rate"] * factor
+            assert len(config.lr_drops) == len(own.lr_drops) or dataset == "digits"
+            factor = config.lr_factor ** len(config.lr_drops)
+            last = config.learning_rate * factor
             assert float(schedule(total - 1)) == pytest.approx(last), name
-        begins = config["stochastic_depth_from_epoch"] * steps_per_epoch
+        begins = config.stochastic_depth_from_epoch * steps_per_epoch
         assert begins < total, name
 
 
@@ -520,12 +518,12 @@ def test_lengths_of_recipes_on_large_data_sets():
         ("resnext50_32x4d", "svhn_cropped", 50, [0.3, 0.6, 0.9]),
         ("resnet152_imagenet_sd", "svhn_cropped", 50, [0.25, 0.5, 0.75]),
     ):
-        config = load(name, dataset).to_dict()
-        steps_per_epoch = feed.count_train(config) // config["batch_size"]
+        config = made(name, dataset)
+        steps_per_epoch = feed.count_train(config) // config.batch_size
         total = setup.count_steps(config, steps_per_epoch)
         assert total / steps_per_epoch == pytest.approx(epochs, abs=0.01), name
         schedule = setup.make_schedule(config, steps_per_epoch, total)
-        rate, factor = config["learning_rate"], config["lr_factor"]
+        rate, factor = config.learning_rate, config.lr_factor
         for number, drop in enumerate(drops):
             for share, expected in ((drop - 0.01, number), (drop + 0.01, number + 1)):
                 found = float(schedule(int(share * total)))
@@ -534,12 +532,12 @@ def test_lengths_of_recipes_on_large_data_sets():
 
 @pytest.mark.parametrize("dataset", ALL_DATASETS)
 def test_short_paths_begin_at_the_first_drop_of_every_data_set(dataset):
-    config = load("preact_resnet110_short_paths", dataset).to_dict()
-    steps_per_epoch = feed.count_train(config) // config["batch_size"]
+    config = made("preact_resnet110_short_paths", dataset)
+    steps_per_epoch = feed.count_train(config) // config.batch_size
     total = setup.count_steps(config, steps_per_epoch)
-    unit = {"steps": 1, "fraction": total}[config["lr_drops_unit"]]
-    begins = config["stochastic_depth_from_epoch"] * steps_per_epoch
-    assert abs(begins - config["lr_drops"][0] * unit) < steps_per_epoch
+    unit = {"steps": 1, "fraction": total}[config.lr_drops_unit]
+    begins = config.stochastic_depth_from_epoch * steps_per_epoch
+    assert abs(begins - config.lr_drops[0] * unit) < steps_per_epoch
 
 
 def test_cosine_goes_to_zero_at_the_end_of_the_run():

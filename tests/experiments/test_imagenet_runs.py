@@ -17,12 +17,14 @@ import jax
 import numpy as np
 import pytest
 from command import ROOT, assert_same_run, crash_after, in_process, lines, stop_after
+from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file, save
 from scipy import special
 from tiny import TINY
 
 from experiments import evaluate, export, feed, predict, setup, subject
+from experiments.config import read_config
 from experiments.feed import ImageNet, test_view
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
@@ -82,8 +84,8 @@ def finished(request, tmp_path_factory, data_dir, quick_compile_module):
 
 
 def test_a_run_by_the_recipe_of_he_2015(finished):
-    config = json.loads((finished / "config.json").read_text())
-    assert (config["train_crop"], config["pca_noise"]) == ("scale", 0.1)
+    config = read_config(epath.Path(finished))
+    assert (config.train_crop, config.pca_noise) == ("scale", 0.1)
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["steps"] == 12
     if summary["model"] == "resnet18":
@@ -113,10 +115,11 @@ def kept_mean(workdir):
 def test_the_mean_image_is_of_training_images_and_kept_with_the_run(
     finished, monkeypatch
 ):
-    config = json.loads((finished / "config.json").read_text())
-    assert config["normalization"] == "mean_image"
+    config = read_config(epath.Path(finished))
+    assert config.normalization == "mean_image"
     mean = kept_mean(finished)
     for host in (0, 1):  # of two, each by itself
+        few = dataclasses.replace(config, mean_image_examples=5)
         source = feed.of_imagenet(config, host_index=host, num_hosts=2)
         train = source.parts["train"]
         expected = centre_crops(train, range(36), 32).mean(axis=0)
@@ -124,7 +127,7 @@ def test_the_mean_image_is_of_training_images_and_kept_with_the_run(
         np.testing.assert_array_equal(feed.mean_image(source, config), mean)
         # A smaller sample, drawn by the number of images alone.
         chosen = np.sort(np.random.default_rng(0).permutation(36)[:5])
-        five = feed.mean_image(source, {**config, "mean_image_examples": 5})
+        five = feed.mean_image(source, few)
         expected = centre_crops(train, chosen, 32).mean(axis=0)
         np.testing.assert_array_equal(five, expected.astype(np.float32))
     # Every command that reads the run has that image, and takes no other.
@@ -191,7 +194,7 @@ def test_stopped_and_resumed_with_worker_processes_it_ends_the_same(
 
 
 def test_the_held_out_images_are_none_that_are_trained_on(finished):
-    config = json.loads((finished / "config.json").read_text())
+    config = read_config(epath.Path(finished))
     parts = feed.of_imagenet(config, host_index=0, num_hosts=1).parts
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 36,
@@ -210,9 +213,9 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
 @pytest.mark.parametrize("dataset", ["digits", "imagenet2012"])
 def test_hosts_make_their_rows_of_the_same_batches(finished, dataset, num_hosts):
     """Also the last ones of an evaluation, of which a host may have no real row."""
-    config = json.loads((finished / "config.json").read_text())
+    config = read_config(epath.Path(finished))
     make = feed.of_imagenet if dataset == "imagenet2012" else feed.in_memory
-    config = {**config, "dataset": dataset, "num_workers": 0}
+    config = dataclasses.replace(config, dataset=dataset, num_workers=0)
     whole, *hosts = (
         make(config, host_index=host, num_hosts=count)
         for host, count in [(0, 1), *((host, num_hosts) for host in range(num_hosts))]
@@ -268,7 +271,7 @@ def test_predictions_are_of_the_centre_crop(finished, tmp_path, capsys):
     Image.fromarray(image).save(tmp_path / "x.png")
     argv = [f"--workdir={finished}", str(tmp_path / "x.png"), "--top=1"]
     assert predict.main(argv) == 0
-    resize, size = run.config["eval_resize"], run.config["eval_size"]
+    resize, size = run.config.eval_resize, run.config.eval_size
     view = test_view(image, crops="center", resize=resize, size=size)
     pixels = run.experiment.preprocess(view[None])
     logits = jax.jit(partial(run.model.apply, train=False))(run.variables, pixels)

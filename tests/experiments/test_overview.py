@@ -10,8 +10,9 @@ import pytest
 from command import ROOT, arguments, in_process
 from tiny import TINY
 
+import configs
 import rn_jax
-from configs import resnet20
+from configs.default import Config
 from experiments import feed, overview
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
@@ -23,9 +24,14 @@ def test_list_has_all_models_data_sets_and_configs(monkeypatch, capsys):
     first = [line.split()[0] for line in told.splitlines() if line.startswith("  ")]
     datasets = ["cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist"]
     datasets += ["digits", "imagenet2012"]
-    assert first == [*rn_jax.list_models(), *datasets, *overview.configs()]
+    known = [*rn_jax.list_models(), *datasets]
+    assert first[: len(known)] == known
+    assert sorted(first[len(known) :]) == sorted(configs.names())
     assert "269,722  He et al. 2015" in told
     assert "ResNet-110 with stochastic depth (Huang et al. 2016, table 1)" in told
+    of_paper = told.partition("\n Xie et al. 2017\n")[2].partition("\n Z")[0]
+    assert {line.split()[0][:7] for line in of_paper.splitlines()} == {"resnext"}
+    assert re.search(r"resnet164 +tables 2 and 3: 5\.93 % on cifar10, 25\.16 %", told)
 
 
 def test_help_names_the_configs(monkeypatch, capsys):
@@ -181,7 +187,7 @@ def test_dry_run_needs_no_data(monkeypatch, capsys, tmp_path, dataset, told):
 
 @pytest.mark.parametrize("protocol", ["full", "45k5k"])
 def test_examples_are_those_trained_on(protocol):
-    config = {**resnet20.get_config("digits").to_dict(), "protocol": protocol}
+    config = Config(dataset="digits", protocol=protocol)
     read = feed.in_memory(config, host_index=0, num_hosts=1)
     assert feed.count_train(config) == read.num_train
 

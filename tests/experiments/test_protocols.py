@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the papers' protocols ask of a run beyond its steps, through the command."""
 
+import dataclasses
 import json
 
 import flax
@@ -15,9 +16,12 @@ from command import (
     lines,
     stop_after,
 )
+from etils import epath
 
 import rn_jax
+from configs.default import Config
 from experiments import pretrained, setup, subject
+from experiments.config import read_config
 from rn_jax import InputError, data, train
 from rn_jax.models import MODELS
 
@@ -94,8 +98,8 @@ def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypa
 def test_saved_statistics_are_those_of_the_examples(finished):
     """Of the stem's BatchNorm after the last evaluation, by NumPy."""
     state = final_state(finished)
-    config = json.loads((finished / "config.json").read_text())
-    train, _ = data.split_validation(data.load("digits"), seed=config["split_seed"])
+    config = read_config(epath.Path(finished))
+    train, _ = data.split_validation(data.load("digits"), seed=config.split_seed)
     order = data.epoch_permutation(len(train), seed=0, epoch=0)[:480]
     images = data.normalizer(train, "channel")(train.images[order])
     stem = jax.lax.conv_general_dilated(
@@ -115,14 +119,14 @@ def test_saved_statistics_are_those_of_the_examples(finished):
 
 def built(workdir, *options):
     """The experiment of a config of the tiny network."""
-    config = json.loads((workdir / "config.json").read_text())
-    return setup.build(config | dict(options))
+    config = read_config(epath.Path(workdir))
+    return setup.build(dataclasses.replace(config, **dict(options)))
 
 
 def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
     source = final_state(finished)
     fresh = built(finished, ("seed", 1)).initial_state
-    config = {"init_from": str(finished), "model": "tiny"}
+    config = Config(init_from=str(finished), model="tiny")
     begun = pretrained.initialise(fresh, config)
     for part in ("params", "batch_stats"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(begun, part)):
@@ -139,14 +143,14 @@ def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
 def test_weights_that_do_not_fit_are_named(finished, tmp_path):
     with pytest.raises(InputError, match=r"is not a tiny .* one of \[.*, 8\] for the"):
         wide = built(finished, ("model_kwargs", {"features": (16, 16)}))
-        config = {"init_from": str(finished), "model": "tiny"}
+        config = Config(init_from=str(finished), model="tiny")
         pretrained.initialise(wide.initial_state, config)
     state = built(finished).initial_state
     with pytest.raises(InputError, match="is not the folder of a run"):
-        pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})
+        pretrained.initialise(state, Config(init_from=str(tmp_path), model="tiny"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no checkpoint yet"):
-        pretrained.initialise(state, {"init_from": str(tmp_path), "model": "tiny"})
+        pretrained.initialise(state, Config(init_from=str(tmp_path), model="tiny"))
 
 
 def test_weights_of_a_file_of_ours(finished, tmp_path):
@@ -154,12 +158,14 @@ def test_weights_of_a_file_of_ours(finished, tmp_path):
     run = subject.finished(str(finished))
     rn_jax.save(file, run.model, run.variables)
     fresh = built(finished, ("seed", 1)).initial_state
-    config = {"model": "tiny", "model_kwargs": {}}
-    of_run = pretrained.initialise(fresh, config | {"init_from": str(finished)})
-    of_file = pretrained.initialise(fresh, config | {"init_from": file})
+
+    def begun(source):
+        return pretrained.initialise(fresh, Config(model="tiny", init_from=source))
+
+    of_run, of_file = begun(str(finished)), begun(file)
     jax.tree.map(np.testing.assert_array_equal, of_file, of_run)
     with pytest.raises(InputError, match="resnet20_digits is not a tiny with these"):
-        pretrained.initialise(fresh, config | {"init_from": "resnet20_digits"})
+        begun("resnet20_digits")
 
 
 def zero_state(model, image_shape):
@@ -185,13 +191,10 @@ def test_weights_of_a_file(tmp_path):
     save_file(torchvision_names, tmp_path / "weights.safetensors")
     model = create_model("resnet18", num_classes=10)
     state = zero_state(model, (64, 64, 3))
-    config = {
-        "init_from": str(tmp_path / "weights.safetensors"),
-        "model": "resnet18",
-        "model_kwargs": {},
-    }
+    weights = str(tmp_path / "weights.safetensors")
+    config = Config(init_from=weights, model="resnet18")
     begun = pretrained.initialise(state, config)
-    there = from_torch("resnet18", read_weights(config["init_from"]))
+    there = from_torch("resnet18", read_weights(weights))
     np.testing.assert_array_equal(
         begun.params["stage2"]["first"]["conv1"]["kernel"],
         there["params"]["stage2"]["first"]["conv1"]["kernel"],
@@ -228,12 +231,12 @@ def test_weights_of_other_channels_and_without_a_classifier(
     weights = {k: v for k, v in weights.items() if not k.startswith(heads)}
     save_file(weights, tmp_path / "weights.safetensors")
     state = zero_state(model, (64, 64, ours))
-    config = {
-        "init_from": str(tmp_path / "weights.safetensors"),
-        "model": name,
-        "model_kwargs": fields,
-        "dataset": "digits",
-    }
+    config = Config(
+        init_from=str(tmp_path / "weights.safetensors"),
+        model=name,
+        model_kwargs=fields,
+        dataset="digits",
+    )
     begun = pretrained.initialise(state, config)
     stem = begun.params.get("stem_conv") or begun.params["stage1"]["layer01"]["conv"]
     kernel = weights["conv1.weight" if name == "resnet20" else "features.0.weight"]
@@ -257,7 +260,7 @@ def test_weights_of_channels_that_cannot_be_adapted(tmp_path, random_variables):
     path = str(tmp_path / "four.safetensors")
     rn_jax.save(path, model, four)
     state = zero_state(model, (8, 8, 3))
-    config = {"init_from": path, "model": "resnet20", "dataset": "cifar10"}
+    config = Config(init_from=path, model="resnet20", dataset="cifar10")
     with pytest.raises(InputError, match="have 4 channels, those of cifar10 3: name w"):
         pretrained.initialise(state, config)
 

@@ -23,7 +23,8 @@ from command import arguments, assert_same_run, in_process, lines, stop_after
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loop, reproduce, run, subject, sweep
+from experiments import loop, reproduce, run, sweep
+from experiments.config import read_config
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -280,8 +281,8 @@ def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
     argv = [f"--config={command.ROOT}/configs/resnet110_sd.py"]
     argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
     assert in_process(monkeypatch, argv) == 0
-    assert configs[0]["dataset"] == "digits"
-    assert (configs[0]["epochs"], configs[0]["learning_rate"]) == (30, 0.01)
+    assert configs[0].dataset == "digits"
+    assert (configs[0].epochs, configs[0].learning_rate) == (30, 0.01)
 
 
 def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypatch):
@@ -289,7 +290,7 @@ def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypa
     monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
     argv = arguments(tmp_path / "w", "--config.steps=7", config="resnet110_sd")
     assert in_process(monkeypatch, argv) == 0
-    assert configs[0]["steps"] == 7
+    assert configs[0].steps == 7
 
 
 def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, capsys):
@@ -416,7 +417,7 @@ BAD_INPUT = {
         ["--config.stochastic_depth={'last_survival': 1.1}"],
         r"must be in \(0, 1\], not 1\.1",
     ),
-    "stochastic depth": (["--config.stochastic_depth=half"], r"must be None or its f"),
+    "stochastic depth": (["--config.stochastic_depth=half"], r"must be a dict or N"),
     "plateau": (
         ["--config.lr_schedule=plateau"],
         r"plateau needs a validation part, as protocol=45k5k",
@@ -495,7 +496,7 @@ def test_run_of_a_version_without_a_field_goes_on_as_it_began(
     config = json.loads((old / "config.json").read_text())
     assert config.pop("momentum_form") == "torch"
     (old / "config.json").write_text(json.dumps(config))
-    assert subject.read_config(epath.Path(old))["momentum_form"] == "torch"
+    assert read_config(epath.Path(old)).momentum_form == "torch"
     (old / "summary.json").unlink()
     options = [*OPTIONS, "--config.momentum_form=caffe"]
     assert in_process(monkeypatch, arguments(old, *options)) == 0

@@ -38,8 +38,8 @@ def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, caps
     original = loop.build
 
     def build(config, **kept):
-        trained.append(config["seed"])
-        if config["seed"] == 4 and len(trained) == 2:
+        trained.append(config.seed)
+        if config.seed == 4 and len(trained) == 2:
             raise KeyboardInterrupt  # killed before the second begins
         return original(config, **kept)
 
@@ -70,7 +70,7 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
     calls = []
 
     def stopped(config, path, *, command, resumed_by):
-        calls.append((config["seed"], path, resumed_by))
+        calls.append((config.seed, path, resumed_by))
         raise loop.StoppedError("Stopped by SIGTERM.")
 
     monkeypatch.setattr(loop, "train", stopped)

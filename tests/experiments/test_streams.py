@@ -10,7 +10,7 @@ import sys
 import pytest
 from command import ROOT, arguments, in_process, lines
 
-from experiments import command
+from experiments import cli
 from rn_jax.errors import InputError
 
 
@@ -50,7 +50,7 @@ def test_closed_pipe_is_no_error(streams, capsys):
     done = []
     out = closed_pipe()
     streams(stdout=out)
-    assert command.exit_code(lambda: [talk(), done.append(1)]) == 0
+    assert cli.exit_code(lambda: [talk(), done.append(1)]) == 0
     assert done and sys.stdout is out
     assert capsys.readouterr().err == "told\n"
 
@@ -58,7 +58,7 @@ def test_closed_pipe_is_no_error(streams, capsys):
 def test_output_that_cannot_be_stored_is_said_at_the_end(streams, capsys):
     done = []
     streams(stdout=full_disk())
-    assert command.exit_code(lambda: [talk(), done.append(1)]) == 2
+    assert cli.exit_code(lambda: [talk(), done.append(1)]) == 2
     assert done
     told, said = capsys.readouterr().err.splitlines()
     assert told == "told"
@@ -67,7 +67,7 @@ def test_output_that_cannot_be_stored_is_said_at_the_end(streams, capsys):
 
 def test_so_is_a_short_output_that_was_in_the_buffer(streams, capsys):
     streams(stdout=full_disk())
-    assert command.exit_code(lambda: print("short")) == 2
+    assert cli.exit_code(lambda: print("short")) == 2
     assert "cannot be written to" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def test_another_exit_code_is_kept(streams, capsys):
         raise SavedError("Saved.")
 
     streams(stdout=full_disk())
-    assert command.exit_code(stop) == 75
+    assert cli.exit_code(stop) == 75
     assert "rn_jax: Saved.\n" in capsys.readouterr().err
 
 
@@ -91,18 +91,18 @@ def test_without_standard_error_the_exit_code_is_the_same(streams, broken):
         raise InputError("No.")
 
     streams(stdout=closed_pipe(), stderr=broken())
-    assert command.exit_code(talk) == 0
-    assert command.exit_code(refuse) == 2
+    assert cli.exit_code(talk) == 0
+    assert cli.exit_code(refuse) == 2
 
 
 def test_a_program_without_streams(streams):
     streams(stdout=None, stderr=None)
-    assert command.exit_code(talk) == 0
+    assert cli.exit_code(talk) == 0
     assert sys.stdout is None and sys.stderr is None
     closed = io.StringIO()
     closed.close()
     streams(stdout=closed, stderr=closed)
-    assert command.exit_code(talk) == 0
+    assert cli.exit_code(talk) == 0
 
 
 @pytest.mark.parametrize(
@@ -118,16 +118,14 @@ def test_characters_that_the_encoding_does_not_have(streams, encoding, written):
     for name in ("stdout", "stderr"):
         binary = io.BytesIO()
         streams(**{name: io.TextIOWrapper(binary, encoding)})
-        assert (
-            command.exit_code(lambda: print("± λ \udcff", file=getattr(sys, name))) == 0
-        )
+        assert cli.exit_code(lambda: print("± λ \udcff", file=getattr(sys, name))) == 0
         assert binary.getvalue() == written
 
 
 def test_texts_are_for_a_program_s_own_stream(streams):
     out = io.StringIO()
     streams(stdout=out)
-    assert command.exit_code(lambda: print("±")) == 0
+    assert cli.exit_code(lambda: print("±")) == 0
     assert out.getvalue() == "±\n"
 
 

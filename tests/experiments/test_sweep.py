@@ -53,17 +53,17 @@ def test_combinations_are_the_product_and_reach_entries_of_dicts():
         *((0.2, "A", 3), (0.2, "B", 3), (1.0, "A", 3), (1.0, "B", 3))
     ]
     config = found[1][1]
-    assert config["stochastic_depth"] == {"last_survival": 0.2}
-    assert config["model_kwargs"] == {"shortcut": "B"}
+    assert config.stochastic_depth == {"last_survival": 0.2}
+    assert config.model_kwargs == {"shortcut": "B"}
     uniform = [*base, "--config.stochastic_depth={'schedule': 'uniform'}"]
     config = sweep.combinations(uniform, axes[:1])[0][1]
-    assert config["stochastic_depth"] == {"schedule": "uniform", "last_survival": 0.2}
+    assert config.stochastic_depth == {"schedule": "uniform", "last_survival": 0.2}
 
 
 def test_the_recipe_follows_a_grid_over_data_sets():
     base = [f"--config={ROOT}/configs/resnet20.py"]
     found = sweep.combinations(base, [("dataset", ["cifar10", "digits"])])
-    assert [config["batch_size"] for _, config in found] == [128, 64]
+    assert [config.batch_size for _, config in found] == [128, 64]
 
 
 BAD_INPUT = {
@@ -110,7 +110,7 @@ GRID = ["--grid", f"{SD}=0.2,1.0", "--grid", "config.epochs=3,5"]
 
 
 def by_survival_and_epochs(config):
-    return 100 * config["stochastic_depth"]["last_survival"] - config["epochs"]
+    return 100 * config.stochastic_depth["last_survival"] - config.epochs
 
 
 def rows(workdir):
@@ -195,7 +195,7 @@ def test_a_folder_of_another_sweep_is_refused_before_anything_is_trained(
 
 def test_seeds_of_every_combination(tmp_path, monkeypatch):
     errors = {0: 10.0, 1: 12.0, 2: 17.0}
-    fake.use(monkeypatch, lambda config: errors[config["seed"]])
+    fake.use(monkeypatch, lambda config: errors[config.seed])
     grid = ["--grid", "config.epochs=3,5", "--seeds=3", "--config.protocol=45k5k"]
     assert in_process(monkeypatch, arguments(tmp_path, *grid), sweep) == 0
     std = np.std([10, 12, 17], ddof=1)

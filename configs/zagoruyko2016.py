@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zagoruyko and Komodakis 2016: wide ResNets on CIFAR.
+
+This project's sources have no numbers of theirs.
+
+    python -m experiments.run --config=configs/wrn28_10.py[:DATASET]
+"""
+
+from configs import Row, default
+
+
+def get_config(dataset="cifar10"):
+    config = default.get_config(dataset)
+    config.normalization = "channel"
+    config.epochs = 200
+    config.steps = None
+    config.lr_drops = (60, 120, 160)
+    config.lr_drops_unit = "epochs"
+    config.lr_factor = 0.2
+    config.momentum_form = "torch"
+    config.nesterov = True
+    config.weight_decay = 5e-4
+    config.weight_decay_on = "all"
+    config.paper = "Zagoruyko and Komodakis 2016"
+    return default.with_dataset(config)
+
+
+ROWS = {
+    "wrn16_8": Row("16 layers, 8 times as wide"),
+    "wrn40_4": Row("40 layers, 4 times as wide"),
+    "wrn28_10": Row("28 layers, 10 times as wide"),
+    "wrn28_10_dropout": Row(
+        "the same with dropout 0.3",
+        fields={
+            "model": "wrn28_10",
+            "model_kwargs": {"block_kwargs": {"dropout": 0.3}},
+        },
+    ),
+}

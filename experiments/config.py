@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config: loaded from its file with overrides, read back from a run, and checked.
+
+It is what config.json can hold, and small: numbers, text, lists and dicts.
+"""
+
+import ast
+import difflib
+import importlib.machinery
+import json
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+import configs
+from configs.default import FIELDS, LARGEST_SIDE, Config, Field
+from experiments.cli import NOT_A_LITERAL
+from experiments.files import read_json
+from rn_jax import data, filesystem
+from rn_jax.data import imagenet
+from rn_jax.errors import InputError, shown, unknown_name
+
+# What a config says of its file's network in a paper, and what is said of another.
+OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}
+# What runs did that were begun before a field was there, whose config.json lacks it.
+BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
+# The same of fields that need not be known to read a run, on whatever machine.
+ANYWHERE: Mapping[str, Any] = {
+    **dict.fromkeys(["num_devices", "num_workers", "init_from", "data_dir"]),
+    "micro_batches": 1,
+}
+
+_HINT = "configs/default.py has them all."
+# Fields that are dicts of any fields: single entries are set here, because
+# ml_collections sets no entry that is not there yet.
+_ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
+
+# What a value or a config file that cannot be read raises in absl or ml_collections.
+_UNREADABLE = (
+    *(flags.Error, OSError, TypeError, ValueError, ArithmeticError),
+    *(SyntaxError, MemoryError, RecursionError),
+)
+
+
+# --- Loading --------------------------------------------------------------------------
+
+
+def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
+    """Load a config by its name, its data set and its overrides.
+
+    Args:
+        arguments: --config=FILE[:DATASET], and --config.FIELD=VALUE or, in
+            stochastic_depth and model_kwargs, --config.FIELD.ENTRY=VALUE. FILE may be
+            configs/ROW.py for a row that has no file of its own. Of the same field the
+            last one counts, and entries come after the whole field. Those in OF_NETWORK
+            do not hold for another model, unless they are given too.
+
+    Returns:
+        The name of the file without ".py", and the config, each field checked.
+
+    Raises:
+        InputError: no such file or field, or a value of a wrong type.
+    """
+    typed, argv, rest = None, [""], iter(arguments)
+    entries, names = [], []
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if re.fullmatch("--?config", option):
+            typed = value if equals else next(rest, None)
+        elif found := _ENTRY.fullmatch(argument):
+            entries.append(found.groups())
+        else:
+            argv.append(argument)
+            if re.fullmatch("--?config.dataset", option) and equals:
+                names.append(value)
+    if typed is None:
+        raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
+    file, dataset = _file_and_data_set(os.path.expanduser(typed))
+    config: Any = _from_file(file, *(names[-1:] or dataset))
+    model = config.get("model")
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        unknown = values(argv)[1:]
+        if unknown:
+            raise InputError(
+                f"Unexpected argument {unknown[0]!r}: options begin with --."
+            )
+        config = config.to_dict()
+    except (AttributeError, KeyError) as error:  # of ConfigDict; a hint is on line 2
+        while isinstance(error, Exception):
+            error = error.args[0]
+        if entry := re.search(r"Attempting to lookup: (\S+)", error):
+            raise _no_entries(entry[1]) from None
+        name, _, hint = error.partition("\n")
+        raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
+    except _UNREADABLE as error:
+        if entry := re.search(r"Override (\S+) can not be applied", str(error)):
+            raise _no_entries(entry[1]) from None
+        raise InputError(" ".join(str(error).split())) from error
+    for field, text in entries:
+        _set_entry(config, field, text)
+    given = {line.partition("=")[0] for line in overrides(arguments)}
+    if "model" in given and config["model"] != model:
+        config |= {name: none for name, none in OF_NETWORK.items() if name not in given}
+    return Path(file).stem, make_config(config)
+
+
+def _file_and_data_set(typed):
+    """Split FILE[:DATASET], of which FILE may have colons too."""
+    file, colon, dataset = typed.rpartition(":")
+    if not colon or os.path.exists(typed):
+        return typed, []
+    return file, [dataset]
+
+
+def _from_file(file, *dataset):
+    """Return what `get_config` of a file returns, or the row of configs/NAME.py."""
+    folder, name = Path(file).parent, Path(file).stem
+    if not os.path.exists(file):
+        in_configs = folder.name == "configs" and os.path.exists(folder / "default.py")
+        if in_configs and name in configs.names():
+            return configs.get_config(name, *dataset)
+        raise _no_config(file, folder if in_configs else Path("configs"))
+    loader = importlib.machinery.SourceFileLoader("config", file)
+    module = types.ModuleType("config")
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*dataset)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise InputError(f"The config {file} cannot be read: {reason}.") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"The config {file} must return a ConfigDict, not {shown(config)}."
+        )
+    return config
+
+
+def _no_config(file, folder):
+    near = difflib.get_close_matches(Path(file).stem, configs.names(), n=5, cutoff=0.6)
+    paths = ", ".join(f"{folder / name}.py" for name in near)
+    told = f"; near it: {paths}" if near and os.path.isdir(folder) else ""
+    return InputError(
+        f"There is no config {file}{told}; python -m experiments.run --list names all."
+    )
+
+
+def _no_entries(field):
+    return InputError(f"{field} cannot be set: {field.rpartition('.')[0]} is no dict.")
+
+
+def _set_entry(config, field, text):
+    *path, name = field.split(".")
+    place = config
+    for part in path:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise _no_entries(field)
+    try:
+        place[name] = ast.literal_eval(text)
+    except NOT_A_LITERAL:
+        place[name] = text  # a name needs no quotes
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """The overrides among the arguments, as "epochs=3"."""
+    return [
+        argument.partition("config.")[2]
+        for argument in arguments
+        if re.match(r"--?(no)?config\.", argument)
+    ]
+
+
+def field_of(config: Config, field: str) -> Any:
+    """The value of a field, or of an entry such as stochastic_depth.last_survival.
+
+    It is None where there is none.
+    """
+    found: Any = vars(config)
+    for part in field.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+# --- Reading back ---------------------------------------------------------------------
+
+
+def read_fields(file: epath.Path) -> dict[str, Any]:
+    """Read a run's config.json, with what runs did before a field was there.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return {**ANYWHERE, **BEFORE, **read_json(file)}
+
+
+def read_config(folder: epath.Path) -> Config:
+    """Read the config of a run.
+
+    Raises:
+        InputError: the folder is no run's, or that of an older version.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        below = sorted(folder.iterdir()) if folder.is_dir() else []
+        if inside := [run for run in below if (run / "config.json").exists()]:
+            names = ", ".join(map(str, inside[:3]))
+            raise InputError(f"{folder} holds several runs: name one, such as {names}.")
+        raise InputError(
+            f"{folder} is no run: python -m experiments.run --config=FILE "
+            f"--workdir={filesystem.quoted(str(folder))} makes one."
+        )
+    fields = read_fields(file)
+    if missing := sorted(set(FIELDS) - set(fields)):
+        raise InputError(
+            f"The run {folder} is of an older version: its config has no {missing[0]}."
+        )
+    return make_config(fields)
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The fields as config.json holds them: by name, with lists for tuples."""
+    return json.loads(json.dumps(dict(sorted(vars(config).items()))))
+
+
+# --- Checking -------------------------------------------------------------------------
+
+_LARGEST_INT = 2**31  # int32 holds what is below
+_LARGEST_FLOAT = 1e38  # float32 holds 3.4e38
+_LARGEST_OF_NETWORK = 2**14  # a width, a depth, ... in model_kwargs
+_LONGEST = 4096  # characters of a text, entries of a list or dict
+_DEEPEST = 4  # lists and dicts within each other
+
+_KINDS: dict[type, tuple[str, Any]] = {
+    bool: ("True or False", bool),
+    int: ("a whole number", int),
+    float: ("a number", (int, float)),
+    str: ("text", str),
+    tuple: ("a tuple", (list, tuple)),  # config.json knows lists alone
+    Mapping: ("a dict", Mapping),
+}
+
+
+def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
+    """Make a config of all its fields, and check each by itself.
+
+    Raises:
+        InputError: a field that is missing or unknown, or a value of another type or
+            out of range.
+    """
+    if isinstance(fields, ConfigDict):
+        fields = fields.to_dict()
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_name("field of the config", name, FIELDS)
+    for name, field in FIELDS.items():
+        if name not in fields:
+            raise InputError(f"The config has no {name}; configs/default.py has it.")
+        _check_field(name, fields[name], field)
+    _check_entries(fields)
+    tuples = {n: tuple(fields[n]) for n in FIELDS if FIELDS[n].kind is tuple}
+    return Config(**{**fields, **tuples})
+
+
+def check_config(config: Config) -> None:
+    """Check each field, and those that depend on each other or on the data set.
+
+    Raises:
+        InputError: as `make_config`; or fields that do not go together.
+    """
+    make_config(vars(config))
+    if config.batch_size % config.micro_batches:
+        raise InputError(
+            f"micro_batches {config.micro_batches} do not divide a batch_size of "
+            f"{config.batch_size}."
+        )
+    _check_images(config, dataset_spec(config.dataset))
+    if config.model is None:
+        raise InputError("Set model: a name of rn_jax.list_models().")
+    if config.lr_schedule == "plateau" and not 0 < config.lr_factor < 1:
+        raise InputError(
+            "lr_schedule=plateau needs an lr_factor between 0 and 1, not "
+            f"{config.lr_factor}."
+        )
+    if config.warmup_until_error is not None and not config.learning_rate > 0:
+        raise InputError("warmup_until_error needs a learning_rate above 0.")
+    if config.warmup_until_error is not None and config.warmup:
+        raise InputError(
+            "Set either warmup, a length, or warmup_until_error, and the other to its "
+            "default, 0 or None."
+        )
+    if config.lr_schedule == "plateau" and config.protocol == "full":
+        raise InputError(
+            "lr_schedule=plateau needs a validation part, as protocol=45k5k has it: "
+            "the test set is not used to choose anything."
+        )
+    if config.epochs is None and config.steps is None:
+        raise InputError("Set epochs or steps: how long the run is.")
+
+
+def _check_images(config, spec):
+    side, pad = min(spec.image_shape[:2]), config.augment_pad
+    if pad is not None and pad > side:
+        raise InputError(
+            f"augment_pad must be at most {side}, the side of an image of {spec.name}, "
+            f"not {pad}."
+        )
+    if spec is imagenet.SPEC:
+        if config.normalization == "channel":
+            raise InputError(
+                "normalization=channel is taken from images in memory; for "
+                f"{spec.name} it is mean_image, imagenet_mean, imagenet, unit or "
+                "contrast."
+            )
+        low, high = config.train_scales
+        fit = max(config.image_size, config.eval_size) <= config.eval_resize
+        if not fit or not config.image_size <= low <= high:
+            raise InputError(
+                "Crops must fit the images: eval_size and image_size must be at most "
+                "eval_resize, and image_size at most the lower of train_scales."
+            )
+    if spec.image_shape[-1] == 3:
+        return
+    if config.normalization.startswith("imagenet"):
+        raise InputError(
+            f"normalization={config.normalization} needs colours, which {spec.name} "
+            "has not: take channel or mean_image."
+        )
+    if config.augment and (config.color_jitter or config.pca_noise):
+        raise InputError(
+            f"color_jitter and pca_noise need colours, which {spec.name} has not."
+        )
+
+
+def dataset_spec(name: str) -> data.DatasetSpec:
+    """What is known of a data set, in memory or not, before it is read.
+
+    Raises:
+        InputError: no such name; those near it are listed.
+    """
+    if name == imagenet.SPEC.name:
+        return imagenet.SPEC
+    try:
+        return data.get_spec(name)
+    except InputError:
+        raise unknown_name(
+            "data set", name, [*data.DATASETS, imagenet.SPEC.name]
+        ) from None
+
+
+def _check_field(name: str, value: Any, field: Field) -> None:
+    if value is None and field.optional:
+        return
+    words, accepted = _KINDS[field.kind]
+    is_bool = isinstance(value, bool) and field.kind in (int, float)
+    if is_bool or not isinstance(value, accepted):
+        or_none = " or None" if field.optional else ""
+        raise InputError(f"{name} must be {words}{or_none}, not {shown(value)}.")
+    _check_plain(name, value)
+    if field.choices is not None and value not in field.choices:
+        raise InputError(
+            f"{name} must be one of {', '.join(map(str, field.choices))}, not "
+            f"{value!r}."
+        )
+    if field.kind in (int, float):
+        least, most = field.limits.least, field.limits.most
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}.")
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, not {value}.")
+
+
+def _check_plain(name, value, depth=0):
+    """Raises an InputError unless config.json can hold the value, and it is small."""
+    if isinstance(value, bool | None):
+        return
+    if isinstance(value, int):
+        most = _LARGEST_INT
+        if name.startswith("model_kwargs"):
+            most = _LARGEST_OF_NETWORK
+        if abs(value) >= most:
+            limit = "2^31" if most == _LARGEST_INT else f"{most:,}"
+            raise InputError(f"{name} must be below {limit}, not {shown(value)}.")
+    elif isinstance(value, float):
+        if not abs(value) <= _LARGEST_FLOAT:  # nan is neither
+            raise InputError(
+                f"{name} must be a finite number of at most {_LARGEST_FLOAT:g}, not "
+                f"{value}."
+            )
+    elif isinstance(value, str):
+        if len(value) > _LONGEST or "\0" in value:
+            raise InputError(
+                f"{name} must be text of at most {_LONGEST:,} characters without "
+                f"zeros, not {shown(value)}."
+            )
+    elif isinstance(value, list | tuple | Mapping):
+        if len(value) > _LONGEST or depth == _DEEPEST:
+            raise InputError(
+                f"{name} must have at most {_LONGEST:,} entries and {_DEEPEST} levels, "
+                f"not {shown(value)}."
+            )
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            if isinstance(value, Mapping) and not isinstance(key, str):
+                raise InputError(f"{name} must have names, not {shown(key)}.")
+            _check_plain(f"{name}.{key}", entry, depth + 1)
+    else:
+        raise InputError(
+            f"{name} must be made of numbers, text, lists and dicts, which config.json "
+            f"can hold, not {shown(value)}."
+        )
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_entries(config):
+    drops = config["lr_drops"]
+    if not all(map(_is_number, drops)) or any(drop < 0 for drop in drops):
+        raise InputError(f"lr_drops must be numbers of 0 or more, not {shown(drops)}.")
+    if list(drops) != sorted(set(drops)):
+        raise InputError(
+            f"lr_drops must come one after another, not as {shown(drops)}."
+        )
+    scales = config["train_scales"]
+    if len(scales) != 2 or not all(
+        _is_number(s) and isinstance(s, int) and 1 <= s <= LARGEST_SIDE for s in scales
+    ):
+        raise InputError(
+            f"train_scales must be two whole numbers from 1 to {LARGEST_SIDE:,}, not "
+            f"{shown(scales)}."
+        )
+    for name, percent in config["published_error_percent"].items():
+        if not _is_number(percent) or not 0 <= percent <= 100:
+            raise InputError(
+                f"published_error_percent.{name} must be from 0 to 100, not "
+                f"{shown(percent)}."
+            )

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: options, lines as typed, sentences, exit codes."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import ROOT, arguments, in_process, stop_after
+from fake import use
+from PIL import Image
+
+import rn_jax
+from experiments import (
+    analyze,
+    cli,
+    evaluate,
+    export,
+    predict,
+    report,
+    reproduce,
+    sweep,
+)
+from experiments import run as command_run
+from rn_jax import InputError, filesystem
+
+# Names of folders, of which the second is what the first, as a pattern, matches.
+ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
+MATCHED = ODD.replace("[2026]", "2").replace("*?\\", "bc\\")
+
+
+@pytest.mark.parametrize(
+    "typed, line",
+    [
+        (["-X", "dev", "mine.py", "--a=b c"], "python -X dev mine.py '--a=b c'"),
+        (["mine.py", "run", "--a=b c"], "python mine.py run '--a=b c'"),
+        # A notebook or a test, which has other arguments.
+        (["-m", "pytest", "-q"], "python -m experiments.run '--a=b c'"),
+        (["-c", "a program", "--a=b c"], "python -m experiments.run '--a=b c'"),
+        (["-", "--a=b c"], "python -m experiments.run '--a=b c'"),
+    ],
+)
+def test_line_that_calls_it_again(typed, line, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", *typed])
+    monkeypatch.setattr(sys, "argv", [typed[0], "--a=b c"])
+    assert cli.as_typed("run", ["--a=b c"]) == line
+
+
+def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mine.py", "run", "--list"])
+    assert cli.of_script() == 0
+    assert "resnet110_sd" in capsys.readouterr().out
+    for argv in (["mine.py"], ["mine.py", "reprot"]):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert cli.of_script() == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("rn_jax: Name a command first: analyze, ")
+    assert told[1].startswith("rn_jax: Unknown command 'reprot'; near it: report")
+
+
+def test_commands_are_the_modules_with_a_main():
+    files = Path(cli.__file__).parent.glob("*.py")
+    found = [file.stem for file in files if "\ndef main(" in file.read_text()]
+    assert sorted(found) == list(cli.COMMANDS)
+
+
+def called(*arguments, **environ):
+    """The process of python with these arguments, when it has ended."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "by"),
+    [
+        ("JAX_ENABLE_X64", "Banana", "run"),
+        ("MPLBACKEND", "nonsense", "report"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("JAX_NUM_CPU_DEVICES", "two", "analyze"),
+                ("JAX_DEFAULT_MATMUL_PRECISION", "x", "evaluate"),
+                ("JAX_NUMPY_DTYPE_PROMOTION", "x", "export"),
+                ("JAX_LOG_COMPILES", "maybe", "predict"),
+                ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "x", "reproduce"),
+                ("FLAX_PROFILE", "2", "sweep"),
+                ("TQDM_MININTERVAL", "x", "run"),
+            ]
+        ),
+    ],
+)
+def test_environment_that_an_import_refuses_is_said(name, value, by):
+    done = called("-m", f"experiments.{by}", "--help", **{name: value})
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"rn_jax: {name}='{value}' cannot be used \(.*\): give it .*\.\n", done.stderr
+    )
+    assert not done.stdout
+
+
+def test_programs_get_the_error_of_the_import_itself():
+    done = called("-c", "import experiments.cli", JAX_ENABLE_X64="banana")
+    assert done.returncode == 1
+    assert "ValueError: invalid truth value 'banana'" in done.stderr
+
+
+def test_without_docstrings_there_is_a_usage_all_the_same(capsys):
+    parser = cli.Parser(None)
+    parser.add_argument("--workdir")
+    assert "[--workdir WORKDIR]" in parser.format_help()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_without_docstrings_and_assertions(name):
+    done = called("-OO", "-m", f"experiments.{name}", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--help" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["-OO"], ["-W", "error"], ["-X", "dev"]], ids=str)
+def test_run_under_python_s_options(options, tmp_path):
+    config = ["--config=configs/resnet20.py:digits", "--config.epochs=1"]
+    config += ["--config.model_kwargs.stage_sizes=(1,1,1)", "--config.batch_size=240"]
+    for argv in (
+        ["--list"],
+        ["--dry_run", *config],
+        [f"--workdir={tmp_path}", *config],
+    ):
+        done = called(*options, "-m", "experiments.run", *argv)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_path_that_the_locale_cannot_decode(tmp_path):
+    """It is refused before anything is measured or written."""
+    out = tmp_path / "ü"
+    done = called(
+        *("-m", "experiments.analyze", "--weights=resnet20_digits", f"--out={out}"),
+        *("--study=delete_one", "--images=20", "--draws=2"),
+        **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not in UTF-8" in done.stderr and "LC_ALL=C.UTF-8" in done.stderr
+    assert not out.exists()
+
+
+def test_files_are_read_and_written_by_a_named_encoding():
+    """Not by the locale's, which `open`, `read_text` and `write_text` would take."""
+    unnamed = re.compile(
+        r"\.read_text\(\)|\.write_text\((?!.*utf-8)|\bopen\([^()]*\"[aw]\"\)"
+    )
+    files = [
+        f
+        for d in ("rn_jax", "experiments", "docs", "benchmarks")
+        for f in (ROOT / d).rglob("*.py")
+    ]
+    found = [
+        f"{file}: {line}"
+        for file in files
+        for line in file.read_text("utf-8").splitlines()
+        if unnamed.search(line)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["a b", "it's", '"', "$HOME", "a\\nb", "a\nb", "\t'\\", "\x85é\x01\x7f1", "", "*"],
+)
+def test_a_word_for_the_shell(word):
+    line = filesystem.quoted(word)
+    assert line.isprintable()
+    read = subprocess.run(
+        ["bash", "-c", f"printf %s {line}"],
+        capture_output=True,
+        env={"LC_ALL": "C.UTF-8"},
+        check=True,
+    )
+    assert read.stdout.decode() == word
+
+
+def test_a_sentence_has_one_line_and_its_names_as_they_are(capsys):
+    def fail():
+        raise InputError("There is no file a\n  b\x1b[31m.\n")
+
+    assert cli.exit_code(fail) == 2
+    assert capsys.readouterr().err == ("rn_jax: There is no file a\\n  b\\x1b[31m.\n")
+
+
+HOME = [
+    ("~", "HOME"),
+    ("~/[x]", "HOME/[x]"),
+    ("~nobody_of_this_name/x", "~nobody_of_this_name/x"),
+    ("./~", "./~"),
+    ("a~", "a~"),
+    ("gs://a/~", "gs://a/~"),
+]
+
+
+@pytest.mark.parametrize("typed, meant", HOME)
+def test_a_tilde_is_the_home_folder_also_after_an_equals_sign(
+    typed, meant, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = cli.Parser("Does something.\n\nusage")
+    parser.add_path("--workdir")
+    meant = meant.replace("HOME", str(tmp_path))
+    assert parser.parse_args([f"--workdir={typed}"]).workdir == meant
+    assert parser.parse_args(["--workdir", typed]).workdir == meant
+
+
+@pytest.mark.parametrize(
+    "module, argv",
+    [
+        (command_run, ["--config=configs/resnet20.py:digits", "--workdir=PATH"]),
+        (
+            command_run,
+            ["--config=configs/resnet20.py:digits", "--workdir=PATH", "--seeds=2"],
+        ),
+        (
+            sweep,
+            [
+                "--config=configs/resnet20.py",
+                "--grid=config.seed=1,2",
+                "--workdir=PATH",
+            ],
+        ),
+        (reproduce, ["--table=resnet_cifar", "--workdir=PATH"]),
+        (reproduce, ["--keep=PATH"]),
+        (analyze, ["--workdir=PATH"]),
+        (analyze, ["--weights=resnet20_digits", "--out=PATH"]),
+        (analyze, ["--weights=resnet20_digits", "--compare=PATH"]),
+        (evaluate, ["--workdir=PATH"]),
+        (export, ["--workdir=x", "--out=PATH"]),
+        (predict, ["--workdir=x", "PATH"]),
+        (report, ["PATH"]),
+        (report, ["x", "--out=PATH"]),
+    ],
+)
+def test_paths_that_no_file_can_have_are_one_sentence(
+    module, argv, monkeypatch, capsys, tmp_path
+):
+    root = Path(cli.__file__).parents[1]
+    argv = [a.replace("configs/", f"{root}/configs/") for a in argv]
+    monkeypatch.chdir(tmp_path)
+    for path, told in [
+        ("file:///tmp/x", "begins with file://, which is not known"),
+        ("x" * 256, "has 256 bytes; a file or folder can have 255"),
+        ("\udcff", "is not in UTF-8"),
+    ]:
+        assert (
+            in_process(monkeypatch, [a.replace("PATH", path) for a in argv], module)
+            == 2
+        )
+        error = capsys.readouterr().err
+        assert told in error and error.startswith("rn_jax: ") and error.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
+    """Beside one that the name matches as a pattern, in each of these commands."""
+    trained = use(monkeypatch)
+    root = Path(cli.__file__).parents[1]
+    config = f"--config={root}/configs/resnet20.py:digits"
+    grid = ["--grid=config.init_from=a$b$c,_d|e"]
+    calls = [
+        (sweep, [config, *grid]),
+        (reproduce, ["--table=digits", "--only=resnet20", "--keep=KEPT"]),
+        (command_run, [config, "--seeds=2"]),
+    ]
+    for number, (module, argv) in enumerate(calls):
+        for name in (MATCHED, ODD):
+            folder = tmp_path / str(number) / name
+            whole = [f"--workdir={folder}", *argv]
+            whole = [a.replace("KEPT", f"{folder}/[k]") for a in whole]
+            before = len(trained)
+            assert in_process(monkeypatch, whole, module) == 0, capsys.readouterr().err
+            assert len(trained) > before
+            before = len(trained)
+            assert in_process(monkeypatch, whole, module) == 0
+            assert len(trained) == before  # all are finished
+            files = {file.name for file in folder.iterdir()}
+            expected = [{"table.md", "sweep.png"}, {"table.md", "[k]"}, {"seeds.json"}]
+            assert expected[number] <= files
+            if module is not command_run:
+                table = (folder / "table.md").read_text()
+                [line] = [x for x in table.splitlines() if x.startswith("    python")]
+                assert f"--workdir={folder}".replace("\n", "\\n") in line.replace(
+                    "\\\\", "\\"
+                ).replace("\\'", "'")
+    kept = folder.parents[1] / "1" / ODD / "[k]" / "runs" / "digits"
+    assert (kept / "curves.png").exists()
+    keep = [f"--keep={kept.parents[1]}"]
+    assert in_process(monkeypatch, keep, reproduce) == 0
+    assert "10.00" in (kept.parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "relative", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+def test_a_run_in_a_folder_of_any_name_goes_on(
+    relative, monkeypatch, capsys, tmp_path, quick_compile
+):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    if relative:
+        monkeypatch.chdir(folder)
+        (folder / "there").mkdir()
+        (folder / "link").symlink_to("there")
+    place = "link/../[r]" if relative else folder / "[r]"
+    argv = arguments(
+        place, "--config.stochastic_depth.last_survival=0.5", "--profile=1"
+    )
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        assert in_process(monkeypatch, argv) == 75
+    error = capsys.readouterr().err
+    typed = error.partition("with --workdir=")[2].partition(" goes on")[0]
+    if relative:  # one without a newline, which shlex knows
+        assert shlex.split(typed) == [place]
+    assert error.count("\n") == 1
+    assert in_process(monkeypatch, argv) == 0
+    assert "Resumed at step 6" in capsys.readouterr().out
+    made = {file.name for file in (folder / "[r]").iterdir()}
+    assert {"checkpoints", "profile", "events", "figures", "summary.json"} <= made
+
+
+@pytest.mark.slow
+def test_what_reads_a_run_in_a_folder_of_any_name(
+    run, monkeypatch, capsys, tmp_path, quick_compile
+):
+    folder, out = tmp_path / ODD, tmp_path / "[out]"
+    shutil.copytree(run, folder)
+    other = tmp_path / "_u,$x$[1]"
+    other.symlink_to(folder)
+    whole = [f"--workdir={folder}"]
+    few = ["--study=delete_one", "--images=50", "--draws=1"]
+
+    def call(module, *argv):
+        assert in_process(monkeypatch, [*argv], module) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    call(analyze, *whole, *few, f"--out={out}", f"--compare={other}")
+    assert "| _u,$x$[1] |" in (out / "report.md").read_text()
+    assert (out / "delete_one.png").exists()
+    told = call(export, *whole, "--format=safetensors").splitlines()[-1]
+    read = {"rn_jax": rn_jax}
+    exec(told, read)  # the line that reads the file again
+    assert read["model"].num_blocks == 4
+    call(export, *whole, "--format=safetensors", f"--out={out}/{'x' * 243}.safetensors")
+    assert len(list(out.glob("x*"))) == 1
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "p [1].png")
+    assert "%" in call(predict, *whole, str(folder / "p [1].png"))
+    call(report, str(folder), str(other))
+    assert "&lt;b&gt;" in (folder / "report.html").read_text()
+    monkeypatch.setenv("HOME", str(folder))
+    for number, source in enumerate(["~", "~/tiny.safetensors", str(other)]):
+        place = tmp_path / f"[{number}]"
+        argv = arguments(place, "--config.epochs=1", f"--config.init_from={source}")
+        call(command_run, *argv)
+        assert "finished run" in call(command_run, *argv)
+        assert json.loads((place / "config.json").read_text())["init_from"] == source

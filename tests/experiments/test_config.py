@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs loaded by name or file, read back, and values that no field can have.
+
+The fault suite tries many more values.
+"""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from command import ROOT
+from etils import epath
+
+import configs
+from configs.default import FIELDS, Config
+from experiments import setup
+from experiments.config import as_json, load_config, make_config, read_config
+from rn_jax.errors import InputError
+
+# A config file of a user's own.
+MINE = """
+import configs
+
+
+def get_config(dataset="cifar10"):
+    return configs.get_config("resnet20", dataset)
+"""
+
+
+def test_config_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(MINE)
+    name, config = load_config(["--config=~/mine.py:digits"])
+    assert (name, config.dataset) == ("mine", "digits")
+    name, config = load_config(
+        ["--config=~/mine.py", "--config.dataset=digits", "--config.model=resnet32"]
+    )
+    assert (name, config.dataset) == ("mine", "digits")
+    assert config.published_error_percent == {}  # that of another model
+
+
+def test_config_below_a_folder_with_colons(tmp_path):
+    folder = tmp_path / "a:b" / "c:d.py"
+    folder.mkdir(parents=True)
+    file = folder / "mine.py"
+    file.write_text(MINE)
+    for argv, dataset in (
+        ([f"--config={file}"], "cifar10"),
+        ([f"--config={file}:digits"], "digits"),
+        (["--config", f"{file}:svhn_cropped", "--config.dataset=digits"], "digits"),
+        ([f"--config={file}", "--config.model=resnet32"], "cifar10"),
+    ):
+        name, config = load_config(argv)
+        assert (name, config.dataset) == ("mine", dataset)
+
+
+def test_config_with_a_mistake(tmp_path):
+    file = tmp_path / "mine.py"
+    for source, reason in (
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("def get_config(): return 1 + 'a'", "TypeError: unsupported operand"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named"),
+        ("open('nowhere')", "FileNotFoundError: .*'nowhere'"),
+        ("", "AttributeError: .*no attribute 'get_config'"),
+    ):
+        file.write_text(source)
+        with pytest.raises(InputError, match=f"^The config {file} cannot .*: {reason}"):
+            load_config([f"--config={file}"])
+    file.write_text("def get_config(): return {}")
+    with pytest.raises(InputError, match=r"^The config .* ConfigDict, not {}"):
+        load_config([f"--config={file}"])
+
+
+@pytest.mark.parametrize("name", ["resnet110_sd", "resnet164", "he2016"])
+def test_rows_and_files_are_loaded_alike(name, monkeypatch, tmp_path):
+    """By a path from the root of the project, or from anywhere by an absolute one."""
+    expected = make_config(configs.get_config(name, "digits"))
+    monkeypatch.chdir(ROOT)
+    for file in (
+        f"configs/{name}.py",
+        f"./configs/{name}.py",
+        f"{ROOT}/configs/{name}.py",
+    ):
+        assert load_config([f"--config={file}:digits"]) == (name, expected)
+        assert load_config(["--config", file])[1].dataset == "cifar10"
+    monkeypatch.chdir(tmp_path)
+    assert load_config([f"--config={ROOT}/configs/{name}.py:digits"])[1] == expected
+    for file in (f"configs/{name}.py", f"{tmp_path}/configs/{name}.py"):
+        with pytest.raises(InputError, match=f"There is no config {file}; .* --list"):
+            load_config([f"--config={file}"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=r"near it: .*configs/resnet110_sd\.py"):
+        load_config(["--config=configs/resnet110_ds.py"])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet110_scaling_05_1"])
+def test_what_a_config_says_of_its_network_is_not_of_another(name):
+    file = f"--config={ROOT}/configs/{name}.py"
+    _, own = load_config([file, "--config.seed=1"])
+    assert own.published_error_percent or own.expected_to_fail
+    _, other = load_config([file, "--config.model", "resnet32"])
+    assert not other.published_error_percent and not other.expected_to_fail
+    same = f"--config.model={own.model}"
+    known = "--config.published_error_percent={'cifar10': 5.0}"
+    _, same = load_config([file, same, "--config.seed=1"])
+    assert same == own
+    _, given = load_config([file, "--config.model=resnet32", known])
+    assert given.published_error_percent == {"cifar10": 5.0}
+
+
+def test_what_is_none_can_be_set_and_a_dict_unset():
+    file = f"--config={ROOT}/configs/resnet110_sd.py"
+    given = ["--config.steps=7", "--config.augment_flip=False", "--config.init_from=x"]
+    _, config = load_config([file, *given, "--config.stochastic_depth=None"])
+    assert (config.steps, config.augment_flip, config.init_from) == (7, False, "x")
+    assert config.stochastic_depth is None
+
+
+def test_config_of_a_run_is_read_back_as_it_was(tmp_path):
+    fields = {"lr_drops": (1, 2.5), "model_kwargs": {"stage_sizes": [1, 2]}}
+    config = Config(**fields)
+    file = epath.Path(tmp_path) / "config.json"
+    file.write_text(json.dumps(as_json(config)))
+    assert read_config(file.parent) == config
+    assert list(as_json(config)) == sorted(FIELDS)
+    earlier = as_json(config)
+    later = {"momentum_form", "mean_image_examples", "num_devices", "micro_batches"}
+    for name in later:
+        del earlier[name]
+    file.write_text(json.dumps(earlier))
+    read = read_config(file.parent)
+    assert (read.momentum_form, read.mean_image_examples) == ("torch", 10_000)
+    assert (read.num_devices, read.micro_batches) == (None, 1)
+    file.write_text(json.dumps({"model": "resnet20"}))
+    with pytest.raises(InputError, match="of an older version: its config has no aug"):
+        read_config(file.parent)
+    file.write_text(json.dumps({**earlier, "seed": "1"}))
+    with pytest.raises(InputError, match="seed must be a whole number, not '1'"):
+        read_config(file.parent)
+
+
+WRONG = [object(), -math.inf, {"a": {1, 2}}, 10**30, "\0"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config([f"--config={ROOT}/configs/resnet20.py:digits"])[1]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_values_of_a_wrong_type_are_refused_in_one_sentence(field, config):
+    for wrong in WRONG:
+        with pytest.raises(InputError) as error:
+            setup.check(dataclasses.replace(config, **{field: wrong}))
+        message = str(error.value)
+        assert field in message
+        assert message.endswith(".") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"augment": 1}, "augment must be True or False, not 1"),
+        ({"epochs": True}, "epochs must be a whole number or None, not True"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number, not '0.1'"),
+        ({"eval_batch_size": 10**9}, "eval_batch_size must be at most 65,536, not"),
+        ({"augment_pad": 9}, "augment_pad must be at most 8, the side of an image"),
+        ({"lr_drops": (True,)}, "lr_drops must be numbers of 0 or more"),
+        ({"train_scales": (256, 1e9)}, "two whole numbers from 1 to 4,096"),
+        ({"model_kwargs": {"features": 2**40}}, r"kwargs.features must be below 16,3"),
+        ({"model_kwargs": {"norm": print}}, "which config.json can hold"),
+        ({"model_kwargs": {"stage_sizes": "no"}}, "stage_sizes must be a tuple of"),
+        ({"stochastic_depth": {"num_open": 1.5}}, "num_open must be a whole number"),
+        ({"published_error_percent": {"digits": "5"}}, "digits must be from 0 to 100"),
+    ],
+)
+def test_sentences(config, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        setup.check(dataclasses.replace(config, **changes))
+
+
+def test_a_field_that_is_missing_or_unknown(config):
+    rest = {name: value for name, value in vars(config).items() if name != "seed"}
+    with pytest.raises(InputError, match="The config has no seed"):
+        make_config(rest)
+    with pytest.raises(
+        InputError, match="field of the config 'epoch'; near it: epochs"
+    ):
+        make_config({**vars(config), "epoch": 3})
