@@ -178,133 +178,224 @@ def make_train_step(
         )
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        images, labels, mask = batch["image"], batch["label"], batch["mask"]
+        batch_size = len(batch["label"])
         augment_key, gates_key, dropout_key = jax.random.split(
             jax.random.fold_in(key, state.step), 3
         )
         first_index = jnp.int32(0)
         if axis_name is not None:
-            first_index = lax.axis_index(axis_name) * len(labels)
+            first_index = lax.axis_index(axis_name) * batch_size
             dropout_key = jax.random.fold_in(dropout_key, first_index)
-        images = preprocess(augment_key, images, first_index)
+        images = preprocess(augment_key, batch["image"], first_index)
 
         gates: Any = None
         open_blocks = jnp.ones(model.num_blocks, jnp.float32)
         if stochastic_depth is not None:
             gates = sample_gates(
-                gates_key, stochastic_depth, model.num_blocks, len(labels), first_index
+                gates_key, stochastic_depth, model.num_blocks, batch_size, first_index
             )
             if gates_from_step:
                 gates = jnp.where(state.step < gates_from_step, 1, gates)
-            open_blocks = open_shares(gates, len(labels))
+            open_blocks = open_shares(gates, batch_size)
 
-        def gradients(batch_stats, images, labels, mask, gates, dropout_key):
-            """Of the summed loss by the parameters; statistics and sums."""
-
-            def loss_fn(params):
-                logits, updates = model.apply(
-                    {"params": params, "batch_stats": batch_stats},
-                    images,
-                    train=True,
-                    gates=gates,
-                    rngs=step_rngs(dropout_key),
-                    mutable=COLLECTIONS,
-                )
-                sums = classification_sums(logits, labels, mask)
-                for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
-                    aux = classification_sums(aux_logits, labels, mask)
-                    sums["loss"] += aux_loss_weight * aux["loss"]
-                for sown in jax.tree.leaves(updates.get("losses", {})):
-                    sums["loss"] += sums["count"] * jnp.sum(sown, dtype=jnp.float32)
-                objective = sums["loss"] * state.loss_scale.get("factor", 1.0)
-                return objective, (updates.get("batch_stats", {}), sums)
-
-            return jax.grad(loss_fn, has_aux=True)(state.params)
-
-        if micro_batches == 1:
-            grads, (batch_stats, sums) = gradients(
-                state.batch_stats, images, labels, mask, gates, dropout_key
-            )
-        else:
-
-            def split(array, axis=0):
-                return jnp.stack(jnp.split(array, micro_batches, axis))
-
-            of_examples = gates is not None and gates.ndim == 2
-            keys = jax.random.split(dropout_key, micro_batches)
-            own_gates = (split(gates, axis=1),) if of_examples else ()
-            parts = (split(images), split(labels), split(mask), keys, *own_gates)
-
-            def add(carry, part):
-                batch_stats, total = carry
-                images, labels, mask, key, *own = part
-                grads, (batch_stats, sums) = gradients(
-                    batch_stats, images, labels, mask, own[0] if own else gates, key
-                )
-                return (batch_stats, jax.tree.map(jnp.add, total, (grads, sums))), None
-
-            zeros = {name: jnp.float32(0) for name in ("loss", "correct", "count")}
-            start = jax.tree.map(jnp.zeros_like, state.params), zeros
-            (batch_stats, (grads, sums)), _ = lax.scan(
-                add, (state.batch_stats, start), parts
-            )
+        loss_factor = state.loss_scale.get("factor", 1.0)
+        grads, batch_stats, sums = accumulate_gradients(
+            partial(objective, model, aux_loss_weight, loss_factor),
+            state.params,
+            state.batch_stats,
+            (images, batch["label"], batch["mask"]),
+            gates,
+            dropout_key,
+            micro_batches,
+        )
         # Devices meet here, at the end, and in BatchNorm: one that came early to a sum
         # that could be had sooner would wait for the others and do nothing else.
         grads, sums, open_blocks, batch_stats = lax.optimization_barrier(
             (grads, sums, open_blocks, batch_stats)
         )
         grads, sums = _sum_over((grads, sums), axis_name)
-        scale = sums["count"] * state.loss_scale.get("factor", 1.0)
+        scale = sums["count"] * loss_factor
         grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
         sums["gradient"] = first_gradient(grads) * sums["count"]
         # Equal already where BatchNorm is synchronised.
         open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
-        factor = feedback.factor(state.feedback)
-        if isinstance(tx, RateScaledInside):
-            updates, opt_state = tx.update(
-                grads, state.opt_state, state.params, rate_factor=factor
-            )
-        else:
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
-        error_percent = 100 * (1 - sums["correct"] / sums["count"])
-        params = optax.apply_updates(state.params, updates)
+
         grad_norm = optax.tree.norm(grads)
-        loss_scale = state.loss_scale
-        if loss_scaling is not None:
-            finite = jnp.isfinite(grad_norm)
-            params, batch_stats, opt_state = jax.tree.map(
-                # The optimiser's count of steps goes on, as ours does.
-                lambda new, old: (
-                    jnp.where(finite, new, old) if new.dtype.kind == "f" else new
-                ),
-                (params, batch_stats, opt_state),
-                (state.params, state.batch_stats, state.opt_state),
-            )
-            sums["gradient"] = jnp.where(finite, sums["gradient"], 0)
-            # At a factor of 1 there is nothing left to try: it is told.
-            left_out = ~finite & (loss_scale["factor"] > 1)
-            grad_norm = jnp.where(left_out, 0, grad_norm)
-            loss_scale = loss_scaling.after_step(loss_scale, finite)
-        state = state.replace(
+        rate_factor = feedback.factor(state.feedback)
+        params, opt_state = apply_gradients(
+            tx, grads, state.opt_state, state.params, rate_factor
+        )
+        new = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            sums=jax.tree.map(jnp.add, state.sums, sums),
             open_counts=state.open_counts + open_blocks,
-            feedback=feedback.after_step(state.feedback, error_percent),
-            loss_scale=loss_scale,
+            feedback=feedback.after_step(
+                state.feedback, 100 * (1 - sums["correct"] / sums["count"])
+            ),
         )
+        if loss_scaling is not None:
+            finite = jnp.isfinite(grad_norm)
+            new = keep_if_finite(new, state, finite, loss_scaling)
+            sums["gradient"] = jnp.where(finite, sums["gradient"], 0)
+            # At a factor of 1 there is nothing left to try: the norm is reported.
+            left_out = ~finite & (loss_factor > 1)
+            grad_norm = jnp.where(left_out, 0, grad_norm)
         metrics = {
             **sums,
             "grad_norm": grad_norm,
-            "rate_factor": factor,
+            "rate_factor": rate_factor,
             "open": open_blocks,
         }
-        return state, metrics
+        return new.replace(sums=jax.tree.map(jnp.add, state.sums, sums)), metrics
 
     return step
+
+
+def objective(
+    model: nn.Module,
+    aux_loss_weight: float,
+    loss_factor: jax.Array | float,
+    params: Any,
+    batch_stats: Any,
+    examples: tuple[jax.Array, jax.Array, jax.Array],
+    gates: Any,
+    dropout_key: jax.Array,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """Return the loss that is minimised, summed over examples and scaled.
+
+    Args:
+        model: called with `train=True`.
+        aux_loss_weight: weight of each auxiliary head's loss.
+        loss_factor: factor of the loss, from loss scaling.
+        params: of the model.
+        batch_stats: of the model.
+        examples: (images f[B, H, W, C], labels i32[B], mask bool[B]).
+        gates: of the model's call.
+        dropout_key: for whatever the network draws.
+
+    Returns:
+        The loss f32[], with (new batch_stats, sums of metrics) beside it.
+    """
+    images, labels, mask = examples
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        gates=gates,
+        rngs=step_rngs(dropout_key),
+        mutable=COLLECTIONS,
+    )
+    sums = classification_sums(logits, labels, mask)
+    for aux_logits in jax.tree.leaves(updates.get("aux_logits", {})):
+        aux = classification_sums(aux_logits, labels, mask)
+        sums["loss"] += aux_loss_weight * aux["loss"]
+    for sown in jax.tree.leaves(updates.get("losses", {})):
+        sums["loss"] += sums["count"] * jnp.sum(sown, dtype=jnp.float32)
+    return sums["loss"] * loss_factor, (updates.get("batch_stats", {}), sums)
+
+
+def accumulate_gradients(
+    loss_fn: Callable,
+    params: Any,
+    batch_stats: Any,
+    examples: tuple[jax.Array, ...],
+    gates: Any,
+    dropout_key: jax.Array,
+    micro_batches: int,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Return the gradient of a batch, computed in equal parts one after another.
+
+    Args:
+        loss_fn: (params, batch_stats, examples, gates, key) as `objective` has them.
+        params: to which the gradient belongs.
+        batch_stats: which pass from part to part.
+        examples: arrays whose first axis is the batch's.
+        gates: f32[L] for all parts, or f32[L, B], which are split as the batch is.
+        dropout_key: split into a key for each part.
+        micro_batches: the number of parts, which divides B.
+
+    Returns:
+        (gradient by `params`, batch_stats, sums of metrics).
+    """
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if micro_batches == 1:
+        grads, aux = gradient(params, batch_stats, examples, gates, dropout_key)
+        return grads, *aux
+
+    def split(array, axis=0):
+        return jnp.stack(jnp.split(array, micro_batches, axis))
+
+    by_example = gates is not None and gates.ndim == 2
+    keys = jax.random.split(dropout_key, micro_batches)
+    own_gates = (split(gates, axis=1),) if by_example else ()
+
+    def add(carry, part):
+        batch_stats, total = carry
+        examples, key, *own = part
+        grads, (batch_stats, sums) = gradient(
+            params, batch_stats, examples, own[0] if own else gates, key
+        )
+        return (batch_stats, jax.tree.map(jnp.add, total, (grads, sums))), None
+
+    zeros = {name: jnp.float32(0) for name in ("loss", "correct", "count")}
+    start = jax.tree.map(jnp.zeros_like, params), zeros
+    parts = (jax.tree.map(split, examples), keys, *own_gates)
+    (batch_stats, (grads, sums)), _ = lax.scan(add, (batch_stats, start), parts)
+    return grads, batch_stats, sums
+
+
+def apply_gradients(
+    tx: optax.GradientTransformation,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    rate_factor: jax.Array,
+) -> tuple[Any, Any]:
+    """Return parameters and optimiser state after a step at a scaled learning rate.
+
+    Args:
+        tx: the optimiser; a `RateScaledInside` scales the rate itself.
+        grads: gradient of the mean loss.
+        opt_state: of `tx`.
+        params: to be updated.
+        rate_factor: f32[], by which the learning rate is multiplied.
+    """
+    if isinstance(tx, RateScaledInside):
+        updates, opt_state = tx.update(
+            grads, opt_state, params, rate_factor=rate_factor
+        )
+    else:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        updates = jax.tree.map(lambda u: rate_factor.astype(u.dtype) * u, updates)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def keep_if_finite(
+    new: TrainState, old: TrainState, finite: jax.Array, loss_scaling: LossScaling
+) -> TrainState:
+    """Return the state after a step of dynamic loss scaling.
+
+    Args:
+        new: the state after the step.
+        old: the state before it, whose parameters, statistics and optimiser state are
+            kept if the gradient was not finite.
+        finite: bool[], whether it was.
+        loss_scaling: the rule of the factor.
+    """
+
+    def choose(new, old):
+        # The optimiser's count of steps goes on, as ours does.
+        return jnp.where(finite, new, old) if new.dtype.kind == "f" else new
+
+    names = ("params", "batch_stats", "opt_state")
+    kept = {
+        name: jax.tree.map(choose, getattr(new, name), getattr(old, name))
+        for name in names
+    }
+    scale = loss_scaling.after_step(old.loss_scale, finite)
+    return new.replace(**kept, loss_scale=scale)
 
 
 def first_gradient(grads: Mapping[str, Any]) -> jax.Array:

@@ -22,7 +22,6 @@ from rn_jax import (
     survival_probs,
     train,
 )
-from rn_jax.models.gating import gated_sum
 from rn_jax.models.highway import HighwayMLP
 from rn_jax.models.resnet import BasicBlock, ResNet
 from rn_jax.stochastic_depth import sample_gates
@@ -606,21 +605,20 @@ def test_subsets_are_of_a_whole_batch():
 class SowingBlock(BasicBlock):
     """x + dense(x), which sows two losses and takes a key in training."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        def residual(block, x):
-            y = nn.Dense(block.features)(x)
-            block.sow("losses", "size", jnp.square(y).mean())
-            if train:
-                kept = jax.random.bernoulli(block.make_rng("own"), 0.5, y.shape)
-                y = jnp.where(kept, y, 0)
-            return y
+    def residual(self, x, *, train):
+        y = nn.Dense(self.features)(x)
+        self.sow("losses", "size", jnp.square(y).mean())
+        if train:
+            kept = jax.random.bernoulli(self.make_rng("own"), 0.5, y.shape)
+            y = jnp.where(kept, y, 0)
+        return y
 
+    def shortcut(self, x, *, train):
         self.sow("losses", "input", 2 * x.mean())
         self.sow("notes", "input", x.mean())
         largest = {"reduce_fn": jnp.maximum, "init_fn": lambda: -jnp.inf}
         self.sow("notes", "largest", x.max(), **largest)
-        return self.activation(gated_sum(self, x, x, residual, gate, on_path))
+        return x
 
 
 def test_sown_losses_are_added_and_blocks_have_keys_of_any_name(quick_compile):
@@ -663,8 +661,7 @@ def test_sown_losses_are_added_and_blocks_have_keys_of_any_name(quick_compile):
 class AveragingBlock(BasicBlock):
     """The basic block with a variable that a training step would have to carry."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+    def shortcut(self, x, *, train):
         self.variable("ema", "mean", jnp.zeros, ())
         return x
 

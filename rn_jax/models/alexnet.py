@@ -2,13 +2,11 @@
 """AlexNet: in two towers (Krizhevsky et al. 2012), and in one (Krizhevsky 2014)."""
 
 import flax.linen as nn
-import jax
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import adaptive_average_pool, flat, max_pool, torch_linear
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
-from rn_jax.stochastic_depth import Subset
 
 # Channels of the five convolutions, by the number of towers.
 _FEATURES = {1: (64, 192, 384, 256, 256), 2: (96, 256, 384, 384, 256)}
@@ -33,17 +31,8 @@ class AlexNet(Network):
     stem: str = "imagenet"
     dropout: float = 0.5
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
-        self.check(images, gates, paths, train=train)
         if self.towers not in _FEATURES:
             raise InputError(f"towers must be 1 or 2, not {self.towers}.")
         check_stem(self.stem)

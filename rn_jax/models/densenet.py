@@ -22,7 +22,6 @@ from rn_jax.models.gating import gated_features, scale_gradient
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
-from rn_jax.stochastic_depth import Subset
 
 
 class DenseLayer(nn.Module):
@@ -248,17 +247,8 @@ class DenseNet(Network):
     has_shortcuts = True
     norm_first = True
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
-        gates, paths = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train)
         check_stem(self.stem)
         parts: dict[str, Any]

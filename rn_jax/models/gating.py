@@ -25,32 +25,30 @@ def gated_sum(
     gate: jax.Array | Subset | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
-    """shortcut + gate * residual(x), the branch not computed where the gate is 0.
+    """Return shortcut + gate * residual(x), without computing a closed branch.
 
     Args:
         block: the module whose submodules `residual` makes and calls.
         x: f[B, ...], the block's input.
         shortcut: f[B, H, W, C], the shortcut's output.
-        residual: (block, x) -> f_l(x), of the shape of `shortcut`.
-        gate: f32[], f32[B] or None, see `if_open`; or `Subset` of i32[m] examples,
+        residual: (block, x) -> F(x), of the shape of `shortcut`.
+        gate: f32[], f32[B] or None, see `if_open`; or a `Subset` of i32[m] examples,
             which alone go through the branch.
-        on_path: f32[], f32[B] or None; see `single_path`. Not with `Subset`.
+        on_path: f32[], f32[B] or None: where it is 1, the gradient passes through the
+            branch alone, where it is 0, through the shortcut alone; the values are the
+            same (Veit et al. 2016, section 4.3). Not with `Subset`.
 
     Returns:
         f[B, H, W, C], before the activation that follows the sum.
     """
-    if isinstance(gate, Subset):
-        branch = scale(gate.weights, residual(block, x[gate.indices]))
-        return shortcut.at[gate.indices].add(branch, unique_indices=True)
 
-    def open_sum(block):
+    def add(block, x, shortcut, gate):
         branch = residual(block, x)
         block.sow("intermediates", "residual", branch)
-        straight, branch = single_path(shortcut, branch, on_path)
-        return straight + branch if gate is None else straight + scale(gate, branch)
+        return shortcut + scale(gate, _pass_gradient(branch, on_path))
 
-    closed, _ = single_path(shortcut, shortcut, on_path)
-    return if_open(block, gate, open_sum, closed)
+    shortcut = _pass_gradient(shortcut, on_path, unless=True)
+    return _gated(block, x, shortcut, add, gate)
 
 
 def exclusive_sum(
@@ -61,7 +59,7 @@ def exclusive_sum(
     gate: jax.Array | Subset | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
-    """(1 - b g(x)) * shortcut + b g(x) * F(x): the block's own gate g divides the sum.
+    """Return (1 - b g(x)) * shortcut + b g(x) * F(x), with the block's own gate g.
 
     Args:
         block, x, shortcut, on_path: as in `gated_sum`.
@@ -69,22 +67,17 @@ def exclusive_sum(
             computed where b is 0.
         gate: b, as in `gated_sum`.
     """
-    if isinstance(gate, Subset):
-        g, branch = gate_and_residual(block, x[gate.indices])
-        g, straight = scale(gate.weights, g), shortcut[gate.indices]
-        mixed = (1 - g) * straight + g * branch
-        return shortcut.at[gate.indices].set(mixed, unique_indices=True)
 
-    def open_sum(block):
+    def mix(block, x, shortcut, gate):
         g, branch = gate_and_residual(block, x)
-        g = g if gate is None else scale(gate, g)
+        g = scale(gate, g)
         branch = g * branch
         block.sow("intermediates", "residual", branch)
-        straight, branch = single_path((1 - g) * shortcut, branch, on_path)
-        return straight + branch
+        straight = _pass_gradient((1 - g) * shortcut, on_path, unless=True)
+        return straight + _pass_gradient(branch, on_path)
 
-    closed, _ = single_path(shortcut, shortcut, on_path)
-    return if_open(block, gate, open_sum, closed)
+    closed = _pass_gradient(shortcut, on_path, unless=True)
+    return _gated(block, x, shortcut, mix, gate, closed)
 
 
 def gated_features(
@@ -94,7 +87,7 @@ def gated_features(
     compute: Callable[[nn.Module, Sequence[jax.Array]], jax.Array],
     gate: jax.Array | Subset | None,
 ) -> jax.Array:
-    """gate * compute(maps), zeros and not computed where the gate is 0 (DenseNet).
+    """Return gate * compute(maps), zeros where the gate is 0 (DenseNet).
 
     Args:
         layer: the module whose submodules `compute` makes and calls.
@@ -103,40 +96,50 @@ def gated_features(
         compute: (layer, maps) -> f[B, H, W, features].
         gate: as in `gated_sum`.
     """
-    zeros = jnp.zeros((*maps[0].shape[:-1], features), maps[0].dtype)
-    if isinstance(gate, Subset):
-        new = compute(layer, [m[gate.indices] for m in maps])
-        new = scale(gate.weights, new)
-        return zeros.at[gate.indices].set(new, unique_indices=True)
 
-    def open_layer(layer):
+    def scaled(layer, maps, zeros, gate):
         new = compute(layer, maps)
         layer.sow("intermediates", "residual", new)
-        return new if gate is None else scale(gate, new)
+        return scale(gate, new)
 
-    return if_open(layer, gate, open_layer, zeros)
+    zeros = jnp.zeros((*maps[0].shape[:-1], features), maps[0].dtype)
+    return _gated(layer, list(maps), zeros, scaled, gate)
 
 
 def gated_layer(
     layer: nn.Module,
     x: jax.Array,
-    output: Callable[[nn.Module], jax.Array],
+    output: Callable[[nn.Module, jax.Array], jax.Array],
     gate: jax.Array | None,
 ) -> jax.Array:
-    """gate * output + (1 - gate) * x: a layer without a shortcut, 0 is the identity.
+    """Return gate * output(x) + (1 - gate) * x, for a layer without a shortcut.
 
     Args:
         layer: the module whose submodules `output` makes and calls.
         x: f[B, H, W, C].
-        output: computes the layer, of the shape of `x`, given `layer`.
-        gate: f32[], f32[B] or None; see `if_open`.
+        output: (layer, x) -> the layer's output, of the shape of `x`.
+        gate: f32[], f32[B] or None; see `if_open`. 0 makes the layer the identity.
     """
 
-    def open_layer(layer):
-        y = output(layer)
-        return y if gate is None else scale(gate, y) + scale(1 - gate, x)
+    def interpolate(layer, x, same, gate):
+        y = output(layer, x)
+        return y if gate is None else scale(gate, y) + scale(1 - gate, same)
 
-    return if_open(layer, gate, open_layer, x)
+    return _gated(layer, x, x, interpolate, gate)
+
+
+def _gated(block, x, shortcut, combine, gate, closed=None):
+    """Return combine(block, x, shortcut, gate) where a gate is open, else `closed`.
+
+    `closed` is the shortcut by default. With a `Subset`, the chosen examples are
+    combined, and the shortcut keeps the others.
+    """
+    if isinstance(gate, Subset):
+        chosen = jax.tree.map(lambda array: array[gate.indices], (x, shortcut))
+        y = combine(block, *chosen, gate.weights)
+        return shortcut.at[gate.indices].set(y, unique_indices=True)
+    closed = shortcut if closed is None else closed
+    return if_open(block, gate, lambda b: combine(b, x, shortcut, gate), closed)
 
 
 def if_open(
@@ -207,31 +210,26 @@ def _put(module, state):
             module.put_variable(collection, name, value)
 
 
-def scale(gate: jax.Array, x: jax.Array) -> jax.Array:
-    """gate * x for a gate f32[] or f32[B] and x f[B, ...], in the dtype of x."""
+def scale(gate: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Return gate * x, in the dtype of x, for x f[B, ...].
+
+    Args:
+        gate: f32[] or f32[B]; None leaves x as it is.
+        x: f[B, ...].
+    """
+    if gate is None:
+        return x
     return gate.astype(x.dtype).reshape(gate.shape + (1,) * (x.ndim - gate.ndim)) * x
 
 
-def single_path(
-    shortcut: jax.Array, branch: jax.Array, on_path: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """The two terms of a block's sum, with gradients through one of them alone.
-
-    The gradient passes through the branch where `on_path` is 1, and through the
-    shortcut where it is 0; the values are unchanged (Veit et al. 2016, section 4.3).
-
-    Args:
-        shortcut: f[B, H, W, C].
-        branch: f[B, H, W, C].
-        on_path: f32[] or, a path for each example, f32[B], 0 or 1; None leaves both
-            terms as they are.
-    """
-    if on_path is None:
-        return shortcut, branch
-    return scale_gradient(shortcut, 1 - on_path), scale_gradient(branch, on_path)
-
-
 def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """x f[B, ...], of which the gradient is multiplied by `factor`, f32[] or f32[B]."""
+    """Return x, f[B, ...], with its gradient multiplied by f32[] or f32[B]."""
     constant = lax.stop_gradient(x)
     return constant + scale(factor, x - constant)  # x - x is exactly 0
+
+
+def _pass_gradient(x, on_path, *, unless=False):
+    """Let the gradient pass where `on_path` is 1, or `unless` it is."""
+    if on_path is None:
+        return x
+    return scale_gradient(x, 1 - on_path if unless else on_path)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from rn_jax.models.layers import (
@@ -17,7 +16,6 @@ from rn_jax.models.layers import (
 )
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.normalization import local_response_norm
-from rn_jax.stochastic_depth import Subset
 
 _xavier = nn.initializers.glorot_uniform()  # of the re-training in Caffe
 
@@ -167,17 +165,8 @@ class GoogLeNet(Network):
     aux_dropout: float = 0.7
     stem: str = "imagenet"
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
-        self.check(images, gates, paths, train=train)
         check_stem(self.stem)
         small = self.stem == "small"
         conv, norm = self.layers(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import flax.linen as nn
-import jax
 from flax.linen.dtypes import promote_dtype
 
 from rn_jax.errors import InputError
@@ -21,7 +20,6 @@ from rn_jax.models.layers import ModuleDef, flat, max_pool, torch_linear
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import at_least_float32
 from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
-from rn_jax.stochastic_depth import Subset
 
 
 class HighwayLayer(nn.Module):
@@ -118,19 +116,10 @@ class HighwayNet(_Highway):
     last_features: int = 100
     dropout: float = 0.2
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
         if len(self.features) != len(self.stage_sizes):
             raise InputError("features and stage_sizes must be of one length.")
-        gates, paths = self.check(images, gates, paths, train=train)
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -163,19 +152,10 @@ class HighwayMLP(_Highway):
     depth: int = 50
     width: int = 50
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
         if self.depth < 2:
             raise InputError(f"depth must be at least 2, not {self.depth}.")
-        gates, paths = self.check(images, gates, paths, train=train)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
         x = flat(images)
         if self.has_variable("params", "fc"):

@@ -114,7 +114,7 @@ class Shortcut(nn.Module):
         InputError: unknown `kind`; or an option A that would have to drop channels.
     """
 
-    kind: str
+    kind: str | None
     features: int
     stride: int
     conv: ModuleDef

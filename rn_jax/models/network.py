@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, final
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ _MAY_BE_NONE = ("num_classes", "stem_features", "hidden")
 
 
 class Network(nn.Module, kw_only=True):
-    """A network for images. Each family adds its fields, its blocks and the call.
+    """A network for images. Each family adds its fields, its blocks and `forward`.
 
     All are called as
 
@@ -151,6 +151,31 @@ class Network(nn.Module, kw_only=True):
         """L, the length of a vector of gates."""
         return len(self.blocks)
 
+    @final
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        gates: jax.Array | Subset | None = None,
+        paths: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return the logits, f[B, num_classes]; see the class."""
+        gates, paths = self.resolve_gates(images, gates, paths, train=train)
+        return self.forward(images, gates, paths, train=train)
+
+    def forward(
+        self,
+        images: jax.Array,
+        gates: jax.Array | Subset | None,
+        paths: jax.Array | None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Return the logits; each family defines what comes in between."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward.")
+
     def of_stage(self, stage: int, *per_block: Any) -> tuple[Any, ...]:
         """The part of each argument that belongs to a stage's blocks.
 
@@ -196,7 +221,7 @@ class Network(nn.Module, kw_only=True):
         fields = {"kernel_init": torch_linear, "dtype": self.dtype, **fields}
         return nn.Dense(self.num_classes, name="head", **fields)(x)
 
-    def check(
+    def resolve_gates(
         self,
         images: jax.Array,
         gates: Any,
@@ -230,6 +255,8 @@ class Network(nn.Module, kw_only=True):
             )
         key = self.make_rng("gates")
         return sample_gates(key, settings, num_blocks, images.shape[0]), paths
+
+    check = resolve_gates  # the name until 0.1
 
     def _checked_gates(self, gates, batch_size):
         subset = isinstance(gates, Subset)

@@ -10,14 +10,14 @@ pre-activation units with more channels and, as an option, dropout.
 import flax.linen as nn
 import jax
 
-from rn_jax.models.gating import exclusive_sum, gated_sum
+from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import PROJECTIONS
-from rn_jax.models.resnet import Block, basic_branch, bottleneck_strides, identity
+from rn_jax.models.resnet import BasicBlock, Block, bottleneck_strides
 
 # --- Table 1: what is on the shortcut -------------------------------------------------
 
 
-class ConstantScaling(Block):
+class ConstantScaling(BasicBlock):
     """shortcut_scale * x + branch_scale * F(x) (figure 2b).
 
     A gate multiplies the branch: shortcut_scale * x + b branch_scale * F(x).
@@ -26,19 +26,16 @@ class ConstantScaling(Block):
     shortcut_scale: float = 0.5
     branch_scale: float = 0.5
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
+    def shortcut(self, x, *, train: bool):
+        """Return shortcut_scale * x."""
+        return self.shortcut_scale * super().shortcut(x, train=train)
 
-        def residual(block, x):
-            return block.branch_scale * basic_branch(block, x)
-
-        shortcut = self.shortcut_scale * identity(self, x)
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+    def residual(self, x, *, train: bool):
+        """Return branch_scale * F(x)."""
+        return self.branch_scale * super().residual(x, train=train)
 
 
-class ExclusiveGating(Block):
+class ExclusiveGating(BasicBlock):
     """(1 - g(x)) * x + g(x) * F(x), g(x) = sigmoid(W_g x + b_g) (figure 2c).
 
     A gate b multiplies g(x): (1 - b g(x)) * x + b g(x) * F(x), so a closed unit is the
@@ -50,21 +47,17 @@ class ExclusiveGating(Block):
 
     gate_bias: float = -6.0
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
+    def sum(self, x, gate, on_path, *, train: bool):
+        """Return the sum that g(x) divides: see `exclusive_sum`."""
 
         def gate_and_residual(block, x):
-            return _gate(block, x), basic_branch(block, x)
+            return _gate(block, x), block.residual(x, train=train)
 
-        shortcut = identity(self, x)
-        return self.activation(
-            exclusive_sum(self, x, shortcut, gate_and_residual, gate, on_path)
-        )
+        shortcut = self.shortcut(x, train=train)
+        return exclusive_sum(self, x, shortcut, gate_and_residual, gate, on_path)
 
 
-class ShortcutOnlyGating(Block):
+class ShortcutOnlyGating(BasicBlock):
     """(1 - g(x)) * x + F(x) (figure 2d).
 
     A gate b multiplies F alone: a closed unit is (1 - g(x)) * x.
@@ -75,17 +68,12 @@ class ShortcutOnlyGating(Block):
 
     gate_bias: float = -6.0
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-        shortcut = (1 - _gate(self, x)) * identity(self, x)
-        return self.activation(
-            gated_sum(self, x, shortcut, basic_branch, gate, on_path)
-        )
+    def shortcut(self, x, *, train: bool):
+        """Return (1 - g(x)) * x."""
+        return (1 - _gate(self, x)) * super().shortcut(x, train=train)
 
 
-class DropoutShortcut(Block):
+class DropoutShortcut(BasicBlock):
     """dropout(x) + F(x) (figure 2f); a gate multiplies F alone.
 
     Attributes:
@@ -94,14 +82,10 @@ class DropoutShortcut(Block):
 
     dropout: float = 0.5
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        shortcut = identity(self, x)
-        shortcut = nn.Dropout(self.dropout, deterministic=not train)(shortcut)
-        return self.activation(
-            gated_sum(self, x, shortcut, basic_branch, gate, on_path)
-        )
+    def shortcut(self, x, *, train: bool):
+        """Return dropout(x)."""
+        x = super().shortcut(x, train=train)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
 def _gate(block, x: jax.Array) -> jax.Array:
@@ -131,6 +115,10 @@ class _OrderedUnit(Block):
     bottleneck: bool = False
     stride_on: str = "1x1"
 
+    def after(self, y, *, train: bool):
+        """Return the sum itself."""
+        return y
+
 
 def weight_layers(block: nn.Module) -> list[nn.Module]:
     """The convolutions of a unit's branch, in order.
@@ -154,35 +142,26 @@ class BatchNormAfterAddition(_OrderedUnit):
     The BatchNorm after the sum also runs in a closed unit, whose sum is its shortcut.
     """
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        *weights, last = weight_layers(self)
+        for i, weight in enumerate(weights, 1):
+            x = self.activation(self.norm(name=f"bn{i}")(weight(x)))
+        return last(x)
 
-        def residual(block, x):
-            *weights, last = weight_layers(block)
-            for i, weight in enumerate(weights, 1):
-                x = block.activation(block.norm(name=f"bn{i}")(weight(x)))
-            return last(x)
-
-        x = gated_sum(self, x, identity(self, x), residual, gate, on_path)
-        return self.activation(self.norm(name="bn_after")(x))
+    def after(self, y, *, train: bool):
+        """Return the normalised and activated sum."""
+        return self.activation(self.norm(name="bn_after")(y))
 
 
 class ReluBeforeAddition(_OrderedUnit):
     """F is W-BN-ReLU-W-BN-ReLU, and nothing follows the sum (figure 4c)."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-
-        def residual(block, x):
-            for i, weight in enumerate(weight_layers(block), 1):
-                x = block.activation(block.norm(name=f"bn{i}")(weight(x)))
-            return x
-
-        return gated_sum(self, x, identity(self, x), residual, gate, on_path)
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        for i, weight in enumerate(weight_layers(self), 1):
+            x = self.activation(self.norm(name=f"bn{i}")(weight(x)))
+        return x
 
 
 class ReluOnlyPreactivation(_OrderedUnit):
@@ -198,18 +177,12 @@ class ReluOnlyPreactivation(_OrderedUnit):
 
     preactivation = "relu"
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-
-        def residual(block, x):
-            for i, weight in enumerate(weight_layers(block), 1):
-                x = x if i == 1 and block.activated else block.activation(x)
-                x = block.norm(name=f"bn{i}")(weight(x))
-            return x
-
-        return gated_sum(self, x, identity(self, x), residual, gate, on_path)
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        for i, weight in enumerate(weight_layers(self), 1):
+            x = x if i == 1 and self.activated else self.activation(x)
+            x = self.norm(name=f"bn{i}")(weight(x))
+        return x
 
 
 class FullPreactivation(_OrderedUnit):
@@ -229,26 +202,26 @@ class FullPreactivation(_OrderedUnit):
 
     preactivation = "bn_relu"
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+    def before(self, x, *, train: bool):
+        """Return the input, activated for both paths where they share it."""
+        if self._both_activated(x) and not self.activated:
+            return self._activate(x, 1)
+        return x
 
-        def activate(block, x, i):
-            return block.activation(block.norm(name=f"bn{i}")(x))
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        *weights, last = weight_layers(self)
+        for i, weight in enumerate(weights, 1):
+            done = i == 1 and (self.activated or self._both_activated(x))
+            x = weight(x if done else self._activate(x, i))
+        x = self._activate(x, len(weights) + 1)
+        if self.dropout:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return last(x)
 
+    def _activate(self, x, i):
+        return self.activation(self.norm(name=f"bn{i}")(x))
+
+    def _both_activated(self, x):
         same_shape = self.stride == 1 and x.shape[-1] == self.features
-        shared = self.shortcut in PROJECTIONS and not same_shape
-        if shared and not self.activated:
-            x = activate(self, x, 1)
-
-        def residual(block, x):
-            *weights, last = weight_layers(block)
-            for i, weight in enumerate(weights, 1):
-                done = i == 1 and (shared or block.activated)
-                x = weight(x if done else activate(block, x, i))
-            x = activate(block, x, len(weights) + 1)
-            if block.dropout:
-                x = nn.Dropout(block.dropout, deterministic=not train)(x)
-            return last(x)
-
-        return gated_sum(self, x, identity(self, x), residual, gate, on_path)
+        return self.shortcut_kind in PROJECTIONS and not same_shape

@@ -6,70 +6,110 @@ The trunk is shared by the papers after it, whose blocks have files of their own
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar, final
 
 import flax.linen as nn
-import jax
 from flax.core import FrozenDict
 
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos
-from rn_jax.stochastic_depth import Subset
 
 
 class Block(nn.Module):
-    """Fields of every block of the trunk; each paper adds its own and the call.
+    """A block of the trunk, y = f(h(x) + F(x)) (He et al. 2016, equations 1 and 2).
+
+    A paper's block overrides what its figure changes: the shortcut h (`shortcut`), the
+    residual branch F (`residual`), or what follows the sum, f (`after`). A gate
+    multiplies F(x), which is not computed where the gate is 0. These methods make their
+    modules where they call them, as a compact `__call__` does.
 
     Attributes:
         features: channels of the output.
         stride: of the block, and of its shortcut.
-        shortcut: kind of shortcut, see `Shortcut`; None for plain networks.
+        shortcut_kind: see `Shortcut`; None for plain networks.
         conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`.
+        norm: called as `norm()`; it knows whether the network is in training.
         activation: called as `activation(x)`.
+        has_shortcut: of the class: whether there is a path beside the gated one.
+        preactivation: of the class: what F begins with, "relu" or "bn_relu", and the
+            trunk therefore ends with; None where F begins with a convolution.
+
+    Raises:
+        InputError: a subclass defines `__call__`.
     """
 
     features: int
     stride: int
-    shortcut: str | None
+    shortcut_kind: str | None
     conv: ModuleDef
     norm: ModuleDef
     activation: Callable
 
-    has_shortcut = True
+    has_shortcut: ClassVar[bool] = True
+    preactivation: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            raise InputError(
+                f"{cls.__name__} defines __call__, which belongs to Block: define "
+                "residual(self, x, *, train) for the branch, shortcut(self, x, *, "
+                "train) or after(self, y, *, train) instead."
+            )
+
+    @final
+    @nn.compact
+    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        x = self.before(x, train=train)
+        return self.after(self.sum(x, gate, on_path, train=train), train=train)
+
+    def before(self, x, *, train: bool):
+        """Return what both paths take: the block's input."""
+        return x
+
+    def shortcut(self, x, *, train: bool):
+        """Return h(x), the shortcut of the block's kind, width and stride."""
+        parts = self.shortcut_kind, self.features, self.stride, self.conv, self.norm
+        return Shortcut(*parts, name="shortcut")(x)
+
+    def residual(self, x, *, train: bool):
+        """Return F(x), of the shape of h(x)."""
+        raise NotImplementedError(f"{type(self).__name__} must define residual.")
+
+    def sum(self, x, gate, on_path, *, train: bool):
+        """Return h(x) + gate * F(x): see `gated_sum`."""
+        shortcut = self.shortcut(x, train=train)
+        residual = partial(type(self).residual, train=train)
+        return gated_sum(self, x, shortcut, residual, gate, on_path)
+
+    def after(self, y, *, train: bool):
+        """Return f(y), the activation after the sum."""
+        return self.activation(y)
+
+
+def __getattr__(name):
+    if name in ("identity", "basic_branch"):
+        raise ImportError(
+            f"{name} is a method of the blocks now: call super().shortcut(x, "
+            "train=train) or super().residual(x, train=train) in a subclass of "
+            "BasicBlock."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut (figure 5, left)."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+    def residual(self, x, *, train: bool):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-        shortcut = identity(self, x)
-        # H(x) = F(x) + x, equation 1; with a gate, x + b F(x).
-        return self.activation(
-            gated_sum(self, x, shortcut, basic_branch, gate, on_path)
-        )
-
-
-def identity(block: nn.Module, x: jax.Array) -> jax.Array:
-    """h(x), the shortcut of a block of that kind, width and stride."""
-    parts = block.conv, block.norm
-    return Shortcut(
-        block.shortcut, block.features, block.stride, *parts, name="shortcut"
-    )(x)
-
-
-def basic_branch(block: nn.Module, x: jax.Array) -> jax.Array:
-    """F(x) of the basic block, of whose fields `block` has all."""
-    y = block.conv(block.features, 3, block.stride, name="conv1")(x)
-    y = block.activation(block.norm(name="bn1")(y))
-    y = block.conv(block.features, 3, name="conv2")(y)
-    return block.norm(name="bn2")(y)
+        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        y = self.activation(self.norm(name="bn1")(y))
+        y = self.conv(self.features, 3, name="conv2")(y)
+        return self.norm(name="bn2")(y)
 
 
 class Bottleneck(Block):
@@ -93,23 +133,16 @@ class Bottleneck(Block):
     base_width: int = 64
     stride_on: str = "3x3"
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+    def residual(self, x, *, train: bool):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
         width = group_width(self.features, self.base_width) * self.groups
         first, second = bottleneck_strides(self)
-
-        def residual(block, x):
-            y = block.conv(width, 1, first, name="conv1")(x)
-            y = block.activation(block.norm(name="bn1")(y))
-            y = block.conv(width, 3, second, groups=block.groups, name="conv2")(y)
-            y = block.activation(block.norm(name="bn2")(y))
-            y = block.conv(block.features, 1, name="conv3")(y)
-            return block.norm(name="bn3")(y)
-
-        shortcut = identity(self, x)
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+        y = self.conv(width, 1, first, name="conv1")(x)
+        y = self.activation(self.norm(name="bn1")(y))
+        y = self.conv(width, 3, second, groups=self.groups, name="conv2")(y)
+        y = self.activation(self.norm(name="bn2")(y))
+        y = self.conv(self.features, 1, name="conv3")(y)
+        return self.norm(name="bn3")(y)
 
 
 def bottleneck_strides(block: nn.Module) -> tuple[int, int]:
@@ -144,27 +177,27 @@ class PlainLayer(Block):
 
     has_shortcut = False
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+    def residual(self, x, *, train: bool):
         """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-
         if self.downsample not in ("stride", "max_pool"):
             raise InputError(
                 f'downsample must be "stride" or "max_pool", not {self.downsample!r}.'
             )
+        by_pooling = self.downsample == "max_pool" and self.stride > 1
+        stride = 1 if by_pooling else self.stride
+        y = self.conv(self.features, 3, stride, name="conv")(x)
+        y = self.activation(self.norm(name="bn")(y))
+        return max_pool(y, self.stride, self.stride) if by_pooling else y
 
-        def output(layer):
-            stride = layer.stride if layer.downsample == "stride" else 1
-            y = layer.conv(layer.features, 3, stride, name="conv")(x)
-            y = layer.activation(layer.norm(name="bn")(y))
-            return (
-                max_pool(y, layer.stride, layer.stride) if stride < layer.stride else y
-            )
-
+    def sum(self, x, gate, on_path, *, train: bool):
+        """Return gate * F(x) + (1 - gate) * x, or F(x) where it has another shape."""
         if self.stride == 1 and x.shape[-1] == self.features:
-            return gated_layer(self, x, output, gate)
-        return output(self)
+            return gated_layer(self, x, partial(type(self).residual, train=train), gate)
+        return self.residual(x, train=train)
+
+    def after(self, y, *, train: bool):
+        """Return y, which is activated already."""
+        return y
 
 
 class ResNet(Network):
@@ -183,8 +216,7 @@ class ResNet(Network):
             ReLU, with which the first unit then begins (timm's resnetv2).
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
-        block: `BasicBlock`, `Bottleneck`, `PlainLayer`, a block of another paper here,
-            or a module with the fields and the call of `BasicBlock`.
+        block: `BasicBlock`, `Bottleneck`, `PlainLayer`, or another subclass of `Block`.
         block_kwargs: further fields of the block, as {"base_width": 128}.
         conv_bias: biases on convolutions, which Huang et al. 2016's code has.
         scan_unroll: blocks laid out one after another per turn of a scan's loop.
@@ -203,43 +235,42 @@ class ResNet(Network):
     scan_unroll: int = 1
     remat: str = "cheap"
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
-        """See `Network`; an unknown or unfit stem raises an InputError too."""
+    def __post_init__(self):
+        super().__post_init__()
         check_stem(self.stem, "imagenet_linear")
         if len(self.features) < len(self.stage_sizes):
             raise InputError(
                 f"features must have an entry for each of {len(self.stage_sizes)} "
                 f"stages, not {self.features}."
             )
-        if self.stem == "imagenet_linear" and not self._preactivation:
+        if not (isinstance(kind := self.block_class, type) and issubclass(kind, Block)):
+            raise InputError(
+                "block must be a subclass of rn_jax.models.resnet.Block that defines "
+                f"residual(self, x, *, train), not {shown(self.block)}."
+            )
+        if self.stem == "imagenet_linear" and not kind.preactivation:
             raise InputError(
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
-                f"unit; {self.block_class.__name__} is none."
+                f"unit; {kind.__name__} is none."
             )
-        fields = getattr(self.block_class, "__dataclass_fields__", self.block_kwargs)
+        fields = kind.__dataclass_fields__
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             own = set(fields) - set(Block.__dataclass_fields__)
-            kind = f"field of {self.block_class.__name__}"
-            raise unknown_name(kind, unknown[0], own)
-        gates, paths = self.check(images, gates, paths, train=train)
+            raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
+
+    def forward(self, images, gates, paths, *, train: bool):
+        """See `Network`."""
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         block = partial(
             self.block,
-            shortcut=self.shortcut,
-            conv=conv,
-            norm=norm,
-            activation=self.activation,
-            **self.block_kwargs,
+            **{
+                "shortcut_kind": self.shortcut,
+                "conv": conv,
+                "norm": norm,
+                "activation": self.activation,
+                **self.block_kwargs,
+            },
         )
-
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
@@ -290,7 +321,7 @@ class ResNet(Network):
     @property
     def has_shortcuts(self) -> bool:
         """Whether blocks have a shortcut beside what a gate closes."""
-        return getattr(self.block_class, "has_shortcut", True)
+        return self.block_class.has_shortcut
 
     @property
     def norm_first(self) -> bool:
@@ -299,7 +330,7 @@ class ResNet(Network):
 
     @property
     def _preactivation(self):
-        return getattr(self.block_class, "preactivation", None)
+        return self.block_class.preactivation
 
     @property
     def _first_activated(self):
@@ -307,6 +338,7 @@ class ResNet(Network):
         return self._preactivation is not None and self.stem != "imagenet_linear"
 
     @property
-    def block_class(self) -> Callable[..., nn.Module]:
+    def block_class(self) -> type[Block]:
         """The block's class, also where `block` is a partial of it."""
-        return self.block.func if isinstance(self.block, partial) else self.block
+        block: Any = self.block
+        return block.func if hasattr(block, "func") else block

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.models.gating import gated_sum
-from rn_jax.models.resnet import Block, Bottleneck, ResNet, group_width, identity
+from rn_jax.models.resnet import Block, Bottleneck, ResNet, group_width
 
 
 class _Branches(Block):
@@ -45,41 +44,27 @@ class SplitTransformMerge(_Branches):
     The last BatchNorm comes after the sum.
     """
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-
-        def residual(block, x):
-            branches = [
-                block.conv(block.features, 1, name=f"{branch_name(i)}_conv3")(
-                    branch(block, x, i)
-                )
-                for i in range(1, block.groups + 1)
-            ]
-            return block.norm(name="bn3")(sum(branches))
-
-        shortcut = identity(self, x)
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        branches = [
+            self.conv(self.features, 1, name=f"{branch_name(i)}_conv3")(
+                branch(self, x, i)
+            )
+            for i in range(1, self.groups + 1)
+        ]
+        return self.norm(name="bn3")(sum(branches))
 
 
 class EarlyConcatenation(_Branches):
     """C branches 1x1(d)-3x3(d), concatenated, then one 1x1 (figure 3b)."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        del train  # already in `norm`
-
-        def residual(block, x):
-            branches = [branch(block, x, i) for i in range(1, block.groups + 1)]
-            y = block.conv(block.features, 1, name="conv3")(
-                jnp.concatenate(branches, axis=-1)
-            )
-            return block.norm(name="bn3")(y)
-
-        shortcut = identity(self, x)
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        branches = [branch(self, x, i) for i in range(1, self.groups + 1)]
+        y = self.conv(self.features, 1, name="conv3")(
+            jnp.concatenate(branches, axis=-1)
+        )
+        return self.norm(name="bn3")(y)
 
 
 FORMS = {"a": SplitTransformMerge, "b": EarlyConcatenation, "c": Bottleneck}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import flax.linen as nn
-import jax
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer
@@ -17,7 +16,6 @@ from rn_jax.models.layers import (
 )
 from rn_jax.models.network import Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
-from rn_jax.stochastic_depth import Subset
 
 _normal = nn.initializers.normal(0.01)
 
@@ -46,7 +44,7 @@ class VGGLayer(nn.Module):
     def __call__(self, x, gate=None, *, train: bool):
         """f[B, H, W, C] -> f[B, H, W, features]."""
 
-        def output(layer):
+        def output(layer, x):
             y = layer.conv(layer.features, 3, name="conv")(x)
             y = y if layer.norm is None else layer.norm(name="bn")(y)
             drop = nn.Dropout(layer.dropout, deterministic=not train)
@@ -54,7 +52,7 @@ class VGGLayer(nn.Module):
 
         if x.shape[-1] == self.features:
             return gated_layer(self, x, output, gate)
-        return output(self)
+        return output(self, x)
 
 
 class VGGStage(nn.Module):
@@ -106,15 +104,7 @@ class VGG(Network):
     dropout: float = 0.5
     conv_dropout: Sequence[float] = ()
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool,
-        gates: jax.Array | Subset | None = None,
-        paths: jax.Array | None = None,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool):
         """See `Network`."""
         stages = len(self.stage_sizes)
         if len(self.features) != stages or len(self.conv_dropout) not in (0, stages):
@@ -122,7 +112,6 @@ class VGG(Network):
                 f"features and conv_dropout must have one entry for each of {stages} "
                 "stages."
             )
-        gates, _ = self.check(images, gates, paths, train=train)
         conv, norm = self.layers(train=train, use_bias=True)
         check_stem(self.stem)
         drop = nn.Dropout(self.dropout, deterministic=not train)

@@ -3,9 +3,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rn_jax import StochasticDepth, block_variables
+from rn_jax import InputError, StochasticDepth, block_variables
+from rn_jax.models import resnet
 from rn_jax.models.densenet import DenseNet
-from rn_jax.models.gating import gated_sum
 from rn_jax.models.highway import HighwayMLP
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
+from rn_jax.models.resnet import BasicBlock, Block, PlainLayer, ResNet
 from rn_jax.models.trunk import Stage
 
 B, SIZE = 3, 6
@@ -421,29 +419,36 @@ def test_paths_through_closed_blocks(quick_compile, images, random_variables):
 # --- A block of one's own, and drawn gates --------------------------------------------
 
 
-class ScaledBlock(nn.Module):
+class ScaledBlock(Block):
     """A user's block: one convolution with a learned scale, and dropout."""
 
-    features: int
-    stride: int
-    shortcut: str
-    conv: Any
-    norm: Any
-    activation: Callable
+    def shortcut(self, x, *, train):
+        if x.shape[-1] == self.features:
+            return x
+        return self.conv(self.features, 1, self.stride, name="project")(x)
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train):
-        straight = x
-        if x.shape[-1] != self.features:
-            straight = self.conv(self.features, 1, self.stride, name="project")(x)
+    def residual(self, x, *, train):
+        y = self.conv(self.features, 3, self.stride, name="conv")(x)
+        y = nn.Dropout(0.5, deterministic=not train, name="drop")(y)
+        strength = self.param("strength", nn.initializers.ones, (self.features,))
+        return y * strength[None, None, None]
 
-        def residual(block, x):
-            y = block.conv(block.features, 3, block.stride, name="conv")(x)
-            y = nn.Dropout(0.5, deterministic=not train, name="drop")(y)
-            strength = block.param("strength", nn.initializers.ones, (block.features,))
-            return y * strength[None, None, None]
 
-        return self.activation(gated_sum(self, x, straight, residual, gate, on_path))
+def test_blocks_of_the_old_form_are_told_what_to_write():
+    with pytest.raises(InputError, match=r"^Old defines __call__, .* residual\("):
+
+        class Old(BasicBlock):
+            @nn.compact
+            def __call__(self, x, gate=None, on_path=None, *, train):
+                return x
+
+    for other in (nn.Dense, lambda **fields: BasicBlock(**fields), None):
+        with pytest.raises(InputError, match=r"^block must be a sub.* residual\("):
+            small(block=other)
+    for name in ("identity", "basic_branch"):
+        with pytest.raises(ImportError, match=f"^{name} is a method of the blocks now"):
+            getattr(resnet, name)
+    assert not hasattr(resnet, "nothing")
 
 
 def test_a_users_block_is_gated_scanned_and_skipped(images, random_variables):

@@ -61,7 +61,7 @@ AS_GIVEN = {
 @pytest.mark.parametrize("kind", AS_GIVEN)
 def test_numbers_of_every_type_are_gates_and_paths(kind):
     given, images = AS_GIVEN[kind], np.zeros((2, 8, 8, 3), "float32")
-    for found in small().bind({}).check(images, given, given, train=False):
+    for found in small().bind({}).resolve_gates(images, given, given, train=False):
         np.testing.assert_array_equal(found, GATES)
         assert jnp.issubdtype(found.dtype, jnp.floating)
 

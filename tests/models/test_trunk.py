@@ -11,10 +11,9 @@ import pytest
 
 import rn_jax
 from rn_jax import InputError, block_variables
-from rn_jax.models.gating import gated_sum
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet, identity
+from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 from rn_jax.models.trunk import block_infos, block_name
 
 IMAGE = (6, 6, 3)
@@ -198,25 +197,23 @@ def test_permuting_blocks_is_a_take(x64, random_variables):
 class KeepingBlock(BasicBlock):
     """x + dense(x) that keeps an average and a count, sows a loss, and adds noise."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        def residual(block, x):
-            y = nn.Dense(block.features)(x[:, :: block.stride, :: block.stride])
-            mean = block.variable("ema", "mean", jnp.ones, (block.features,))
-            calls = block.variable("calls", "n", jnp.zeros, (), jnp.int32)
-            if block.is_mutable_collection("ema") and not block.is_initializing():
-                mean.value = 0.5 * mean.value + 0.5 * y.mean((0, 1, 2))
-                calls.value += 1
-            block.sow("losses", "size", jnp.square(y).mean())
-            if block.has_rng("noise"):
-                noise = jax.random.normal(block.make_rng("noise"), y.shape)
-                block.sow("drawn", "noise", noise)
-                y = y + noise
-            return y
-
-        shortcut = identity(self, x)
+    def shortcut(self, x, *, train):
         self.sow("inputs", "mean", x.mean())
-        return self.activation(gated_sum(self, x, shortcut, residual, gate, on_path))
+        return super().shortcut(x, train=train)
+
+    def residual(self, x, *, train):
+        y = nn.Dense(self.features)(x[:, :: self.stride, :: self.stride])
+        mean = self.variable("ema", "mean", jnp.ones, (self.features,))
+        calls = self.variable("calls", "n", jnp.zeros, (), jnp.int32)
+        if self.is_mutable_collection("ema") and not self.is_initializing():
+            mean.value = 0.5 * mean.value + 0.5 * y.mean((0, 1, 2))
+            calls.value += 1
+        self.sow("losses", "size", jnp.square(y).mean())
+        if self.has_rng("noise"):
+            noise = jax.random.normal(self.make_rng("noise"), y.shape)
+            self.sow("drawn", "noise", noise)
+            y = y + noise
+        return y
 
 
 KEPT = ("ema", "calls")
