@@ -30,16 +30,20 @@ README = Path(__file__).parents[1] / "README.md"
 
 HEADER = """# Networks
 
-Written by `python -m docs.generate`; every number is tested. Parameters are for the
-classes of the data set (10 for CIFAR-10 and MNIST, 1000 for ImageNet), multiply-adds
-for one image at test, of 32x32, 28x28 or 224x224 pixels, in convolutions and matrix
-products; auxiliary heads have parameters, and no part at test. Blocks are the length
-of a vector of gates: residual units, dense or highway layers, layers of a plain network
-or of VGG. Published errors are test errors in per cent, for ImageNet top-1 under the
-paper's own evaluation; in brackets is the config, where its name is another than the
-network's. ImageNet's bottlenecks have the stride on the 3x3 convolution, as
-fb.resnet.torch and torchvision; `block_kwargs={"stride_on": "1x1"}` gives that of He
-et al. 2015. `stem="small"` makes an ImageNet network one for images of 32 pixels.
+`python -m docs.generate` writes this page, and tests check every number.
+[Families](families.md) lists the variations of each paper.
+
+- Parameters are for the classes of the data set (10 for CIFAR-10 and MNIST, 1000 for
+  ImageNet) and include auxiliary heads.
+- Multiply-adds are those of convolutions and matrix products for one image at test, of
+  32x32, 28x28 or 224x224 pixels, without auxiliary heads.
+- Blocks are the length of a vector of gates: residual units, dense layers, highway
+  layers, or layers of a plain network or VGG.
+- Published errors are test errors in percent, for ImageNet top-1 errors by the paper's
+  own evaluation.
+- Bottlenecks of ImageNet networks have the stride on the 3x3 convolution, as in
+  fb.resnet.torch and torchvision; `block_kwargs={"stride_on": "1x1"}` selects that of
+  He et al. 2015.
 
 | name | paper | parameters | multiply-adds (1e6) | blocks | published error |
 | --- | --- | ---: | ---: | ---: | --- |
@@ -107,7 +111,7 @@ TITLES = {
 COLAB = "https://colab.research.google.com"
 BADGE = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
 
-INSTALL = """# On Colab this installs the project beside Colab's JAX, elsewhere nothing.
+INSTALL = """# On Colab, install the project next to Colab's JAX; elsewhere, do nothing.
 import os
 import sys
 

@@ -29,9 +29,9 @@ def columns() -> dict[str, np.ndarray]:
     keys = jax.random.split(jax.random.key(0), STEPS)
     draw = jax.vmap(lambda key: rn_jax.sample_gates(key, settings, size, 1))
     return {
-        f"training: drawn anew\nin each of {STEPS} steps": np.asarray(draw(keys)).T,
+        f"training: drawn\nin each of {STEPS} steps": np.asarray(draw(keys)).T,
         "test:\nprobabilities": np.asarray(rn_jax.test_gates(settings, size))[:, None],
-        f"lesion:\nwithout {DELETED}": lesion.without(np.ones(size), [DELETED - 1])[
+        f"lesion:\n{DELETED} deleted": lesion.without(np.ones(size), [DELETED - 1])[
             :, None
         ],
         f"short path:\n{OPEN} open": np.asarray(
@@ -63,7 +63,7 @@ def draw() -> Figure:
         axes.set_yticks([1, 18, 36, size] if axes is panels[0] else [])
     panels[0].set(xlabel="step", ylabel="block $l$")
     bar = figure.colorbar(image, ax=panels, shrink=0.6, ticks=[0, 0.5, 1])
-    bar.set_label("gate$_l$: 0 is not computed")
+    bar.set_label("gate$_l$ (0: not computed)")
     return figure
 
 
