@@ -21,7 +21,8 @@ from experiments.fields import BEFORE
 from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax import filesystem
-from rn_jax.errors import InputError, missing_folder
+from rn_jax.errors import InputError
+from rn_jax.filesystem import make_folder, replace_file  # noqa: F401
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.
@@ -247,38 +248,3 @@ class Workdir:
 
     def _replace(self, name, text):
         replace_file(self.path / name, text)
-
-
-def make_folder(path: epath.Path) -> None:
-    """Make a folder, and those above it, where there is none.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"The folder {path} cannot be made ({error}): name another."
-        ) from error
-
-
-def replace_file(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file beside the old one, then puts it in its place.
-
-    Raises:
-        InputError: it cannot be written, as when the disk is full.
-    """
-    new = path.with_name(f"{path.name[-60:]}.new")  # a name has at most 255 bytes
-    try:
-        if isinstance(content, str):  # a folder's name may hold bytes of any encoding
-            content = content.encode("utf-8", "surrogateescape")
-        new.write_bytes(content)
-        new.replace(path)
-    except FileNotFoundError as error:
-        raise missing_folder(path) from error
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written to ({error}). What was there is kept: make "
-            "room, and the same command goes on."
-        ) from error
