@@ -15,11 +15,11 @@ from typing import Any
 from etils import epath
 
 from experiments import command, many, results_page, seeds
+from experiments.markdown import table as markdown
 from experiments.rows import Entry, differences, entries, our_error, published_cell
-from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import make_folder, replace_file
 from rn_jax.errors import InputError, unknown_name
+from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

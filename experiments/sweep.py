@@ -19,9 +19,9 @@ from typing import Any
 from etils import epath
 
 from experiments import command, many, seeds, sweep_plots
-from experiments.study_report import table
-from experiments.workdir import make_folder, replace_file
+from experiments.markdown import table
 from rn_jax.errors import InputError
+from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax import filesystem
 from rn_jax.errors import InputError
-from rn_jax.filesystem import make_folder, replace_file  # noqa: F401
+from rn_jax.filesystem import replace_file
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.

