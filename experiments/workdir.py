@@ -169,7 +169,8 @@ class Workdir:
             (self.path / "diverged.json").unlink(missing_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl"):
                 kept = [line for line in self.lines(name) if line["step"] <= step]
-                self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                replace_file(self.path / name, text)
             from experiments.events import Events  # it may import PyTorch
 
             (self.path / "events").mkdir(exist_ok=True)
@@ -244,7 +245,4 @@ class Workdir:
             )
 
     def _write(self, name, value):
-        self._replace(name, json.dumps(value, indent=2) + "\n")
-
-    def _replace(self, name, text):
-        replace_file(self.path / name, text)
+        replace_file(self.path / name, json.dumps(value, indent=2) + "\n")

@@ -4,16 +4,11 @@
 import numpy as np
 
 from experiments import figures
-from experiments.studies import Lab, Result, Results, Study, Subject
+from experiments.studies import Lab, Result, Results, Study
 from rn_jax.analysis import responses
 
 # The most test images that are taken, and at a time.
 IMAGES, BATCH = 200, 32
-
-
-def missing(subject: Subject) -> str | None:
-    """Say why there are no layers to be looked at, if so."""
-    return None if subject.model.num_blocks else "it has no blocks"
 
 
 def measure(lab: Lab) -> Result:
@@ -72,5 +67,5 @@ STUDY = Study(
     "the activation or the sum; of the convolution where BatchNorm comes first (He et "
     "al. 2015, figure 7).",
     *(measure, draw, tell),
-    missing=missing,
+    missing=lambda s: None if s.model.num_blocks else "it has no blocks",
 )
