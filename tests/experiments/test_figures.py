@@ -2,6 +2,7 @@
 """Labels in figures."""
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import figures
 
@@ -11,7 +12,8 @@ from experiments import figures
     ["a$b$c", "$\\frac{$", "a\\$b$", "_a", "$HOME", "\U0001f600\t\n[x]", "a" * 255],
 )
 def test_a_label_is_shown_as_it_is(label, tmp_path):
-    figure, [axes] = figures.panels()
+    figure = Figure()
+    axes = figure.subplots()
     axes.plot([0, 1], label=figures.as_text(label))
     [text] = axes.legend().get_texts()
     axes.set_title(figures.as_text(label))
