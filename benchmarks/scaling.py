@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import rn_jax
 from benchmarks import measure
 from benchmarks.training_step import make_step
+from experiments import markdown
 from rn_jax import parallel
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
@@ -364,10 +365,8 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(header, rows, left=1):
-    """Markdown; the first `left` columns are words, the others numbers."""
-    marks = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
+def _table(header, rows, words=1):
+    return "\n".join(markdown.table(header, rows, words=words))
 
 
 def _bytes_table(networks):
@@ -379,7 +378,7 @@ def _bytes_table(networks):
             cells = [f"{s['bytes']:,} in {s['calls']:,}" for s in sent]
             total = sum(s["bytes"] for s in sent)
             rows.append([name, batch_norm, *cells, f"{total:,}"])
-    return _table(["network", "batch_norm", *kinds, "together"], rows, left=2)
+    return _table(["network", "batch_norm", *kinds, "together"], rows, words=2)
 
 
 def _steps_table(networks):
@@ -425,7 +424,7 @@ def _efficiency_table(networks):
                     for e in (by_devices[str(n)] for n in DEVICES)
                 ]
                 rows.append([name, batch_norm, joined, *cells])
-    return _table(header, rows, left=3)
+    return _table(header, rows, words=3)
 
 
 def _seconds_table(networks):
@@ -439,7 +438,7 @@ def _seconds_table(networks):
                 for e in (by_devices[str(n)] for n in DEVICES)
             ]
             rows.append([name, joined, *cells])
-    return _table(header, rows, left=2)
+    return _table(header, rows, words=2)
 
 
 def _feeding_table(found):

@@ -20,7 +20,7 @@ from etils import epath
 import configs
 import rn_jax
 from benchmarks import measure, scaling
-from experiments import results_page
+from experiments import markdown, results_page
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
@@ -71,10 +71,8 @@ def row(name: str) -> str:
     """One line of the table, without a line break."""
     entry, model = MODELS[name], rn_jax.create_model(name)
     cost = multiply_adds(model, entry.image_size, entry.channels) / 1e6
-    return (
-        f"| {name} | {entry.paper} | {entry.params:,} | {cost:,.1f} "
-        f"| {model.num_blocks} | {published().get(name, '-')} |"
-    )
+    numbers = [f"{entry.params:,}", f"{cost:,.1f}", str(model.num_blocks)]
+    return markdown.row([name, entry.paper, *numbers, published().get(name, "-")])
 
 
 def with_tables(text: str) -> str:

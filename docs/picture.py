@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rn_jax
-from rn_jax.analysis import lesion, plots
+from experiments import figures
+from rn_jax.analysis import lesion
 
 PATH = Path(__file__).parent / "gates.png"
 STEPS = 60
@@ -92,5 +93,5 @@ def _block(axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    plots.save(draw(), PATH)
+    figures.save(draw(), PATH)
     print(PATH)

@@ -9,30 +9,22 @@ python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 
 
 import argparse
 import ast
-import itertools
 import json
-import os
 import re
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from experiments import cli, environment, files, study_report, subject
-from experiments.studies import STUDIES, Lab, Options
-from experiments.subject import Subject
-from experiments.workdir import make_folder, replace_file
-from rn_jax.checkpoint import digest
+from experiments import cli, files
+from experiments.cli import NOT_A_LITERAL, at_least
+from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.models.resnet import ResNet
-from rn_jax.weights import is_saved
+from rn_jax.filesystem import make_folder, replace_file
 
-# Test images of a study on a CPU, unless --images says otherwise.
-CPU_IMAGES = 2000
-# The options that say what is studied.
-_WHAT = ("workdir", "model", "weights", "dataset", "model_kwargs", "normalization")
+FACTORS = ("keep", "drop")
+
 # What must be equal for a finished study to be taken as it is.
 _IDENTITY = (
     "model",
@@ -44,152 +36,55 @@ _IDENTITY = (
     "gates",
 )
 
-# What the whole network's gates are, as the figures' titles say it.
-_GATES = {
-    "keep": "survival probabilities kept as factors",
-    "drop": "survival probabilities dropped",
-}
 
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, analyze)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", help="folder of a finished run")
     add("--model", help="name of rn_jax.list_models(), for imported weights")
     path("--weights", help="name that rn_jax.load takes, or a file: .safetensors, ...")
-    add("--dataset", help="that the imported weights are for")
-    add("--model_kwargs", help="more fields of that model, as a dict")
+    add("--dataset", help="name of the imported weights' data set")
+    add("--model_kwargs", type=_dict, help="more fields of that model, as a dict")
     add("--normalization", help="of that model's images; default: imagenet")
     path("--data_dir", help="of the data set; default: the run's, or as TFDS finds it")
-    add("--study", default="all", help=f"of {', '.join(STUDIES)}; or all")
+    add("--study", type=_names, dest="studies", help=f"{', '.join(STUDIES)}; or all")
     path("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
     add("--images", type=int, help="test images; default: all, on a CPU 2,000")
-    add("--draws", type=int, default=10, help="random draws for each point")
-    add("--seed", type=int, default=0, help="of the draws")
-    add("--factors", default="keep", choices=("keep", "drop"), help="p_l at test")
-    add("--bounds", default="5-17,19-35", help="path lengths whose share is told")
-    add("--batch_size", type=int, default=250, help="test images at a time")
-    add("--compare", action="append", default=[], help="runs, or folders of analyses")
+    add("--draws", type=int, help="random draws for each point; default: 10")
+    add("--seed", type=int, help="of the draws; default: 0")
+    add("--factors", help="keep, which is the default, or drop p_l at test")
+    add("--bounds", type=_bounds, help="path lengths whose share is told")
+    add("--batch_size", type=int, help="test images at a time; default: 250")
+    add("--compare", action="extend", type=_folders, help="runs, or analyses' folders")
     add("--force", action="store_true", help="do finished studies again")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-
-    def run():
-        options = _parse(argv)
-        options.command = cli.as_typed("analyze", argv)
-        analyze(options)
-
-    return cli.exit_code(
-        run, interrupted="Interrupted; the same command goes on with the next study."
+    return parser.call(
+        argv, interrupted="Interrupted; the same command goes on with the next study."
     )
 
 
-def analyze(options: argparse.Namespace) -> None:
-    """Does the studies that are not done yet, then draws and tells all of them.
+def _names(text):
+    return None if text == "all" else text.split(",")
 
-    Args:
-        options: as `_parse` gives them, and the `command` that they came from.
 
-    Raises:
-        InputError: what the user can mend, in one sentence.
-    """
-    names = _study_names(options.study)
-    for name, least in (("images", 1), ("draws", 1), ("seed", 0), ("batch_size", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} must be at least {least}, not {value}.")
-    bounds = _bounds(options.bounds)
-    compared = [*itertools.chain.from_iterable(map(_folders, options.compare))]
-    network = _subject(options)
-    out = epath.Path(options.out or _default_out(options))
-    labs = {network.label: _lab(network, names, bounds, out, options)}
-    finished: dict[str, Mapping[str, Any]] = {}
-    for path in compared:
-        label, other = _other(path, options)
-        if label in labs or label in finished:
-            raise InputError(f"Two networks are named {label}; rename a folder.")
-        if isinstance(other, Subject):
-            labs[label] = _lab(other, names, bounds, out / label, options)
-        else:
-            finished[label] = other
-    reasons = {
-        label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
-        for label, (lab, _, _) in labs.items()
-    }
-    for _, _, folder in labs.values():
-        make_folder(folder)
+def _dict(text):
     try:
-        for label, (lab, common, folder) in labs.items():
-            for name in names:
-                if name not in lab.earlier and not reasons[label][name]:
-                    _study(name, lab, common, folder)
-    finally:  # also of what there is when it is interrupted
-        found = {label: lab.earlier for label, (lab, _, _) in labs.items()} | finished
-        done = {name for studies in found.values() for name in studies}
-        shown = [name for name in STUDIES if name in done.union(names)]
-        study_report.write(out, shown, found, reasons, command=options.command)
-    print(f"Report: {out / 'report.md'}")
-
-
-def _study_names(text):
-    names = list(STUDIES) if text == "all" else text.split(",")
-    for name in names:
-        if name not in STUDIES:
-            raise unknown_name("study", name, STUDIES)
-    return names
+        found = ast.literal_eval(text or "{}")
+    except NOT_A_LITERAL:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(
+            f"must be a dict such as \"{{'shortcut': 'B'}}\", not {text!r}"
+        )
+    return found
 
 
 def _bounds(text):
-    bounds = []
-    for part in filter(None, text.split(",")):
-        found = re.fullmatch(r"(\d+)-(\d+)", part)
-        if not found or int(found[1]) > int(found[2]):
-            raise InputError(
-                f"--bounds must be ranges such as 5-17,19-35, not {text!r}."
-            )
-        bounds.append((int(found[1]), int(found[2])))
-    return tuple(bounds)
-
-
-def _subject(options) -> Subject:
-    given = {name for name in _WHAT if getattr(options, name)}
-    weights = os.path.expanduser(options.weights or "")
-    if given == {"workdir"}:
-        return subject.from_run(options.workdir, data_dir=options.data_dir)
-    if given == {"weights"} and (is_saved(weights) or not os.path.isfile(weights)):
-        return subject.from_saved(weights, data_dir=options.data_dir)
-    if "workdir" in given or not {"model", "weights", "dataset"} <= given:
-        raise InputError(
-            "Name a finished run by --workdir alone, weights of ours by --weights "
-            "alone, or imported weights by --model, --weights and --dataset."
+    if not re.fullmatch(r"(\d+-\d+,?)*", text):
+        raise argparse.ArgumentTypeError(
+            f"must be ranges such as 5-17,19-35, not {text!r}"
         )
-    try:
-        model_kwargs = ast.literal_eval(options.model_kwargs or "{}")
-    except cli.NOT_A_LITERAL:
-        model_kwargs = None
-    if not isinstance(model_kwargs, dict):
-        raise InputError(
-            f"--model_kwargs must be a dict such as \"{{'shortcut': 'B'}}\", not "
-            f"{options.model_kwargs!r}."
-        )
-    return subject.from_weights(
-        weights,
-        model=options.model,
-        dataset=options.dataset,
-        normalization=options.normalization or "imagenet",
-        model_kwargs=model_kwargs,
-        data_dir=options.data_dir,
-    )
-
-
-def _default_out(options):
-    if options.workdir:
-        return epath.Path(options.workdir) / "analysis"
-    return epath.Path("runs") / f"analysis-{epath.Path(options.weights).stem}"
+    return [tuple(map(int, part)) for part in re.findall(r"(\d+)-(\d+)", text)]
 
 
 def _folders(text):
@@ -200,111 +95,178 @@ def _folders(text):
     return [cli.expanded(part) for part in text.split(",") if part]
 
 
-def _other(path, options):
-    """Label of a network to lay over, and it, or its studies by name if done."""
-    folder = epath.Path(path)
-    if (folder / "summary.json").exists():
-        found = subject.from_run(path, data_dir=options.data_dir)
-        return found.label, found
-    studies = {n: f for n in STUDIES if (f := _read(folder, n)) is not None}
-    if not studies:
-        raise InputError(
-            f"{path} is neither a finished run nor the folder of an analysis."
+def analyze(
+    *,
+    workdir: str | None = None,
+    weights: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    normalization: str | None = None,
+    data_dir: str | None = None,
+    studies: Iterable[str] | None = None,
+    out: epath.PathLike | None = None,
+    images: int | None = None,
+    draws: int = 10,
+    seed: int = 0,
+    factors: str = "keep",
+    bounds: Sequence[tuple[int, int]] = ((5, 17), (19, 35)),
+    batch_size: int = 250,
+    compare: Sequence[str] = (),
+    force: bool = False,
+    command: str = "experiments.analyze.analyze(...)",
+) -> dict[str, Results]:
+    """Do the studies that are not done yet, then draw and tell all of them.
+
+    Args:
+        workdir: folder of a finished run, or else:
+        weights: name that `rn_jax.load` takes, or a file of weights.
+        model: name of `list_models()`, for imported weights.
+        dataset: name of the imported weights' data set.
+        model_kwargs: more fields of that model.
+        normalization: of that model's images; None: that of ImageNet.
+        data_dir: folder of the data set; None: the run's, or as TFDS finds it.
+        studies: names of `STUDIES`; None: all.
+        out: folder of the report; None: RUN/analysis or runs/analysis-FILE.
+        images: test images; None: all, on a CPU 2,000.
+        draws: random draws for each point.
+        seed: of the draws.
+        factors: "keep" or "drop" the survival probabilities at test.
+        bounds: ranges of path lengths, both ends included, whose share is told.
+        batch_size: test images at a time.
+        compare: folders of finished runs, or of analyses, to lay over the network.
+        force: do finished studies again.
+        command: that the report names.
+
+    Returns:
+        Label of each network -> study -> what its JSON holds.
+
+    Raises:
+        InputError: what the user can mend, in one sentence.
+    """
+    names = list(STUDIES) if studies is None else list(studies)
+    for name in names:
+        if name not in STUDIES:
+            raise unknown_name("study", name, STUDIES)
+    if factors not in FACTORS:
+        raise unknown_name("factors", factors, FACTORS)
+    at_least(1, images=images, draws=draws, batch_size=batch_size)
+    at_least(0, seed=seed)
+    for low, high in bounds:
+        if not 0 <= low <= high:
+            raise InputError(
+                f"--bounds must be ranges such as 5-17,19-35, not {low}-{high}."
+            )
+
+    def laboratory(network, folder):
+        lab = Lab(
+            network,
+            images=images,
+            draws=draws,
+            seed=seed,
+            factors=factors,
+            bounds=bounds,
+            batch_size=batch_size,
         )
-    return next(iter(studies.values()))["label"], studies
+        lab.earlier = _finished(lab, folder, names, force)
+        return lab, folder
+
+    network = subject.find(
+        workdir=workdir,
+        weights=weights,
+        model=model,
+        dataset=dataset,
+        model_kwargs=model_kwargs,
+        normalization=normalization,
+        data_dir=data_dir,
+    )
+    out = epath.Path(out or _default_out(workdir, weights))
+    labs = {network.label: laboratory(network, out)}
+    finished: dict[str, Results] = {}
+    for path in compare:
+        if (epath.Path(path) / "summary.json").exists():
+            other = subject.from_run(path, data_dir=data_dir)
+            label, results = other.label, None
+        else:
+            label, results = _analysis(epath.Path(path))
+        if label in labs or label in finished:
+            raise InputError(f"Two networks are named {label}; rename a folder.")
+        if results is None:
+            labs[label] = laboratory(other, out / label)
+        else:
+            finished[label] = results
+    reasons = {
+        label: {n: study.missing(lab.subject) for n, study in STUDIES.items()}
+        for label, (lab, _) in labs.items()
+    }
+    for _, folder in labs.values():
+        make_folder(folder)
+    try:
+        for label, (lab, folder) in labs.items():
+            for name in names:
+                if name not in lab.earlier and not reasons[label][name]:
+                    result = do(name, lab, command=command)
+                    text = json.dumps(result, indent=1)
+                    replace_file(folder / f"{name}.json", text + "\n")
+                    print(f"{label} {name}: {result['seconds']:.0f} s", flush=True)
+    finally:  # also of what there is when it is interrupted
+        found = {label: lab.earlier for label, (lab, _) in labs.items()} | finished
+        done = {name for results in found.values() for name in results}
+        shown = [name for name in STUDIES if name in done.union(names)]
+        report.write(out, shown, found, reasons, command=command)
+    print(f"Report: {out / 'report.md'}")
+    return found
 
 
-def _options(options, network, bounds) -> Options:
-    available = len(network.test)
-    images = options.images
-    if images is None:
-        on_cpu = network.devices[0].platform == "cpu"
-        images = min(available, CPU_IMAGES) if on_cpu else available
-    if images > available:
+def _default_out(workdir, weights):
+    if workdir:
+        return epath.Path(workdir) / "analysis"
+    return epath.Path("runs") / f"analysis-{epath.Path(weights).stem}"
+
+
+def _analysis(folder):
+    """Label of a network that was studied before, and its studies by name.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    results = {n: found for n in STUDIES if (found := _read(folder, n)) is not None}
+    if not results:
         raise InputError(
-            f"--images is {images}, but {network.dataset} has {available} test images."
+            f"{folder} is neither a finished run nor the folder of an analysis."
         )
-    return Options(images, options.draws, options.seed, options.factors, bounds)
+    return next(iter(results.values()))["label"], results
 
 
-def _lab(network, names, bounds, folder, options):
-    """The lab, what all of its studies' JSON begins with, and the folder they go to.
+def _finished(lab, folder, names, force):
+    """The studies of a folder that are of the lab's network and options.
 
     Raises:
         InputError: a study that is wanted is there, of other settings.
     """
-    settings = _options(options, network, bounds)
-    common = {**_common(network, settings), "command": options.command}
     earlier = {}
-    for name in STUDIES:
+    for name, study in STUDIES.items():
         found = _read(folder, name)
-        if found is None or (options.force and name in names):
+        if found is None or (force and name in names):
             continue
-        compared = (*_IDENTITY, *sorted(STUDIES[name].uses))
-        differ = [f for f in compared if found.get(f) != common[f]]
+        compared = (*_IDENTITY, *sorted(study.uses))
+        differ = [f for f in compared if found.get(f) != lab.facts[f]]
         if not differ:
             earlier[name] = found
         elif name in names:
             shown = ", ".join(
-                f"{f} {found.get(f)} there and {common[f]} here" for f in differ
+                f"{f} {found.get(f)} there and {lab.facts[f]} here" for f in differ
             )
             raise InputError(
                 f"{folder / name}.json is a finished study of other settings "
                 f"({shown}); choose another --out, or --force to do it again."
             )
-    lab = Lab(network, settings, batch_size=options.batch_size, earlier=earlier)
-    return lab, common, folder
-
-
-def _study(name, lab, common, folder):
-    """Does a study and writes its JSON."""
-    start = time.perf_counter()
-    result = STUDIES[name].run(lab)
-    result = {
-        "study": name,
-        **common,
-        "baseline_error_percent": lab.baseline,
-        "seconds": time.perf_counter() - start,
-        **result,
-    }
-    text = json.dumps(result, indent=1)
-    replace_file(folder / f"{name}.json", text + "\n")
-    lab.earlier[name] = json.loads(text)
-    print(f"{lab.subject.label} {name}: {result['seconds']:.0f} s", flush=True)
+    return earlier
 
 
 def _read(folder, name):
     file = folder / f"{name}.json"
     return files.read_json(file) if file.exists() else None
-
-
-def _common(network: Subject, settings: Options) -> dict[str, Any]:
-    depth = network.stochastic_depth
-    scaled = depth is not None and depth.scaling == "test"
-    gates = _GATES[settings.factors] if scaled else "all 1"
-    device = network.devices[0]
-    return {
-        "label": network.label,
-        "source": network.source,
-        "model": network.model_name,
-        "model_kwargs": json.loads(json.dumps(dict(network.model_kwargs))),
-        "dataset": network.dataset,
-        "normalization": network.normalization,
-        "num_blocks": network.model.num_blocks,
-        "num_classes": network.model.num_classes,
-        "residual": isinstance(network.model, ResNet) and network.model.has_shortcuts,
-        "has_shortcuts": network.model.has_shortcuts,
-        "weights_sha256": digest(network.variables),
-        "images": settings.images,
-        "test_images": len(network.test),
-        "draws": settings.draws,
-        "seed": settings.seed,
-        "gates": gates,
-        "bounds": [list(pair) for pair in settings.bounds],
-        "device": f"{len(network.devices)} x {device.device_kind}",
-        "machine": environment.machine(),
-        "versions": environment.versions(["jax", "flax", "numpy"]),
-    }
 
 
 if __name__ == "__main__":

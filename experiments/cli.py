@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import datetime
 import importlib
+import inspect
 import logging as stdlib_logging
 import os
 import re
@@ -38,11 +39,36 @@ class Parser(argparse.ArgumentParser):
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under
             python -OO it is None, and argparse writes a usage of its own.
+        function: what the command calls; its keywords are the options, and have its
+            defaults. A keyword `command` is given the line that was typed.
     """
 
-    def __init__(self, doc: str | None):
+    def __init__(self, doc: str | None, function: Callable | None = None):
         first, _, usage = (doc or "").partition("\n\n")
-        super().__init__(description=first, usage=usage or None, allow_abbrev=False)
+        super().__init__(
+            description=first,
+            usage=usage or None,
+            allow_abbrev=False,
+            argument_default=None if function is None else argparse.SUPPRESS,
+        )
+        self._function = function
+
+    def call(self, argv: Sequence[str] | None, *, interrupted: str) -> int:
+        """Call the function with the options in `argv`, by default this process's.
+
+        Returns the exit code. `interrupted` is the sentence after Ctrl-C.
+        """
+        typed = sys.argv[1:] if argv is None else argv
+        function = self._function
+        assert function is not None
+
+        def run():
+            options = vars(self.parse_args(typed))
+            if "command" in inspect.signature(function).parameters:
+                options["command"] = as_typed(function.__name__, typed)
+            function(**options)
+
+        return exit_code(run, interrupted=interrupted)
 
     def error(self, message):
         """What argparse has to say, as an `InputError`."""
@@ -75,6 +101,17 @@ class Parser(argparse.ArgumentParser):
                 known = [*self._option_string_actions, "--config"]
                 raise unknown_name("option", name, known)
         return options, rest
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Check values of options, by name.
+
+    Raises:
+        InputError: one is given, and below `least`.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, not {value}.")
 
 
 def expanded(path: str) -> str:

@@ -12,82 +12,103 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import cli, subject
+from experiments import cli, trained
 from experiments.feed import ImageNet, test_view
-from experiments.workdir import replace_file
 from rn_jax.data import imagenet, transforms
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, unknown_name
+from rn_jax.filesystem import replace_file
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.resnet import ResNet
+
+CROPS = ("center", "ten", "dense")
 
 # Sides of dense images are cut to multiples of this, so that there are few shapes.
 _MULTIPLE = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return cli.exit_code(
-        lambda: evaluate(_parse(argv)), interrupted="Interrupted; nothing was written."
-    )
-
-
-def _parse(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, evaluate)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
-    add("--crops", default="center", choices=("center", "ten", "dense"))
+    add("--crops", help="center, which is the default, ten or dense")
     add("--resize", type=int, help="shorter side before a crop; default: the run's")
-    add("--size", type=int, help="of a crop, in pixels; default: the run's")
-    add("--scales", default="224,256,384,480,640", help="shorter sides of dense images")
-    add("--images", type=int, help="the first so many; default: all")
-    add("--batch_size", type=int, default=64, help="images at a time")
+    add("--size", type=int, help="side of a crop in pixels; default: the run's")
+    add("--scales", type=_scales, help="shorter sides of dense images")
+    add("--images", type=int, help="number of the first images; default: all")
+    add("--batch_size", type=int, help="images at a time; default: 64")
     add("--num_workers", type=int, help="processes; default: one per core")
-    path("--data_dir", help="of the data set; default: the run's")
-    return parser.parse_args(argv)
+    path("--data_dir", help="folder of the data set; default: the run's")
+    return parser.call(argv, interrupted="Interrupted; nothing was written.")
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Prints top-1 and top-5 errors, and writes evaluation_CROPS.json into the run.
+def _scales(text):
+    try:
+        return tuple(int(scale) for scale in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be multiples of {_MULTIPLE}, as 224,256, not {text}"
+        ) from None
+
+
+def evaluate(
+    workdir: str,
+    *,
+    crops: str = "center",
+    resize: int | None = None,
+    size: int | None = None,
+    scales: tuple[int, ...] = (224, 256, 384, 480, 640),
+    images: int | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
+    """Print top-1 and top-5 errors, and write evaluation_CROPS.json into the run.
 
     Args:
-        options: as `_parse` gives them.
+        workdir: folder of a finished run.
+        crops: "center", "ten" (corners and center, mirrored too) or "dense" (the whole
+            image at several scales).
+        resize: shorter side in pixels before a crop; None: the run's.
+        size: side of a crop in pixels; None: the run's.
+        scales: shorter sides of dense images, multiples of 32 pixels.
+        images: how many of the first images; None: all.
+        batch_size: images at a time.
+        num_workers: processes that read images; None: one per core.
+        data_dir: folder of the data set; None: the run's.
+
+    Returns:
+        What evaluation_CROPS.json holds.
 
     Raises:
         InputError: what the user can mend, in one sentence.
     """
-    for name in ("resize", "size", "images", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, not {value}.")
-    try:
-        scales = tuple(int(scale) for scale in options.scales.split(","))
-    except ValueError:
-        scales = ()
+    if crops not in CROPS:
+        raise unknown_name("crops", crops, CROPS)
+    cli.at_least(1, resize=resize, size=size, images=images, batch_size=batch_size)
     if not scales or any(scale < 1 or scale % _MULTIPLE for scale in scales):
         raise InputError(
             f"--scales must be multiples of {_MULTIPLE}, as 224,256, not "
-            f"{options.scales}."
+            f"{','.join(map(str, scales))}."
         )
-    run = subject.finished(
-        options.workdir, data_dir=options.data_dir, num_workers=options.num_workers
-    )
+    run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
     config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, ImageNet):
         raise InputError(
-            f"The run {options.workdir} is on {config.dataset}, whose test images "
+            f"The run {workdir} is on {config.dataset}, whose test images "
             "are taken whole: its summary.json has their error."
         )
-    resize = options.resize or config.eval_resize
-    side = options.size or config.eval_size
-    if options.crops != "dense" and side > resize:
+    resize = resize or config.eval_resize
+    side = size or config.eval_size
+    dense = crops == "dense"
+    if not dense and side > resize:
         raise InputError(f"A crop of {side} does not fit a shorter side of {resize}.")
-    dense = options.crops == "dense"
     if dense and not isinstance(model, ResNet | DenseNet):
         raise InputError(
             "--crops=dense needs a network that ends in a mean over all pixels, as "
@@ -95,40 +116,40 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     feed = experiment.feed
     source = imagenet.Source(train=feed.parts["train"], test=feed.parts["test"])
-    total = min(options.images or source.num_test, source.num_test)
-    size = math.ceil(options.batch_size / len(experiment.devices))
-    size *= len(experiment.devices)
-    view = partial(test_view, crops=options.crops, resize=resize, size=side)
+    total = min(images or source.num_test, source.num_test)
+    batch_size = math.ceil(batch_size / len(experiment.devices))
+    batch_size *= len(experiment.devices)
+    at_once = 1 if dense else batch_size
+    view = partial(test_view, crops=crops, resize=resize, size=side)
     batches = source.eval_batches(
-        batch_size=1 if dense else size,
+        batch_size=at_once,
         transform=partial(dense_views, scales=scales) if dense else view,
         num_workers=feed.num_workers,
         limit=total,
     )
-    probabilities = subject.make_probabilities(run)
-    bar = tqdm(batches, total=math.ceil(total / (1 if dense else size)), disable=None)
+    probabilities = trained.make_probabilities(run)
+    bar = tqdm(batches, total=math.ceil(total / at_once), disable=None)
     if dense:
-        labels, scores = _by_shape(bar, total, size, probabilities)
+        labels, scores = _by_shape(bar, total, batch_size, probabilities)
     else:
         labels, scores = _by_batch(bar, probabilities)
     if not len(labels):
         raise InputError(f"None of the {total} images can be read: take more of them.")
     result = {
-        "crops": options.crops,
+        "crops": crops,
         **({"scales": scales} if dense else {"resize": resize, "size": side}),
         "images": len(labels),
         "top1_error_percent": top_error(scores, labels, 1),
         "top5_error_percent": top_error(scores, labels, 5),
     }
-    name = f"evaluation_{options.crops}.json"
-    replace_file(
-        epath.Path(options.workdir) / name, json.dumps(result, indent=2) + "\n"
-    )
+    file = epath.Path(workdir) / f"evaluation_{crops}.json"
+    replace_file(file, json.dumps(result, indent=2) + "\n")
     print(
-        f"{len(labels):,} images, {options.crops} crops: top-1 error "
+        f"{len(labels):,} images, {crops} crops: top-1 error "
         f"{result['top1_error_percent']:.2f} %, top-5 error "
         f"{result['top5_error_percent']:.2f} %."
     )
+    return result
 
 
 def dense_views(image: np.ndarray, *, scales: tuple[int, ...]) -> list[np.ndarray]:
@@ -184,7 +205,7 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
         batches: of 1 image each, with a list of views.
         total: images, as many as batches.
         size: views of a batch.
-        probabilities: as `subject.make_probabilities` gives it.
+        probabilities: as `trained.make_probabilities` gives it.
     """
     labels: list[int] = []
     sums, count = np.zeros((total, 0)), 1

@@ -9,7 +9,6 @@ program, uint8[B, H, W, C] -> logits f32[B, K] for any B, normalisation and weig
 included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,47 +19,54 @@ from typing import Any
 from etils import epath
 
 import rn_jax
-from experiments import cli, subject
+from experiments import cli, trained
 from experiments.config import as_json, dataset_spec
 from experiments.feed import InMemory
-from experiments.workdir import replace_file
+from rn_jax.errors import unknown_name
+from rn_jax.filesystem import replace_file
 from rn_jax.interop import to_stablehlo
 
 FORMATS = ("stablehlo", "safetensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return cli.exit_code(
-        lambda: export(_parse(argv)), interrupted="Interrupted; nothing was written."
-    )
-
-
-def _parse(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, export)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
-    add("--format", default="stablehlo", choices=FORMATS)
+    add("--format", help="stablehlo, which is the default, or safetensors")
     path("--out", help="the file; default: in the run, named by the network")
-    path("--data_dir", help="of the data set; default: the run's")
-    return parser.parse_args(argv)
+    path("--data_dir", help="folder of the data set; default: the run's")
+    return parser.call(argv, interrupted="Interrupted; nothing was written.")
 
 
-def export(options: argparse.Namespace) -> None:
-    """Writes the file and prints where it is and how to read it.
+def export(
+    workdir: str,
+    *,
+    format: str = "stablehlo",
+    out: epath.PathLike | None = None,
+    data_dir: str | None = None,
+) -> epath.Path:
+    """Write the file, and print where it is and how to read it.
 
     Args:
-        options: as `_parse` gives them.
+        workdir: folder of a finished run.
+        format: of FORMATS.
+        out: the file; None: in the run, named by the network.
+        data_dir: folder of the data set; None: the run's.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: no finished run, or a file that cannot be written.
     """
-    run = subject.finished(options.workdir, data_dir=options.data_dir)
-    default = epath.Path(options.workdir) / f"{run.config.model}.{options.format}"
-    out = epath.Path(options.out or default)
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    run = trained.finished(workdir, data_dir=data_dir)
+    out = epath.Path(out or epath.Path(workdir) / f"{run.config.model}.{format}")
     shown = json.dumps(str(out), ensure_ascii=False)  # also Python's literal
-    if options.format == "safetensors":
+    if format == "safetensors":
         with tempfile.TemporaryDirectory() as folder:  # the run may be in a bucket
             file = Path(folder) / out.name[-60:]  # `save` writes to a longer name
             rn_jax.save(file, run.model, run.variables, info=facts(run))
@@ -80,10 +86,11 @@ def export(options: argparse.Namespace) -> None:
             f"  # uint8[B, {shape}]"
         )
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
+    return out
 
 
-def facts(run: subject.Finished) -> dict[str, Any]:
-    """What someone with the weights alone needs to know, as JSON can say it."""
+def facts(run: trained.Finished) -> dict[str, Any]:
+    """Return what someone with the weights alone needs to know, as JSON can say it."""
     config, summary = run.config, run.summary
     normalization: dict[str, Any] = {"kind": config.normalization}
     if (found := run.experiment.normalization) is not None:

@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from configs.default import Config
-from experiments import environment, files, pretrained
+from experiments import environment, files, pretrained, run_figures
 from experiments.config import BEFORE
+from experiments.figures import save
 from experiments.progress import Progress
 from experiments.setup import Experiment, build
 from experiments.timing import Pace, Profile
 from experiments.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
-from rn_jax.analysis import plots
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.train import ZERO_SUMS
@@ -431,14 +431,15 @@ class _Run:
         ]
         figures = self.workdir.path / "figures"
         title = f"{config.model} on {config.dataset}"
-        plots.learning_curves(epoch_lines, figures / "learning_curves.png", title=title)
+        curves = run_figures.learning_curves(epoch_lines, title=title)
+        save(curves, figures / "learning_curves.png")
         if exp.stochastic_depth is not None:
-            plots.survival(
+            survival = run_figures.survival(
                 survival_probs(exp.stochastic_depth, exp.model.num_blocks),
                 np.asarray(self.state.open_counts) / self.step,
-                figures / "survival.png",
                 title=f"{title}, {self.step} steps",
             )
+            save(survival, figures / "survival.png")
         best = self.record["best"] or {}
         return {
             **self._facts(self.step),

@@ -4,7 +4,6 @@
 python -m experiments.predict --workdir=RUN IMAGE... [--top=3] [--data_dir=DIR]
 """
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,55 +12,67 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.default import Config
-from experiments import cli, setup, subject
+from experiments import cli, setup, trained
 from experiments.config import dataset_spec
 from experiments.feed import InMemory, test_view
 from rn_jax.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return cli.exit_code(lambda: predict(_parse(argv)), interrupted="Interrupted.")
-
-
-def _parse(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, predict)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
-    add("--top", type=int, default=3, help="classes to print of each picture")
-    path("--data_dir", help="of the data set; default: the run's")
+    add("--top", type=int, help="classes to print of each picture; default: 3")
+    path("--data_dir", help="folder of the data set; default: the run's")
     path("images", nargs="+", metavar="IMAGE", help="a picture's file")
-    return parser.parse_args(argv)
+    return parser.call(argv, interrupted="Interrupted.")
 
 
-def predict(options: argparse.Namespace) -> None:
-    """Prints a line for each picture: its most likely classes and their probabilities.
+def predict(
+    workdir: str, images: Sequence[str], *, top: int = 3, data_dir: str | None = None
+) -> list[dict[str, float]]:
+    """Print a line for each picture: its most likely classes and their probabilities.
 
     Args:
-        options: as `_parse` gives them.
+        workdir: folder of a finished run.
+        images: files of pictures; see `read_picture`.
+        top: how many classes of each picture.
+        data_dir: folder of the data set; None: the run's.
+
+    Returns:
+        For each picture the probabilities by class name, the most likely first.
 
     Raises:
         InputError: no finished run, or a file that is no picture.
     """
-    run = subject.finished(options.workdir, data_dir=options.data_dir)
-    config, experiment = run.config, run.experiment
-    spec = dataset_spec(config.dataset)
-    if not 1 <= options.top <= spec.num_classes:
-        raise InputError(
-            f"--top must be between 1 and {spec.num_classes}, not {options.top}."
-        )
-    pixels = np.stack([_view(file, config, experiment) for file in options.images])
-    probabilities = subject.make_probabilities(run)(pixels[:, None])
-    names = spec.class_names or range(spec.num_classes)
-    for file, found in zip(options.images, probabilities, strict=True):
-        best = np.argsort(-found, kind="stable")[: options.top]
-        told = ", ".join(f"{names[k]} {100 * found[k]:.2f} %" for k in best)
+    run = trained.finished(workdir, data_dir=data_dir)
+    spec = dataset_spec(run.config.dataset)
+    if not 1 <= top <= spec.num_classes:
+        raise InputError(f"--top must be between 1 and {spec.num_classes}, not {top}.")
+    pixels = np.stack([view(file, run.config, run.experiment) for file in images])
+    probabilities = trained.make_probabilities(run)(pixels[:, None])
+    names = spec.class_names or list(map(str, range(spec.num_classes)))
+    results = []
+    for file, found in zip(images, probabilities, strict=True):
+        best = np.argsort(-found, kind="stable")[:top]
+        results.append({names[k]: float(found[k]) for k in best})
+        told = ", ".join(f"{name} {100 * p:.2f} %" for name, p in results[-1].items())
         print(f"{file}: {told}")
+    return results
 
 
-def _view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
-    """A picture as uint8[H, W, C] of the size and colours that the network takes."""
+def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
+    """Read a picture as uint8[H, W, C] of the size and colours that a network takes.
+
+    Args:
+        file: its path.
+        config: the run's.
+        experiment: made of it.
+
+    Raises:
+        InputError: as `read_picture`.
+    """
     height, width, channels = experiment.image_shape
     picture = read_picture(file, channels)
     if not isinstance(experiment.feed, InMemory):

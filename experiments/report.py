@@ -4,7 +4,6 @@
 python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir=DIR]
 """
 
-import argparse
 import dataclasses
 import heapq
 import math
@@ -15,57 +14,63 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import cli, report_page, setup, study_report, subject
+from experiments import cli, report_page, setup, trained
+from experiments.cli import at_least
 from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
-from experiments.workdir import Workdir, replace_file
+from experiments.studies import STUDIES
+from experiments.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.errors import InputError, missing_folder
+from rn_jax.filesystem import replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-
-    def run():
-        options = _parse(argv)
-        options.command = cli.as_typed("report", argv)
-        report(options)
-
-    return cli.exit_code(run, interrupted="Interrupted.")
-
-
-def _parse(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, report)
     add, path = parser.add_argument, parser.add_path
     path("runs", nargs="+", metavar="RUN", help="folder of a run")
     path("--out", help="file; default: report.html in the first run's folder")
-    add("--worst", type=int, default=24, help="images shown, by their loss")
-    path("--data_dir", help="of the data set; default: the run's")
-    return parser.parse_args(argv)
+    add("--worst", type=int, help="images shown, by their loss; default: 24")
+    path("--data_dir", help="folder of the data set; default: the run's")
+    return parser.call(argv, interrupted="Interrupted.")
 
 
-def report(options: argparse.Namespace) -> None:
-    """Reads the runs, tests the networks of those that have them, writes the page.
+def report(
+    runs: Sequence[str],
+    *,
+    out: epath.PathLike | None = None,
+    worst: int = 24,
+    data_dir: str | None = None,
+    command: str = "experiments.report.report(...)",
+) -> epath.Path:
+    """Read the runs, test the networks of those that have them, and write the page.
 
     Args:
-        options: as `_parse` gives them, and the `command` that they came from.
+        runs: their folders, of which the first comes first.
+        out: the page's file; None: report.html in the first run's folder.
+        worst: how many of the worst mistakes are shown.
+        data_dir: folder of the data set; None: each run's.
+        command: that the page names.
+
+    Returns:
+        The page's file.
 
     Raises:
         InputError: a folder that is no run's, or a file that cannot be written.
     """
-    if options.worst < 0:
-        raise InputError(f"--worst must be at least 0, not {options.worst}.")
-    out = epath.Path(options.out or epath.Path(options.runs[0]) / "report.html")
-    if options.out and not out.parent.exists():  # said before the networks are tested
-        raise missing_folder(out)
+    at_least(0, worst=worst)
+    file = epath.Path(out or epath.Path(runs[0]) / "report.html")
+    if out and not file.parent.exists():  # said before the networks are tested
+        raise missing_folder(file)
     parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     records = [
-        read(path, label, worst=options.worst, data_dir=options.data_dir)
-        for path, label in zip(options.runs, labels(options.runs), strict=True)
+        read(path, label, worst=worst, data_dir=data_dir)
+        for path, label in zip(runs, labels(runs), strict=True)
     ]
-    replace_file(out, report_page.page(records, command=options.command))
-    print(f"Report: {out}")
+    replace_file(file, report_page.page(records, command=command))
+    print(f"Report: {file}")
+    return file
 
 
 def labels(paths: Sequence[str]) -> list[str]:
@@ -123,7 +128,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         return dataclasses.replace(
             record, survival=_survival(model), unknown=f"{label} {reason}"
         )
-    run = subject.finished(path, data_dir=data_dir)
+    run = trained.finished(path, data_dir=data_dir)
     confusion, mistakes = _test(run, worst)
     survival = _survival(run.model)
     return dataclasses.replace(
@@ -144,17 +149,17 @@ def _survival(model):
 
 def _studies(folder):
     return [
-        (section.title, file.read_bytes())
-        for name, section in study_report.SECTIONS.items()
+        (study.title, file.read_bytes())
+        for name, study in STUDIES.items()
         if (file := folder / f"{name}.png").exists()
     ]
 
 
-def _test(run: subject.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
+def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
     """The confusion matrix of the test images, and the worst mistakes."""
     devices = run.experiment.devices
     size = math.ceil(run.config.eval_batch_size / len(devices)) * len(devices)
-    probabilities = subject.make_probabilities(run)
+    probabilities = trained.make_probabilities(run)
     classes = dataset_spec(run.config.dataset).num_classes
     confusion = np.zeros((classes, classes), int)
     # A heap, of which the least loss goes first.

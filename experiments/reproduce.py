@@ -16,11 +16,11 @@ from etils import epath
 
 from experiments import cli, many, results_page, seeds
 from experiments.config import overrides
+from experiments.markdown import table as markdown
 from experiments.rows import Entry, differences, entries, our_error, published_cell
-from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import make_folder, replace_file
 from rn_jax.errors import InputError, unknown_name
+from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,14 +13,14 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from configs.default import Config
-from experiments import files, many
+from experiments import figures, files, many
 from experiments.config import as_json, read_fields
 from experiments.feed import count_train
+from experiments.markdown import table as markdown
 from experiments.rows import Entry, differences, entries, published_cell, shorten
-from experiments.study_report import table as markdown
 from experiments.tables import TABLES, Table
-from experiments.workdir import FREE, make_folder, replace_file
-from rn_jax.analysis import plots
+from experiments.workdir import FREE
+from rn_jax.filesystem import make_folder, replace_file
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
@@ -289,4 +289,4 @@ def draw(
         axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)
     panels[0].legend()
-    plots.save(figure, path)
+    figures.save(figure, path)

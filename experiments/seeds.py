@@ -15,9 +15,9 @@ from etils import epath
 
 from configs.default import Config
 from experiments import loop
-from experiments.workdir import replace_file
 from rn_jax import parallel
 from rn_jax.errors import InputError
+from rn_jax.filesystem import replace_file
 
 
 def parse(text: str) -> list[int]:

@@ -21,9 +21,9 @@ from etils import epath
 from configs.default import Config
 from experiments import cli, many, seeds, sweep_plots
 from experiments.config import field_of, load_config, overrides
-from experiments.study_report import table
-from experiments.workdir import make_folder, replace_file
+from experiments.markdown import table
 from rn_jax.errors import InputError
+from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

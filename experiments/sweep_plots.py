@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a sweep: lines, a heat map or dots, by how many fields are numbers."""
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from rn_jax.analysis.plots import as_text, save
-from rn_jax.analysis.study_plots import STYLES
+from experiments.figures import as_text, save, styled
 
 Values = Mapping[str, Any]
 
@@ -89,9 +87,7 @@ def _lines(numbers, kinds, error, spread, label):
     axes = figure.subplots()
     [(name, x)] = numbers.items()
     x = np.array(x)
-    for (kind, places), style in zip(
-        kinds.items(), itertools.cycle(STYLES), strict=False
-    ):
+    for kind, places, style in styled(kinds):
         places = np.array(places)[np.argsort(x[places], kind="stable")]
         axes.errorbar(
             x[places],

@@ -23,7 +23,8 @@ from experiments.config import BEFORE, as_json, make_config, read_fields
 from experiments.files import read_json
 from experiments.lock import Lock
 from rn_jax import filesystem
-from rn_jax.errors import InputError, missing_folder
+from rn_jax.errors import InputError
+from rn_jax.filesystem import replace_file
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.
@@ -170,7 +171,8 @@ class Workdir:
             (self.path / "diverged.json").unlink(missing_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl"):
                 kept = [line for line in self.lines(name) if line["step"] <= step]
-                self._replace(name, "".join(json.dumps(line) + "\n" for line in kept))
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                replace_file(self.path / name, text)
             from experiments.events import Events  # it may import PyTorch
 
             (self.path / "events").mkdir(exist_ok=True)
@@ -246,42 +248,4 @@ class Workdir:
             )
 
     def _write(self, name, value):
-        self._replace(name, json.dumps(value, indent=2) + "\n")
-
-    def _replace(self, name, text):
-        replace_file(self.path / name, text)
-
-
-def make_folder(path: epath.Path) -> None:
-    """Make a folder, and those above it, where there is none.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"The folder {path} cannot be made ({error}): name another."
-        ) from error
-
-
-def replace_file(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file beside the old one, then puts it in its place.
-
-    Raises:
-        InputError: it cannot be written, as when the disk is full.
-    """
-    new = path.with_name(f"{path.name[-60:]}.new")  # a name has at most 255 bytes
-    try:
-        if isinstance(content, str):  # a folder's name may hold bytes of any encoding
-            content = content.encode("utf-8", "surrogateescape")
-        new.write_bytes(content)
-        new.replace(path)
-    except FileNotFoundError as error:
-        raise missing_folder(path) from error
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written to ({error}). What was there is kept: make "
-            "room, and the same command goes on."
-        ) from error
+        replace_file(self.path / name, json.dumps(value, indent=2) + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths of files and folders, local or in a bucket (gs://...), as people name them."""
+"""Files and folders, local or in a bucket (gs://...), by the paths people give them."""
 
 import contextlib
 import os
@@ -7,8 +7,9 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, missing_folder
 
 # Of a name and of a path, in bytes. A path leaves room for the files below a folder.
 _LONGEST_NAME = 255
@@ -117,3 +118,45 @@ def literal(folder: str, *, create: bool = False) -> Iterator[str]:
         link = os.path.join(place, "folder")
         os.symlink(folder, link)
         yield link
+
+
+def make_folder(path: Any) -> None:
+    """Make a folder (a `Path` or `epath.Path`), and those above it, if it is missing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {path} cannot be made ({error}): name another."
+        ) from error
+
+
+def replace_file(path: Any, content: str | bytes) -> None:
+    """Write a file beside the old one, then put it in its place: all or nothing.
+
+    Args:
+        path: a `pathlib.Path` or `epath.Path`.
+        content: of the file; text is encoded in UTF-8.
+
+    Raises:
+        InputError: it cannot be written, as when the disk is full.
+    """
+    if isinstance(content, str):  # a folder's name may hold bytes of any encoding
+        content = content.encode("utf-8", "surrogateescape")
+    new = path.with_name(f"{path.name[-60:]}.new")  # a name has at most 255 bytes
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except FileNotFoundError as error:
+        raise missing_folder(path) from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+        raise InputError(
+            f"{path} cannot be written to ({error}). What was there is kept: make "
+            "room, and try again."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            new.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ on what runs in a scan, and in its metadata, as JSON, what `create_model` needs 
 the network. Nothing in it is code.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -86,17 +85,7 @@ def save(
     arrays = flax.traverse_util.flatten_dict(tree, sep="/")
     arrays = {k: np.asarray(value, order="C") for k, value in arrays.items()}
     content = _safetensors().save(arrays, {_KEY: text})
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except FileNotFoundError as error:
-        raise missing_folder(path) from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
-        raise InputError(f"{path} cannot be written to ({error}).") from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):  # none there, or no such folder
-            unfinished.unlink()
+    filesystem.replace_file(path, content)
 
 
 def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import studies, study_report
+from experiments.studies import STUDIES
 from rn_jax.data import DATASETS
 from rn_jax.models import MODELS
 
@@ -50,7 +50,7 @@ WORK = {
     "experiments.run": ("experiments.loop", "train"),
     "experiments.sweep": ("experiments.many", "train"),
     "experiments.reproduce": ("experiments.many", "train"),
-    "experiments.analyze": ("experiments.analyze", "_subject"),
+    "experiments.analyze": ("experiments.studies.subject", "find"),
     "experiments.evaluate": ("experiments.evaluate", "evaluate"),
     "experiments.export": ("experiments.export", "export"),
     "experiments.predict": ("experiments.predict", "predict"),
@@ -94,7 +94,7 @@ def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     with contextlib.ExitStack() as stack:
-        for table in (MODELS, DATASETS, studies.STUDIES, study_report.SECTIONS):
+        for table in (MODELS, DATASETS, STUDIES):
             stack.enter_context(mock.patch.dict(table))  # what a page adds goes again
         # JAX widens dtypes for a reader, where the tests are strict.
         stack.enter_context(jax.numpy_dtype_promotion("standard"))

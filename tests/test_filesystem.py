@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths that libraries below us would interpret, and those that no file can have."""
+"""Files that are replaced as a whole, and paths that libraries or systems refuse."""
 
 import gc
 import os
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from rn_jax import InputError, filesystem
 
@@ -85,3 +86,27 @@ def test_a_path_that_no_file_can_have_is_refused(path, told):
 @pytest.mark.parametrize("path", ["", "a", "é" * 127, "/a/../b", "a/" * 1700, "s3://a"])
 def test_other_paths_are_taken(path):
     filesystem.check(path)
+
+
+@pytest.mark.parametrize("kind", [Path, epath.Path])
+def test_a_file_is_replaced_as_a_whole(tmp_path, kind, monkeypatch):
+    file = kind(tmp_path / ("a" * 250 + ".txt"))
+    for content, there in ((b"x", "x"), ("\u00e9\udcff", "\u00e9\udcff")):
+        filesystem.replace_file(file, content)
+        assert file.read_bytes() == there.encode("utf-8", "surrogateescape")
+
+    def full(path, content):
+        Path(path).write_text("half")
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(type(file), "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot be written to .*full.* is kept"):
+        filesystem.replace_file(file, "new")
+    assert os.listdir(tmp_path) == [file.name] and file.stat()
+    with pytest.raises(InputError, match="cannot be made"):
+        filesystem.make_folder(file / "folder")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"There is no folder .*/none: make it"):
+        filesystem.replace_file(tmp_path / "none" / "a", "x")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at runs and trained networks."""
+"""Analysis of trained networks: lesions, paths, responses, cost, highway gates."""

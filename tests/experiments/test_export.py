@@ -18,7 +18,9 @@ from PIL import Image
 from tiny import TINY
 
 import rn_jax
-from experiments import export, predict, subject
+from experiments import export, predict
+from experiments.studies import subject
+from experiments.trained import finished
 from rn_jax import InputError, data
 from rn_jax.models import MODELS
 
@@ -125,7 +127,7 @@ def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch):
     """The middle is taken, in the size and the colours that the network has."""
     _, test = trained
     monkeypatch.setitem(MODELS, "tiny", TINY)
-    found = subject.finished(str(run))
+    found = finished(str(run))
     image = test.images[0, ..., 0]
     wide = Image.new("L", (16, 8), 255)
     wide.paste(Image.fromarray(image), (4, 0))
@@ -134,7 +136,7 @@ def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch):
     for name, picture in (("wide", wide), ("large", Image.fromarray(large))):
         picture.convert("RGB").save(run / f"{name}.png")
         file = str(run / f"{name}.png")
-        seen.append(predict._view(file, found.config, found.experiment)[..., 0])
+        seen.append(predict.view(file, found.config, found.experiment)[..., 0])
     np.testing.assert_array_equal(seen[0], image)
     assert np.corrcoef(seen[1].ravel(), image.ravel())[0, 1] > 0.97
 

@@ -23,9 +23,10 @@ from safetensors.numpy import load_file, save
 from scipy import special
 from tiny import TINY
 
-from experiments import evaluate, export, feed, predict, setup, subject
+from experiments import evaluate, export, feed, predict, setup, trained
 from experiments.config import read_config
 from experiments.feed import ImageNet, test_view
+from experiments.studies import subject
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS
@@ -132,7 +133,7 @@ def test_the_mean_image_is_of_training_images_and_kept_with_the_run(
         np.testing.assert_array_equal(five, expected.astype(np.float32))
     # Every command that reads the run has that image, and takes no other.
     monkeypatch.setattr(feed, "mean_image", None)
-    run = subject.finished(str(finished), num_workers=0)
+    run = trained.finished(str(finished), num_workers=0)
     np.testing.assert_array_equal(run.experiment.normalization.mean, mean)
     assert run.experiment.normalization.std == 1
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -242,7 +243,7 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
     argv = [f"--workdir={finished}", f"--crops={crops}", "--resize=36", "--size=32"]
     assert evaluate.main([*argv, "--num_workers=0", "--batch_size=4"]) == 0
     found = json.loads((finished / f"evaluation_{crops}.json").read_text())
-    run = subject.finished(str(finished), num_workers=0)
+    run = trained.finished(str(finished), num_workers=0)
     records = run.experiment.feed.parts["test"]
     apply = jax.jit(partial(run.model.apply, train=False))
     ranks = []
@@ -266,7 +267,7 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
 
 
 def test_predictions_are_of_the_centre_crop(finished, tmp_path, capsys):
-    run = subject.finished(str(finished), num_workers=0)
+    run = trained.finished(str(finished), num_workers=0)
     image, *_ = next(iter(run.experiment.feed.parts["test"].decode(np.arange(1))))
     Image.fromarray(image).save(tmp_path / "x.png")
     argv = [f"--workdir={finished}", str(tmp_path / "x.png"), "--top=1"]

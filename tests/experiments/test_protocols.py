@@ -20,7 +20,7 @@ from etils import epath
 
 import rn_jax
 from configs.default import Config
-from experiments import pretrained, setup, subject
+from experiments import pretrained, setup, trained
 from experiments.config import read_config
 from rn_jax import InputError, data, train
 from rn_jax.models import MODELS
@@ -155,7 +155,7 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path):
 
 def test_weights_of_a_file_of_ours(finished, tmp_path):
     file = str(tmp_path / "tiny.safetensors")
-    run = subject.finished(str(finished))
+    run = trained.finished(str(finished))
     rn_jax.save(file, run.model, run.variables)
     fresh = built(finished, ("seed", 1)).initial_state
 

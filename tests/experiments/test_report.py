@@ -15,7 +15,8 @@ from plotly import offline
 from sklearn.metrics import confusion_matrix
 from tiny import TINY
 
-from experiments import report, subject
+from experiments import report, trained
+from experiments.studies import subject
 from rn_jax.errors import InputError
 from rn_jax.models import MODELS
 
@@ -163,7 +164,7 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     for name in ("parameters", "blocks", "devices", "cores", "jax"):
         assert again[name] == rows[name] != ["-"]
     with pytest.raises(InputError, match=r"kept diverged: The loss .* at step 7\.$"):
-        subject.finished(str(kept))
+        trained.finished(str(kept))
 
 
 def test_rates_are_drawn_as_steps(page):

@@ -88,7 +88,7 @@ def test_files_of_a_finished_run(finished):
         assert loss == np.float32(line["test_loss"])
     for figure in ("learning_curves", "survival"):
         png = (workdir / f"figures/{figure}.png").read_bytes()
-        assert png.startswith(b"\x89PNG") and len(png) > 10_000
+        assert png.startswith(b"\x89PNG")
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert kept[-1] == 30 and 2 <= len(kept) <= 3
     assert 5 * best["epoch"] in kept  # the best epoch's checkpoint

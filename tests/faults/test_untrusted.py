@@ -368,7 +368,7 @@ def test_nothing_here_unpickles_freely(faults):
         r"pickle\.loads?\(|Unpickler|joblib\.load|yaml\.(unsafe_)?load\(|\beval\("
         r"|\bexec\(|allow_pickle=True|weights_only=False|extractall|np\.load\("
     )
-    searched = [*ROOT.glob("rn_jax/**/*.py"), *ROOT.glob("experiments/*.py")]
+    searched = [*ROOT.glob("rn_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")]
     assert len(searched) > 40
     for file in searched:
         for line in file.read_text().splitlines():

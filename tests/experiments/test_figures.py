@@ -4,7 +4,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from rn_jax.analysis import plots
+from experiments import figures
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from rn_jax.analysis import plots
 def test_a_label_is_shown_as_it_is(label, tmp_path):
     figure = Figure()
     axes = figure.subplots()
-    axes.plot([0, 1], label=plots.as_text(label))
+    axes.plot([0, 1], label=figures.as_text(label))
     [text] = axes.legend().get_texts()
-    axes.set_title(plots.as_text(label))
-    plots.save(figure, tmp_path / "[x]" / "a.png")  # with a warning it would fail
+    axes.set_title(figures.as_text(label))
+    figures.save(figure, tmp_path / "[x]" / "a.png")  # with a warning it would fail
     shown, is_mathematics = text._preprocess_math(text.get_text())
     assert (shown.strip(" "), bool(is_mathematics)) == (label, False)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting k random blocks together (Veit et al. 2016, figure 5a)."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, no_gates
+from experiments.studies.words import too_near_chance
+from rn_jax.analysis import lesion
+
+# The most blocks that are deleted together.
+MOST_DELETED = 20
+
+
+def measure(lab: Lab) -> Result:
+    """Measure the error after deleting k random blocks, for several draws of each k."""
+    rng = lab.rng("delete_many")
+    deletable = sum(block.skippable for block in lab.blocks)
+    deleted = list(range(1, min(MOST_DELETED, deletable) + 1))
+    errors = [
+        [
+            lab.error(lesion.without(lab.gates, lesion.draw_blocks(rng, lab.blocks, k)))
+            for _ in range(lab.draws)
+        ]
+        for k in lab.each(deleted, "delete_many")
+    ]
+    return {
+        "measured_on": lab.test_images,
+        "deletable": deletable,
+        "deleted": deleted,
+        "error_percent": errors,
+    }
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw boxes of the error by the number of deleted blocks."""
+    figure, [axes] = figures.panels()
+    width = 0.7 / len(results)
+    for i, (label, result, style) in enumerate(figures.styled(results)):
+        shift = (i - (len(results) - 1) / 2) * width
+        place = np.array([0, *result["deleted"]]) + shift  # 0: the whole network
+        boxes = [[result["baseline_error_percent"]], *result["error_percent"]]
+        parts = ("boxprops", "whiskerprops", "capprops", "medianprops")
+        looks: dict[str, Any] = {part: {"color": style["color"]} for part in parts}
+        axes.boxplot(
+            boxes,
+            positions=place,
+            widths=width * 0.8,
+            manage_ticks=False,
+            flierprops={"markersize": 3, "markeredgecolor": style["color"]},
+            **looks,
+        )
+        medians = [np.median(box) for box in boxes]
+        axes.plot(place, medians, **style, markersize=3, linewidth=0.8, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figures.finish(
+        axes,
+        xlabel="blocks deleted together, $k$",
+        ylabel="test error (%)",
+        ylim=(0, None),
+    )
+    return figure
+
+
+def tell(result: Result) -> str:
+    """Say how the error rises, and whether as smoothly as in the paper."""
+    medians = [float(np.median(e)) for e in result["error_percent"]]
+    k = result["deleted"]
+    at = sorted({1, k[len(k) // 2], k[-1]} & set(k))
+    shown = ", ".join(f"{medians[k.index(n)]:.2f} % with {n}" for n in at)
+    told = (
+        f"Of {result['deletable']} blocks, the median error over {result['draws']} "
+        f"draws is {result['baseline_error_percent']:.2f} % with none deleted, {shown}."
+    )
+    if len(k) < 3 or np.ptp(medians) == 0:
+        return told
+    rho = stats.spearmanr(k, medians).statistic
+    jump = np.diff([result["baseline_error_percent"], *medians]).max()
+    smooth = (
+        "It rises smoothly, as in the paper."
+        if rho > 0.9 and jump < 15
+        else "It does not rise as smoothly as in the paper: one or a few blocks decide."
+    )
+    return (
+        f"{told} Rank correlation of k and the median is {rho:.2f}; the largest step "
+        f"from one k to the next is {jump:.1f} points. "
+        f"{too_near_chance(result) or smooth}"
+    )
+
+
+def _five_deleted(result):
+    if 5 not in result["deleted"]:
+        return ""
+    return f"{np.median(result['error_percent'][result['deleted'].index(5)]):.2f}"
+
+
+STUDY = Study(
+    "Deleting several blocks",
+    "Test error after deleting k random blocks (Veit et al. 2016, 4.2).",
+    *(measure, draw, tell),
+    missing=no_gates,
+    uses=("draws", "seed"),
+    columns={"5 blocks deleted: error (%)": _five_deleted},
+)

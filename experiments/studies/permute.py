@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another order of the blocks (Veit et al. 2016, figure 5b)."""
+
+import jax
+import numpy as np
+from scipy import stats
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, Subject
+from experiments.studies.words import too_near_chance
+from rn_jax import parallel, unstack
+from rn_jax.analysis import lesion
+
+# Numbers of swaps that are tried.
+SWAPS = (1, 2, 4, 6, 8, 12, 16, 20)
+
+
+def missing(subject: Subject) -> str | None:
+    """Say why no blocks can change places, if so."""
+    if lesion.interchangeable(subject.model.blocks, unstack(subject.variables)):
+        return None
+    return "it has no two blocks of one shape that could change places"
+
+
+def measure(lab: Lab) -> Result:
+    """Measure the error after random swaps of blocks, by Kendall's tau."""
+    rng, orders = lab.rng("permute"), []
+    pairs = lesion.interchangeable(lab.blocks, lab.unstacked)
+    for swaps in lab.each(SWAPS, "permute"):
+        for _ in range(lab.draws):
+            order = lesion.draw_order(rng, lab.num_blocks, pairs, swaps)
+            variables = jax.device_get(lesion.reorder(lab.unstacked, lab.model, order))
+            variables = parallel.replicate(variables, lab.subject.devices)
+            orders.append(
+                {
+                    "swaps": swaps,
+                    "kendall_tau": lesion.kendall_tau(order),
+                    "error_percent": lab.error(lab.gates[order], variables),
+                }
+            )
+    return {"measured_on": lab.test_images, "pairs": len(pairs), "orders": orders}
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw the error by Kendall's tau; the trained order is at 1, on the left."""
+    figure, [axes] = figures.panels()
+    for label, result, style in figures.styled(results):
+        tau = [order["kendall_tau"] for order in result["orders"]]
+        error = [order["error_percent"] for order in result["orders"]]
+        look = {**style, "linestyle": ""}
+        axes.plot(tau, error, **look, markersize=4, alpha=0.7, label=label)
+        base = result["baseline_error_percent"]
+        axes.axhline(base, color=style["color"], linestyle=":", linewidth=0.8)
+    axes.plot([], [], "k:", linewidth=0.8, label="trained order")
+    axes.invert_xaxis()
+    axes.set(xlabel="Kendall's tau with the trained order")
+    figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
+    return figure
+
+
+def tell(result: Result) -> str:
+    """Say how the error grows with disorder, and whether as in the paper."""
+    tau = [order["kendall_tau"] for order in result["orders"]]
+    error = [order["error_percent"] for order in result["orders"]]
+    by: dict[int, list[float]] = {}
+    for order in result["orders"]:
+        by.setdefault(order["swaps"], []).append(order["error_percent"])
+    swaps = sorted(by)
+    shown = ", ".join(
+        f"{np.median(by[n]):.2f} % after {n}" for n in (swaps[0], swaps[-1])
+    )
+    told = (
+        f"{result['pairs']} pairs of blocks can change places. The median error is "
+        f"{result['baseline_error_percent']:.2f} % in the trained order and {shown} "
+        f"random swaps (tau down to {min(tau):.2f})."
+    )
+    if np.ptp(tau) == 0 or np.ptp(error) == 0:
+        return told
+    rho = stats.spearmanr(tau, error).statistic
+    told = f"{told} Rank correlation of tau and the error is {rho:.2f}"
+    if not result["residual"]:
+        return f"{told}. The paper reorders residual networks alone."
+    if near := too_near_chance(result):
+        return f"{told}. {near}"
+    return told + (
+        "; the more the order is corrupted the larger the error, as in the paper."
+        if rho < -0.5
+        else "; the paper's smooth rise is not seen here."
+    )
+
+
+STUDY = Study(
+    "Another order of the blocks",
+    "Test error after random swaps of blocks of one shape within a stage, by "
+    "Kendall's rank correlation with the trained order (Veit et al. 2016, 4.2).",
+    *(measure, draw, tell),
+    missing=missing,
+    uses=("draws", "seed"),
+)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page that puts studies together: their figures, and in words what is seen."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from experiments import figures
+from experiments.markdown import table
+from experiments.studies import STUDIES, Results
+from rn_jax.filesystem import make_folder, replace_file
+
+
+def write(
+    folder: epath.Path,
+    studies: Sequence[str],
+    found: Mapping[str, Results],
+    reasons: Mapping[str, Mapping[str, str | None]],
+    *,
+    command: str,
+) -> None:
+    """Draw NAME.png of every study and write report.md.
+
+    Args:
+        folder: where they go.
+        studies: names, in order.
+        found: label of the network -> study -> its JSON.
+        reasons: label -> study -> why it cannot be done, or None.
+        command: that writes it.
+    """
+    make_folder(folder)
+    networks = {label: next(iter(r.values())) for label, r in found.items() if r}
+    lines = [f"# Studies of {', '.join(found)}", "", *_networks(networks), ""]
+    lines += [*_commands(found, command), ""]
+    for name in studies:
+        study = STUDIES[name]
+        lines += [f"## {study.title}", ""]
+        results = {label: r[name] for label, r in found.items() if name in r}
+        if results:
+            drawn = {figures.as_text(label): r for label, r in results.items()}
+            figure = study.draw(drawn)
+            title = f"{study.title}\n{_conditions(results)}"
+            figure.suptitle(figures.as_text(title), fontsize="small")
+            figures.save(figure, folder / f"{name}.png")
+            lines += [f"![{study.title}]({name}.png)", "", study.question]
+        for label in found:
+            if label in results:
+                told = study.tell(results[label])
+            else:
+                reason = reasons.get(label, {}).get(name)
+                told = f"Not done: {reason or 'not asked for, or interrupted'}."
+            lines += ["", f"**{label}.** {told}"]
+        if study.compare and len(results) > 1:
+            lines += ["", study.compare(results)]
+        lines += [""]
+    lines += [*_summary(found, networks), *_times(found)]
+    replace_file(folder / "report.md", "\n".join(lines))
+
+
+def _networks(networks):
+    rows = [
+        [
+            label,
+            r["model"],
+            r["dataset"],
+            f"{r['images']:,} of {r['test_images']:,}",
+            r["gates"],
+            f"{r['baseline_error_percent']:.2f}",
+        ]
+        for label, r in networks.items()
+    ]
+    head = ["network", "model", "data set", "test images", "gates", "test error (%)"]
+    return table(head, rows)
+
+
+def _commands(found, command):
+    """That of the page, and of the studies that were there already."""
+    earlier = {r["command"] for results in found.values() for r in results.values()}
+    earlier -= {command}
+    lines = [f"    {command}"]
+    if earlier:
+        lines += ["", "with studies that were there, by", ""]
+        lines += [f"    {line}" for line in sorted(earlier)]
+    return lines
+
+
+def _conditions(results):
+    """Data, images and gates of every network, for the title of a figure."""
+    return "\n".join(
+        textwrap.fill(
+            f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}; gates: "
+            f"{r['gates']}",
+            width=110,
+        )
+        for label, r in results.items()
+    )
+
+
+def _summary(found, networks):
+    """All networks beside each other, in the columns of every study."""
+    if len(networks) < 2:
+        return []
+    columns = {
+        head: (name, cell)
+        for name, study in STUDIES.items()
+        for head, cell in study.columns.items()
+    }
+    rows = [
+        [
+            label,
+            f"{network['baseline_error_percent']:.2f}",
+            *(
+                cell(found[label][name]) if name in found[label] else ""
+                for name, cell in columns.values()
+            ),
+        ]
+        for label, network in networks.items()
+    ]
+    head = ["network", "test error (%)", *columns]
+    return ["## Across networks", "", *table(head, rows), ""]
+
+
+def _times(found):
+    """What each study took, and where."""
+    rows = [
+        [label, study, f"{r['seconds']:.0f}", r["device"]]
+        for label, results in found.items()
+        for study, r in results.items()
+    ]
+    head = ["network", "study", "seconds", "devices"]
+    return ["## Time", "", *table(head, rows), ""]

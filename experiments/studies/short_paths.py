@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with exactly k blocks open in every mini-batch (Veit et al. 2016, 4.3)."""
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, Subject, path_lengths
+
+
+def missing(subject: Subject) -> str | None:
+    """Say why there is no training to be looked at, if so."""
+    ours = subject.run is not None
+    return None if ours else "weights in a file come without the log of a run"
+
+
+def measure(lab: Lab) -> Result:
+    """Collect the test errors of the run, and the paths that it trained."""
+    run, settings = lab.run, lab.model.stochastic_depth
+    return {
+        "measured_on": f"{len(lab.subject.test):,} test images, in training",
+        "epochs": [line["epoch"] for line in run["epochs"]],
+        "test_error_by_epoch": [line["test_error_percent"] for line in run["epochs"]],
+        "open_in_training": settings and settings.num_open,
+        "from_epoch": run["config"]["stochastic_depth_from_epoch"],
+        "test_error_percent": run["summary"]["test_error_percent"],
+        "stochastic_depth": settings is not None,
+        "paths_in_training": path_lengths.measure(lab).get("paths_in_training"),
+    }
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw the test error by epoch, and where training on short paths began."""
+    figure, [axes] = figures.panels()
+    for label, result, style in figures.styled(results):
+        k = result["open_in_training"]
+        says = "stochastic depth" if result["stochastic_depth"] else "all blocks"
+        says = says if k is None else f"exactly {k} blocks open"
+        errors = result["test_error_by_epoch"]
+        axes.plot(
+            result["epochs"], errors, **style, markersize=3, label=f"{label} ({says})"
+        )
+        if k is not None:
+            axes.axvline(result["from_epoch"], color=style["color"], linewidth=0.8)
+    figures.finish(axes, xlabel="epoch", ylabel="test error (%)", ylim=(0, None))
+    return figure
+
+
+def tell(result: Result) -> str:
+    """Say how the network was trained, and its test error."""
+    final = result["test_error_percent"]
+    if result["open_in_training"] is None:
+        how = "stochastic depth" if result["stochastic_depth"] else "all blocks open"
+        return f"Trained with {how}: {final:.2f} % test error."
+    lengths = path_lengths.in_words(result["paths_in_training"])
+    return (
+        f"From epoch {result['from_epoch'] + 1} on, {result['open_in_training']} of "
+        f"{result['num_blocks']} blocks were open in every mini-batch: {final:.2f} % "
+        f"test error. Paths in training: {lengths}. The paper has 5.96 % on CIFAR-10 "
+        "with 23 of 54, 6.10 % with all."
+    )
+
+
+STUDY = Study(
+    "Training on short paths",
+    "Test error by epoch; a vertical line where training with exactly k open "
+    "blocks begins (Veit et al. 2016, 4.3).",
+    *(measure, draw, tell),
+    missing=missing,
+    uses=("bounds",),
+)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network to be studied: of a run, of ours in a file, or imported."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+from etils import epath
+
+import rn_jax
+from experiments.feed import InMemory
+from experiments.pretrained import other_channels
+from experiments.trained import finished
+from experiments.workdir import Workdir
+from rn_jax import data, parallel
+from rn_jax.errors import InputError
+from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.models.network import Network
+from rn_jax.weights import is_saved
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and what it is studied on.
+
+    Attributes:
+        label: short, for legends and folders.
+        source: the run's folder or the file of weights, as given.
+        model_name: of `list_models()`.
+        model_kwargs: further fields of the network that decide what it computes.
+        model: without parameters, and without synchronised BatchNorm.
+        variables: in host memory.
+        dataset: its name.
+        normalization: of its images, see `data.normalization`.
+        preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
+        train, test: examples.
+        devices: to compute on.
+        run: the run's config, its lines "epoch" of metrics.jsonl and its summary; None
+            for weights in a file.
+    """
+
+    label: str
+    source: str
+    model_name: str
+    model_kwargs: Mapping[str, Any]
+    model: Network
+    variables: Mapping[str, Any]
+    dataset: str
+    normalization: str
+    preprocess: Callable
+    train: data.Examples
+    test: data.Examples
+    devices: Sequence[jax.Device]
+    run: Mapping[str, Any] | None = None
+
+    @property
+    def stochastic_depth(self) -> rn_jax.StochasticDepth | None:
+        """With which the network was trained; None is constant depth."""
+        return self.model.stochastic_depth
+
+
+def find(
+    workdir: str | None = None,
+    weights: str | None = None,
+    *,
+    data_dir: str | None = None,
+    **imported: Any,
+) -> Subject:
+    """Open the network of a run, of weights of ours, or of imported weights.
+
+    Args:
+        workdir: a finished run's folder, by itself.
+        weights: weights of ours, by themselves; or imported ones.
+        data_dir: of the data set; None: the run's, or as TFDS finds it.
+        imported: what `from_weights` takes; None where it is not given.
+
+    Raises:
+        InputError: another combination, or a network that cannot be opened.
+    """
+    weights = os.path.expanduser(weights or "")
+    given = {name: value for name, value in imported.items() if value}
+    if workdir and not (weights or given):
+        return from_run(workdir, data_dir=data_dir)
+    if weights and not workdir:
+        if not given and (is_saved(weights) or not os.path.isfile(weights)):
+            return from_saved(weights, data_dir=data_dir)
+        if {"model", "dataset"} <= given.keys():
+            return from_weights(weights, data_dir=data_dir, **given)
+    raise InputError(
+        "Name a finished run by --workdir alone, weights of ours by --weights alone, "
+        "or imported weights by --model, --weights and --dataset."
+    )
+
+
+def from_run(path: str, *, data_dir: str | None = None) -> Subject:
+    """Open the network of a finished run, after its last epoch.
+
+    Args:
+        path: the run's folder, which is only read.
+        data_dir: of the data set; None: as in training.
+
+    Raises:
+        InputError: no such run, one that has not ended, or one that cannot be read.
+    """
+    run = finished(path, data_dir=data_dir)
+    config, experiment = run.config, run.experiment
+    if not isinstance(experiment.feed, InMemory):
+        raise InputError(
+            f"Studies take data sets that fit into memory, and {config.dataset} "
+            "does not: name a run on another; experiments.evaluate tests this one."
+        )
+    lines = Workdir(path, config).lines("metrics.jsonl")
+    return Subject(
+        label=_label(path),
+        source=path,
+        model_name=str(config.model),
+        model_kwargs=config.model_kwargs,
+        model=run.model,
+        variables=run.variables,
+        dataset=config.dataset,
+        normalization=config.normalization,
+        preprocess=experiment.preprocess,
+        train=experiment.feed.parts["train"],
+        test=experiment.feed.parts["test"],
+        devices=experiment.devices,
+        run={
+            "config": config,
+            "epochs": [line for line in lines if line["kind"] == "epoch"],
+            "summary": run.summary,
+        },
+    )
+
+
+def _label(path):
+    """Name a run by its folder; one of several seeds also by the folder above.
+
+    By itself, where `report.labels` looks at all runs: a folder of studies has this
+    name, whatever else is compared.
+    """
+    folder = Path(os.path.abspath(path))
+    is_seed = re.fullmatch(r"seed\d+", folder.name) and folder.parent.name
+    return f"{folder.parent.name}-{folder.name}" if is_seed else folder.name
+
+
+def from_weights(
+    file: str,
+    *,
+    model: str,
+    dataset: str,
+    normalization: str = "imagenet",
+    model_kwargs: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
+) -> Subject:
+    """Open a network with imported weights, of projects that `from_torch` reads.
+
+    Args:
+        file: .safetensors, .pt, .pth, .th or .bin.
+        model: name of `list_models()`.
+        dataset: its name.
+        normalization: of the images, see `data.normalization`.
+        model_kwargs: fields of the network, if others than those of the project that
+            the weights come from.
+        data_dir: of the data set; None: as TFDS finds it.
+
+    Raises:
+        InputError: a name or a file that cannot be used.
+    """
+    spec = data.get_spec(dataset)
+    weights = read_weights(file)
+    devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
+    fields = {**torch_fields(model, weights), **(model_kwargs or {})}
+    variables = from_torch(model, weights, **fields)
+    params = variables["params"]
+    if "head" not in params:
+        raise InputError(
+            f"The weights {file} have no classifier, so that no error can be measured: "
+            "name weights with one; init_from trains a new one."
+        )
+    classes = params["head"]["kernel"].shape[-1]
+    if classes != spec.num_classes:
+        raise InputError(
+            f"The weights {file} have {classes} output classes, but {dataset} "
+            f"has {spec.num_classes} classes."
+        )
+    network = rn_jax.create_model(model, **{"num_classes": classes, **fields})
+    image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
+    shapes = jax.eval_shape(
+        lambda x: network.init(jax.random.key(0), x, train=False)["params"], image
+    )
+    flat = flax.traverse_util.flatten_dict
+    if stem := other_channels(flat(shapes), flat(params)):
+        raise InputError(
+            f"The weights {file} are for images of {flat(params)[stem].shape[2]} "
+            f"channels, and those of {dataset} have {spec.image_shape[2]}: name a data "
+            "set of as many channels, or train on this one with init_from."
+        )
+    examples = data.load(dataset, data_dir=data_dir)
+    return Subject(
+        label=epath.Path(file).stem,
+        source=file,
+        model_name=model,
+        model_kwargs=fields,
+        model=network,
+        variables=jax.tree.map(np.asarray, variables),
+        dataset=dataset,
+        normalization=normalization,
+        preprocess=data.normalizer(examples.train, normalization),
+        train=examples.train,
+        test=examples.test,
+        devices=devices,
+    )
+
+
+def from_saved(source: str, *, data_dir: str | None = None) -> Subject:
+    """Open a network of ours with its weights, which say what they were trained on.
+
+    Args:
+        source: as for `rn_jax.load`.
+        data_dir: of the data set; None: as TFDS finds it.
+
+    Raises:
+        InputError: it does not say so, or cannot be read.
+    """
+    devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
+    info = rn_jax.read_info(source)
+    dataset, found = info.get("dataset"), info.get("normalization")
+    if dataset not in data.DATASETS or not isinstance(found, Mapping):
+        raise InputError(
+            f"{source} does not say which data set in memory it is for, and how images "
+            "are normalised, as experiments.export writes it."
+        )
+    examples = data.load(dataset, data_dir=data_dir)
+    if found["kind"] == "contrast":
+        preprocess = data.contrast_normalize
+    else:
+        mean, std = (np.array(found[name], np.float32) for name in ("mean", "std"))
+        preprocess = partial(data.normalize, mean=mean, std=std)
+    model, variables = rn_jax.load(source)
+    return Subject(
+        label=epath.Path(source).stem,
+        source=source,
+        model_name=info["model"],
+        model_kwargs=info["fields"],
+        model=model,
+        variables=jax.tree.map(np.asarray, variables),
+        dataset=dataset,
+        normalization=found["kind"],
+        preprocess=preprocess,
+        train=examples.train,
+        test=examples.test,
+        devices=devices,
+    )

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether blocks that survive more often are needed more (not in the papers)."""
+
+import numpy as np
+from scipy import stats
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, delete_one, no_gates
+
+
+def measure(lab: Lab) -> Result:
+    """Correlate p_l, or the depth l/L, with the damage of deleting block l."""
+    place = (np.arange(lab.num_blocks) + 1) / lab.num_blocks
+    by = "p_l" if lab.survival is not None else "l/L"
+    x = lab.survival if lab.survival is not None else place
+    marks = delete_one.measure(lab)["blocks"]
+    deletable = np.array([mark["deletable"] for mark in marks])
+    inner = deletable & ~np.array([mark["transition"] for mark in marks])
+    damage = np.array(lab.damage)
+    return {
+        "measured_on": lab.test_images,
+        "by": by,
+        "x": x.tolist(),
+        "damage_points": damage.tolist(),
+        "deletable": deletable.tolist(),
+        "transition": [mark["transition"] for mark in marks],
+        "spearman": _spearman(x[deletable], damage[deletable]),
+        "spearman_without_transitions": _spearman(x[inner], damage[inner]),
+    }
+
+
+def _spearman(x, y):
+    """Rank correlation and its p-value; None where one of the two does not vary."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    found = stats.spearmanr(x, y)
+    return {"rho": float(found.statistic), "p_value": float(found.pvalue)}
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw the damage of each block by its survival probability or its depth."""
+    figure, panels = figures.panels(len(results), max(8, 5.0 * len(results)), 5)
+    for axes, (label, result) in zip(panels, results.items(), strict=True):
+        x, y = np.array(result["x"]), np.array(result["damage_points"])
+        shown, hollow = np.array(result["deletable"]), np.array(result["transition"])
+        inner = shown & ~hollow
+        axes.plot(x[inner], y[inner], "ko", markersize=4)
+        axes.plot(
+            x[shown & hollow],
+            y[shown & hollow],
+            "ko",
+            markerfacecolor="white",
+            markersize=9,
+            label="transition",
+        )
+        found = result["spearman_without_transitions"]
+        says = (
+            "no rank correlation to be had"
+            if found is None
+            else f"without transitions: Spearman {found['rho']:.2f}"
+        )
+        by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
+        axes.set(title=f"{label}\n{says}", xlabel=by)
+        axes.grid(alpha=0.3)
+        if (shown & hollow).any():
+            axes.legend()
+    panels[0].set_ylabel("damage of deleting block $l$ (points of test error)")
+    return figure
+
+
+def tell(result: Result) -> str:
+    """Say whether the two are related."""
+    found = result["spearman_without_transitions"]
+    name = {"p_l": "the survival probability p_l", "l/L": "the depth l/L"}[result["by"]]
+    if found is None:
+        return f"There is no rank correlation with {name}: one of the two is constant."
+    rho, p = found["rho"], found["p_value"]
+    whole = result["spearman"]
+    return (
+        f"Rank correlation of {name} with the damage of deleting block l, transitions "
+        f"left out, is {rho:.2f} (p = {p:.2g}); {whole['rho']:.2f} with them. "
+        + (
+            "No relation can be told from chance."
+            if p > 0.05
+            else f"Where {name} is larger, deleting costs "
+            f"{'more' if rho > 0 else 'less'}."
+        )
+    )
+
+
+STUDY = Study(
+    "Survival probability and damage",
+    "Damage of deleting block l by its survival probability, or by its depth "
+    "(not in the papers).",
+    *(measure, draw, tell),
+    missing=no_gates,
+)

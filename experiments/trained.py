@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A finished run and its trained network, opened for reading only."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import numpy as np
+from etils import epath
+
+from configs.default import Config
+from experiments import files, setup
+from experiments.config import ANYWHERE, read_config
+from experiments.workdir import Workdir
+from rn_jax import parallel
+from rn_jax.checkpoint import Checkpoints
+from rn_jax.errors import InputError
+from rn_jax.models.network import Network
+from rn_jax.train import log_mean_softmax
+
+
+class Finished(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        config: its fields, as it was trained.
+        experiment: made of them, on the devices that are here now.
+        model: without synchronised BatchNorm.
+        variables: after the last epoch, in host memory.
+        opened: f[L], the share of the steps in which block l was open; f[0] without
+            gates.
+        summary: its summary.json.
+    """
+
+    config: Config
+    experiment: setup.Experiment
+    model: Network
+    variables: Mapping[str, Any]
+    opened: np.ndarray
+    summary: Mapping[str, Any]
+
+
+def finished(
+    path: str, *, data_dir: str | None = None, num_workers: int | None = None
+) -> Finished:
+    """Open a finished run, with its network as it was after the last epoch.
+
+    Args:
+        path: the run's folder, which is only read.
+        data_dir: of the data set; None: as in training.
+        num_workers: of ImageNet's feed; None: one per core.
+
+    Raises:
+        InputError: no such run, one that has not ended, or one that cannot be read.
+    """
+    folder = epath.Path(path)
+    config = read_config(folder)
+    workdir = Workdir(path, config)
+    if (diverged := workdir.diverged()) and workdir.summary() is None:
+        raise InputError(f"The run {path} diverged: {diverged['reason']}")
+    if not (folder / "summary.json").exists():
+        raise InputError(
+            f"The run {path} has not ended: a finished one has a summary.json; the "
+            "command that began it goes on with it."
+        )
+    summary = files.read_json(folder / "summary.json")
+    # On the devices that are here now; what is computed does not depend on them.
+    here: dict[str, Any] = {**ANYWHERE, "num_workers": num_workers}
+    here["data_dir"] = data_dir or config.data_dir
+    experiment = setup.build(
+        dataclasses.replace(config, **here), mean_image=workdir.mean_image()
+    )
+    steps = summary.get("steps")
+    if not isinstance(steps, int):
+        raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
+    state = _last_state(folder, steps, experiment.initial_state)
+    if steps <= experiment.gates_from_step:  # it ended before they began
+        constant = experiment.model.clone(stochastic_depth=None)
+        experiment = dataclasses.replace(
+            experiment, model=constant, stochastic_depth=None
+        )
+    return Finished(
+        config,
+        experiment,
+        model=experiment.model.clone(axis_name=None),
+        variables={name: state[name] for name in ("params", "batch_stats")},
+        opened=np.asarray(state["open_counts"]) / steps,
+        summary=summary,
+    )
+
+
+def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
+    """Make the function from uint8[B, V, H, W, C] to the softmax f64[B, K].
+
+    It is the mean over the V views of each image, and computed on all devices.
+    """
+    experiment, model = run.experiment, run.model
+    devices = experiment.devices
+    variables = parallel.replicate(run.variables, devices)
+
+    @jax.jit
+    def mean_log(variables, images):
+        flat = images.reshape(-1, *images.shape[2:])
+        logits: Any = model.apply(variables, experiment.preprocess(flat), train=False)
+        return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
+
+    def probabilities(images):
+        rows = math.ceil(len(images) / len(devices)) * len(devices)
+        filled = np.resize(images, (rows, *images.shape[1:]))
+        found = mean_log(variables, parallel.split_examples(filled, devices))
+        # In double precision the least likely classes keep their order.
+        return np.exp(np.asarray(found, np.float64))[: len(images)]
+
+    return probabilities
+
+
+def _last_state(folder, step, like):
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        state = checkpoints.read(step, like)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader raise
+        raise InputError(
+            f"The checkpoint of step {step}, the last of the run {folder}, is missing "
+            "or damaged: restore it, or train the run again in another folder."
+        ) from error
+    finally:
+        checkpoints.close()
+    return flax.serialization.to_state_dict(jax.device_get(state))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting several blocks: what is drawn and said of given numbers."""
+
+import numpy as np
+import pytest
+
+from experiments.studies.delete_many import STUDY
+
+
+def result(base=5.0):
+    return {
+        "baseline_error_percent": base,
+        "num_classes": 10,
+        "deletable": 6,
+        "draws": 3,
+        "deleted": [1, 2, 3, 4, 5],
+        "error_percent": [[base + 5 * k - 1, base + 5 * k, 99] for k in range(1, 6)],
+    }
+
+
+@pytest.mark.parametrize("base, compared", [(5.0, True), (60.0, False)])
+def test_words(base, compared):
+    """With a comparison with the paper, or without, if the network has not learned."""
+    told = STUDY.tell(result(base))
+    assert f"the median error over 3 draws is {base:.2f} % with none deleted" in told
+    assert f"{base + 5:.2f} % with 1, {base + 15:.2f} % with 3" in told
+    assert ("rises smoothly, as in the paper" in told) == compared
+    assert ("has too little to lose" in told) != compared
+
+
+def test_figure():
+    [axes] = STUDY.draw({"a": result(), "b": result(10.0)}).axes
+    medians = [line for line in axes.get_lines() if line.get_label() in "ab"]
+    for line, base, shift in zip(medians, (5, 10), (-0.175, 0.175), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), np.arange(6) + shift)
+        np.testing.assert_allclose(line.get_ydata(), base + 5 * np.arange(6))
+    assert axes.get_xlabel() == "blocks deleted together, $k$"
+
+
+def test_columns():
+    [five] = STUDY.columns.values()
+    assert five(result()) == "30.00"
+    assert five({**result(), "deleted": [1, 2]}) == ""

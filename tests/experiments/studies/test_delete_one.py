@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting one block: what is drawn and said of given numbers."""
+
+import numpy as np
+
+from experiments.studies.delete_one import STUDY
+
+
+def result(errors, base=5.0, transitions=(), **more):
+    blocks = [
+        {
+            "name": f"stage1/block{i:02d}",
+            "stage": 1,
+            "transition": i in transitions,
+            "deletable": error is not None,
+            "error_percent": error,
+        }
+        for i, error in enumerate(errors)
+    ]
+    facts = {"residual": True, "has_shortcuts": True, "num_classes": 10}
+    return {"blocks": blocks, "baseline_error_percent": base, **facts, **more}
+
+
+def test_words():
+    robust = STUDY.tell(result([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
+    assert "transitions alone, which agrees with this." in robust
+    unharmed = STUDY.tell(result([5.0, 5.5, 6.0, 4.0], transitions=(2,)))
+    assert "the transitions cost no more than other blocks." in unharmed
+    young = STUDY.tell(result([60.0, 50.0, 90.0], base=50.0, transitions=(2,)))
+    assert "has too little to lose" in young and "transitions alone" not in young
+    assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust
+    assert "transitions, whose shortcut stays, cost 25.00 points" in robust
+    needed = STUDY.tell(result([40.0, 5.0, 5.0]))
+    assert "here 1 other blocks cost more than 5 points: stage1/block00." in needed
+    plain = {"residual": False, "has_shortcuts": False}
+    broken = STUDY.tell(result([None, 90.0, 60.0, 20.0], **plain))
+    assert "2 of 3 deletions bring the error past 48 %" in broken
+    assert "1 layers change the shape" in broken
+    dense = STUDY.tell(result([5.0, 50.0], residual=False))
+    assert "agrees" not in dense and "The paper deletes nothing from such" in dense
+
+
+def test_figure():
+    [axes] = STUDY.draw({"a": result([None, 9.0, 30.0], transitions=(2,))}).axes
+    line, hollow, fixed, whole, *_ = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 9, 30])
+    assert (hollow.get_xdata(), hollow.get_ydata()) == ([3], [30])
+    assert (fixed.get_xdata(), fixed.get_ydata()) == ([1], [5])
+    assert set(whole.get_ydata()) == {5}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("a", "transition", "changes the shape: not deletable", "whole network")
+    ]
+    assert axes.get_ylabel() == "test error (%)" and axes.get_ylim()[0] == 0
+
+
+def test_columns():
+    cells = [cell(result([5.0, 7.0, 6.0])) for cell in STUDY.columns.values()]
+    assert cells == ["1.00", "2.00"]

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All studies, on networks of every family."""
+
+import json
+
+import pytest
+
+from experiments.studies import STUDIES, do, report
+from rn_jax.models.alexnet import AlexNet
+from rn_jax.models.densenet import DenseNet
+from rn_jax.models.highway import HighwayMLP
+from rn_jax.models.resnet import PlainLayer, ResNet
+from rn_jax.models.vgg import VGG
+
+PLAIN = ResNet((2, 2), num_classes=3, features=(4, 8), block=PlainLayer)
+NO_PATHS = {"path_lengths", "path_gradients"}
+OF_RUNS = {"short_paths", "gradient_magnitude"}
+
+
+@pytest.mark.parametrize(
+    "model, missing",
+    [
+        (PLAIN, NO_PATHS),
+        (VGG((1, 3), num_classes=3, features=(4, 8), stem="small"), NO_PATHS),
+        pytest.param(
+            DenseNet((2, 2), num_classes=3, growth_rate=4),
+            {"permute"},
+            marks=pytest.mark.slow,
+        ),
+        (HighwayMLP(depth=4, width=6, num_classes=3), set()),
+        (AlexNet(num_classes=3, stem="small"), set(STUDIES) - OF_RUNS),
+    ],
+    ids=["plain", "VGG", "DenseNet", "highway", "AlexNet"],
+)
+def test_studies_of_every_family(model, missing, make_lab, tmp_path):
+    lab = make_lab(model, (32, 32, 3) if isinstance(model, AlexNet) else (8, 8, 3))
+    reasons = {name: study.missing(lab.subject) for name, study in STUDIES.items()}
+    assert {name for name, why in reasons.items() if why} == missing | OF_RUNS
+    for name, why in reasons.items():
+        if why is None:
+            json.dumps(do(name, lab, command="a command"), allow_nan=False)
+    found = {"untrained": lab.earlier}
+    report.write(tmp_path, list(STUDIES), found, {"untrained": reasons}, command="")
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("Not done: ") == len(missing | OF_RUNS)
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(lab.earlier)
+    if "delete_one" in lab.earlier:
+        for block, mark in zip(
+            model.blocks, lab.earlier["delete_one"]["blocks"], strict=True
+        ):
+            assert mark["deletable"] == block.skippable
+            assert (mark["error_percent"] is None) == (not block.skippable)
