@@ -116,9 +116,8 @@ def test_entries_that_need_arguments(tmp_path, monkeypatch, random_variables):
 class Scaled(rn_jax.models.resnet.Block):
     """A block with a parameter that is a single number."""
 
-    @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train):
-        return x + self.param("scale", nn.initializers.zeros, ()) * x
+    def residual(self, x, *, train):
+        return self.param("scale", nn.initializers.zeros, ()) * x
 
 
 def test_single_numbers_keep_their_shape(tmp_path, monkeypatch, random_variables):
