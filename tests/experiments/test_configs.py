@@ -45,7 +45,7 @@ DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {n for n in NAMES if "densenet" 
     ],
 )
 def test_config_is_complete_and_makes_a_network(name, dataset):
-    assert list(load(name, dataset)) == list(default.FIELDS)
+    assert set(load(name, dataset)) == set(default.FIELDS)
     config = made(name, dataset)
     assert config.dataset == dataset
     setup.check(config)
@@ -57,15 +57,14 @@ def test_config_is_complete_and_makes_a_network(name, dataset):
     assert "head" in shapes["params"]
 
 
-@pytest.mark.parametrize("name", ["resnet152_svhn_sd", "wrn28_10_dropout"])
-def test_a_config_that_is_changed_leaves_its_row_as_it_was(name):
-    before = load(name).to_dict()
-    config = load(name)
-    for field in ("stochastic_depth", "model_kwargs"):
-        for entry in config[field] or ():
-            config[field][entry] = 0.9
+def test_a_config_that_is_changed_leaves_its_row_as_it_was():
+    before = load("resnet152_svhn_sd").to_dict()
+    config = load("resnet152_svhn_sd")
+    config.stochastic_depth["last_survival"] = 0.9
     config.published_error_percent.svhn_cropped = 0.9
-    assert load(name).to_dict() == before
+    assert load("resnet152_svhn_sd").to_dict() == before
+    load("wrn28_10_dropout").model_kwargs.block_kwargs.dropout = 0.9
+    assert load("wrn28_10_dropout").model_kwargs.block_kwargs.dropout == 0.3
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():

@@ -202,7 +202,7 @@ def test_table_of_seeds(tmp_path, monkeypatch, capsys):
     errors = {0: 6.0, 1: 7.0, 2: 11.0}
     fake.use(
         monkeypatch,
-        lambda c: errors[c["seed"]] - 0.5 * (c["stochastic_depth"] is not None),
+        lambda c: errors[c.seed] - 0.5 * (c.stochastic_depth is not None),
     )
     assert (
         in_process(monkeypatch, arguments(tmp_path, *PAIR, "--seeds=3"), reproduce) == 0
