@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from experiments import cli, files
-from experiments.cli import NOT_A_LITERAL, at_least
+from experiments.cli import at_least
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
@@ -70,7 +70,7 @@ def _names(text):
 def _dict(text):
     try:
         found = ast.literal_eval(text or "{}")
-    except NOT_A_LITERAL:
+    except cli.NOT_A_LITERAL:
         found = None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(
@@ -89,10 +89,10 @@ def _bounds(text):
 
 def _folders(text):
     """The folders of one --compare: a folder whose name has commas, or a list."""
-    whole = cli.expanded(text)
+    whole = cli.path(text)
     if epath.Path(whole).exists():
         return [whole]
-    return [cli.expanded(part) for part in text.split(",") if part]
+    return [cli.path(part) for part in text.split(",") if part]
 
 
 def analyze(

@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_path(self, name: str, **settings: Any) -> None:
         """Add an option for a path, which begins with "~" or "~user" also after "="."""
-        self.add_argument(name, type=_path, **settings)
+        self.add_argument(name, type=path, **settings)
 
     def parse_with_config(
         self, argv: Sequence[str]
@@ -125,7 +125,8 @@ def expanded(path: str) -> str:
     return path
 
 
-def _path(text):
+def path(text: str) -> str:
+    """Return `expanded(text)`; for argparse, as the type of an option."""
     try:
         return expanded(text)
     except InputError as error:  # argparse takes it for a type's ValueError

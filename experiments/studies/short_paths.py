@@ -19,7 +19,7 @@ def measure(lab: Lab) -> Result:
         "epochs": [line["epoch"] for line in run["epochs"]],
         "test_error_by_epoch": [line["test_error_percent"] for line in run["epochs"]],
         "open_in_training": settings and settings.num_open,
-        "from_epoch": run["config"]["stochastic_depth_from_epoch"],
+        "from_epoch": run["config"].stochastic_depth_from_epoch,
         "test_error_percent": run["summary"]["test_error_percent"],
         "stochastic_depth": settings is not None,
         "paths_in_training": path_lengths.measure(lab).get("paths_in_training"),

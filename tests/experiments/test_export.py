@@ -78,7 +78,7 @@ def test_stablehlo_is_the_network_from_pixels_to_logits(
 @pytest.mark.parametrize(
     "options, match",
     [
-        (["--format=onnx"], "invalid choice: 'onnx'"),
+        (["--format=onnx"], "Unknown format 'onnx'; there are: safetensors, stablehlo"),
         (
             ["--out=/none/x.stablehlo"],
             "There is no folder /none: make it",

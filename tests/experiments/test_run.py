@@ -169,9 +169,10 @@ def test_trace_of_some_steps(tmp_path, monkeypatch, capsys):
 
 
 def test_lines_after_the_checkpoint_are_cut_and_half_a_line_is_dropped(tmp_path):
+    from configs.default import Config
     from experiments.workdir import Workdir
 
-    workdir = Workdir(tmp_path, {"model": "m"})
+    workdir = Workdir(tmp_path, Config(model="m"))
     workdir.open()
     text = '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste'
     (tmp_path / "metrics.jsonl").write_text(text)

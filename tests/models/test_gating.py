@@ -84,7 +84,7 @@ def equal(a, b):
 @pytest.mark.parametrize("train", [True, False])
 def test_closed_block_is_its_shortcut_bit_for_bit(random_variables, train):
     norm = partial(BatchNorm, use_running_average=not train)
-    parts = {"shortcut": "A", "conv": Conv, "norm": norm, "activation": nn.relu}
+    parts = {"shortcut_kind": "A", "conv": Conv, "norm": norm, "activation": nn.relu}
     transition = BasicBlock(8, 2, **parts)
     stage = Stage(partial(BasicBlock, **parts), None, 3, 4, 1, 1)
 
