@@ -55,7 +55,11 @@ def _found() -> dict[str, tuple[ModuleType, Row | None]]:
 @functools.cache
 def names() -> list[str]:
     """Names of all configs that have a network."""
-    return [name for name in _found() if get_config(name).model is not None]
+    return [
+        name
+        for name, (module, row) in _found().items()
+        if row or module.get_config().model  # a row always has one
+    ]
 
 
 def where(name: str) -> str:

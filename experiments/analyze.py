@@ -18,7 +18,6 @@ from typing import Any
 from etils import epath
 
 from experiments import cli, files
-from experiments.cli import at_least
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
@@ -150,8 +149,8 @@ def analyze(
             raise unknown_name("study", name, STUDIES)
     if factors not in FACTORS:
         raise unknown_name("factors", factors, FACTORS)
-    at_least(1, images=images, draws=draws, batch_size=batch_size)
-    at_least(0, seed=seed)
+    cli.at_least(1, images=images, draws=draws, batch_size=batch_size)
+    cli.at_least(0, seed=seed)
     for low, high in bounds:
         if not 0 <= low <= high:
             raise InputError(

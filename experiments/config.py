@@ -68,7 +68,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
     Raises:
         InputError: no such file or field, or a value of a wrong type.
     """
-    typed, argv, rest = None, [""], iter(arguments)
+    typed, others, rest = None, [], iter(arguments)
     entries, names = [], []
     for argument in rest:
         option, equals, value = argument.partition("=")
@@ -77,42 +77,46 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
         elif found := _ENTRY.fullmatch(argument):
             entries.append(found.groups())
         else:
-            argv.append(argument)
+            others.append(argument)
             if re.fullmatch("--?config.dataset", option) and equals:
                 names.append(value)
     if typed is None:
         raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
     file, dataset = _file_and_data_set(os.path.expanduser(typed))
-    config: Any = _from_file(file, *(names[-1:] or dataset))
+    config = _from_file(file, *(names[-1:] or dataset))
     model = config.get("model")
-    values = flags.FlagValues()
+    if others:  # ml_collections writes the whole config as text, which is slow
+        _override(config, others)
+    fields = config.to_dict()
+    for field, text in entries:
+        _set_entry(fields, field, text)
+    given = {line.partition("=")[0] for line in overrides(arguments)}
+    if "model" in given and fields["model"] != model:
+        fields |= {name: none for name, none in OF_NETWORK.items() if name not in given}
+    return Path(file).stem, make_config(fields)
+
+
+def _override(config, arguments):
+    """Set fields of a ConfigDict as --config.FIELD=VALUE says, by their types."""
+    values, argv = flags.FlagValues(), ["", *arguments]
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
         )
-        unknown = values(argv)[1:]
-        if unknown:
-            raise InputError(
-                f"Unexpected argument {unknown[0]!r}: options begin with --."
-            )
-        config = config.to_dict()
+        for unknown in values(argv)[1:]:
+            raise InputError(f"Unexpected argument {unknown!r}: options begin with --.")
     except (AttributeError, KeyError) as error:  # of ConfigDict; a hint is on line 2
-        while isinstance(error, Exception):
-            error = error.args[0]
-        if entry := re.search(r"Attempting to lookup: (\S+)", error):
+        reason: Any = error
+        while isinstance(reason, Exception):
+            reason = reason.args[0]
+        if entry := re.search(r"Attempting to lookup: (\S+)", reason):
             raise _no_entries(entry[1]) from None
-        name, _, hint = error.partition("\n")
+        name, _, hint = reason.partition("\n")
         raise InputError(f"The config has no field {name}: {hint or _HINT}") from None
     except _UNREADABLE as error:
         if entry := re.search(r"Override (\S+) can not be applied", str(error)):
             raise _no_entries(entry[1]) from None
         raise InputError(" ".join(str(error).split())) from error
-    for field, text in entries:
-        _set_entry(config, field, text)
-    given = {line.partition("=")[0] for line in overrides(arguments)}
-    if "model" in given and config["model"] != model:
-        config |= {name: none for name, none in OF_NETWORK.items() if name not in given}
-    return Path(file).stem, make_config(config)
 
 
 def _file_and_data_set(typed):

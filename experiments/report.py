@@ -15,7 +15,6 @@ from etils import epath
 from tqdm import tqdm
 
 from experiments import cli, report_page, setup, trained
-from experiments.cli import at_least
 from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
@@ -59,7 +58,7 @@ def report(
     Raises:
         InputError: a folder that is no run's, or a file that cannot be written.
     """
-    at_least(0, worst=worst)
+    cli.at_least(0, worst=worst)
     file = epath.Path(out or epath.Path(runs[0]) / "report.html")
     if out and not file.parent.exists():  # said before the networks are tested
         raise missing_folder(file)

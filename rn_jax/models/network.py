@@ -101,7 +101,11 @@ class Network(nn.Module, kw_only=True):
                 f"None, not {shown(self.stochastic_depth)}."
             )
         _check_class(
-            "conv", "with the fields of Conv", self.conv, 16, 3, 1, **self._conv_fields
+            "conv",
+            f"with the fields of {Conv.__module__}.Conv",
+            self.conv,
+            *(16, 3, 1),  # features, kernel_size, stride
+            **self._conv_fields,
         )
         _check_class(
             "norm",
