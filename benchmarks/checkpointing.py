@@ -20,7 +20,7 @@ import jax
 from benchmarks import measure
 from experiments import cli
 from experiments.config import load_config
-from experiments.setup import build
+from experiments.training.setup import build
 from rn_jax.checkpoint import Checkpoints
 
 

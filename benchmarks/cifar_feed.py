@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.training_step import Step
-from experiments.feed import InMemory
+from experiments.training.feed import InMemory
 from rn_jax import data
 
 BATCHES = 100  # of the feed in one reading

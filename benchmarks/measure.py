@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments import environment
+from experiments.training import environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")

@@ -20,7 +20,8 @@ from etils import epath
 import configs
 import rn_jax
 from benchmarks import measure, scaling
-from experiments import markdown, results_page
+from experiments import markdown
+from experiments.papers import results_page
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 

@@ -4,6 +4,7 @@
 import importlib
 import os
 import sys
+from typing import Any
 
 # So it is while Python looks for the module of a command. A program that imports the
 # commands gets the errors themselves.
@@ -26,3 +27,15 @@ if sys.argv[:1] == ["-m"]:
             file=sys.stderr,
         )
         sys.exit(2)
+
+# Modules that moved into a package keep their old name for one version.
+_MOVED = dict.fromkeys(
+    "environment feed loop pretrained progress seeds setup trained workdir".split(),
+    "training",
+) | {"tables": "papers"}
+
+
+def __getattr__(name: str) -> Any:
+    if package := _MOVED.get(name):
+        return importlib.import_module(f"experiments.{package}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

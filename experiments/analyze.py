@@ -17,10 +17,10 @@ from typing import Any
 
 from etils import epath
 
-from experiments import cli, files
+from experiments import cli
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.filesystem import make_folder, replace_file
+from rn_jax.filesystem import make_folder, read_json, replace_file
 
 FACTORS = ("keep", "drop")
 
@@ -265,7 +265,7 @@ def _finished(lab, folder, names, force):
 
 def _read(folder, name):
     file = folder / f"{name}.json"
-    return files.read_json(file) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from configs.default import FIELDS, LARGEST_SIDE, Config, Field
 from experiments.cli import NOT_A_LITERAL
-from experiments.files import read_json
 from rn_jax import data, filesystem
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError, shown, unknown_name
+from rn_jax.filesystem import read_json
 
 # What a config says of its file's network in a paper, and what is said of another.
 OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}

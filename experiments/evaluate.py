@@ -18,8 +18,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import cli, trained
-from experiments.feed import ImageNet, test_view
+from experiments import cli
+from experiments.training import trained
+from experiments.training.feed import ImageNet, test_view
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import replace_file

@@ -19,9 +19,10 @@ from typing import Any
 from etils import epath
 
 import rn_jax
-from experiments import cli, trained
+from experiments import cli
 from experiments.config import as_json, dataset_spec
-from experiments.feed import InMemory
+from experiments.training import trained
+from experiments.training.feed import InMemory
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
 from rn_jax.interop import to_stablehlo

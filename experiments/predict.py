@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.default import Config
-from experiments import cli, setup, trained
+from experiments import cli
 from experiments.config import dataset_spec
-from experiments.feed import InMemory, test_view
+from experiments.training import setup, trained
+from experiments.training.feed import InMemory, test_view
 from rn_jax.errors import InputError
 
 

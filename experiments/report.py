@@ -14,11 +14,12 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from experiments import cli, report_page, setup, trained
+from experiments import cli, report_page
 from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
-from experiments.workdir import Workdir
+from experiments.training import setup, trained
+from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.errors import InputError, missing_folder
 from rn_jax.filesystem import replace_file

@@ -14,11 +14,19 @@ from typing import Any
 
 from etils import epath
 
-from experiments import cli, many, results_page, seeds
+from experiments import cli
 from experiments.config import overrides
 from experiments.markdown import table as markdown
-from experiments.rows import Entry, differences, entries, our_error, published_cell
-from experiments.tables import TABLES, Table
+from experiments.papers import results_page
+from experiments.papers.entries import (
+    Entry,
+    differences,
+    entries,
+    our_error,
+    published_cell,
+)
+from experiments.papers.tables import TABLES, Table
+from experiments.training import many_runs, seeds
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -52,7 +60,7 @@ def _reproduce(argv):
     chosen = None if options.seeds is None else seeds.parse(options.seeds)
     table = TABLES[options.table]
     found = entries(table, options.only, options.dataset, rest, options.scale)
-    jobs = [many.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
+    jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
     workdir = options.workdir or cli.new_workdir(f"reproduce-{options.table}")
     line = cli.as_typed("reproduce", argv)
     header = {
@@ -68,11 +76,11 @@ def _reproduce(argv):
     def report(results):
         write(epath.Path(workdir), header, table, found, results)
         if options.keep:
-            runs = [run for job in jobs for run in many.runs(job, workdir, chosen)]
+            runs = [run for job in jobs for run in many_runs.runs(job, workdir, chosen)]
             results_page.keep(runs, workdir, options.table, epath.Path(options.keep))
 
-    many.train(jobs, workdir, seeds=chosen, command=line, report=report)
-    results = many.results(jobs, workdir, chosen)
+    many_runs.train(jobs, workdir, seeds=chosen, command=line, report=report)
+    results = many_runs.results(jobs, workdir, chosen)
     for compared in differences(table, found, results):
         print(compared["says"], "A rehearsal." if options.scale != 1 else "")
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
@@ -83,7 +91,7 @@ def write(
     header: Mapping[str, Any],
     table: Table,
     found: Sequence[Entry],
-    results: Sequence[many.Result],
+    results: Sequence[many_runs.Result],
 ) -> None:
     """Writes table.md and table.json.
 
@@ -92,7 +100,7 @@ def write(
         header: what table.json begins with: command, title, scale, overrides, ...
         table: of TABLES.
         found: the rows.
-        results: of `many.results`, in the same order.
+        results: of `many_runs.results`, in the same order.
     """
     make_folder(folder)
     shortened = header["scale"] != 1
@@ -126,17 +134,17 @@ def write(
             entry.row,
             entry.dataset,
             published_cell(entry),
-            *(many.error_cell(result, entry.error, s, mark) for s in statistics),
-            *many.size_cells(result),
+            *(many_runs.error_cell(result, entry.error, s, mark) for s in statistics),
+            *many_runs.size_cells(result),
         ]
         for entry, result in zip(found, results, strict=True)
     ]
     lines = [f"# {table.title}", "", f"    {header['command']}", ""]
-    lines += markdown([*head, *many.SIZE_HEAD], body)
+    lines += markdown([*head, *many_runs.SIZE_HEAD], body)
     lines += [""] + [f"- {line['says']}{mark}" for line in compared] if compared else []
     protocols = {
-        many.LAST: "after the last epoch",
-        many.AT_BEST: "at the epoch of the best validation error",
+        many_runs.LAST: "after the last epoch",
+        many_runs.AT_BEST: "at the epoch of the best validation error",
     }
     lines += ["", f"Ours are test errors {_and(protocols[e.error] for e in found)}."]
     if shortened:

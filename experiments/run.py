@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 
 import configs
-from experiments import cli, loop, overview, seeds
+from experiments import cli, dry_run
 from experiments.config import load_config
+from experiments.training import loop, seeds
 from rn_jax.errors import InputError
 
 
@@ -39,13 +40,13 @@ def _train(argv):
     parser.epilog = f"configs (in configs/): {', '.join(configs.names())}"
     options, rest = parser.parse_with_config(argv)
     if options.list:
-        print(overview.listing())
+        print(dry_run.listing())
         return
     name, config = load_config(rest)
     if options.profile < 0 or (options.profile and options.seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
     if options.dry_run:
-        print(overview.plan(config))
+        print(dry_run.plan(config))
         return
     cli.join_processes(options)
     this_command = cli.as_typed("run", argv)

@@ -2,4 +2,4 @@
 """Old names, for version 0.1 only: see `experiments.trained`, `studies.subject`."""
 
 from experiments.studies.subject import *  # noqa: F403
-from experiments.trained import *  # noqa: F403
+from experiments.training.trained import *  # noqa: F403

@@ -19,9 +19,10 @@ from typing import Any
 from etils import epath
 
 from configs.default import Config
-from experiments import cli, many, seeds, sweep_plots
+from experiments import cli, sweep_plots
 from experiments.config import field_of, load_config, overrides
 from experiments.markdown import table
+from experiments.training import many_runs, seeds
 from rn_jax.errors import InputError
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -49,7 +50,7 @@ def _sweep(argv):
     if chosen is not None and "seed" in dict(axes):
         raise InputError("Seeds come by --seeds or by --grid config.seed, not by both.")
     rows = combinations(rest, axes)
-    jobs = [many.Job(folder_name(values), config) for values, config in rows]
+    jobs = [many_runs.Job(folder_name(values), config) for values, config in rows]
     workdir = options.workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
     title = ", ".join([f"{name} on {base.dataset}", *overrides(rest)])
     line = cli.as_typed("sweep", argv)
@@ -62,7 +63,7 @@ def _sweep(argv):
         ]
         write(epath.Path(workdir), header, shown, title)
 
-    many.train(jobs, workdir, seeds=chosen, command=line, report=report)
+    many_runs.train(jobs, workdir, seeds=chosen, command=line, report=report)
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
 
 
@@ -146,26 +147,26 @@ def write(
     Args:
         folder: where they go.
         header: what sweep.json begins with: command, config, dataset, seeds.
-        rows: of each combination its values by field, and what `many.results` has.
+        rows: of each combination its values by field, and what `many_runs.results` has.
         title: of table and picture.
     """
     make_folder(folder)
     text = json.dumps({**header, "rows": list(rows)}, indent=1)
     replace_file(folder / "sweep.json", text + "\n")
     ended = [row for row in rows if row["n"]]
-    at_best = bool(ended) and all(row[many.AT_BEST] for row in ended)
-    columns = {"test error (%)": many.LAST}
+    at_best = bool(ended) and all(row[many_runs.AT_BEST] for row in ended)
+    columns = {"test error (%)": many_runs.LAST}
     if at_best:
-        columns["at the best validation epoch (%)"] = many.AT_BEST
+        columns["at the best validation epoch (%)"] = many_runs.AT_BEST
     body = [
         [
             *map(str, row["values"].values()),
-            *(many.error_cell(row, name) for name in columns.values()),
-            *many.size_cells(row),
+            *(many_runs.error_cell(row, name) for name in columns.values()),
+            *many_runs.size_cells(row),
         ]
         for row in rows
     ]
-    head = [*rows[0]["values"], *columns, *many.SIZE_HEAD]
+    head = [*rows[0]["values"], *columns, *many_runs.SIZE_HEAD]
     lines = [f"# {title}", "", f"    {header['command']}", "", *table(head, body)]
     if ended:
         label = list(columns)[-1]
@@ -178,7 +179,7 @@ def write(
             deviations,
             folder / "sweep.png",
             title=title,
-            label="test error (%)" if name == many.LAST else f"test error {label}",
+            label="test error (%)" if name == many_runs.LAST else f"test error {label}",
         )
         lines += ["", "![Test error](sweep.png)"]
     replace_file(folder / "table.md", "\n".join([*lines, ""]))

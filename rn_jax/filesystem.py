@@ -2,6 +2,7 @@
 """Files and folders, local or in a bucket (gs://...), by the paths people give them."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from rn_jax.errors import InputError, missing_folder
 # Of a name and of a path, in bytes. A path leaves room for the files below a folder.
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4096 - 256
+_MOST_JSON_BYTES = 64 * 2**20
 _SCHEMES = ("gs", "s3", "az", "hf")
 # Characters that have no meaning in a glob pattern or a URL.
 _LITERAL = re.compile(r"[\w./+=,@-]*", re.ASCII)
@@ -160,3 +162,25 @@ def replace_file(path: Any, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError, ValueError):
             new.unlink(missing_ok=True)
+
+
+def read_json(file: Any) -> dict[str, Any]:
+    """Return the dict in a JSON file (an `epath.Path`).
+
+    Raises:
+        InputError: the file is damaged, holds no dict, or is larger than 64 MiB.
+    """
+    if (size := file.stat().length) > _MOST_JSON_BYTES:
+        raise InputError(
+            f"{file} has {size:,} bytes; at most {_MOST_JSON_BYTES:,} are read."
+        )
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file} is damaged: it holds no JSON dict. Restore it, or choose another "
+            "folder."
+        )
+    return content

@@ -47,9 +47,9 @@ NOT_RUN = {
 TARGETS = {"demo", "test", "test-all", "test-faults", "docs", "install"}
 # Where the work of a command begins.
 WORK = {
-    "experiments.run": ("experiments.loop", "train"),
-    "experiments.sweep": ("experiments.many", "train"),
-    "experiments.reproduce": ("experiments.many", "train"),
+    "experiments.run": ("experiments.training.loop", "train"),
+    "experiments.sweep": ("experiments.training.many_runs", "train"),
+    "experiments.reproduce": ("experiments.training.many_runs", "train"),
     "experiments.analyze": ("experiments.studies.subject", "find"),
     "experiments.evaluate": ("experiments.evaluate", "evaluate"),
     "experiments.export": ("experiments.export", "export"),
@@ -217,7 +217,7 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
         raise BeganError
 
     monkeypatch.setattr(importlib.import_module(where), what, begin)
-    monkeypatch.setattr("experiments.overview.plan", begin)
+    monkeypatch.setattr("experiments.dry_run.plan", begin)
     monkeypatch.setattr(sys, "argv", ["command", *words[3:]])
     try:
         assert module.main() == 0, capsys.readouterr().err

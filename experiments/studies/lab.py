@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import environment
 from experiments.studies.subject import Subject
+from experiments.training import environment
 from rn_jax import data, parallel, survival_probs, test_gates, unstack
 from rn_jax.analysis import lesion
 from rn_jax.checkpoint import digest

@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 
 import rn_jax
-from experiments.feed import InMemory
-from experiments.pretrained import other_channels
-from experiments.trained import finished
-from experiments.workdir import Workdir
+from experiments.training.feed import InMemory
+from experiments.training.pretrained import other_channels
+from experiments.training.trained import finished
+from experiments.training.workdir import Workdir
 from rn_jax import data, parallel
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields

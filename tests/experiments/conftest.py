@@ -2,7 +2,7 @@
 """The small network that the command trains here, in the table for these tests only."""
 
 import pytest
-from command import train_tiny
+from driver import train_tiny
 from tiny import TINY
 
 from rn_jax.models import MODELS

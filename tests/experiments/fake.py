@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that end at once, for what many runs are turned into."""
 
-from experiments import loop
-from experiments.workdir import Workdir
+from experiments.training import loop
+from experiments.training.workdir import Workdir
 
 EPOCH = {"kind": "epoch", "step": 100, "epoch": 1, "train_loss": 0.25}
 EPOCH |= {"test_error_percent": 10.0}

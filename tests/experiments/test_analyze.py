@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT
+from driver import ROOT
 from tiny import TINY
 
 import rn_jax
-from experiments import analyze, export, trained
+from experiments import analyze, export
 from experiments.studies import STUDIES, subject
+from experiments.training import trained
 from rn_jax import StochasticDepth, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
 from rn_jax.models import MODELS

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import ROOT, arguments, in_process, stop_after
+from driver import ROOT, arguments, in_process, stop_after
 from fake import use
 from PIL import Image
 

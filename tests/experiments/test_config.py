@@ -9,13 +9,13 @@ import json
 import math
 
 import pytest
-from command import ROOT
+from driver import ROOT
 from etils import epath
 
 import configs
 from configs.default import FIELDS, Config
-from experiments import setup
 from experiments.config import as_json, load_config, make_config, read_config
+from experiments.training import setup
 from rn_jax.errors import InputError
 
 # A config file of a user's own.

@@ -10,8 +10,8 @@ import pytest
 
 import configs
 from configs import default
-from experiments import feed, setup
 from experiments.config import make_config
+from experiments.training import feed, setup
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 

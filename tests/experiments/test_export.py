@@ -13,14 +13,14 @@ from zlib import compress, crc32
 import jax
 import numpy as np
 import pytest
-from command import in_process
+from driver import in_process
 from PIL import Image
 from tiny import TINY
 
 import rn_jax
 from experiments import export, predict
 from experiments.studies import subject
-from experiments.trained import finished
+from experiments.training.trained import finished
 from rn_jax import InputError, data
 from rn_jax.models import MODELS
 

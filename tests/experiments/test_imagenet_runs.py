@@ -16,17 +16,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT, assert_same_run, crash_after, in_process, lines, stop_after
+from driver import ROOT, assert_same_run, crash_after, in_process, lines, stop_after
 from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file, save
 from scipy import special
 from tiny import TINY
 
-from experiments import evaluate, export, feed, predict, setup, trained
+from experiments import evaluate, export, predict
 from experiments.config import read_config
-from experiments.feed import ImageNet, test_view
 from experiments.studies import subject
+from experiments.training import feed, setup, trained
+from experiments.training.feed import ImageNet, test_view
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS

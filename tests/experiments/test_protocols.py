@@ -8,7 +8,7 @@ import flax
 import jax
 import numpy as np
 import pytest
-from command import (
+from driver import (
     arguments,
     assert_same_run,
     final_state,
@@ -20,8 +20,8 @@ from etils import epath
 
 import rn_jax
 from configs.default import Config
-from experiments import pretrained, setup, trained
 from experiments.config import read_config
+from experiments.training import pretrained, setup, trained
 from rn_jax import InputError, data, train
 from rn_jax.models import MODELS
 

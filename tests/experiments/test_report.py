@@ -10,13 +10,14 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
-from command import in_process, lines
+from driver import in_process, lines
 from plotly import offline
 from sklearn.metrics import confusion_matrix
 from tiny import TINY
 
-from experiments import report, trained
+from experiments import report
 from experiments.studies import subject
+from experiments.training import trained
 from rn_jax.errors import InputError
 from rn_jax.models import MODELS
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import fake
 import numpy as np
 import pytest
-from command import CACHE, in_process
+from driver import CACHE, in_process
 from etils import epath
 from test_configs import NAMES, made
 
-from experiments import loop, reproduce, results_page, setup
-from experiments.rows import entries, shorten
-from experiments.tables import TABLES
+from experiments import reproduce
+from experiments.papers import results_page
+from experiments.papers.entries import entries, shorten
+from experiments.papers.tables import TABLES
+from experiments.training import loop, setup
 from rn_jax import InputError
 
 ROOT = Path(__file__).parents[2] / "results"

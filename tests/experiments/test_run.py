@@ -15,16 +15,17 @@ import sys
 import threading
 import time
 
-import command
+import driver
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import arguments, assert_same_run, in_process, lines, stop_after
+from driver import arguments, assert_same_run, in_process, lines, stop_after
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import loop, reproduce, run, sweep
+from experiments import reproduce, run, sweep
 from experiments.config import read_config
+from experiments.training import loop
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -51,7 +52,7 @@ def events(content):
 def finished(tmp_path_factory):
     """A run of 30 steps that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    process = command.start(arguments(workdir, *OPTIONS))
+    process = driver.start(arguments(workdir, *OPTIONS))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return workdir, out
@@ -145,12 +146,12 @@ def wait_for_step(workdir, process, step):
 def test_killed_and_started_again_ends_the_same_bit_for_bit(finished, tmp_path):
     """Once, after a checkpoint within an epoch; tests/faults has fifty times."""
     workdir = tmp_path / "killed"
-    process = command.start(arguments(workdir, *OPTIONS))
+    process = driver.start(arguments(workdir, *OPTIONS))
     wait_for_step(workdir, process, 3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (workdir / "summary.json").exists()
-    process = command.start(arguments(workdir, *OPTIONS))
+    process = driver.start(arguments(workdir, *OPTIONS))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert re.search(r"Resumed at step (\d+) of 30\.", out)
@@ -170,7 +171,7 @@ def test_trace_of_some_steps(tmp_path, monkeypatch, capsys):
 
 def test_lines_after_the_checkpoint_are_cut_and_half_a_line_is_dropped(tmp_path):
     from configs.default import Config
-    from experiments.workdir import Workdir
+    from experiments.training.workdir import Workdir
 
     workdir = Workdir(tmp_path, Config(model="m"))
     workdir.open()
@@ -279,7 +280,7 @@ def test_other_settings_reach_the_end_within_an_epoch(tmp_path, monkeypatch):
 def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
     configs = []
     monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
-    argv = [f"--config={command.ROOT}/configs/resnet110_sd.py"]
+    argv = [f"--config={driver.ROOT}/configs/resnet110_sd.py"]
     argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
     assert in_process(monkeypatch, argv) == 0
     assert configs[0].dataset == "digits"
@@ -313,8 +314,8 @@ def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 120))
     process = subprocess.Popen(
-        [sys.executable, "-c", command.PROGRAM, *arguments(tmp_path / "w")],
-        cwd=command.ROOT,
+        [sys.executable, "-c", driver.PROGRAM, *arguments(tmp_path / "w")],
+        cwd=driver.ROOT,
         stdout=slave,
         stderr=slave,
     )
@@ -336,7 +337,7 @@ def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
 @pytest.mark.slow
 def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
     """What `make demo` trains, in half of its epochs: 5 % or less on 360 images."""
-    argv = [f"--config={command.ROOT}/configs/resnet110_sd.py:digits"]
+    argv = [f"--config={driver.ROOT}/configs/resnet110_sd.py:digits"]
     argv += [f"--workdir={tmp_path / 'w'}", "--config.num_devices=2"]
     argv += ["--config.epochs=15"]
     assert in_process(monkeypatch, argv) == 0
@@ -348,7 +349,7 @@ def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_vgg15_learns_digits(tmp_path, monkeypatch):
     """In 8 of its 30 epochs, to far below chance, which is 90 %."""
-    argv = [f"--config={command.ROOT}/configs/vgg15.py:digits"]
+    argv = [f"--config={driver.ROOT}/configs/vgg15.py:digits"]
     argv += [f"--workdir={tmp_path / 'w'}", "--config.num_devices=2"]
     argv += ["--config.epochs=8", "--config.eval_every_epochs=8"]
     assert in_process(monkeypatch, argv) == 0

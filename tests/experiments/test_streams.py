@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from command import ROOT, arguments, in_process, lines
+from driver import ROOT, arguments, in_process, lines
 
 from experiments import cli
 from rn_jax.errors import InputError

@@ -7,9 +7,10 @@ import re
 import fake
 import numpy as np
 import pytest
-from command import ROOT, in_process
+from driver import ROOT, in_process
 
-from experiments import loop, sweep, sweep_plots
+from experiments import sweep, sweep_plots
+from experiments.training import loop
 from rn_jax import InputError
 
 SD = "config.stochastic_depth.last_survival"

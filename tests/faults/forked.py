@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command import ROOT, WITH_TINY
+from driver import ROOT, WITH_TINY
 
 _SERVER = f"""{WITH_TINY}
 import json, os, resource

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.default import FIELDS
-from experiments import cli, pretrained, setup
+from experiments import cli
 from experiments.config import load_config, make_config
+from experiments.training import pretrained, setup
 from rn_jax import ModelEntry, parallel, train
 from rn_jax.models import MODELS
 from rn_jax.models.resnet import ResNet

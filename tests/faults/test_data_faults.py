@@ -16,11 +16,11 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
 import generated
-from command import arguments, assert_same_run, in_process, lines, stop_after
+from driver import arguments, assert_same_run, in_process, lines, stop_after
 from test_imagenet_runs import argv
 from tiny import TINY
 
-from experiments.feed import ImageNet
+from experiments.training.feed import ImageNet
 from rn_jax.models import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

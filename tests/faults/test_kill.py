@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from command import arguments, assert_same_run
+from driver import arguments, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

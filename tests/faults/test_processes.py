@@ -8,12 +8,12 @@ import signal
 import socket
 import time
 
-import command
+import driver
 import numpy as np
 import pytest
-from command import arguments, final_state, lines
+from driver import arguments, final_state, lines
 
-from experiments.lock import Lock
+from experiments.training.lock import Lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -39,7 +39,7 @@ def quickly_compiled():
 
 def one(workdir, *options):
     """A run of one process."""
-    process = command.start(arguments(workdir, *OPTIONS, *options))
+    process = driver.start(arguments(workdir, *OPTIONS, *options))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
@@ -51,7 +51,7 @@ def start(workdir, *options, last=()):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        command.start(
+        driver.start(
             arguments(
                 workdir,
                 *OPTIONS,

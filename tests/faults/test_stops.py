@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-from command import PROGRAM, ROOT, arguments, assert_same_run, in_process
 from damage import fill_with_zeros, remove_half, truncate
+from driver import PROGRAM, ROOT, arguments, assert_same_run, in_process
 from tiny import TINY
 
 from rn_jax.checkpoint import Checkpoints
@@ -243,7 +243,7 @@ def test_damaged_config_is_refused(server, whole, tmp_path, faults):
     os.truncate(workdir / "config.json", 100)
     run = server.run(argv(workdir))
     assert run.code == 2
-    assert f"{workdir}/config.json is damaged, it holds no dict of JSON" in run.err
+    assert f"{workdir}/config.json is damaged: it holds no JSON dict" in run.err
     shutil.copy(whole / "config.json", workdir)
     goes_on_as_if_nothing_had_happened(server, workdir, whole)
     faults("damaged config")

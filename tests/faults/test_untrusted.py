@@ -18,7 +18,7 @@ import pytest
 from etils import epath
 from flax import struct as flax_struct
 
-from experiments import files
+from rn_jax import filesystem
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.data import transforms
 from rn_jax.errors import InputError
@@ -299,7 +299,7 @@ JSON = {
 def test_json(text, tmp_path, faults):
     file = epath.Path(tmp_path) / "config.json"
     file.write_text(text)
-    refused("damaged, it holds no dict", files.read_json, file)
+    refused("damaged: it holds no JSON dict", filesystem.read_json, file)
     faults("JSON")
 
 
@@ -307,9 +307,9 @@ def test_json_of_gigabytes_and_bytes(tmp_path, faults):
     file = epath.Path(tmp_path) / "config.json"
     with open(file, "wb") as sparse:
         sparse.truncate(10**10)
-    refused("has 10,000,000,000 bytes; at most 67,108,864", files.read_json, file)
+    refused("has 10,000,000,000 bytes; at most 67,108,864", filesystem.read_json, file)
     file.write_bytes(b"\xff\xfe{}")
-    refused("damaged", files.read_json, file)
+    refused("damaged", filesystem.read_json, file)
     faults("JSON", 2)
 
 

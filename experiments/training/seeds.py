@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from configs.default import Config
-from experiments import loop
+from experiments.training import loop
 from rn_jax import parallel
 from rn_jax.errors import InputError
 from rn_jax.filesystem import replace_file

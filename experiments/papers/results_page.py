@@ -13,14 +13,21 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from configs.default import Config
-from experiments import figures, files, many
+from experiments import figures
 from experiments.config import as_json, read_fields
-from experiments.feed import count_train
 from experiments.markdown import table as markdown
-from experiments.rows import Entry, differences, entries, published_cell, shorten
-from experiments.tables import TABLES, Table
-from experiments.workdir import FREE
-from rn_jax.filesystem import make_folder, replace_file
+from experiments.papers.entries import (
+    Entry,
+    differences,
+    entries,
+    published_cell,
+    shorten,
+)
+from experiments.papers.tables import TABLES, Table
+from experiments.training import many_runs
+from experiments.training.feed import count_train
+from experiments.training.workdir import FREE
+from rn_jax.filesystem import make_folder, read_json, replace_file
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
@@ -54,7 +61,7 @@ def keep(
     diverged never that of one that did not.
 
     Args:
-        runs: folder and config of each, as of `many.runs`.
+        runs: folder and config of each, as of `many_runs.runs`.
         workdir: in which their folders lie.
         table: name in TABLES.
         folder: of the page.
@@ -180,14 +187,14 @@ def _end(folder):
     """What summary.json says, or else diverged.json; None of a run in progress."""
     for name in ("summary.json", "diverged.json"):
         if (folder / name).exists():
-            return files.read_json(folder / name)
+            return read_json(folder / name)
     return None
 
 
 def _together(runs):
-    """What the runs of a row say together, as of `many.results`."""
+    """What the runs of a row say together, as of `many_runs.results`."""
     diverged = [end for _, end in runs if "reason" in end]
-    found = many.together([end for _, end in runs if "reason" not in end])
+    found = many_runs.together([end for _, end in runs if "reason" not in end])
     return {"state": "diverged" if diverged else "finished", **found}
 
 
@@ -234,7 +241,7 @@ def _cells(table: Table, entry: Entry, runs, result):
     loss = result.get("train_loss")
     return [
         *start,
-        many.error_cell(result, entry.error, table.statistic, mark),
+        many_runs.error_cell(result, entry.error, table.statistic, mark),
         "" if loss is None else f"{loss:.3f}",
         str(result["n"]),
         f"{summary['epochs']:g} of {epochs}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to run, and what a run would be: `--list` and `--dry_run`."""
+"""What `experiments.run` prints instead of training: `--list` and `--dry_run`."""
 
 import collections
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 import configs
 from configs.default import Config
-from experiments import feed, pretrained, setup
+from experiments.training import feed, pretrained, setup
 from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
@@ -91,7 +91,7 @@ def plan(config: Config) -> str:
         f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",
-        f"Time: about {_told(seconds)} for convolutions and products, if all of them "
+        f"Time: about {duration(seconds)} for convolutions and products, if all of them "
         "were as fast here as one of 64 channels; the rest comes on top.",
     ]
     return "\n".join(lines)
@@ -223,7 +223,8 @@ def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
     return 2 * images.size * kernel.shape[-1] * 9 / min(seconds)
 
 
-def _told(seconds):
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"

@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from configs.default import Config
-from experiments import environment, files, pretrained, run_figures
 from experiments.config import BEFORE
 from experiments.figures import save
-from experiments.progress import Progress
-from experiments.setup import Experiment, build
-from experiments.timing import Pace, Profile
-from experiments.workdir import Workdir
+from experiments.training import environment, plots, pretrained
+from experiments.training.progress import Progress
+from experiments.training.setup import Experiment, build
+from experiments.training.timing import Pace, Profile
+from experiments.training.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
@@ -422,7 +422,7 @@ class _Run:
                 summary = self._summary()
             self.workdir.finish(summary)
         parallel.wait_for_all()
-        return files.read_json(self.workdir.path / "summary.json")
+        return filesystem.read_json(self.workdir.path / "summary.json")
 
     def _summary(self):
         exp, config = self.experiment, self.experiment.config
@@ -431,10 +431,10 @@ class _Run:
         ]
         figures = self.workdir.path / "figures"
         title = f"{config.model} on {config.dataset}"
-        curves = run_figures.learning_curves(epoch_lines, title=title)
+        curves = plots.learning_curves(epoch_lines, title=title)
         save(curves, figures / "learning_curves.png")
         if exp.stochastic_depth is not None:
-            survival = run_figures.survival(
+            survival = plots.survival(
                 survival_probs(exp.stochastic_depth, exp.model.num_blocks),
                 np.asarray(self.state.open_counts) / self.step,
                 title=f"{title}, {self.step} steps",

@@ -9,10 +9,10 @@ from typing import Any
 from etils import epath
 
 from configs.default import Config
-from experiments import loop, setup
-from experiments import seeds as several
-from experiments.loop import NotFiniteError
-from experiments.workdir import Workdir
+from experiments.training import loop, setup
+from experiments.training import seeds as several
+from experiments.training.loop import NotFiniteError
+from experiments.training.workdir import Workdir
 from rn_jax import filesystem
 from rn_jax.errors import InputError
 

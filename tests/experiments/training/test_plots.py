@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from experiments import run_figures
+from experiments.training import plots
 
 LINES = [
     {
@@ -19,7 +19,7 @@ LINES = [
 
 
 def test_learning_curves():
-    figure = run_figures.learning_curves(LINES, title="a run")
+    figure = plots.learning_curves(LINES, title="a run")
     assert figure.get_suptitle() == "a run"
     for axes, name in zip(figure.axes, ("loss", "error_percent"), strict=True):
         train, test, change = axes.get_lines()
@@ -34,13 +34,13 @@ def test_learning_curves():
 
 
 def test_a_single_epoch_is_a_dot():
-    figure = run_figures.learning_curves(LINES[:1], title="")
+    figure = plots.learning_curves(LINES[:1], title="")
     assert {line.get_marker() for line in figure.axes[0].get_lines()} == {"o"}
 
 
 def test_survival():
     opened = np.array([0.9, 0.4])
-    figure = run_figures.survival(np.array([1.0, 0.5]), opened, title="a run")
+    figure = plots.survival(np.array([1.0, 0.5]), opened, title="a run")
     [axes] = figure.axes
     assert [bar.get_height() for bar in axes.patches] == list(opened)
     [line] = axes.get_lines()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from experiments.lock import Lock
+from experiments.training.lock import Lock
 from rn_jax import InputError
 
 

@@ -15,9 +15,10 @@ import pytest
 from tiny import TINY
 
 import configs
-from experiments import loop, run
+from experiments import run
 from experiments.config import make_config
-from experiments.feed import InMemory
+from experiments.training import loop
+from experiments.training.feed import InMemory
 from rn_jax.models import MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def in_process(monkeypatch, argv, command=run):
 WITH_TINY = f"""
 import sys
 sys.modules["torch"] = None
-import experiments.events
+import experiments.training.events
 del sys.modules["torch"]
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import TINY

@@ -7,13 +7,14 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from command import ROOT, arguments, in_process
+from driver import ROOT, arguments, in_process
 from tiny import TINY
 
 import configs
 import rn_jax
 from configs.default import Config
-from experiments import feed, overview
+from experiments import dry_run
+from experiments.training import feed
 from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
@@ -49,7 +50,7 @@ def test_help_names_the_configs(monkeypatch, capsys):
 def test_rows_are_the_whole_network(name):
     entry = MODELS[name]
     model = rn_jax.create_model(name)
-    rows = overview.table(model, (entry.image_size, entry.image_size, entry.channels))
+    rows = dry_run.table(model, (entry.image_size, entry.image_size, entry.channels))
     assert sum(row["params"] for row in rows) == entry.params
     counted = multiply_adds(model, entry.image_size, entry.channels)
     assert sum(row["multiply_adds"] for row in rows) == counted
@@ -57,7 +58,7 @@ def test_rows_are_the_whole_network(name):
 
 
 def test_rows_of_a_residual_network():
-    rows = overview.table(rn_jax.create_model("resnet110"), (32, 32, 3))
+    rows = dry_run.table(rn_jax.create_model("resnet110"), (32, 32, 3))
     assert [(row["name"], row["output"]) for row in rows] == [
         ("stem_conv", "32x32x16"),
         ("stem_bn", "32x32x16"),
@@ -76,7 +77,7 @@ def test_rows_of_a_residual_network():
 def test_memory_grows_with_the_batch_and_the_blocks():
     def kept(blocks, batch):
         model = rn_jax.create_model("resnet20", stage_sizes=(blocks, 1, 1))
-        return overview.residual_bytes(model, (batch, 32, 32, 3))
+        return dry_run.residual_bytes(model, (batch, 32, 32, 3))
 
     block = kept(5, 8) - kept(4, 8)
     # At least the outputs of its two convolutions, f32[8, 32, 32, 16].
@@ -88,7 +89,7 @@ def test_memory_grows_with_the_batch_and_the_blocks():
 def test_memory_in_bfloat16_is_half():
     def kept(dtype):
         model = rn_jax.create_model("resnet20", dtype=dtype)
-        return overview.residual_bytes(model, (64, 32, 32, 3))
+        return dry_run.residual_bytes(model, (64, 32, 32, 3))
 
     assert kept("bfloat16") == pytest.approx(kept("float32") / 2, rel=0.1)
 
@@ -97,8 +98,8 @@ def test_memory_counts_auxiliary_heads():
     model = rn_jax.create_model("googlenet_2014")
     assert model.aux_heads
     shape = (4, 224, 224, 3)
-    with_heads = overview.residual_bytes(model, shape)
-    without = overview.residual_bytes(model.clone(aux_heads=False), shape)
+    with_heads = dry_run.residual_bytes(model, shape)
+    without = dry_run.residual_bytes(model.clone(aux_heads=False), shape)
     # Of each head at least its fully connected layer's input, f32[4, 2048].
     assert with_heads - without >= 2 * 4 * 4 * 2048
 
@@ -118,7 +119,7 @@ def test_memory_is_near_that_of_the_compiled_step():
 
     step = jax.jit(jax.grad(loss)).lower(variables["params"], variables, images)
     temporary = step.compile().memory_analysis().temp_size_in_bytes
-    kept = overview.residual_bytes(model, images.shape)
+    kept = dry_run.residual_bytes(model, images.shape)
     assert 0.5 * temporary < kept < temporary
 
 
@@ -128,7 +129,7 @@ def test_memory_is_near_that_of_the_compiled_step():
     ids=["constant", "stochastic"],
 )
 def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path, depth, share):
-    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e7)
+    monkeypatch.setattr(dry_run, "convolution_rate", lambda devices, dtype: 1e7)
     options = ["--dry_run", f"--config.stochastic_depth={depth}"]
     argv = arguments(tmp_path / "run", *options)
     assert in_process(monkeypatch, argv) == 0
@@ -145,7 +146,7 @@ def test_dry_run_prints_the_plan_and_stops(monkeypatch, capsys, tmp_path, depth,
 def test_dry_run_says_that_there_is_nothing_to_begin_from(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e12)
+    monkeypatch.setattr(dry_run, "convolution_rate", lambda devices, dtype: 1e12)
     (tmp_path / "x.pt").touch()
     for source, code in (("x.pt", 0), ("y.pt", 2), ("", 2)):
         options = ["--dry_run", f"--config.init_from={tmp_path}/{source}"]
@@ -161,7 +162,7 @@ def test_dry_run_says_that_there_is_nothing_to_begin_from(
     [(0.04, "0.0 seconds"), (119, "119.0 seconds"), (7000, "116.7 minutes")],
 )
 def test_times_in_words(seconds, told):
-    assert overview._told(seconds) == told
+    assert dry_run.duration(seconds) == told
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_times_in_words(seconds, told):
 )
 def test_dry_run_needs_no_data(monkeypatch, capsys, tmp_path, dataset, told):
     """The numbers of images are those of the papers, less 5,000, 6,000 and 50,000."""
-    monkeypatch.setattr(overview, "convolution_rate", lambda devices, dtype: 1e12)
+    monkeypatch.setattr(dry_run, "convolution_rate", lambda devices, dtype: 1e12)
     argv = [f"--config={ROOT}/configs/resnet20.py:{dataset}", "--dry_run"]
     argv += ["--config.epochs=1", "--config.protocol=45k5k", "--config.num_devices=2"]
     argv += [f"--config.data_dir={tmp_path}"]
@@ -196,6 +197,6 @@ def test_examples_are_those_trained_on(protocol):
 def test_rate_is_of_operations_done(dtype, monkeypatch):
     """By a clock that says that each of the five takes half a second."""
     ticks = itertools.count()
-    monkeypatch.setattr(overview.time, "perf_counter", lambda: next(ticks) / 2)
-    rate = overview.convolution_rate(jax.devices()[:1], jnp.dtype(dtype))
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(ticks) / 2)
+    rate = dry_run.convolution_rate(jax.devices()[:1], jnp.dtype(dtype))
     assert rate == 2 * 2 * 16 * 32 * 32 * 64 * 64 * 9

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from command import arguments, in_process
+from driver import arguments, in_process
 
-from experiments import loop, seeds
+from experiments.training import loop, seeds
 from rn_jax import InputError
 
 

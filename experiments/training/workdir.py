@@ -20,11 +20,10 @@ from etils import epath
 
 from configs.default import Config
 from experiments.config import BEFORE, as_json, make_config, read_fields
-from experiments.files import read_json
-from experiments.lock import Lock
+from experiments.training.lock import Lock
 from rn_jax import filesystem
 from rn_jax.errors import InputError
-from rn_jax.filesystem import replace_file
+from rn_jax.filesystem import read_json, replace_file
 
 # Fields that may differ when a run is continued: they do not change what is computed,
 # but for the rounding of sums over another number of devices.
@@ -173,7 +172,7 @@ class Workdir:
                 kept = [line for line in self.lines(name) if line["step"] <= step]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 replace_file(self.path / name, text)
-            from experiments.events import Events  # it may import PyTorch
+            from experiments.training.events import Events  # it may import PyTorch
 
             (self.path / "events").mkdir(exist_ok=True)
             self._events = Events(self.path / "events", step + 1)

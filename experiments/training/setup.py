@@ -14,8 +14,8 @@ import numpy as np
 
 import rn_jax
 from configs.default import Config
-from experiments import feed as feeds
 from experiments.config import check_config, dataset_spec
+from experiments.training import feed as feeds
 from rn_jax import data, filesystem, optim, parallel, train
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError, first_line, shown

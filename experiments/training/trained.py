@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 
 from configs.default import Config
-from experiments import files, setup
 from experiments.config import ANYWHERE, read_config
-from experiments.workdir import Workdir
-from rn_jax import parallel
+from experiments.training import setup
+from experiments.training.workdir import Workdir
+from rn_jax import filesystem, parallel
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
@@ -66,7 +66,7 @@ def finished(
             f"The run {path} has not ended: a finished one has a summary.json; the "
             "command that began it goes on with it."
         )
-    summary = files.read_json(folder / "summary.json")
+    summary = filesystem.read_json(folder / "summary.json")
     # On the devices that are here now; what is computed does not depend on them.
     here: dict[str, Any] = {**ANYWHERE, "num_workers": num_workers}
     here["data_dir"] = data_dir or config.data_dir

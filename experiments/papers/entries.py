@@ -7,9 +7,9 @@ from typing import Any
 
 import configs
 from configs.default import Config
-from experiments import many
 from experiments.config import OF_NETWORK, load_config
-from experiments.tables import Table
+from experiments.papers.tables import Table
+from experiments.training import many_runs
 from rn_jax.errors import InputError, unknown_name
 
 # A row that the paper prints as "fail" has a test error above this (percent).
@@ -32,7 +32,7 @@ class Entry:
     @property
     def error(self) -> str:
         """Which of our errors the protocol compares with it."""
-        return many.LAST if self.config.protocol == "full" else many.AT_BEST
+        return many_runs.LAST if self.config.protocol == "full" else many_runs.AT_BEST
 
 
 def entries(
@@ -125,14 +125,14 @@ def shorten(config: Config, scale: float) -> Config:
 
 
 def differences(
-    table: Table, found: Sequence[Entry], results: Sequence[many.Result]
+    table: Table, found: Sequence[Entry], results: Sequence[many_runs.Result]
 ) -> list[dict[str, Any]]:
     """What the table compares, with its sign, ours and the paper's.
 
     Args:
         table: of TABLES.
         found: the rows.
-        results: of `many.results`, in the same order.
+        results: of `many_runs.results`, in the same order.
 
     Returns:
         For each pair of rows that have ended on a data set: rows, dataset, ours_points
@@ -176,7 +176,7 @@ def _minus(errors, pair):
     return None if one is None or other is None else one - other
 
 
-def our_error(table: Table, entry: Entry, result: many.Result) -> float | None:
+def our_error(table: Table, entry: Entry, result: many_runs.Result) -> float | None:
     """The number that stands against the paper's; None if no run has ended."""
     described = result.get(entry.error)
     return described and described[table.statistic]
