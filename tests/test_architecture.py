@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/architecture.md: its picture follows the imports, its walks follow the calls."""
+
+import re
+import sys
+import threading
+
+import pytest
+from driver import arguments
+from tiny import TINY
+
+import rn_jax
+from docs import architecture
+from experiments import analyze, run
+
+PAGE = architecture.PICTURE.with_suffix(".md").read_text("utf-8")
+WALKS = {
+    part.partition("\n")[0]: re.findall(r"^\d+\. `(.+?)`: `(.+?)`", part, re.MULTILINE)
+    for part in PAGE.split("\n## ")[1:]
+}
+
+
+def test_every_module_has_a_room_that_exists():
+    known = architecture.modules()
+    assert all(map(architecture.room, known))
+    for _, names in architecture.ROOMS.values():
+        assert set(names) <= known.keys()
+
+
+def test_imports_have_no_circles_and_the_library_knows_no_command():
+    arrows = architecture.imports()
+    assert architecture.levels(arrows)  # a circle would raise
+    for title, (_, names) in architecture.ROOMS.items():
+        if names[0].startswith("rn_jax"):
+            for other in arrows[title]:
+                assert architecture.ROOMS[other][1][0].startswith("rn_jax"), title
+
+
+def test_the_picture_is_current():
+    assert architecture.drawn_facts() == architecture.facts()
+
+
+def test_levels_and_direct_arrows_of_a_small_graph():
+    arrows = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert architecture.levels(arrows) == {"a": 0, "b": 1, "c": 2}
+    assert architecture.direct(arrows) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    with pytest.raises(RecursionError):
+        architecture.levels({"a": {"b"}, "b": {"a"}})
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory, quick_compile_module):
+    """Calls in a training and a study, in their order, of the functions on walks."""
+    folder = tmp_path_factory.mktemp("walks")
+    walked = {step for walk in WALKS.values() for step in walk}
+    root = f"{architecture.ROOT}/"
+    found = []
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(root):
+            call = code.co_filename.removeprefix(root), code.co_qualname
+            if call in walked:
+                found.append(call)
+
+    training = arguments(
+        folder / "run",
+        "--config.epochs=1",
+        "--config.stochastic_depth={'last_survival': 0.5}",
+    )
+    study = [f"--workdir={folder / 'run'}", f"--out={folder / 'out'}", "--images=16"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rn_jax.models.MODELS, "tiny", TINY)
+        threading.setprofile(note)
+        sys.setprofile(note)
+        try:
+            assert run.main(training) == 0
+            assert analyze.main([*study, "--studies=delete_one"]) == 0
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("title", WALKS)
+def test_walks_are_in_the_order_of_calls(calls, title):
+    rest = iter(calls)
+    for step in WALKS[title]:
+        assert step in rest, f"{step} is not called after the steps before it"
+
+
+def test_there_are_four_walks():
+    assert len(WALKS) == 4 and all(len(walk) > 8 for walk in WALKS.values())
