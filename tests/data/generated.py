@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from rn_jax.data.datasets import DATASETS
+from rn_jax.data import DATASETS
 
 SIZES = {"train": 23, "test": 11, "extra": 7}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rn_jax import InputError
+from rn_jax.data import NORMALIZATIONS, Examples
 from rn_jax.data.augment import (
     augment,
     augment_color,
@@ -20,7 +21,6 @@ from rn_jax.data.augment import (
     random_crop,
     random_flip,
 )
-from rn_jax.data.datasets import NORMALIZATIONS, Examples
 
 KEY = jax.random.key(7)
 

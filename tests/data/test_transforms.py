@@ -63,12 +63,12 @@ def test_orientation_of_the_camera_is_left_alone(photograph):
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_cut_off_picture_is_refused(photograph, file_format, share):
     encoded = generated.encode(photograph, file_format)
-    with pytest.raises(InputError, match="no whole JPEG or PNG"):
+    with pytest.raises(InputError, match="not a complete JPEG or PNG"):
         transforms.decode_jpeg(encoded[: int(share * len(encoded))])
 
 
 def test_other_bytes_are_refused():
-    with pytest.raises(InputError, match="13 bytes are no whole JPEG or PNG"):
+    with pytest.raises(InputError, match="13 bytes are not a complete JPEG or PNG"):
         transforms.decode_jpeg(b"GIF89a,really")
 
 

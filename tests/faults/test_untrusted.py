@@ -254,16 +254,16 @@ THUMBNAIL = b"\xff\xe1\x00\x0d\xff\xc0\x00\x11\x08\x00\x01\x00\x01\x03\x00"
     [
         (png(100_000, 100_000), "100000x100000 pixels is too large .* 134,217,728"),
         (png(2**31 - 1, 1), "2147483647x1 pixels is too large"),
-        (png(0, 100), "no whole JPEG"),
+        (png(0, 100), "not a complete JPEG"),
         (png(2**13, 2**13, data=zlib.compress(bytes(100))), None),
         (jpeg(65_500, 65_500), "65500x65500 pixels is too large"),
         (jpeg(65_500, 65_500, before=THUMBNAIL), "65500x65500 pixels is too large"),
         (jpeg(65_500, 65_500, before=b"\xff\xff\xff"), "65500x65500 pixels is too"),
         (jpeg(65_500, 65_500, before=b"stray"), "65500x65500 pixels is too large"),
-        (jpeg(0, 8), "no whole JPEG"),
-        (b"\xff\xd8" + b"\xff" * 10**5, "no whole JPEG"),
-        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 10**4, "no whole JPEG"),
-        (b"BM" + bytes(100), "no whole JPEG"),
+        (jpeg(0, 8), "not a complete JPEG"),
+        (b"\xff\xd8" + b"\xff" * 10**5, "not a complete JPEG"),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 10**4, "not a complete JPEG"),
+        (b"BM" + bytes(100), "not a complete JPEG"),
     ],
 )
 def test_pictures(picture, sentence, faults):
@@ -272,7 +272,7 @@ def test_pictures(picture, sentence, faults):
         image = transforms.decode_jpeg(picture)
         assert sentence is None and image.shape == (2**13, 2**13, 3)
     except InputError as error:
-        assert re.search(sentence or "no whole", str(error))
+        assert re.search(sentence or "not a complete", str(error))
     faults("picture")
 
 

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets by name."""
+
+import pytest
+
+from rn_jax import InputError, data
+
+
+def test_unknown_name_lists_near_names_or_all_names():
+    with pytest.raises(InputError, match="'cifar_10'; near it: cifar10") as caught:
+        data.load("cifar_10")
+    assert "svhn" not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        data.get_spec("zzz")
+    assert all(name in str(caught.value) for name in data.DATASETS)
