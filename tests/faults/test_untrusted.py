@@ -74,7 +74,7 @@ def test_weights_that_would_run_code(torch, tmp_path, faults):
         (tmp_path / f"{protocol}.bin").write_bytes(text)
     found = sorted(tmp_path.iterdir())
     for file in found:
-        refused("read as weights alone; it is damaged or holds", read_weights, file)
+        refused("read as weights alone; it is damaged or contains", read_weights, file)
         assert not marker.exists()
     faults("code in weights", len(found))
 
@@ -116,7 +116,7 @@ def test_tensors_larger_than_their_file(torch, tmp_path, faults):
         "claims 4,000,000,000,000,000 bytes": torch.as_strided(one, (peta,), (0,)),
         "claims": one.expand(10**6, 10**3),
         "more than weights: 'w'": torch.empty(peta, device="meta"),
-        "holds more than weights": torch.sparse_coo_tensor(
+        "contains more than weights": torch.sparse_coo_tensor(
             torch.zeros((1, 1), dtype=torch.int64), one, (peta,)
         ),
     }
@@ -129,8 +129,8 @@ def test_tensors_larger_than_their_file(torch, tmp_path, faults):
     faults("claims of weights", len(entries) + 1)
 
 
-def test_zip_that_unfolds(torch, tmp_path, faults):
-    """100 MB of zeros in 0.1 MB; nothing of it is unfolded."""
+def test_zip_that_unpacks(torch, tmp_path, faults):
+    """100 MB of zeros in 0.1 MB; nothing of it is unpacked."""
     torch.save({"w": torch.zeros(1)}, tmp_path / "small.pth")
     with (
         zipfile.ZipFile(tmp_path / "small.pth") as old,
@@ -141,8 +141,8 @@ def test_zip_that_unfolds(torch, tmp_path, faults):
         with new.open("small/data/1", "w") as file:
             for _ in range(100):
                 file.write(bytes(10**6))
-    refused(r"unfolds to 100,0\d\d,\d+ bytes from", read_weights, tmp_path / "bomb.pth")
-    faults("ZIP that unfolds")
+    refused(r"unpacks to 100,0\d\d,\d+ bytes from", read_weights, tmp_path / "bomb.pth")
+    faults("ZIP that unpacks")
 
 
 @pytest.mark.filterwarnings("ignore")
