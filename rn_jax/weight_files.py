@@ -145,10 +145,8 @@ def as_array(
             value = value.float() if _kind(value) == "torch.bfloat16" else value
         array = np.asarray(value)
     except Exception as error:  # a tracer, a key, a donated buffer, a sparse tensor
-        array, reason = (
-            np.asarray(None),
-            f" and cannot be read ({first_line(error).rstrip('.')})",
-        )
+        array = np.asarray(None)
+        reason = f" and cannot be read ({first_line(error).rstrip('.')})"
     dtype = array.dtype.newbyteorder("=")
     if not hasattr(value, "dtype") or dtype not in allowed:
         described = f" and dtype {value.dtype}" if hasattr(value, "dtype") else ""

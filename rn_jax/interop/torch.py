@@ -328,7 +328,7 @@ def _resnet(path, model):
     stage, block, *layer = path.split("/")
     shortcut = {"conv": "downsample.0", "bn": "downsample.1"}
     layer = shortcut[layer[1]] if layer[0] == "shortcut" else layer[0]
-    return f"layer{_number(stage)}.{_number(block) - 1}.{layer}"
+    return f"layer{_index(stage) + 1}.{_index(block)}.{layer}"
 
 
 def _resnetv2(path, model):
@@ -338,7 +338,7 @@ def _resnetv2(path, model):
     stage, block, *layer = path.split("/")
     layer = "downsample.conv" if layer[0] == "shortcut" else layer[0]
     layer = layer.replace("bn", "norm")
-    return f"stages.{_number(stage) - 1}.blocks.{_number(block) - 1}.{layer}"
+    return f"stages.{_index(stage)}.blocks.{_index(block)}.{layer}"
 
 
 def _densenet(path, model):
@@ -349,8 +349,8 @@ def _densenet(path, model):
     layer = layer.replace("bn", "norm")
     if len(place) == 1:
         return f"features.{place[0]}.{layer}"
-    stage, number = map(_number, place)
-    return f"features.denseblock{stage}.denselayer{number}.{layer}"
+    stage, block = (_index(name) + 1 for name in place)
+    return f"features.denseblock{stage}.denselayer{block}.{layer}"
 
 
 def _vgg(path, model):
@@ -360,7 +360,7 @@ def _vgg(path, model):
         return f"classifier.{classifier[path]}"
     stage, layer, part = path.split("/")
     index = next(b.index for b in model.blocks if b.name == f"{stage}/{layer}")
-    place = index * (3 if model.batch_norm else 2) + _number(stage) - 1
+    place = index * (3 if model.batch_norm else 2) + _index(stage)
     return f"features.{place + (part == 'bn')}"
 
 
@@ -384,8 +384,9 @@ def _googlenet(path, model):
     return ".".join(theirs.get(part, part) for part in path.split("/"))
 
 
-def _number(name):
-    return int(re.sub(r".*\D", "", name))
+def _index(name):
+    """Return the position of "stage2" or "block07" in its network or stage, from 0."""
+    return int(name[5:]) - 1
 
 
 _RESNETV2 = _Layout(
