@@ -275,7 +275,7 @@ def test_checkpoint_of_another_network_is_refused_with_what_differs(saved):
     checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
     with pytest.raises(
         InputError,
-        match=r"of step 4 in .* is of another network: params/a/kernel is "
+        match=r"of step 4 in .* belongs to another network: params/a/kernel is "
         r"float32\[60, 50\] there and float32\[60, 51\] here, and 1 more differ\.",
     ):
         checkpoints.restore(wider)

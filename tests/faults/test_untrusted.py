@@ -299,7 +299,7 @@ JSON = {
 def test_json(text, tmp_path, faults):
     file = epath.Path(tmp_path) / "config.json"
     file.write_text(text)
-    refused("damaged: it holds no JSON dict", filesystem.read_json, file)
+    refused("damaged: it contains no JSON dict", filesystem.read_json, file)
     faults("JSON")
 
 
@@ -349,10 +349,10 @@ def test_checkpoint_that_claims_petabytes(claims, tmp_path, faults, capsys):
     array = json.loads(store.read(b"params.w/.zarray").result().value)
     store.write(b"params.w/.zarray", json.dumps({**array, **claims}).encode()).result()
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
-    limit = r"claims 1,000,000,000,000,001 numbers; at most 21 are taken"
+    limit = r"claims 1,000,000,000,000,001 numbers; at most 21 are allowed"
     with pytest.raises(InputError, match=limit):
         checkpoints.read(3, STATE)
-    with pytest.raises(InputError, match="at most 1,000 are taken"):
+    with pytest.raises(InputError, match="at most 1,000 are allowed"):
         checkpoints.read(3, most=1000)
     with pytest.raises(InputError, match=r"All checkpoints .* are damaged"):
         checkpoints.restore(STATE)
