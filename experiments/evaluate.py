@@ -29,7 +29,8 @@ from rn_jax.models.resnet import ResNet
 
 CROPS = ("center", "ten", "dense")
 
-# Sides of dense images are cut to multiples of this, so that there are few shapes.
+# Sides of dense images are cropped to multiples of this, so that a network is compiled
+# for tens of shapes instead of thousands.
 _MULTIPLE = 32
 
 
@@ -115,7 +116,9 @@ def evaluate(
             "--crops=dense needs a network that ends in a mean over all pixels, as "
             f"ResNets and DenseNets do, and not {config.model}."
         )
-    view: imagenet.EvalView = partial(dense_views, scales=scales)
+    view: imagenet.EvalView = partial(
+        transforms.dense_views, sizes=scales, multiple=_MULTIPLE
+    )
     if not dense:
         view = partial(transforms.eval_view, crops=crops, resize=resize, size=side)
     feed = dataclasses.replace(experiment.feed, eval_view=view)
@@ -148,29 +151,6 @@ def evaluate(
         f"{result['top5_error_percent']:.2f} %."
     )
     return result
-
-
-def dense_views(image: np.ndarray, *, scales: tuple[int, ...]) -> list[np.ndarray]:
-    """Return the whole image and its mirror image at each scale, cropped a little.
-
-    The longer side of `transforms.dense_views` is cropped centrally to a multiple of 32
-    pixels, which loses at most 31 of them: a network is compiled for tens of shapes
-    instead of thousands.
-
-    Args:
-        image: uint8[H, W, 3].
-        scales: lengths of the shorter side, in pixels.
-
-    Returns:
-        uint8[h, w, 3] for each scale, followed by its mirror image.
-    """
-
-    def trimmed(view):
-        height, width = (side // _MULTIPLE * _MULTIPLE for side in view.shape[:2])
-        top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
-        return view[top : top + height, left : left + width]
-
-    return [trimmed(view) for view in transforms.dense_views(image, scales)]
 
 
 def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -147,9 +147,8 @@ def process_count() -> int:
         raise InputError(
             f"JAX cannot start{' with ' if given else ''}{' and '.join(given)} "
             f"({reason}): {'unset JAX_PLATFORM_NAME, and ' if old_name else ''}set "
-            "JAX_PLATFORMS to what this machine and this jaxlib have, in lower case "
-            "and without spaces, such as JAX_PLATFORMS=cpu, or unset it to let JAX "
-            "choose."
+            "JAX_PLATFORMS to what this machine and jaxlib have, in lower case and "
+            "without spaces, such as JAX_PLATFORMS=cpu, or unset it to let JAX choose."
         ) from error
 
 
@@ -330,12 +329,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
     """Put arrays on the devices of one process, with one axis split over them.
 
-    Compiled functions of such arrays run on all of the devices.
-
-    Args:
-        tree: arrays.
-        devices: devices of this process, whose number divides the axis.
-        axis: the axis to split.
+    Compiled functions of such arrays run on all of the devices, whose number must
+    divide the axis.
     """
     return jax.device_put(tree, _sharding(devices, *[None] * axis, AXIS))
 
@@ -456,10 +451,7 @@ class Agreement:
             )
 
     def any(self, seen: bool) -> bool:
-        """Return whether any process had seen it `delay` calls ago.
-
-        In a run of one process, return `seen`.
-        """
+        """Return whether a process had seen it `delay` calls ago; alone, now."""
         if self._count is None:
             return seen
         own = np.array([seen], np.int32)

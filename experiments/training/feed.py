@@ -54,24 +54,23 @@ def _imagenet(config, host):
     if config.protocol == "45k5k":
         train = parts["train"]
         order = np.random.default_rng(config.split_seed).permutation(len(train))
-        size = _held_out(len(train))
+        size = min(len(train) // 10, HELD_OUT)
         parts["train"] = train.take(np.sort(order[size:]))
         parts["val"] = train.take(np.sort(order[:size]))
-    low, high = config.train_scales
+    train_view = partial(_without_draws, _center_view(config))
+    if config.augment:
+        train_view = partial(
+            transforms.train_view,
+            crop=config.train_crop,
+            scales=config.train_scales,
+            size=config.image_size,
+            mirrored=config.augment_flip is not False,
+        )
     workers = config.num_workers
-    train_view = partial(
-        transforms.train_view,
-        crop=config.train_crop,
-        scales=(low, high),
-        size=config.image_size,
-        mirrored=config.augment_flip is not False,
-    )
     return imagenet.Source(
         parts=parts,
         **host,
-        train_view=train_view
-        if config.augment
-        else partial(_without_draws, _center_view(config)),
+        train_view=train_view,
         eval_view=partial(
             transforms.eval_view,
             crops=config.eval_crops,
@@ -123,9 +122,5 @@ def count_train(config: Config) -> int:
     if config.protocol == "full":
         return total
     if spec is imagenet.SPEC:
-        return total - _held_out(total)
+        return total - min(total // 10, HELD_OUT)
     return total - data.held_out(spec, total)
-
-
-def _held_out(total):
-    return min(total // 10, HELD_OUT)

@@ -55,13 +55,8 @@ def contrast_normalize(images: jax.Array) -> jax.Array:
     """Normalise the contrast globally: each image gets a mean of 0 and a std of 1.
 
     Highway networks use it for CIFAR (Srivastava et al. 2015); the available sources do
-    not say with which std. An image of a single value becomes 0.
-
-    Args:
-        images: [B, H, W, C], of any dtype.
-
-    Returns:
-        f32[B, H, W, C].
+    not say with which std. An image of a single value becomes 0. Takes [B, H, W, C] of
+    any dtype and returns f32[B, H, W, C].
     """
     images = images.astype(jnp.float32)
     axes = (1, 2, 3)
@@ -84,10 +79,7 @@ def normalize(
         mean: mean of pixel values 0..255: a mean image [h, w, C], or any shape that
             broadcasts against [H, W, C].
         std: a number, or one per channel.
-        dtype: dtype of the result.
-
-    Returns:
-        dtype[B, H, W, C].
+        dtype: dtype of the result, which is [B, H, W, C].
     """
     if np.ndim(mean) == 3 and np.shape(mean) != images.shape[1:]:
         shape = (*images.shape[1:3], np.shape(mean)[2])
@@ -130,11 +122,8 @@ def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
 
     Args:
         key: key of the three a_i.
-        image: f32[H, W, 3], RGB in 0..255.
+        image: f32[H, W, 3], RGB in 0..255; so is the result, which is not clipped.
         std: standard deviation of the a_i.
-
-    Returns:
-        f32[H, W, 3], not clipped.
     """
     shares = std * jax.random.normal(key, (3,), jnp.float32)
     shift = 255 * (_EIGENVECTORS @ (shares * _EIGENVALUES))
@@ -149,11 +138,8 @@ def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array
 
     Args:
         key: key of the order and the three weights.
-        image: f32[H, W, 3], RGB in 0..255.
+        image: f32[H, W, 3], RGB in 0..255; so is the result, which is not clipped.
         strength: largest change of a weight; 0.4 in fb.resnet.torch.
-
-    Returns:
-        f32[H, W, 3], not clipped.
     """
     order_key, weight_key = jax.random.split(key)
     weights = jax.random.uniform(

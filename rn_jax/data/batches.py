@@ -96,16 +96,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def train_indices(
     n: int, step: int, *, batch_size: int, seed: int
 ) -> tuple[int, np.ndarray]:
-    """Return the epoch of a training step and the indices of its examples.
-
-    Args:
-        n: number of training examples.
-        step: 0, 1, ...
-        batch_size: examples per batch.
-        seed: seed of the order of examples.
-
-    Returns:
-        (epoch, int64[batch_size]).
+    """Return a step's epoch and the indices, int64[batch_size], of its examples.
 
     Raises:
         InputError: `batch_size` is not in 1..n.

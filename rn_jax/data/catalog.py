@@ -40,18 +40,8 @@ class DatasetSpec:
 
 _DIGIT_NAMES = tuple("0123456789")
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
-_FASHION_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_FASHION_NAMES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,"
+_FASHION_NAMES += "Ankle boot"
 
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
@@ -97,7 +87,7 @@ DATASETS: dict[str, DatasetSpec] = {
             image_shape=(28, 28, 1),
             num_classes=10,
             flip=True,
-            class_names=_FASHION_NAMES,
+            class_names=tuple(_FASHION_NAMES.split(",")),
         ),
         # 1 of 8 pixels, in proportion to 4 of 32.
         DatasetSpec(

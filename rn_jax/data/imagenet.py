@@ -89,7 +89,7 @@ class Records:
             yield self._decode_or_next(index, record)
 
     def _decode_or_next(self, first, record):
-        """Decode `record`, the one at index `first`, or read it if it is None."""
+        """Decode `record`, the one at index `first`; read it first if it is None."""
         for skipped in range(min(1 + MAX_SKIPPED, len(self))):
             index = (first + skipped) % len(self)
             try:
@@ -206,6 +206,10 @@ class Source(Feed):
     eval_view: EvalView
     num_workers: int
 
+    def __post_init__(self):
+        if self.num_workers < 0:
+            raise InputError(f"num_workers must be 0 or more, not {self.num_workers}.")
+
     def train_batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Yield `train_batch` of each step, as `Feed` says.
 
@@ -302,10 +306,9 @@ def train_batch(
     Args:
         records: the training records.
         step: 0, 1, ...
-        batch_size: examples in the whole batch.
+        batch_size, rows: see `rn_jax.data.train_batch`.
         seed: seed of the order of examples and of the draws of `view`.
-        view: see `Source`.
-        rows: the rows of the whole batch to return.
+        view: see `train_view` of `Source`.
     """
     epoch, indices = train_indices(len(records), step, batch_size=batch_size, seed=seed)
     indices = indices[rows]
@@ -336,9 +339,8 @@ def eval_batch(
         records: the records of a part.
         number: 0, 1, ...
         count: 1 or more.
-        batch_size: examples in the whole batch.
-        view: see `Source`.
-        rows: the rows of the whole batch to return.
+        batch_size, rows: see `rn_jax.data.eval_batches`.
+        view: see `eval_view` of `Source`.
     """
     wanted = (number * batch_size + np.arange(batch_size))[rows]
     real = wanted[wanted < count]
@@ -380,12 +382,6 @@ def _in_workers(
     make: Callable[[int], Batch], numbers: range, num_workers: int
 ) -> Generator[Batch]:
     """Yield make(number) for each of `numbers`, in order, from worker processes."""
-    if num_workers < 0:
-        raise InputError(f"num_workers must be 0 or more, not {num_workers}.")
-    return _from_workers(make, numbers, num_workers)
-
-
-def _from_workers(make, numbers, num_workers):
     import grain
     from absl import flags
 

@@ -253,21 +253,7 @@ def quiet_tfds() -> Iterator[None]:
 def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
     """Download and prepare a data set, or raise an error that explains how to."""
     command = _prepare_command(spec, data_dir)
-    if spec.name in _WITHOUT_TENSORFLOW:
-        _announce_preparation(spec, folder)
-        from rn_jax.data import cifar
-
-        try:
-            cifar.prepare(spec.name, data_dir)
-        except Exception as error:  # of the network, the disk, the archive, or TFDS
-            if os.path.isdir(folder):  # another process was faster
-                return
-            raise InputError(
-                f"{spec.name} is not in {folder} and could not be prepared there "
-                f"({type(error).__name__}: {first_line(error)}); with Internet access, "
-                f"try again with: {command}"
-            ) from error
-        return
+    by_tensorflow = spec.name not in _WITHOUT_TENSORFLOW
     if spec.downloads:
         manual = os.path.join(data_dir, "downloads", "manual")
         raise InputError(
@@ -275,32 +261,39 @@ def _prepare(spec: DatasetSpec, data_dir: str, *, folder: str) -> None:
             f"registered users only: put {' and '.join(spec.downloads)} into {manual}, "
             f'then prepare it once with: pip install "rn_jax[prepare]" && {command}'
         )
-    if importlib.util.find_spec("tensorflow") is None:
+    if by_tensorflow and importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"{spec.name} is not prepared in {folder}; with Internet access, prepare "
             f'it once with: pip install "rn_jax[prepare]" && {command}'
         )
-    _announce_preparation(spec, folder)
-    # In a separate process, because TensorFlow would keep memory, also of a GPU.
-    result = subprocess.run(
-        [sys.executable, "-c", _prepare_code(spec, data_dir)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        raise InputError(
-            f"{spec.name} is not in {folder} and could not be prepared there "
-            f"({lines[-1][:200]}); to see the whole error, run: {command}"
-        )
-
-
-def _announce_preparation(spec: DatasetSpec, folder: str) -> None:
     # By default, logging shows a warning on stderr; preparation may take minutes.
     logging.getLogger(__name__).warning(
         "%s is not in %s: preparing it, once", spec.name, folder
+    )
+    if by_tensorflow:
+        # In a separate process, because TensorFlow would keep memory, also of a GPU.
+        result = subprocess.run(
+            [sys.executable, "-c", _prepare_code(spec, data_dir)],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode == 0:
+            return
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    else:
+        from rn_jax.data import cifar
+
+        try:
+            return cifar.prepare(spec.name, data_dir)
+        except Exception as error:  # of the network, the disk, the archive, or TFDS
+            if os.path.isdir(folder):  # another process was faster
+                return
+            reason = f"{type(error).__name__}: {first_line(error)}"
+    raise InputError(
+        f"{spec.name} is not in {folder} and could not be prepared there ({reason}); "
+        f"with Internet access, try again with: {command}"
     )
 
 

@@ -252,11 +252,19 @@ def ten_crop(image: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def dense_views(image: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+def dense_views(
+    image: np.ndarray, sizes: tuple[int, ...], *, multiple: int = 1
+) -> list[np.ndarray]:
     """Return the whole image and its mirror image at each length of the shorter side.
 
     They are for a network applied fully convolutionally (He et al. 2015, section 3.4,
     with 224, 256, 384, 480 and 640).
+
+    Args:
+        image: uint8[H, W, 3].
+        sizes: lengths of the shorter side, in pixels, before cropping.
+        multiple: crop each side centrally to a multiple of this number of pixels, so
+            that a network is compiled for fewer shapes.
 
     Returns:
         A list of 2 * len(sizes) images of different shapes; each mirror image follows
@@ -265,7 +273,10 @@ def dense_views(image: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
     views = []
     for size in sizes:
         view = resize_shorter(image, size)
-        views += [view, view[:, ::-1]]
+        height, width = (side // multiple * multiple for side in view.shape[:2])
+        top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
+        mirrored = view[:, ::-1]
+        views += [v[top : top + height, left : left + width] for v in (view, mirrored)]
     return views
 
 

@@ -295,7 +295,7 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
         left = pixels[:, :, :5].mean(axis=(1, 2, 3))
         return np.stack([left, pixels.shape[2] * np.ones(len(left))], axis=1)
 
-    view = partial(evaluate.dense_views, scales=scales)
+    view = partial(transforms.dense_views, sizes=scales, multiple=32)
     batch = partial(imagenet.eval_batch, records, count=9, batch_size=1, view=view)
     batches = map(batch, range(9))
     labels, scores = evaluate._by_shape(batches, 9, 4, probabilities)
