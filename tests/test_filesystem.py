@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced as a whole, and paths that libraries or systems refuse."""
+"""Files that are replaced atomically, and paths that libraries or systems refuse."""
 
 import gc
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices are taken, and what is refused."""
+"""Which devices are chosen, and which settings are refused."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True, scope="module")
 def devices():
-    """JAX is in use, so that `choose_devices` does not change how many there are."""
+    """JAX is in use, so `choose_devices` does not change their number."""
     jax.devices()
 
 
@@ -107,7 +107,7 @@ def test_alone_nothing_is_waited_for():
         raise InputError("this one")
 
 
-# Each has no platform here, but the last, of which JAX starts the first half.
+# None is a platform here, except the first half of the last one, which JAX starts.
 PLATFORMS = ("CPU", "nonsense", "cuda", " cpu", "cpu ", ",cpu", "cpu,nonsense")
 START = """
 import json, os, sys, jax

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks in files: what comes back is what was saved; nothing else is taken."""
+"""Networks in files: loaded as they were saved; other files are refused."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_what_is_saved_comes_back(tmp_path, random_variables, name, fields, layo
 
 
 def test_what_comes_with_the_package():
-    """The trained networks are small, and make the error that they are said to make."""
+    """The trained networks are small, and have the recorded test errors."""
     names = rn_jax.list_weights()
     files = list((ROOT / "rn_jax" / "trained").iterdir())
     assert sorted(file.stem for file in files) == names
@@ -85,14 +85,14 @@ def test_what_comes_with_the_package():
 
 
 def test_the_network_of_cifar10(cifar10_dir):
-    """On a fifth of the test images, within four deviations of a share of them."""
+    """On a fifth of the test images, within four standard deviations."""
     test = data.load("cifar10", data_dir=cifar10_dir).test.take(np.arange(2000))
     error, told = error_and_what_is_told("resnet20_cifar10", test)
     assert error == pytest.approx(told, abs=4 * (told * (100 - told) / 2000) ** 0.5)
 
 
 def error_and_what_is_told(name, test):
-    """Of trained weights that come along, in percent."""
+    """Return the measured and the recorded error of trained weights, in percent."""
     model, variables = rn_jax.load(name)
     info = rn_jax.read_info(name)
     assert name.endswith(info["dataset"])
@@ -104,7 +104,7 @@ def error_and_what_is_told(name, test):
 
 
 def test_entries_that_need_arguments(tmp_path, monkeypatch, random_variables):
-    """Such a one of a user's does not stand in the way of others, and can be saved."""
+    """A user's entry of that kind does not affect others, and can be saved."""
     monkeypatch.setitem(MODELS, "own", rn_jax.ModelEntry(ResNet, {"block": OwnBlock}))
     assert rn_jax.weights.describe(create_model("resnet20")) == ("resnet20", {})
     model = create_model("own", stage_sizes=(1, 1), features=(4, 8))
@@ -185,13 +185,13 @@ def tiny_resnet20(**fields):
 
 @pytest.fixture(scope="module")
 def tiny_variables(random_variables):
-    """Of `tiny_resnet20()`, in new dicts for each test that calls this."""
+    """Variables of `tiny_resnet20()`, in new dicts at each call."""
     variables = random_variables(tiny_resnet20(), (8, 8, 3))
     return lambda: jax.tree.map(np.copy, variables)
 
 
 def with_leaf(change, *path):
-    """Changes one leaf of the variables."""
+    """Return a function that changes one leaf of variables."""
 
     def changed(variables):
         flat = flax.traverse_util.flatten_dict(variables)
@@ -272,7 +272,7 @@ def donated(leaf):
     ],
 )
 def test_variables_that_could_not_be_loaded(tmp_path, tiny_variables, change, sentence):
-    """They are refused before anything is written, and the file before stays whole."""
+    """They are refused before anything is written; an existing file stays intact."""
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"before")
     with pytest.raises(InputError, match=sentence) as error:
@@ -315,7 +315,7 @@ def test_variables_of_another_network_are_refused_on_both_sides(
     [("float16", 4), ("bfloat16", 1), ("float32", 3), ("float64", 3), (">f4", 3)],
 )
 def test_round_trips_are_exact(tmp_path, random_variables, dtype, channels):
-    """Of every dtype and byte order, NaN, and images of any number of channels."""
+    """For every dtype and byte order, NaN, and any number of image channels."""
     model, path = tiny_resnet20(), tmp_path / "net.safetensors"
     variables = random_variables(model, (8, 8, channels), dtype)
     variables["params"]["head"]["bias"][:2] = np.nan, np.inf
@@ -335,7 +335,7 @@ def assert_identical(found, given):
 
 
 class Flat(rn_jax.models.network.Network):
-    """A matrix as large as the images, a loss that is sown, a state of its own."""
+    """A network with a matrix as large as the images, a sown loss and a state."""
 
     @nn.compact
     def __call__(self, images, *, train, gates=None, paths=None):

@@ -4,6 +4,7 @@
 import pytest
 
 from rn_jax import InputError, data
+from rn_jax.data import datasets
 
 
 def test_unknown_name_lists_near_names_or_all_names():
@@ -13,3 +14,7 @@ def test_unknown_name_lists_near_names_or_all_names():
     with pytest.raises(InputError) as caught:
         data.get_spec("zzz")
     assert all(name in str(caught.value) for name in data.DATASETS)
+
+
+def test_the_old_module_has_the_same_names():
+    assert datasets.DATASETS is data.DATASETS and datasets.load is data.load

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR from its archive: prepared is what the archive holds, in TFDS's order."""
+"""CIFAR prepared from its archive: the same examples, in TFDS's order."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ ROWS = 12  # of each file in the archives
 
 
 class NoTensorFlow:
-    """Makes an import of it fail, as where it is not installed."""
+    """Makes its import fail, as if it were not installed."""
 
     @staticmethod
     def find_spec(name, *_):
@@ -44,7 +44,7 @@ def no_tensorflow(monkeypatch):
 
 
 def write_archive(path, facts, contents, names):
-    """The binary version of CIFAR: `contents` by file, rows of labels and pixels."""
+    """Write CIFAR's binary version: `contents` by file, rows of labels and pixels."""
     with tarfile.open(path, "w:gz") as tar:
         texts = {
             file: "\n".join(names[key]).encode() + b"\n"
@@ -57,7 +57,7 @@ def write_archive(path, facts, contents, names):
 
 
 def facts_of(builder):
-    """What TFDS knows of the archive."""
+    """Return what TFDS knows about the archive."""
     return builder._cifar_info.fget(types.SimpleNamespace(name=builder.name))
 
 
@@ -73,7 +73,7 @@ def random_contents(facts, classes):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """Makes a builder download from a folder here; returns that folder."""
+    """Make a builder download from a local folder, and return that folder."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(
@@ -129,7 +129,7 @@ def test_load_prepares_what_the_archive_holds(serve, tmp_path, name, classes):
 
 
 def test_order_is_that_of_tfds(serve, tmp_path, cifar10_dir):
-    """Which of two comes first does not depend on the others: 300 suffice."""
+    """The order of two examples does not depend on the others: 300 suffice."""
     archive, facts = serve(cifar.BUILDERS["cifar10"])
     real = tfds.builder("cifar10", data_dir=cifar10_dir)
     names = {"label": real.info.features["label"].names}
@@ -186,7 +186,7 @@ def test_without_internet_access_it_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_an_archive_that_is_there_is_not_asked_for(serve, tmp_path, monkeypatch):
-    """As after a try that ended in the middle, now without Internet access."""
+    """As after an interrupted preparation, now without Internet access."""
     archive, facts = serve(cifar.BUILDERS["cifar10"])
     rows = random_contents(facts, [10])
     contents = {file: table.tobytes() for file, table in rows.items()}
@@ -200,7 +200,7 @@ def test_an_archive_that_is_there_is_not_asked_for(serve, tmp_path, monkeypatch)
 
 
 def test_another_process_may_come_first(tmp_path, monkeypatch):
-    """TFDS's loser fails, and reads what the winner wrote."""
+    """The slower process fails to prepare, and reads what the faster one wrote."""
 
     def lose(name, data_dir):
         generated.prepare(name, data_dir)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet's batches: which examples when, whoever makes them, and how they fail."""
+"""ImageNet's batches: which examples at which step, by any worker, and their errors."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def source(data_dir):
 
 @pytest.fixture
 def own_folder(data_dir, tmp_path):
-    """A copy to spoil: the folder of the version."""
+    """The folder of a copy's version, to be damaged."""
     shutil.copytree(data_dir / "imagenet2012", tmp_path / "imagenet2012")
     (folder,) = (tmp_path / "imagenet2012").iterdir()
     return folder
@@ -100,7 +100,7 @@ def test_every_picture_is_decoded_with_its_label(source):
 
 
 def test_batches_hold_the_examples_that_the_seed_and_the_step_say(source):
-    """As the data sets in memory do: the order of `epoch_permutation`."""
+    """The order is `epoch_permutation`, as for data sets in memory."""
     labels = np.array(
         [label for _, label, _ in source.parts["train"].decode(np.arange(TRAIN))]
     )
@@ -122,7 +122,7 @@ def test_an_epoch_holds_an_example_once_and_is_shuffled_anew(source):
 
 
 def pixels(source, epochs, batch_size=4, seed=3):
-    """The image of every (epoch, label)."""
+    """Return the image of every (epoch, label)."""
     steps = TRAIN // batch_size
     batches = train(source, 0, epochs * steps, batch_size=batch_size, seed=seed)
     return {
@@ -376,7 +376,7 @@ INSTEAD = {5: 7, 6: 7, 23: 0}
 
 @pytest.fixture
 def damaged(own_folder):
-    """A source that skips three damaged records of each split, and its folder."""
+    """A source that skips three damaged records of each split."""
     imagenet._print_once.cache_clear()
     for split, last in (("train", 23), ("validation", 10)):
         (shard,) = own_folder.glob(f"*{split}*")

@@ -10,7 +10,7 @@ from rn_jax.data import Examples
 
 
 def numbered(n):
-    """n examples of one pixel each, which is the label too."""
+    """Return n examples of one pixel each, which is also the label."""
     labels = np.arange(n, dtype=np.int32)
     return Examples(labels.astype(np.uint8).reshape(n, 1, 1, 1), labels)
 
@@ -85,7 +85,7 @@ def test_too_few_examples_to_hold_some_out():
 
 
 def test_validation_part_of_svhn_is_balanced():
-    """400 of each class from train and 200 from extra (Huang et al. 2016)."""
+    """It has 400 of each class from train and 200 from extra (Huang et al. 2016)."""
     spec = data.get_spec("svhn_cropped")
     assert spec.train_splits == ("train", "extra")
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_evaluation_counts_every_example_once(n, batch_size):
 @pytest.mark.parametrize("num_hosts", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["train", "evaluation"])
 def test_hosts_share_the_same_batch(kind, num_hosts):
-    """Also the last one of an evaluation, which has 1 real row of 8."""
+    """Also the last batch of an evaluation, which has 1 real row of 8."""
 
     def batches(**host):
         parts = {"train": numbered(25), "test": numbered(25)}

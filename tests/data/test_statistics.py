@@ -10,7 +10,7 @@ from rn_jax.data import Examples
 
 @pytest.fixture(scope="module")
 def many():
-    """More examples than one chunk of the sums, brighter to the left and in red."""
+    """More examples than one chunk of the sums, brighter on the left and in red."""
     rng = np.random.default_rng(0)
     bright = np.array([200, 120, 60]) * np.linspace(1, 0.3, 4)[:, None]
     images = rng.normal(bright, 30, (1500, 5, 4, 3)).clip(0, 255).astype(np.uint8)
@@ -46,7 +46,7 @@ def test_unknown_normalization_names_both():
 
 
 def test_imagenets_normalization_whatever_the_examples():
-    """Of pixels 0..255, the constants by which torchvision takes those of 0..1."""
+    """torchvision's constants for pixels in 0..1, converted to 0..255."""
     examples = Examples(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32))
     stats = data.normalization(examples, "imagenet")
     pixels = np.array([0.0, 128.0, 255.0])[:, None]

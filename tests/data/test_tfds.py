@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of TFDS: what is read is what was prepared; each failure is a sentence."""
+"""Data sets of TFDS are read as they were prepared; each failure is a sentence."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ TFDS_NAMES = [name for name in data.DATASETS if name != "digits"]
 
 @pytest.fixture
 def own_cifar10(generated_dir, tmp_path):
-    """A copy of the generated cifar10 to spoil: (data_dir, folder of the version)."""
+    """A copy of the generated cifar10 to damage: (data_dir, folder of the version)."""
     shutil.copytree(generated_dir / "cifar10", tmp_path / "cifar10")
     (folder,) = (tmp_path / "cifar10").iterdir()
     return tmp_path, folder
@@ -33,13 +33,13 @@ def no_tensorflow(monkeypatch):
 
 
 def in_canonical_order(images, labels):
-    """TFDS shuffles what it writes: sort by the pixels, which are all different."""
+    """Sort by the pixels, which are all different, since TFDS shuffles."""
     order = np.lexsort(images.reshape(len(images), -1).T)
     return images[order], labels[order]
 
 
 def sentence_of(data_dir, name="cifar10"):
-    """The one sentence that `load` fails with."""
+    """Return the sentence of the error that `load` raises."""
     with pytest.raises(InputError) as caught:
         data.load(name, data_dir=data_dir)
     message = str(caught.value)
@@ -73,7 +73,7 @@ def test_load_reads_back_what_was_prepared(generated_dir, name):
     "name", ["[2026]", "*", "a\\b", "@5", " a:b ", "{x}#%'\"", "a\n\u00e9"], ids=ascii
 )
 def test_a_folder_may_have_any_name(generated_dir, tmp_path, monkeypatch, name):
-    """Also beside one that its name as a pattern matches, and as the current one."""
+    """Also beside a folder that its name matches as a pattern, and as the current."""
     shutil.copytree(generated_dir / "mnist", tmp_path / name / "mnist")
     shutil.copytree(generated_dir / "mnist", tmp_path / "2" / "mnist")
     for file in (tmp_path / "2").glob("mnist/*/*train*"):

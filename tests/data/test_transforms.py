@@ -22,7 +22,7 @@ def photograph():
 
 @pytest.fixture(scope="module")
 def places():
-    """uint8[60, 80, 3], whose pixels tell their row and column."""
+    """uint8[60, 80, 3], whose pixels encode their row and column."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[..., 0], image[..., 1] = np.indices((60, 80))
     return image
@@ -227,7 +227,7 @@ def windows(height, width, draws=4000, **ranges):
 
 
 def distance(a, b):
-    """Kolmogorov and Smirnov's, of two samples."""
+    """Return the Kolmogorov-Smirnov distance of two samples."""
     points = np.concatenate([a, b])
     above = [np.searchsorted(np.sort(s), points, side="right") / len(s) for s in (a, b)]
     return np.abs(above[0] - above[1]).max()

@@ -30,7 +30,7 @@ OTHERS = (
 
 
 def randomised(model, seed=0):
-    """No two weights alike, of sizes that keep activations near 1."""
+    """Set all weights to different values that keep activations near 1."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -525,7 +525,7 @@ def test_networks_that_compute_something_else_there(name, fields):
 
 @pytest.mark.parametrize("scaling", ["test", "training", "none"])
 def test_survival_probabilities_are_not_dropped_in_silence(scaling):
-    """PyTorch's network would count every branch once."""
+    """PyTorch's network would add every branch with a factor of 1."""
     depth = rn_jax.StochasticDepth(last_survival=0.5, scaling=scaling)
     model = create_model("resnet18", stochastic_depth=depth)
     variables = {"params": {"head": {"bias": np.arange(3.0)}}}
@@ -605,7 +605,7 @@ def test_grey_half_precision_and_wrapped(name, random_variables, caplog):
 
 @EVERY_FAMILY
 def test_headless_weights(name, random_variables):
-    """They are those of a network without classes, whatever the images' channels."""
+    """They belong to a network without classes, for any number of channels."""
     fields = FAMILIES[name]
     model = create_model(name, num_classes=7, **fields)
     variables = random_variables(model, (64, 64, 4), "float16")
@@ -688,7 +688,7 @@ def tiny(random_variables):
     ],
 )
 def test_prefixes(tiny, prefix, caplog):
-    """Each is removed where all names have it, with a word."""
+    """A prefix is removed if all names have it, with a warning."""
     weights = {f"{prefix}{key}": value for key, value in tiny[2].items()}
     assert_equal(from_torch("resnet20", weights, **FAMILIES["resnet20"]), tiny[1])
     told = [f"Removed the prefix {prefix!r} from all names of the weights."]
