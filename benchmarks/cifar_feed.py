@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.training_step import Step
-from experiments.training.feed import InMemory
 from rn_jax import data
 
 BATCHES = 100  # of the feed in one reading
@@ -32,13 +31,7 @@ def main() -> None:
         rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8),
         rng.integers(0, 10, 50_000).astype(np.int32),
     )
-    feed = InMemory(
-        {"train": examples},
-        batch_size=options.batch_size,
-        seed=0,
-        host_index=0,
-        num_hosts=1,
-    )
+    feed = data.InMemory({"train": examples}, batch_size=options.batch_size, seed=0)
     position = 0
 
     def take():

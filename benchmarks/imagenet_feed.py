@@ -34,7 +34,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from benchmarks import measure
 from rn_jax import parallel
 from rn_jax.data import imagenet, transforms
-from rn_jax.data.datasets import parse_record
+from rn_jax.data.tfds import parse_record
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 
@@ -79,15 +79,15 @@ def train_transform(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def by_rn_jax(path: Path, *, batches: int, batch_size: int, workers: int):
     """This project's feed."""
     records = imagenet.Records("benchmark", ArrayRecordDataSource(str(path)))
-    source = imagenet.Source(train=records, test=records)
-    return source.train_batches(
-        0,
-        batches,
+    source = imagenet.Source(
+        parts={"train": records},
         batch_size=batch_size,
         seed=0,
-        transform=train_transform,
+        train_view=train_transform,
+        eval_view=np.asarray,
         num_workers=workers,
     )
+    return source.train_batches(0, batches)
 
 
 def by_torch(path: Path, *, batches: int, batch_size: int, workers: int):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of a finished run on ImageNet, by the crops that papers report them with.
+"""Errors of a finished run on ImageNet, with the crops that papers use.
 
 python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
     [--resize=N] [--size=N] [--scales=224,256,384,480,640] [--images=N]
@@ -7,6 +7,7 @@ python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
 
 import argparse
 import collections
+import dataclasses
 import json
 import math
 import sys
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.training import trained
-from experiments.training.feed import ImageNet, test_view
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import replace_file
@@ -29,7 +29,8 @@ from rn_jax.models.resnet import ResNet
 
 CROPS = ("center", "ten", "dense")
 
-# Sides of dense images are cut to multiples of this, so that there are few shapes.
+# Sides of dense images are cropped to multiples of this, so that a network is compiled
+# for tens of shapes instead of thousands.
 _MULTIPLE = 32
 
 
@@ -74,21 +75,21 @@ def evaluate(
 
     Args:
         workdir: folder of a finished run.
-        crops: "center", "ten" (corners and center, mirrored too) or "dense" (the whole
+        crops: "center", "ten" (corners and centre, also mirrored) or "dense" (the whole
             image at several scales).
-        resize: shorter side in pixels before a crop; None: the run's.
-        size: side of a crop in pixels; None: the run's.
+        resize: shorter side in pixels before a crop; None for the run's.
+        size: side of a crop in pixels; None for the run's.
         scales: shorter sides of dense images, multiples of 32 pixels.
-        images: how many of the first images; None: all.
+        images: number of images, from the first; None for all.
         batch_size: images at a time.
-        num_workers: processes that read images; None: one per core.
-        data_dir: folder of the data set; None: the run's.
+        num_workers: processes that read images; None for one per core.
+        data_dir: folder of the data set; None for the run's.
 
     Returns:
-        What evaluation_CROPS.json holds.
+        The content of evaluation_CROPS.json.
 
     Raises:
-        InputError: what the user can mend, in one sentence.
+        InputError: the run cannot be evaluated like this; the message says why.
     """
     if crops not in CROPS:
         raise unknown_name("crops", crops, CROPS)
@@ -100,10 +101,10 @@ def evaluate(
         )
     run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
     config, experiment, model = run.config, run.experiment, run.model
-    if not isinstance(experiment.feed, ImageNet):
+    if not isinstance(experiment.feed, imagenet.Source):
         raise InputError(
-            f"The run {workdir} is on {config.dataset}, whose test images "
-            "are taken whole: its summary.json has their error."
+            f"The run {workdir} is on {config.dataset}, whose test images are not "
+            "cropped: its summary.json has their error."
         )
     resize = resize or config.eval_resize
     side = size or config.eval_size
@@ -115,19 +116,18 @@ def evaluate(
             "--crops=dense needs a network that ends in a mean over all pixels, as "
             f"ResNets and DenseNets do, and not {config.model}."
         )
-    feed = experiment.feed
-    source = imagenet.Source(train=feed.parts["train"], test=feed.parts["test"])
-    total = min(images or source.num_test, source.num_test)
+    view: imagenet.EvalView = partial(
+        transforms.dense_views, sizes=scales, multiple=_MULTIPLE
+    )
+    if not dense:
+        view = partial(transforms.eval_view, crops=crops, resize=resize, size=side)
+    feed = dataclasses.replace(experiment.feed, eval_view=view)
+    total = len(feed.parts["test"])
+    total = min(images or total, total)
     batch_size = math.ceil(batch_size / len(experiment.devices))
     batch_size *= len(experiment.devices)
     at_once = 1 if dense else batch_size
-    view = partial(test_view, crops=crops, resize=resize, size=side)
-    batches = source.eval_batches(
-        batch_size=at_once,
-        transform=partial(dense_views, scales=scales) if dense else view,
-        num_workers=feed.num_workers,
-        limit=total,
-    )
+    batches = feed.eval_batches("test", batch_size=at_once, limit=total)
     probabilities = trained.make_probabilities(run)
     bar = tqdm(batches, total=math.ceil(total / at_once), disable=None)
     if dense:
@@ -135,7 +135,7 @@ def evaluate(
     else:
         labels, scores = _by_batch(bar, probabilities)
     if not len(labels):
-        raise InputError(f"None of the {total} images can be read: take more of them.")
+        raise InputError(f"None of the {total} images can be read: use more of them.")
     result = {
         "crops": crops,
         **({"scales": scales} if dense else {"resize": resize, "size": side}),
@@ -153,41 +153,22 @@ def evaluate(
     return result
 
 
-def dense_views(image: np.ndarray, *, scales: tuple[int, ...]) -> list[np.ndarray]:
-    """The whole image and its mirror image at each scale, as `transforms.dense_views`.
-
-    The longer side is cut to a multiple of 32 pixels in the middle: at most 31 of them
-    are lost, and a network is compiled for some tens of shapes instead of thousands.
-
-    Args:
-        image: uint8[H, W, 3].
-        scales: lengths of the shorter side, in pixels.
-    """
-
-    def trimmed(view):
-        height, width = (side // _MULTIPLE * _MULTIPLE for side in view.shape[:2])
-        top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
-        return view[top : top + height, left : left + width]
-
-    return [trimmed(view) for view in transforms.dense_views(image, scales)]
-
-
 def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Percent of the examples whose class is not among the k with the highest scores.
+    """Return the percentage of examples whose class has none of the k highest scores.
 
     Args:
-        scores: f[N, K].
-        labels: i[N].
+        scores: float[N, K].
+        labels: int[N].
         k: 1 or 5 in the papers.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = np.arange(scores.shape[1]) < labels[:, None]  # of equals, as argmax does
+    before = np.arange(scores.shape[1]) < labels[:, None]  # breaks ties as argmax
     rank = ((scores > own) | ((scores == own) & before)).sum(axis=1)
     return 100 * float(np.mean((rank >= k) | ~np.isfinite(own[:, 0])))
 
 
 def _by_batch(batches: Iterable, probabilities: Callable):
-    """Labels and scores of images that all have the same views."""
+    """Return int[N] labels and float[N, K] scores of images with views of one shape."""
     labels, scores = [], []
     for batch in batches:
         images = batch["image"]
@@ -198,15 +179,15 @@ def _by_batch(batches: Iterable, probabilities: Callable):
 
 
 def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
-    """Labels and mean scores of images whose views have several shapes.
+    """Return int[N] labels and float[N, K] mean scores of views of different shapes.
 
-    Views of one shape wait for each other until they fill a batch.
+    Views of one shape are collected until they fill a batch.
 
     Args:
-        batches: of 1 image each, with a list of views.
-        total: images, as many as batches.
-        size: views of a batch.
-        probabilities: as `trained.make_probabilities` gives it.
+        batches: batches of 1 image each, with a list of views.
+        total: number of images, which is that of batches.
+        size: views per batch of the network.
+        probabilities: the function that `trained.make_probabilities` returns.
     """
     labels: list[int] = []
     sums, count = np.zeros((total, 0)), 1
@@ -221,7 +202,7 @@ def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable)
     waiting: collections.defaultdict[tuple[int, ...], tuple[list, list]]
     waiting = collections.defaultdict(lambda: ([], []))
     for batch in batches:
-        if not batch["mask"][0]:  # its record is damaged
+        if not batch["mask"][0]:  # a damaged record
             continue
         count = len(batch["image"])
         for view in batch["image"]:

@@ -22,7 +22,7 @@ import rn_jax
 from experiments import cli
 from experiments.config import as_json, dataset_spec
 from experiments.training import trained
-from experiments.training.feed import InMemory
+from rn_jax.data import InMemory
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
 from rn_jax.interop import to_stablehlo

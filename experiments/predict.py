@@ -15,7 +15,7 @@ from configs.default import Config
 from experiments import cli
 from experiments.config import dataset_spec
 from experiments.training import setup, trained
-from experiments.training.feed import InMemory, test_view
+from rn_jax.data import InMemory, transforms
 from rn_jax.errors import InputError
 
 
@@ -78,7 +78,7 @@ def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
     picture = read_picture(file, channels)
     if not isinstance(experiment.feed, InMemory):
         resize, size = config.eval_resize, config.eval_size
-        return test_view(picture, crops="center", resize=resize, size=size)
+        return transforms.eval_view(picture, crops="center", resize=resize, size=size)
     fitted = ImageOps.fit(
         Image.fromarray(picture.squeeze(-1) if channels == 1 else picture),
         (width, height),

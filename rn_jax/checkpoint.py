@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a run: the last two and the best, through Orbax.
 
-A checkpoint is a plain nested dict of arrays and a small record in JSON, so it can be
-read without this project's classes. Saving is asynchronous; a checkpoint that was not
-written to its end does not count. In a run of several processes all of them call every
-function here; the first one writes, since the arrays are the same in all.
+A checkpoint is a plain nested dict of arrays and a small JSON record, so it can be read
+without this project's classes. Saving is asynchronous; an incomplete checkpoint does
+not count. In a run of several processes, all of them call every function here; the
+first one writes, since the arrays are the same in all.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from orbax.checkpoint.checkpoint_managers import (
 from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError
 
-# Of what is saved and how; another number is refused.
+# The version of the format; checkpoints of others are refused.
 FORMAT = 1
 
 
 @dataclasses.dataclass
 class _Best(PreservationPolicy):
-    """Keeps the checkpoint of one step, which is set from outside."""
+    """Preserves the checkpoint of one step, which is set from outside."""
 
     step: int | None = None
 
@@ -46,16 +46,16 @@ class _Best(PreservationPolicy):
 
 
 class OtherNetworkError(InputError):
-    """A checkpoint that is whole, but of something else."""
+    """An intact checkpoint belongs to another network, or has another format."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: where they lie, a local path or one of a bucket (gs://...).
-        report: takes a sentence that the user should read.
-        read_only: nothing is made, removed or saved there; another process may save.
+        directory: their folder, a local path or one in a bucket (gs://...).
+        report: called with a sentence that the user should read.
+        read_only: make, remove and save nothing; another process may save.
 
     Raises:
         InputError: no folder can have this path.
@@ -72,7 +72,7 @@ class Checkpoints:
         self.directory = epath.Path(filesystem.absolute(directory))
         self._best = _Best()
         self._open = contextlib.ExitStack()
-        # The same folder, where its path has characters that Orbax would interpret.
+        # A link to the folder if its path has characters that Orbax would interpret.
         self._literal = epath.Path(
             self._open.enter_context(
                 filesystem.literal(str(self.directory), create=not read_only)
@@ -87,12 +87,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._literal, options=options)
 
     def save(self, state: Any, record: dict[str, Any], *, best: bool = False) -> None:
-        """Starts saving; a checkpoint of this step that is there already stays.
+        """Start saving, unless there is already a checkpoint of this step.
 
         Args:
             state: a pytree with an attribute `step`.
-            record: plain values that resuming needs, kept as JSON.
-            best: it is the best so far, and kept until a better one comes.
+            record: JSON-compatible values that resuming needs.
+            best: whether it is the best so far, which is kept until a better one.
 
         Raises:
             InputError: it, or the one before, cannot be written.
@@ -110,7 +110,7 @@ class Checkpoints:
             "best_step": self._best.step,
         }
         with self._writing():
-            if self._literal != self.directory:  # a link in /tmp, where old files go
+            if self._literal != self.directory:  # keeps a link in /tmp from being old
                 os.utime(self._literal, follow_symlinks=False)
             self._manager.save(
                 step,
@@ -126,23 +126,22 @@ class Checkpoints:
             yield
         except jax.errors.JaxRuntimeError:  # another process has ended
             raise
-        except Exception as error:  # of the disk, by Orbax, TensorStore or the system
+        except Exception as error:  # of Orbax, TensorStore or the system
             last = max(self._manager.all_steps(read=True), default=None)
             kept = "there is none before it" if last is None else f"step {last} is kept"
             reason = str(error).replace(str(self._literal), str(self.directory))
             reason = " ".join(reason.split())
-            if len(reason) > 200:  # TensorStore's end with the system's words
+            if len(reason) > 200:  # TensorStore's messages end with the system's
                 reason = f"{reason[:80]} ... {reason[-80:]}"
             raise InputError(
                 f"A checkpoint cannot be written to {self.directory} ({reason}); "
-                f"{kept}. Make room there, and the same command goes on."
+                f"{kept}. Make room there, and continue with the same command."
             ) from error
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """Restore the newest intact checkpoint; return None if there are none at all.
 
-        A damaged one is said and moved to a folder `damaged` beside the others, and the
-        one before it is taken.
+        Damaged checkpoints are reported and moved aside, to a folder `damaged`.
 
         Args:
             like: a state of the same structure and shapes.
@@ -151,8 +150,8 @@ class Checkpoints:
             The state and the record, as they were saved.
 
         Raises:
-            InputError: there are checkpoints, but none of them is whole; or one of
-                another network, or by another version of this project.
+            InputError: all checkpoints are damaged, or one is of another network or
+                another version of this project.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -161,10 +160,10 @@ class Checkpoints:
                 found = self._read(step, like)
             except (OtherNetworkError, MemoryError):
                 raise
-            except Exception:  # whatever a damaged file makes a reader raise
+            except Exception:  # a damaged file raises errors of any kind
                 pass
-            whole = parallel.all_true(found is not None)
-            if found is None or not whole:
+            intact = parallel.all_true(found is not None)
+            if found is None or not intact:
                 self._report(
                     f"The checkpoint of step {step} is damaged; trying the one before."
                 )
@@ -181,40 +180,45 @@ class Checkpoints:
         return None
 
     def best_step(self) -> int | None:
-        """Step saved last as the best, after `restore` also that of the run before."""
+        """Return the step of the best checkpoint, known after `save` or `restore`."""
         return self._best.step
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Return the step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def read(
         self, step: int, like: Any | None = None, *, most: int | None = None
     ) -> Any:
-        """The state saved at `step`, as `restore` gives it; a nested dict if no `like`.
+        """Return the state saved at `step`.
 
         Args:
-            step: one that was saved.
-            like: a state of the same structure and shapes.
-            most: numbers that it may claim to hold; those of `like` if there is one.
+            step: the step of a checkpoint.
+            like: a state of the same structure and shapes; None for a nested dict.
+            most: the largest number of elements that the checkpoint may claim; with
+                `like` it is that of `like`.
 
         Raises:
             InputError: it claims more, or is of another network or format.
-            Exception: of whatever other kind, the checkpoint is damaged.
+            Exception: the checkpoint is damaged, for any other kind of exception.
         """
         return self._read(step, like, most)[0]
 
     def wait(self) -> None:
-        """Returns when everything begun is on disk.
+        """Wait until all started saves are on disk.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: one cannot be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the manager's threads."""
+        """Wait for saves, and release the manager's threads.
+
+        Raises:
+            InputError: a checkpoint cannot be written.
+        """
         try:
             with self._writing():
                 self._manager.wait_until_finished()
@@ -233,7 +237,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step, like, most=None):
-        # After a file that cannot be read, Orbax's remaining reads print tracebacks.
+        # After a damaged file, Orbax's other reads print tracebacks.
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 record = self._restore(step, record=ocp.args.JsonRestore()).record
@@ -250,7 +254,7 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception:
-                time.sleep(1)  # by then those reads have ended
+                time.sleep(1)  # until those reads have ended
                 raise
         if record["ours"]["digest"] != digest(state):
             raise OSError("its contents do not match their checksum")
@@ -262,18 +266,18 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _check_format(self, step, record):
-        there = record["ours"].get("format", "older than formats are numbered")
-        if there != FORMAT:
+        saved = record["ours"].get("format", "older than format numbers")
+        if saved != FORMAT:
             raise OtherNetworkError(
                 f"{self._where(step)} was written by another version of rn_jax: its "
-                f"format is {there}, and this one reads {FORMAT}."
+                f"format is {saved}, and this one reads {FORMAT}."
             )
 
     def _where(self, step):
         return f"The checkpoint of step {step} in {self.directory}"
 
     def _target(self, step, like, record):
-        """Arrays of the shapes that are looked for, which are those that are there."""
+        """Return zeros of the shapes of `like`, which the checkpoint must have too."""
         target = flax.serialization.to_state_dict(like)
         here, there = layout(target), record["ours"]["layout"]
         differ = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
@@ -281,14 +285,14 @@ class Checkpoints:
             name = differ[0]
             more = "" if len(differ) == 1 else f", and {len(differ) - 1} more differ"
             raise OtherNetworkError(
-                f"{self._where(step)} is of another network: {name} is "
+                f"{self._where(step)} belongs to another network: {name} is "
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} "
                 f"here{more}."
             )
         return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), target)
 
     def _refuse_larger(self, step, most):
-        """Raises an InputError by the metadata alone: reading would take the memory."""
+        """Raise an InputError from the metadata alone, before reading needs memory."""
         handler = ocp.PyTreeCheckpointHandler()
         metadata = handler.metadata(self._literal / str(step) / "state")
         claimed = sum(
@@ -298,12 +302,12 @@ class Checkpoints:
         if claimed > most:
             raise InputError(
                 f"{self._where(step)} claims {claimed:,} numbers; at most {most:,} are "
-                "taken."
+                "allowed."
             )
 
 
 def layout(tree: Any) -> dict[str, str]:
-    """Type and shape of every leaf by its path, as "float32[3, 3, 16, 16]"."""
+    """Return dtype and shape of each leaf by path, such as "float32[3, 3, 16, 16]"."""
     return {
         "/".join(str(part.key) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -311,7 +315,7 @@ def layout(tree: Any) -> dict[str, str]:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over every leaf in order: zero-filled files can decompress to zeros."""
+    """Return the SHA-256 of all leaves: zero-filled files can decompress to zeros."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of everything that the caller can mend."""
+"""The error for everything that the caller can correct."""
 
 import contextlib
 import difflib
@@ -7,12 +7,12 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-# Names that an error lists.
+# The most names that an error lists.
 _MOST = 80
 
 
 class InputError(ValueError):
-    """Bad input: one sentence that names what was wrong and what would be right.
+    """Bad input: one sentence that says what is wrong and what would be right.
 
     The commands print the sentence and exit with `exit_code`.
     """
@@ -23,32 +23,32 @@ class InputError(ValueError):
 def unknown_name(
     kind: str, name: str, known: Iterable[str], hint: str = ""
 ) -> InputError:
-    """The error for a name that is not there, with the near names or all of them.
+    """Return the error for an unknown name, which lists similar names or all names.
 
     Args:
-        kind: what it is a name of, as "model".
-        name: as given.
-        known: the names there are.
-        hint: what else would help, as part of the sentence.
+        kind: what has the name, such as "model".
+        name: the unknown name.
+        known: the existing names.
+        hint: further help, as part of the sentence.
     """
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     if near:
-        told = f"near it: {', '.join(near)}"
+        names = f"near it: {', '.join(near)}"
     elif len(known) <= _MOST:
-        told = f"there are: {', '.join(known) or 'none'}"
+        names = f"there are: {', '.join(known) or 'none'}"
     else:
-        told = f"none of the {len(known)} is near it"
-    return InputError(f"Unknown {kind} {name!r}; {told}{hint and f'; {hint}'}.")
+        names = f"none of the {len(known)} is near it"
+    return InputError(f"Unknown {kind} {name!r}; {names}{hint and f'; {hint}'}.")
 
 
 def shown(value: Any) -> str:
-    """Return a value as a sentence can quote it: on one line, and not too long."""
-    with contextlib.suppress(Exception):  # it is no array, or it is being traced
+    """Return a value as a sentence can quote it: one line of at most 100 characters."""
+    with contextlib.suppress(Exception):  # not an array, or it is being traced
         value = value.tolist()
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # of a number with more digits than Python prints, or an object's
+    except Exception:  # a number with too many digits, or an object whose repr fails
         text = f"a value of {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -57,8 +57,8 @@ def whole_number(name: str, value: Any) -> int:
     """Return an integer of any type as an int.
 
     Args:
-        name: what the value is of, for the error.
-        value: such as 3, np.int64(3) or jnp.int32(3).
+        name: the value's name, for the error.
+        value: an integer such as 3, np.int64(3) or jnp.int32(3).
 
     Raises:
         InputError: it is not a whole number of at least 1, or it is a bool.
@@ -75,10 +75,10 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def missing_folder(file: Any) -> InputError:
-    """The error for a file (a Path) that is to be written where no folder is."""
+    """Return the error for a file (a Path) whose folder does not exist."""
     return InputError(f"There is no folder {file.parent}: make it, or name another.")
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to a part of a sentence."""
+    """Return the first line of an error's message, at most 200 characters."""
     return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders, local or in a bucket (gs://...), by the paths people give them."""
+"""Files and folders, local or in a bucket (gs://...), whose paths users choose."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from rn_jax.errors import InputError, missing_folder
 
-# Of a name and of a path, in bytes. A path leaves room for the files below a folder.
+# Limits of a name and a path, in bytes. A path leaves room for files below a folder.
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4096 - 256
 _MOST_JSON_BYTES = 64 * 2**20
@@ -22,14 +22,14 @@ _LITERAL = re.compile(r"[\w./+=,@-]*", re.ASCII)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Return whether the path is one of a bucket."""
+    """Return whether the path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: str | os.PathLike) -> str:
-    """Return the absolute path; that of a bucket as it is.
+    """Return the absolute path; a bucket's path is unchanged.
 
-    Symbolic links are followed before "..", as the system follows them.
+    Symbolic links are followed before "..", as the system does.
 
     Raises:
         InputError: no file can have this path: see `check`.
@@ -42,22 +42,22 @@ def check(path: str | os.PathLike) -> None:
     """Raise an error for a path that no file or folder can have.
 
     Raises:
-        InputError: an unknown scheme, a name that is not in UTF-8 or too long.
+        InputError: the scheme is unknown; a name is not in UTF-8 or too long.
     """
     text = os.fspath(path)
     if is_remote(text):
         scheme = text.partition("://")[0]
         if scheme not in _SCHEMES:
             raise InputError(
-                f"The path {text!r} begins with {scheme}://, which is not known: name "
-                "a local path, or one of a bucket, as gs://BUCKET/FOLDER."
+                f"The path {text!r} begins with the unknown scheme {scheme}://: name a "
+                "local path, or one in a bucket, such as gs://BUCKET/FOLDER."
             )
         return
     if "\0" in text:
-        raise InputError(f"The path {text!r} has a zero byte: leave it out.")
+        raise InputError(f"The path {text!r} contains a null byte: remove it.")
     whole = os.path.join(os.getcwd(), text)
     try:
-        size = len(whole.encode())  # TensorStore, which writes checkpoints, takes UTF-8
+        size = len(whole.encode())  # TensorStore, which writes checkpoints, needs UTF-8
     except UnicodeEncodeError:
         raise InputError(
             f"The path {whole!r} is not in UTF-8: rename the file or folder, or use a "
@@ -67,17 +67,17 @@ def check(path: str | os.PathLike) -> None:
         if len(name.encode()) > _LONGEST_NAME:
             raise InputError(
                 f"The name {name[:40]!r}... in a path has {len(name.encode())} bytes; "
-                f"a file or folder can have {_LONGEST_NAME}: choose a shorter one."
+                f"at most {_LONGEST_NAME} are allowed: choose a shorter one."
             )
     if size > _LONGEST_PATH:
         raise InputError(
             f"The path {whole[:40]!r}... has {size:,} bytes; at most {_LONGEST_PATH:,} "
-            "are taken: choose a shorter one."
+            "are allowed: choose a shorter one."
         )
 
 
 def quoted(word: str) -> str:
-    """Return the word as a line of a shell has it, without a newline."""
+    """Return the word quoted for a shell, on one line."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'{}'".format(
@@ -90,19 +90,19 @@ def quoted(word: str) -> str:
 
 @contextlib.contextmanager
 def literal(folder: str, *, create: bool = False) -> Iterator[str]:
-    """Give a path of a folder for libraries that interpret the characters of paths.
+    """Yield a path of a folder for libraries that interpret characters of paths.
 
     Orbax and TFDS glob below a folder without escaping its own path ("[2026]", "*"),
-    and TensorStore takes it for part of a URL ("\\\\", "gs:"). The path given is the
-    folder's own if all of its characters are plain, else a symbolic link to it, which
-    is removed afterwards.
+    and TensorStore reads it as part of a URL ("\\\\", "gs:"). The path is the
+    folder's own if all of its characters are plain, else that of a symbolic link to it,
+    which is removed afterwards.
 
     Args:
-        folder: as of `absolute`.
+        folder: a path that `absolute` returned.
         create: make the folder if it is missing.
 
     Raises:
-        InputError: a link is needed, and the path of the folder for temporary files has
+        InputError: a link is needed, but the path of the folder for temporary files has
             such characters too.
     """
     if is_remote(folder) or _LITERAL.fullmatch(folder):
@@ -112,7 +112,7 @@ def literal(folder: str, *, create: bool = False) -> Iterator[str]:
         if not _LITERAL.fullmatch(place):
             raise InputError(
                 f"Both {folder!r} and the folder for temporary files, "
-                f"{os.path.dirname(place)!r}, have characters other than letters, "
+                f"{os.path.dirname(place)!r}, contain characters other than letters, "
                 "digits and ./+=,@-_: rename one of them, or set TMPDIR."
             )
         if create:
@@ -123,7 +123,7 @@ def literal(folder: str, *, create: bool = False) -> Iterator[str]:
 
 
 def make_folder(path: Any) -> None:
-    """Make a folder (a `Path` or `epath.Path`), and those above it, if it is missing.
+    """Make a folder (a `Path` or `epath.Path`) and its parents if it is missing.
 
     Raises:
         InputError: it cannot be made.
@@ -137,16 +137,16 @@ def make_folder(path: Any) -> None:
 
 
 def replace_file(path: Any, content: str | bytes) -> None:
-    """Write a file beside the old one, then put it in its place: all or nothing.
+    """Write a file atomically: beside the old one, which it then replaces.
 
     Args:
         path: a `pathlib.Path` or `epath.Path`.
-        content: of the file; text is encoded in UTF-8.
+        content: the whole content; text is encoded in UTF-8.
 
     Raises:
-        InputError: it cannot be written, as when the disk is full.
+        InputError: the file cannot be written, for example on a full disk.
     """
-    if isinstance(content, str):  # a folder's name may hold bytes of any encoding
+    if isinstance(content, str):  # a folder's name may contain bytes of any encoding
         content = content.encode("utf-8", "surrogateescape")
     new = path.with_name(f"{path.name[-60:]}.new")  # a name has at most 255 bytes
     try:
@@ -154,9 +154,9 @@ def replace_file(path: Any, content: str | bytes) -> None:
         new.replace(path)
     except FileNotFoundError as error:
         raise missing_folder(path) from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise InputError(
-            f"{path} cannot be written to ({error}). What was there is kept: make "
+            f"{path} cannot be written to ({error}). Its old content is kept: make "
             "room, and try again."
         ) from error
     finally:
@@ -168,19 +168,19 @@ def read_json(file: Any) -> dict[str, Any]:
     """Return the dict in a JSON file (an `epath.Path`).
 
     Raises:
-        InputError: the file is damaged, holds no dict, or is larger than 64 MiB.
+        InputError: the file is damaged, contains no dict, or exceeds 64 MiB.
     """
     if (size := file.stat().length) > _MOST_JSON_BYTES:
         raise InputError(
-            f"{file} has {size:,} bytes; at most {_MOST_JSON_BYTES:,} are read."
+            f"{file} has {size:,} bytes; at most {_MOST_JSON_BYTES:,} are allowed."
         )
     try:
         content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
         content = None
     if not isinstance(content, dict):
         raise InputError(
-            f"{file} is damaged: it holds no JSON dict. Restore it, or choose another "
-            "folder."
+            f"{file} is damaged: it contains no JSON dict. Restore it, or choose "
+            "another folder."
         )
     return content

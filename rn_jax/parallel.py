@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes, devices, and the steps compiled for them. All of it is here.
+"""Everything about processes and devices, and the steps compiled for them.
 
-A run may have several processes, one for each host or accelerator, that
-`jax.distributed` joins. Each of them calls everything here, feeds its own rows of every
-batch, and holds the whole state: it is replicated over all devices.
+A run may have several processes, one per host or accelerator, joined by
+`jax.distributed`. Each process calls every function here, feeds its own rows of each
+batch, and has the whole state, which is replicated over all devices.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ MODES = ("pmap", "shard_map")
 
 
 class AloneError(InputError):
-    """Raised in one process of several: it must not wait for the others at its end."""
+    """An error in one process of several: it must not wait for the others to exit."""
 
 
 def join_processes(
@@ -40,24 +40,25 @@ def join_processes(
     process_id: int | None = None,
     heartbeat_timeout: int = 100,
 ) -> bool:
-    """Joins the other processes of a run, through `jax.distributed`.
+    """Join the other processes of a run through `jax.distributed`.
 
-    Call it before anything else touches JAX. On TPU slices, and where SLURM or Open
-    MPI start the processes, no argument is needed; where none of them does, and without
-    arguments, this process stays alone.
+    Call it before anything else uses JAX. On TPU slices, and for processes started by
+    SLURM or Open MPI, no argument is needed. Elsewhere a process without arguments
+    runs alone.
 
     Args:
-        coordinator: HOST:PORT of process 0, the same in all.
-        num_processes: of the run.
-        process_id: of this one, 0 .. num_processes - 1.
-        heartbeat_timeout: seconds without a sign of life after which a process counts
-            as dead, and the others end.
+        coordinator: HOST:PORT of process 0, the same in all processes.
+        num_processes: number of processes of the run.
+        process_id: this process, in 0 .. num_processes - 1.
+        heartbeat_timeout: seconds without a heartbeat after which a process is
+            considered dead and the others exit.
 
     Returns:
         Whether this process has joined others.
 
     Raises:
-        InputError: only some of the first three are given, or values that cannot be.
+        InputError: only some of the first three arguments are given, a value is
+            invalid, or the processes cannot be joined.
     """
     if heartbeat_timeout < 1:
         raise InputError(
@@ -67,7 +68,7 @@ def join_processes(
     launched = not by_hand and _launched_with_others(os.environ)
     if not by_hand and not launched and find_spec("libtpu") is None:
         return False
-    # A run answers SIGTERM by itself, at a step on which all processes agree.
+    # A run handles SIGTERM itself, at a step on which all processes agree.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -81,89 +82,91 @@ def join_processes(
         if not by_hand and not launched:
             return False  # libtpu is installed, but this is no TPU
         raise InputError(
-            f"JAX cannot tell which processes to join ({first_line(error)}): give "
+            f"JAX cannot tell which processes to join ({first_line(error)}): pass "
             "--coordinator, --num_processes and --process_id, or start the processes "
-            "by srun or mpirun; outside them, unset the SLURM_* or OMPI_* variables."
+            "with srun or mpirun; otherwise unset the SLURM_* or OMPI_* variables."
         ) from error
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"This process cannot join the others ({reason}): start all of them, and "
-            "give each the same coordinator, which it can reach."
+            "pass each the same coordinator, which it must be able to reach."
         ) from error
     if num_processes is not None:  # by hand
         return num_processes > 1
-    # To ask JAX starts its backend, which would fix the number of a CPU's devices.
+    # Asking JAX starts its backend, which fixes the number of CPU devices.
     return launched or process_count() > 1
 
 
 def _check_place(coordinator, num_processes, process_id):
-    """Whether a place among others was given by hand; raises if it cannot be."""
+    """Return whether the arguments are given, after checking them."""
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
         return False
     if None in given:
         raise InputError(
-            "--coordinator, --num_processes and --process_id belong together; none of "
-            "them is needed on TPU slices, SLURM and Open MPI."
+            "--coordinator, --num_processes and --process_id must be given together; "
+            "on TPU slices, SLURM and Open MPI none of them is needed."
         )
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise InputError(
-            f"process_id must be one of 0 .. num_processes - 1, not {process_id} of "
+            f"process_id must be in 0 .. num_processes - 1, not {process_id} of "
             f"{num_processes}."
         )
     if not coordinator.rpartition(":")[2].isdigit():
         raise InputError(
-            f"coordinator must be HOST:PORT, as node1:1234, not {coordinator!r}."
+            f"coordinator must be HOST:PORT, such as node1:1234, not {coordinator!r}."
         )
     return True
 
 
 def _launched_with_others(environ: Mapping[str, str]) -> bool:
-    """Whether SLURM or Open MPI started this process as one of several.
+    """Return whether SLURM or Open MPI started this process as one of several.
 
-    `jax.distributed` would find out by itself, but tries Kubernetes too, by which many
-    start single processes.
+    `jax.distributed` could detect this, but it also tries Kubernetes, which often
+    starts single processes.
     """
     by_slurm = "SLURM_STEP_NODELIST" in environ and environ.get("SLURM_NTASKS") != "1"
     return by_slurm or environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
 
 
 def process_count() -> int:
-    """Return the number of processes, and start JAX's backend if nothing has yet.
+    """Return the number of processes, and start JAX's backend if it has not started.
 
     Raises:
-        InputError: JAX cannot start on the platform that it is told to use.
+        InputError: JAX cannot start on the platform that it is set to use.
     """
     try:
         return jax.process_count()
     except Exception as error:  # RuntimeError, AssertionError: JAX promises no type
         names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
-        told = [f"{n}={os.environ[n]!r}" for n in names if os.environ.get(n)]
-        is_told = isinstance(error, RuntimeError)
-        reason = first_line(error) if is_told else "there is no such device here"
+        given = [f"{n}={os.environ[n]!r}" for n in names if os.environ.get(n)]
+        explained = isinstance(error, RuntimeError)
+        reason = first_line(error) if explained else "there is no such device here"
+        old_name = os.environ.get("JAX_PLATFORM_NAME")
         raise InputError(
-            f"JAX cannot start{' with ' if told else ''}{' and '.join(told)} "
-            f"({reason}): name what this machine and this jaxlib have, in lower case "
-            "and without spaces, as JAX_PLATFORMS=cpu, and unset JAX_PLATFORM_NAME; "
-            "with neither of them set, JAX chooses."
+            f"JAX cannot start{' with ' if given else ''}{' and '.join(given)} "
+            f"({reason}): {'unset JAX_PLATFORM_NAME, and ' if old_name else ''}set "
+            "JAX_PLATFORMS to what this machine and jaxlib have, in lower case and "
+            "without spaces, such as JAX_PLATFORMS=cpu, or unset it to let JAX choose."
         ) from error
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints, plots and writes metrics."""
+    """Return whether this process is the one that prints, plots and writes metrics."""
     process_count()
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """If an error stops one process inside, it stops all: none waits for another.
+    """Stop all processes if an error stops one of them in the body of this context.
 
-    What is inside must not wait for other processes itself.
+    The body itself must not wait for other processes.
 
     Raises:
-        InputError: that another process raised an error; and what is raised inside.
+        InputError: another process raised an error. An error of this process is raised
+            again.
     """
     error = None
     try:
@@ -175,17 +178,17 @@ def together() -> Iterator[None]:
         raise error
     if failed.any():
         raise InputError(
-            f"Process {np.argmax(failed)} of {len(failed)} cannot go on and says why."
+            f"Process {np.argmax(failed)} of {len(failed)} failed and reports why."
         )
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have come here."""
+    """Wait until all processes have called this."""
     _all_gather(np.bool_(True))
 
 
 def all_true(value: bool) -> bool:
-    """Whether it is true in all processes, each of which has to ask."""
+    """Return whether `value` is true in all processes, all of which must call this."""
     return bool(np.all(_all_gather(np.bool_(value))))
 
 
@@ -199,30 +202,31 @@ def _all_gather(value):
 
 
 def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]:
-    """Devices to train on, one per CPU core where there is no accelerator.
+    """Return the devices to train on: accelerators, or virtual devices of the CPU.
 
-    Call it before anything else touches JAX, but for `join_processes`: the number of
-    CPU devices is fixed by the first use.
+    Call it before anything else uses JAX, except `join_processes`: the first use fixes
+    the number of CPU devices.
 
     Args:
-        num_devices: of all processes, each with the same number of them. None takes all
-            accelerators, or of the CPU as many cores as divide the batch.
-        batch_size: the global batch, split evenly.
+        num_devices: number of devices over all processes, each with an equal share.
+            None for all accelerators, or else for the largest number of CPU cores that
+            divides the batch.
+        batch_size: examples of the global batch, which is split evenly.
 
     Returns:
-        Those of the first process, then those of the second, and so on.
+        The devices of the first process, then those of the second, and so on.
 
     Raises:
-        InputError: there are fewer devices, or they do not divide the batch.
+        InputError: fewer devices are available, or they do not divide the batch.
     """
     if num_devices is not None and num_devices < 1:
         raise InputError(f"num_devices must be at least 1, not {num_devices}.")
     try:  # only the CPU's devices are virtual; accelerators ignore the setting
-        # All cores, whatever this batch needs: later ones of this process may differ.
+        # All cores, since later batches of this process may divide by more of them.
         virtual = max(cpu_cores(), num_devices or 1)
         jax.config.update("jax_num_cpu_devices", virtual)
     except RuntimeError:
-        pass  # JAX is already in use, as in a notebook: take the devices there are
+        pass  # JAX is already in use, as in a notebook: use the devices it has
     by_process = _devices_by_process()
     processes, present = len(by_process), min(map(len, by_process))
     platform = by_process[0][0].platform
@@ -237,7 +241,7 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
             )
     if num_devices % processes:
         raise InputError(
-            f"num_devices {num_devices} does not divide by the {processes} processes."
+            f"num_devices {num_devices} is not divisible by {processes} processes."
         )
     if num_devices > processes * present:
         of_processes = "" if processes == 1 else f" of {processes} processes"
@@ -247,8 +251,8 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
         )
     if batch_size % num_devices:
         raise InputError(
-            f"batch_size {batch_size} does not divide by {num_devices} devices; "
-            f"{math.ceil(batch_size / num_devices) * num_devices} would."
+            f"batch_size {batch_size} is not divisible by {num_devices} devices; "
+            f"{math.ceil(batch_size / num_devices) * num_devices} would be."
         )
     share = num_devices // processes
     return [device for devices in by_process for device in devices[:share]]
@@ -262,22 +266,26 @@ def _devices_by_process():
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def axis_name(devices: Sequence[jax.Device]) -> str | None:
-    """Name of the axis that the steps reduce over; None on one device."""
+    """Return the name of the axis that steps reduce over; None on one device."""
     return AXIS if len(devices) > 1 else None
 
 
 def batch_norm_axis(devices: Sequence[jax.Device], batch_norm: str) -> str | None:
-    """Axis over which BatchNorm's statistics are synchronised; None for each its own.
+    """Return the axis over which BatchNorm synchronises its statistics, or None.
 
     Virtual CPU devices always synchronise, so the number of cores does not change the
     algorithm.
+
+    Args:
+        devices: the devices of the step.
+        batch_norm: "global" to synchronise, "device" for statistics of each device.
 
     Raises:
         InputError: `batch_norm` is neither "global" nor "device".
@@ -295,21 +303,21 @@ def batch_norm_axis(devices: Sequence[jax.Device], batch_norm: str) -> str | Non
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> Any:
-    """The tree with a copy on every device, as the compiled steps take and give it.
+    """Copy a tree to every device, as the compiled steps take and return it.
 
     Args:
-        tree: of arrays, the same in every process.
-        devices: those of the steps.
-        mode: that of the steps.
+        tree: arrays that are the same in every process.
+        devices: the devices of the steps.
+        mode: the mode of the steps, see `compile_train_step`.
     """
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
-    if mode == "pmap":  # whose arrays are those of one process
+    if mode == "pmap":  # its arrays belong to one process
         devices = [d for d in devices if d.process_index == jax.process_index()]
     sharding = _sharding(devices)
     if jax.process_count() == 1 or mode == "pmap":
         return jax.device_put(tree, sharding)
-    # Without `device_put`'s own check, for which the processes would meet.
+    # `device_put` would check that the arrays agree, and wait for all processes.
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(
             np.shape(leaf), sharding, np.asarray(leaf).__getitem__
@@ -319,9 +327,10 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
 
 
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
-    """Arrays on the devices of one process, one axis of each split over them.
+    """Put arrays on the devices of one process, with one axis split over them.
 
-    Compiled functions of such arrays run on all of the devices.
+    Compiled functions of such arrays run on all of the devices, whose number must
+    divide the axis.
     """
     return jax.device_put(tree, _sharding(devices, *[None] * axis, AXIS))
 
@@ -340,15 +349,18 @@ def _sharding(devices, *spec):
 def compile_train_step(
     step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
 ) -> Callable:
-    """step(state, batch, key), with the batch split over the devices.
+    """Compile step(state, batch, key), with the batch split over the devices.
 
-    The state is replicated and given up to the step, which returns the new one.
+    The replicated state is donated to the step, which returns the new one.
 
     Args:
-        step: of `train.make_train_step`.
-        devices: of all processes.
-        mode: "pmap" or "shard_map", two ways to the same program. One device needs
-            neither.
+        step: the function that `train.make_train_step` returns.
+        devices: the devices of all processes.
+        mode: "pmap" or "shard_map", two ways to the same program; ignored for a single
+            device.
+
+    Raises:
+        InputError: `mode` is unknown.
     """
     return _compile(step, devices, mode, specs=(P(), P(AXIS), P()), donate=0)
 
@@ -356,14 +368,14 @@ def compile_train_step(
 def compile_eval_step(
     step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
 ) -> Callable:
-    """eval_step(variables, batch), with the batch split over the devices."""
+    """Compile eval_step(variables, batch), see `compile_train_step`."""
     return _compile(step, devices, mode, specs=(P(), P(AXIS)))
 
 
 def compile_statistics_step(
     step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
 ) -> Callable:
-    """step(variables, batch, number), with the batch split over the devices."""
+    """Compile step(variables, batch, number), see `compile_train_step`."""
     return _compile(step, devices, mode, specs=(P(), P(AXIS), P()))
 
 
@@ -384,7 +396,7 @@ def _compile(step, devices, mode, *, specs, donate=()):
         local = len(devices) // jax.process_count()
         return _OverDevices(compiled, partial(_in_rows, parts=local))
     compiled = jax.jit(
-        # Statistics of each device in a conditional would fail the check of types.
+        # check_vma=False, since per-device statistics in a conditional would fail it.
         jax.shard_map(
             step,
             mesh=_mesh(devices),
@@ -418,13 +430,13 @@ class _OverDevices:
 
 
 class Agreement:
-    """Lets all processes see at the same step that one of them has seen something.
+    """Tells all processes at the same step that one of them has seen something.
 
-    Each asks once a step, so the answers travel beside the steps of training, and none
-    of them is waited for.
+    Each process asks once per step. Answers travel while the devices train, so no
+    process waits for them.
 
     Args:
-        delay: asks after which an answer is looked at.
+        delay: number of later calls after which an answer is read.
     """
 
     def __init__(self, delay: int = 4):
@@ -439,7 +451,7 @@ class Agreement:
             )
 
     def any(self, seen: bool) -> bool:
-        """Whether a process had seen it, `delay` asks ago; at once in a run of one."""
+        """Return whether a process had seen it `delay` calls ago; alone, now."""
         if self._count is None:
             return seen
         own = np.array([seen], np.int32)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network and its weights in one file, and the trained ones that come along.
+"""A network and its weights in one file, and the trained ones in this package.
 
-A file is safetensors: arrays by the names of the unstacked layout, which do not depend
-on what runs in a scan, and in its metadata, as JSON, what `create_model` needs to make
-the network. Nothing in it is code.
+The format is safetensors: arrays by the names of the unstacked layout, which do not
+depend on what runs in a scan, and JSON metadata with the arguments of `create_model`
+that make the network. A file contains no code.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn_jax import filesystem
-from rn_jax.errors import InputError, first_line, missing_folder, unknown_name
-from rn_jax.interop.torch import DTYPES, read_weights
+from rn_jax.errors import InputError, missing_folder, unknown_name
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.stochastic_depth import StochasticDepth
+from rn_jax.weight_files import as_array, read_weights
 
-# Of the files; another number is refused.
+# The version of the format; files of others are refused.
 FORMAT = 1
 _KEY = "rn_jax"
-# Fields that say nothing of what the network computes, and are not saved.
+# Fields that do not change what the network computes, and are not saved.
 _OF_A_RUN = ("parent", "name", "axis_name")
 
 
@@ -43,22 +43,22 @@ def save(
     *,
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a network and its variables into one file, which `load` reads.
+    """Write a network and its variables to one file, which `load` reads.
 
     Args:
-        path: ends in .safetensors; a file that is there already is replaced, and stays
-            whole if that fails.
-        model: of a name in the table, with other fields that are numbers, names, tuples
-            or dicts of these. A network of your own is given a name by
+        path: a path that ends in .safetensors. An existing file is replaced, and stays
+            intact if that fails.
+        model: a network that a name of the table and fields can make; these fields are
+            numbers, names, or tuples or dicts of them. Name a network of your own with
             `register_model`, here and before it is loaded.
-        variables: the collections that `model.init` gives, as "params" and
-            "batch_stats", and no others; stacked or not.
-        info: what else should be known, as JSON can say it: see `read_info`.
+        variables: exactly the collections that `model.init` returns, such as "params"
+            and "batch_stats"; stacked or not.
+        info: further JSON-compatible entries for `read_info`.
 
     Raises:
-        InputError: another ending; a network that the table cannot make again;
-            variables that are not this network's, so that `load` would refuse them; a
-            file that cannot be written; or the package safetensors is not installed.
+        InputError: the path has another ending; the table cannot make the network; the
+            variables are not this network's, so that `load` would refuse them; the file
+            cannot be written; or the package safetensors is not installed.
     """
     path = _expanded(path)
     if path.suffix != ".safetensors":
@@ -73,11 +73,11 @@ def save(
     try:
         text = json.dumps(metadata)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"info must be what JSON can say: {error}.") from error
+        raise InputError(f"info must be JSON-compatible: {error}.") from error
     if not isinstance(variables, Mapping):
         raise InputError(
             f"The variables must be a dict, not a {type(variables).__name__}: pass "
-            "{'params': ..., 'batch_stats': ...}, as model.init gives it."
+            "{'params': ..., 'batch_stats': ...}, as model.init returns it."
         )
     leaves = dict(_leaves(variables))
     arrays = _checked("The dict of variables", name, _made(name, fields), leaves)
@@ -89,25 +89,25 @@ def save(
 
 
 def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
-    """A network and its variables: `model.apply(variables, images, train=False)`.
+    """Load a network and variables for `model.apply(variables, images, train=False)`.
 
     Args:
-        source: a file of `save`, or a name of `list_weights()`.
+        source: a file that `save` wrote, or a name of `list_weights()`.
 
     Returns:
-        The network, without parameters, and collections of arrays as it takes them.
-        They are JAX's, but for dtypes that JAX would narrow: float64 stays NumPy's
-        where jax_enable_x64 is not set.
+        The network, without parameters, and its collections of arrays. They are JAX
+        arrays, except those whose dtype JAX would narrow: float64 stays in NumPy unless
+        jax_enable_x64 is set.
 
     Raises:
-        InputError: no such file or name; another kind of file; one of another format,
-            of a network that is not in the table, or with arrays of other names, shapes
-            or dtypes.
+        InputError: there is no such file or name; the file is of another kind or
+            format, its network is not in the table, or its arrays have other names,
+            shapes or dtypes.
     """
     path = _file(source)
     found, arrays = _metadata(path), read_weights(path)
     try:
-        # Every block has arrays: a file cannot ask for more blocks than these.
+        # Every block has arrays, so there cannot be more blocks than arrays.
         fields = found["fields"]
         sizes = (*fields.get("stage_sizes", ()), fields.get("depth", 0))
         claimed = sum(max(size, 0) for size in sizes)
@@ -121,9 +121,9 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
         return model, jax.tree.map(_of_jax, tree)
     except InputError:
         raise
-    except Exception as error:  # whatever a crafted file may lead to
+    except Exception as error:  # a crafted file may cause errors of any kind
         raise InputError(
-            f"{path} does not hold a network as rn_jax.save writes it "
+            f"{path} does not contain a network as rn_jax.save writes it "
             f"({type(error).__name__})."
         ) from error
 
@@ -134,53 +134,53 @@ def _of_jax(array):
 
 
 def is_saved(source: str | os.PathLike) -> bool:
-    """Whether `load` is for that: a name of `list_weights()`, or a file of `save`."""
+    """Return whether `load` reads it: a name of `list_weights()`, or a saved file."""
     path = _expanded(source)
-    if not os.path.isfile(path):  # which says no to a name that is too long
+    if not os.path.isfile(path):  # also false for a name that is too long
         return str(source) in _trained()
     try:
         with _safetensors().safe_open(path, "numpy") as file:
             return _KEY in (file.metadata() or {})
-    except Exception:  # whatever another kind of file makes the reader raise
+    except Exception:  # another kind of file raises errors of any kind
         return False
 
 
 def read_info(source: str | os.PathLike) -> dict[str, Any]:
-    """What `save` was told about the weights, and what they are of.
+    """Return the `info` saved with weights, and the network they belong to.
 
-    Of those of `list_weights()` and of `experiments.export`: the data set, how pixels
-    are normalised, the test error and the config.
+    For `list_weights()` and files of `experiments.export`, `info` has the data set, the
+    normalisation of pixels, the test error and the config.
 
     Args:
-        source: as for `load`.
+        source: see `load`.
 
     Returns:
-        The entries of `info`, and "model" and "fields": the name, and what differs from
-        the table, as JSON.
+        The entries of `info`; "model", the network's name in the table; and "fields",
+        those that differ from the table, as JSON.
 
     Raises:
-        InputError: as `load`, without reading the weights.
+        InputError: see `load`; the weights are not read.
     """
     found = _metadata(_file(source))
     return {**found["info"], "model": found["model"], "fields": found["fields"]}
 
 
 def list_weights() -> list[str]:
-    """The names of trained weights that come with the package, for `load`."""
+    """Return the names of the package's trained weights, for `load`."""
     return sorted(_trained())
 
 
 def describe(model: Network) -> tuple[str, dict[str, Any]]:
-    """A name of the table and fields, as JSON can say them, that make this network.
+    """Return a name of the table and JSON-compatible fields that make this network.
 
-    `axis_name` is left out: it belongs to a training step.
+    `axis_name` is omitted, since it belongs to a training step.
 
     Raises:
-        InputError: there is none.
+        InputError: no name and fields make it.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"The network must be a Flax module, as create_model makes it, not a "
+            f"The network must be a Flax module, as create_model returns it, not a "
             f"{type(model).__name__}."
         )
     own, candidates = _fields(model), []
@@ -196,11 +196,11 @@ def describe(model: Network) -> tuple[str, dict[str, Any]]:
             fields = {key: _encoded(key, value) for key, value in changed.items()}
             if _same(own, _fields(_made(name, fields))):
                 return name, fields
-        except (InputError, TypeError) as error:  # no such field, or not to be said
+        except (InputError, TypeError) as error:  # unknown, or not JSON-compatible
             blame = blame or f" ({error})"
     raise InputError(
-        f"No name of the table makes this {type(model).__name__} by fields that a file "
-        f"can hold{blame}: give it a name by register_model."
+        f"No name of the table makes this {type(model).__name__} with fields that a "
+        f"file can contain{blame}: give it a name with register_model."
     )
 
 
@@ -215,13 +215,13 @@ def _fields(model):
 
 
 def _fields_of_entry(name, entry, kind):
-    """Fields of a name's network if it is of that class, else None.
+    """Return the fields of a name's network if it has that class, else None.
 
-    Some may be missing: a user's entry need not be whole without arguments.
+    Some may be missing: a user's entry may need further arguments.
     """
     try:
         base = create_model(name)
-    except Exception:  # whatever a builder raises
+    except Exception:  # a user's builder may raise errors of any kind
         if entry.build is not kind:
             return None
         missing = dataclasses.MISSING
@@ -234,12 +234,12 @@ def _fields_of_entry(name, entry, kind):
 
 
 def _made(name, fields):
-    """The network of a name and fields as JSON has them."""
+    """Make the network of a name and fields as JSON has them."""
     return create_model(name, **{k: _decoded(k, value) for k, value in fields.items()})
 
 
 def _leaves(tree, path=()):
-    """Path and value of the leaves of nested dicts: "params/stem_conv/kernel", ..."""
+    """Yield the path ("params/stem_conv/kernel") and value of each leaf of dicts."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, str(key)))
@@ -248,41 +248,44 @@ def _leaves(tree, path=()):
 
 
 def _checked(what, name, model, leaves):
-    """The variables of a network as NumPy's arrays, by their paths.
+    """Return the variables of a network as NumPy arrays by path.
 
-    The axes whose lengths depend on the images' size or channels may have any.
+    Axes whose lengths depend on the images' size or channels may have any length.
 
     Args:
-        what: has the leaves; the sentence of an error begins with it.
-        name: of the network, in the table.
+        what: what has the leaves, as the beginning of an error's sentence.
+        name: the network's name in the table.
         model: the network.
         leaves: path -> array, stacked or not.
 
     Raises:
-        InputError: leaves that the network has not, or that it lacks, of another shape
-            or kind, or with an axis of devices.
+        InputError: leaves are missing or left over, have another shape or kind, or an
+            axis of devices.
     """
     side, channels = MODELS[name].image_size, MODELS[name].channels
     layouts = _shapes(model, side, channels)
     own = max(layouts, key=lambda layout: len(layout.keys() & leaves.keys()))
-    takes = dict.fromkeys(path.split("/")[0] for path in sorted(own, reverse=True))
+    needs = dict.fromkeys(path.split("/")[0] for path in sorted(own, reverse=True))
     hint = ""
-    if takes.keys() != {path.split("/")[0] for path in leaves}:
-        whole = ", ".join(f"{collection!r}: ..." for collection in takes)
-        hint = f": {name} takes {{{whole}}} and nothing else"
+    if needs.keys() != {path.split("/")[0] for path in leaves}:
+        whole = ", ".join(f"{collection!r}: ..." for collection in needs)
+        hint = f": {name} needs {{{whole}}} and nothing else"
     for verb, paths, which in (
         ("lacks", own.keys() - leaves.keys(), ""),
-        ("has", leaves.keys() - own.keys(), ", which the network has not"),
+        ("has", leaves.keys() - own.keys(), ", which the network does not have"),
     ):
         if paths:
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
             raise InputError(f"{what} {verb} {min(paths)}{more}{which}{hint}.")
-    arrays = {path: _array(what, path, leaf) for path, leaf in leaves.items()}
+    arrays = {
+        path: as_array(f"{what} has {path}, which", leaf)
+        for path, leaf in leaves.items()
+    }
     first = {array.shape[:1] for array in arrays.values()}
     if len(first) == 1 and all(arrays[p].ndim == own[p].ndim + 1 for p in own):
         raise InputError(
-            f"{what} has a first axis of {first.pop()[0]} devices in every array: take "
-            "one copy, as flax.jax_utils.unreplicate does."
+            f"{what} has a first axis of {first.pop()[0]} devices in every array: pass "
+            "one copy, as flax.jax_utils.unreplicate returns it."
         )
     other = own
     if any(arrays[path].shape != own[path].shape for path in own):
@@ -301,29 +304,10 @@ def _checked(what, name, model, leaves):
     return arrays
 
 
-def _array(what, path, leaf):
-    kind = type(leaf).__name__
-    try:
-        array = np.asarray(leaf)
-    except Exception as error:  # of a tracer, a key, a buffer that was donated
-        raise InputError(
-            f"{what} has {path}, a {kind} that cannot be read: "
-            f"{first_line(error).rstrip('.')}."
-        ) from error
-    dtype = array.dtype.newbyteorder("=")
-    if not hasattr(leaf, "dtype") or dtype not in DTYPES.values():
-        known = ", ".join(sorted(map(str, DTYPES.values())))
-        raise InputError(
-            f"{what} has {path}, a {kind} (as an array {array.dtype}): leaves are "
-            f"arrays of {known}."
-        )
-    return array.astype(dtype, copy=False)
-
-
 def _shapes(model, side, channels):
-    """Path -> shape and dtype of a network's variables, first unstacked, then stacked.
+    """Return shapes and dtypes of a network's variables by path, unstacked and stacked.
 
-    What the network has sown is left out: that is a tuple, and no variable.
+    Sown values are omitted: they are tuples, and not variables.
     """
 
     def init(image):
@@ -342,14 +326,14 @@ def _shapes(model, side, channels):
 
 
 def _fits(found, own, other):
-    """Whether a shape is the network's, but for axes that differ in the other one."""
+    """Return whether a shape equals `own`, except for axes in which `other` differs."""
     return len(found) == len(own) and all(
         n == a or a != b for n, a, b in zip(found, own, other, strict=True)
     )
 
 
 def _same(a, b):
-    """Equality that looks into partials, which compare by identity."""
+    """Return whether two fields are equal, also as partials of equal arguments."""
     a, b = (v.item() if isinstance(v, np.generic) else v for v in (a, b))
     if isinstance(a, partial) and isinstance(b, partial):
         return (
@@ -365,7 +349,7 @@ def _same(a, b):
 
 
 def _encoded(name, value):
-    """A field as JSON can say it; a TypeError where it cannot."""
+    """Return a field as JSON has it, or raise a TypeError."""
     if isinstance(value, StochasticDepth):
         return _encoded("", dataclasses.asdict(value))
     if name == "dtype" and value is not None:
@@ -398,7 +382,7 @@ def _decoded(name, value):
 
 
 def _trained():
-    """Name -> file of the weights in the package."""
+    """Return the files of the package's weights by name."""
     folder = resources.files("rn_jax") / "trained"
     return {
         file.name.removesuffix(".safetensors"): file
@@ -420,8 +404,8 @@ def _file(source):
     if os.path.isdir(path):
         raise InputError(
             f"{source} is a folder: python -m experiments.export "
-            f"--workdir={filesystem.quoted(str(source))} --format=safetensors makes a "
-            "file of a run's network."
+            f"--workdir={filesystem.quoted(str(source))} --format=safetensors writes a "
+            "run's network to a file."
         )
     if path.suffix:
         return path
@@ -435,24 +419,24 @@ def _metadata(path):
     try:
         with safetensors.safe_open(path, "numpy") as file:
             found = json.loads((file.metadata() or {}).get(_KEY, "null"))
-    except Exception as error:  # whatever a damaged file makes the reader raise
+    except Exception as error:  # a damaged file raises errors of any kind
         raise InputError(
-            f"{path} is not a file of safetensors, as rn_jax.save writes; weights of "
-            "PyTorch projects are for interop.from_torch."
+            f"{path} is not a file of safetensors, as rn_jax.save writes; use "
+            "interop.from_torch for weights of PyTorch projects."
         ) from error
     if not isinstance(found, dict):
         raise InputError(
-            f"{path} was not written by rn_jax.save; weights of PyTorch projects are "
-            "for interop.from_torch."
+            f"{path} was not written by rn_jax.save; use interop.from_torch for "
+            "weights of PyTorch projects."
         )
     if found.get("format") != FORMAT:
         raise InputError(
-            f"{path} is of format {found.get('format')!r}; this version reads {FORMAT}."
+            f"{path} has format {found.get('format')!r}; this version reads {FORMAT}."
         )
     kinds = {"model": str, "fields": dict, "info": dict}
     whole = all(isinstance(found.get(key), kind) for key, kind in kinds.items())
     if not whole or set(found["fields"]) & set(_OF_A_RUN):
-        raise InputError(f"{path} is damaged: its metadata are not those of a network.")
+        raise InputError(f"{path} is damaged: its metadata describes no network.")
     return found
 
 

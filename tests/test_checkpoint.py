@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: what is kept, what comes back, and what damage does."""
+"""Checkpoints: which are kept and restored, and what damage does."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_restore_of_nothing_is_none(tmp_path):
 
 
 def files_of(saved, step):
-    """The files of a checkpoint, the largest, which holds arrays, first."""
+    """Return the files of a checkpoint; the largest, with arrays, is first."""
     files = [p for p in (saved / f"checkpoints/{step}").rglob("*") if p.is_file()]
     return sorted(files, key=lambda p: -p.stat().st_size)
 
@@ -131,7 +131,7 @@ def test_before_a_damaged_one_the_one_before_is_taken(saved, damage, only_data, 
     assert "Traceback" not in capfd.readouterr().err
 
 
-# Each is given to Orbax as it is or, by `filesystem.literal`, as a link.
+# Orbax gets each as it is or, by `filesystem.literal`, as a link.
 NAMES = [
     *(
         "[2026]",
@@ -185,7 +185,7 @@ def test_a_folder_may_have_any_name(tmp_path, name):
 
 
 def test_a_folder_beside_what_its_name_as_a_pattern_matches(tmp_path, monkeypatch):
-    """Also relative to a current folder of such a name, and with damage."""
+    """Also as the current folder, and with damaged checkpoints."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     for name, start in (("run", 1), ("r*", 4), ("[r]un", 7), ("run", 10)):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -248,7 +248,7 @@ def test_if_all_are_damaged_it_is_said_and_nothing_is_removed(saved):
 
 
 def test_the_digest_notices_what_the_format_does_not(saved):
-    """A value changed in a way that decodes well."""
+    """A changed value that can still be decoded."""
     file = next(Path(saved / "checkpoints/4/record").glob("metadata"))
     record = json.loads(file.read_text())
     record["ours"]["digest"] = "0" * 64
@@ -275,7 +275,7 @@ def test_checkpoint_of_another_network_is_refused_with_what_differs(saved):
     checkpoints = Checkpoints(saved / "checkpoints", report=lambda _: None)
     with pytest.raises(
         InputError,
-        match=r"of step 4 in .* is of another network: params/a/kernel is "
+        match=r"of step 4 in .* belongs to another network: params/a/kernel is "
         r"float32\[60, 50\] there and float32\[60, 51\] here, and 1 more differ\.",
     ):
         checkpoints.restore(wider)

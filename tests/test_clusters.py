@@ -14,12 +14,12 @@ SCRIPT = DOCS / "train.sbatch"
 
 
 def submit(folder, *arguments, srun="true"):
-    """Runs the script; its exit code, and the commands it gave to SLURM.
+    """Run the script, and return its process and the commands it gave to SLURM.
 
     Args:
-        folder: for the stand-ins, which note how they are called.
-        arguments: of the script.
-        srun: what srun's stand-in does.
+        folder: folder of the stand-ins, which record how they are called.
+        arguments: arguments of the script.
+        srun: body of srun's stand-in.
     """
     for name, body in {"srun": srun, "scontrol": "true"}.items():
         file = folder / name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced as a whole, and paths that libraries or systems refuse."""
+"""Files that are replaced atomically, and paths that libraries or systems refuse."""
 
 import gc
 import os
@@ -45,7 +45,9 @@ def test_no_link_can_be_made_where_temporary_files_have_such_a_path(
 ):
     (tmp_path / "[tmp]").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[tmp]"))
-    with pytest.raises(InputError, match=r"Both '.*/\[2026\]' and .*/\[tmp\]', have"):
+    with pytest.raises(
+        InputError, match=r"Both '.*/\[2026\]' and .*/\[tmp\]', contain"
+    ):
         with filesystem.literal(str(tmp_path / "[2026]"), create=True):
             pass
     assert list(tmp_path.iterdir()) == [tmp_path / "[tmp]"]
@@ -68,12 +70,12 @@ def test_a_path_of_a_bucket_stays_as_it_is():
 @pytest.mark.parametrize(
     "path, told",
     [
-        ("file:///tmp/a", "begins with file://, which is not known"),
-        ("https://host/a", "begins with https://, which is not known"),
-        ("a\0b", "has a zero byte"),
+        ("file:///tmp/a", "the unknown scheme file://"),
+        ("https://host/a", "the unknown scheme https://"),
+        ("a\0b", "contains a null byte"),
         ("a/\udcff", "is not in UTF-8: rename the file"),
-        ("a/" + "é" * 128 + "/b", "has 256 bytes; a file or folder can have 255"),
-        ("a/" * 1950, "bytes; at most 3,840 are taken"),
+        ("a/" + "é" * 128 + "/b", "has 256 bytes; at most 255 are allowed"),
+        ("a/" * 1950, "bytes; at most 3,840 are allowed"),
     ],
 )
 def test_a_path_that_no_file_can_have_is_refused(path, told):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices are taken, and what is refused."""
+"""Which devices are chosen, and which settings are refused."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True, scope="module")
 def devices():
-    """JAX is in use, so that `choose_devices` does not change how many there are."""
+    """JAX is in use, so `choose_devices` does not change their number."""
     jax.devices()
 
 
@@ -29,7 +29,7 @@ def test_none_takes_as_many_cores_as_divide_the_batch(monkeypatch):
 
 
 def test_batch_that_does_not_divide_is_said_with_one_that_would():
-    with pytest.raises(InputError, match=r"batch_size 100 does not divide.*104"):
+    with pytest.raises(InputError, match=r"batch_size 100 is not divisible.*104"):
         parallel.choose_devices(8, 100)
 
 
@@ -53,11 +53,11 @@ def test_virtual_devices_always_synchronise():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"coordinator": "node1:1234"}, "belong together"),
-        ({"num_processes": 2, "process_id": 0}, "belong together"),
-        (("node1:1234", 2, 2), "must be one of 0 .. num_processes - 1, not 2 of 2"),
+        ({"coordinator": "node1:1234"}, "must be given together"),
+        ({"num_processes": 2, "process_id": 0}, "must be given together"),
+        (("node1:1234", 2, 2), "must be in 0 .. num_processes - 1, not 2 of 2"),
         (("node1:1234", 0, 0), "not 0 of 0"),
-        (("node1", 2, 0), "must be HOST:PORT, as node1:1234, not 'node1'"),
+        (("node1", 2, 0), "must be HOST:PORT, such as node1:1234, not 'node1'"),
         ({"heartbeat_timeout": 0}, "at least 1 second, not 0"),
     ],
 )
@@ -107,7 +107,7 @@ def test_alone_nothing_is_waited_for():
         raise InputError("this one")
 
 
-# Each has no platform here, but the last, of which JAX starts the first half.
+# None is a platform here, except the first half of the last one, which JAX starts.
 PLATFORMS = ("CPU", "nonsense", "cuda", " cpu", "cpu ", ",cpu", "cpu,nonsense")
 START = """
 import json, os, sys, jax
@@ -136,7 +136,11 @@ for name in sys.argv[1:]:
 def test_platform_that_jax_cannot_use_is_said(options, names):
     done = subprocess.run(
         [sys.executable, *options, "-c", START, *names],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **{k: v for k, v in os.environ.items() if k != "JAX_PLATFORM_NAME"},
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
     )
@@ -146,4 +150,4 @@ def test_platform_that_jax_cannot_use_is_said(options, names):
     for name, sentence in told.items():
         assert sentence.startswith(f"JAX cannot start with JAX_PLATFORMS={name!r} (")
         assert sentence.count("as JAX_PLATFORMS=cpu") == 1
-        assert "NoneType" not in sentence
+        assert "NoneType" not in sentence and "PLATFORM_NAME" not in sentence

@@ -15,7 +15,6 @@ import numpy as np
 from etils import epath
 
 import rn_jax
-from experiments.training.feed import InMemory
 from experiments.training.pretrained import other_channels
 from experiments.training.trained import finished
 from experiments.training.workdir import Workdir
@@ -111,7 +110,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """
     run = finished(path, data_dir=data_dir)
     config, experiment = run.config, run.experiment
-    if not isinstance(experiment.feed, InMemory):
+    if not isinstance(experiment.feed, data.InMemory):
         raise InputError(
             f"Studies take data sets that fit into memory, and {config.dataset} "
             "does not: name a run on another; experiments.evaluate tests this one."

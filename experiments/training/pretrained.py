@@ -17,8 +17,8 @@ from rn_jax import filesystem
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
-from rn_jax.interop.hub import is_hub_name
 from rn_jax.train import TrainState
+from rn_jax.weight_files import is_hub_name
 from rn_jax.weights import is_saved, load
 
 _logger = logging.getLogger(__name__)

@@ -65,7 +65,7 @@ class Experiment:
     params: int
     stochastic_depth: rn_jax.StochasticDepth | None
     image_shape: tuple[int, int, int]
-    feed: feeds.Feed
+    feed: data.Feed
     steps_per_epoch: int
     total_steps: int
     schedule: Callable
@@ -83,7 +83,7 @@ class Experiment:
     @property
     def mean_image(self) -> np.ndarray | None:
         """That of a sample of ImageNet, which is kept with the run, if it has one."""
-        if self.normalization is None or isinstance(self.feed, feeds.InMemory):
+        if self.normalization is None or isinstance(self.feed, data.InMemory):
             return None
         mean = np.asarray(self.normalization.mean)
         return mean if mean.ndim == 3 else None
@@ -120,7 +120,7 @@ def build(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
     model, image_shape = network(config, axis_name)
     stochastic_depth = model.stochastic_depth
 
-    feed = (feeds.of_imagenet if spec is imagenet.SPEC else feeds.in_memory)(
+    feed = feeds.make_feed(
         config, host_index=jax.process_index(), num_hosts=jax.process_count()
     )
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config.batch_size)
@@ -250,7 +250,7 @@ def _normalization(config, feed, mean_image):
     kind = config.normalization
     if kind == "contrast":
         return None
-    if isinstance(feed, feeds.InMemory) or kind != "mean_image":
+    if isinstance(feed, data.InMemory) or kind != "mean_image":
         return data.normalization(feed.parts["train"], kind)
     if mean_image is None:
         if parallel.is_first_process():
@@ -272,7 +272,7 @@ def _preprocessing(config, spec, feed, normalization):
     pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
-    if not isinstance(feed, feeds.InMemory):  # its workers crop and mirror
+    if not isinstance(feed, data.InMemory):  # its workers crop and mirror
         pad, flip = 0, False
 
     def augment(key, images, first_index):

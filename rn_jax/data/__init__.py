@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets by name, batches cut from them, and augmentation on the device."""
+"""Data sets by name, batches and feeds made of them, and augmentation on devices."""
 
 from rn_jax.data.augment import (
     augment,
@@ -12,24 +12,24 @@ from rn_jax.data.augment import (
     random_crop,
     random_flip,
 )
-from rn_jax.data.datasets import (
-    DATASETS,
-    NORMALIZATIONS,
-    Dataset,
-    DatasetSpec,
-    Examples,
-    Normalization,
+from rn_jax.data.batches import (
+    Feed,
     epoch_permutation,
+    rows_of_host,
+    steps_per_epoch,
+)
+from rn_jax.data.catalog import DATASETS, DatasetSpec, get_spec
+from rn_jax.data.in_memory import (
+    Dataset,
+    Examples,
+    InMemory,
     eval_batches,
-    get_spec,
     held_out,
     load,
-    normalization,
-    rows_of_host,
     split_validation,
-    steps_per_epoch,
     train_batch,
 )
+from rn_jax.data.statistics import NORMALIZATIONS, Normalization, normalization
 
 __all__ = [
     "DATASETS",
@@ -37,6 +37,8 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "Examples",
+    "Feed",
+    "InMemory",
     "Normalization",
     "augment",
     "augment_color",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Normalisation and augmentation on the device, as pure functions of a key.
 
-Images are normalised first and padded afterwards, so that the zeros of the padding are
-the mean colour, as in every Torch code of the papers.
+Images are normalised before they are padded, so the padding's zeros are the mean
+colour, as in the papers' Torch code.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rn_jax.data.datasets import Examples, normalization
+from rn_jax.data.in_memory import Examples
+from rn_jax.data.statistics import normalization
 
 # Eigenvalues and eigenvectors (the columns) of the 3x3 covariance of ImageNet's RGB
 # pixels, on a scale from 0 to 1: variances along the principal axes, not standard
 # deviations (fb.resnet.torch, datasets/imagenet.lua, "pca"). They agree with
 # 0.2806, 0.2736 and 0.2877, the channels' standard deviations over all pixels of all
-# training images (pytorch/vision#1439). The 0.229, 0.224 and 0.225 that images are
-# divided by are smaller: they are means of the standard deviations within each image.
+# training images (pytorch/vision#1439). Images are divided by the smaller 0.229, 0.224
+# and 0.225, which are means of the standard deviations within each image.
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 _EIGENVECTORS = np.array(
     [
@@ -30,19 +31,19 @@ _EIGENVECTORS = np.array(
     ],
     np.float32,
 )
-# Of ITU-R 601, as in all of these codes.
+# Weights of ITU-R 601, as in fb.resnet.torch.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def normalizer(examples: Examples, kind: str) -> Callable[[jax.Array], jax.Array]:
-    """Make the function from pixels [B, H, W, C] to normalised images.
+    """Return the function from pixels [B, H, W, C] to normalised images.
 
     Args:
-        examples: the part that is trained on.
-        kind: "contrast" for `contrast_normalize`, else of `normalization`.
+        examples: the training examples.
+        kind: "contrast" for `contrast_normalize`, else a kind of `normalization`.
 
     Raises:
-        InputError: another `kind`, or no examples.
+        InputError: `kind` is unknown, or there are no examples.
     """
     if kind == "contrast":
         return contrast_normalize
@@ -51,10 +52,11 @@ def normalizer(examples: Examples, kind: str) -> Callable[[jax.Array], jax.Array
 
 
 def contrast_normalize(images: jax.Array) -> jax.Array:
-    """Global contrast normalisation: each image to a mean of 0 and a std of 1.
+    """Normalise the contrast globally: each image gets a mean of 0 and a std of 1.
 
-    The highway networks' CIFAR images are made so (Srivastava et al. 2015); which std
-    they had is not in the sources at hand. An image of one colour becomes 0.
+    Highway networks use it for CIFAR (Srivastava et al. 2015); the available sources do
+    not say with which std. An image of a single value becomes 0. Takes [B, H, W, C] of
+    any dtype and returns f32[B, H, W, C].
     """
     images = images.astype(jnp.float32)
     axes = (1, 2, 3)
@@ -66,18 +68,18 @@ def contrast_normalize(images: jax.Array) -> jax.Array:
 def normalize(
     images: jax.Array, mean: ArrayLike, std: ArrayLike, dtype=jnp.float32
 ) -> jax.Array:
-    """Return (images - mean) / std, computed in float32 and given as `dtype`.
+    """Return (images - mean) / std, computed in float32 and converted to `dtype`.
 
-    A mean image of another size is resized to that of the images, bilinearly, so that
-    a network is tested on crops larger than those it was trained on, or on whole
-    images, as in the code that He et al. released for detection.
+    A mean image of another size is resized bilinearly to the images' size, so that a
+    network can be tested on larger crops than it was trained on, or on whole images, as
+    in the code that He et al. released for detection.
 
     Args:
-        images: [B, H, W, C], uint8 or with colours already changed.
-        mean: over pixel values 0..255; a mean image [h, w, C], or what broadcasts
-            against [H, W, C].
-        std: a number, or one for each channel.
-        dtype: of the result.
+        images: [B, H, W, C], uint8 or with colours already augmented.
+        mean: mean of pixel values 0..255: a mean image [h, w, C], or any shape that
+            broadcasts against [H, W, C].
+        std: a number, or one per channel.
+        dtype: dtype of the result, which is [B, H, W, C].
     """
     if np.ndim(mean) == 3 and np.shape(mean) != images.shape[1:]:
         shape = (*images.shape[1:3], np.shape(mean)[2])
@@ -91,9 +93,9 @@ def normalize(
 
 
 def random_crop(key: jax.Array, image: jax.Array, pad: int) -> jax.Array:
-    """Pad `image` [H, W, C] with `pad` zeros on each side and cut [H, W, C] out again.
+    """Pad `image` [H, W, C] with `pad` zeros on each side and crop it to [H, W, C].
 
-    The offsets are uniform in 0..2 * pad, one for each direction.
+    The two offsets are uniform in 0..2 * pad.
     """
     rows, columns = jax.random.randint(key, (2,), 0, 2 * pad + 1, jnp.int32)
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
@@ -102,7 +104,7 @@ def random_crop(key: jax.Array, image: jax.Array, pad: int) -> jax.Array:
 
 
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Mirror `image` [H, W, C] left to right with probability one half."""
+    """Mirror `image` [H, W, C] left to right with probability 0.5."""
     mirrored = jax.random.bernoulli(key, jnp.float32(0.5))
     return jnp.where(mirrored, image[:, ::-1], image)
 
@@ -113,15 +115,15 @@ def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
     Add the sum of a_i * lambda_i * p_i to every pixel, with a_i ~ N(0, std) and the
     eigenvalues lambda_i and eigenvectors p_i of the covariance of RGB pixels
     (Krizhevsky et al. 2012, section 4.1, with std 0.1). An eigenvalue is a variance, so
-    its size beside the pixels depends on their scale, which the paper does not give. As
-    in fb.resnet.torch (`Lighting`) both are on a scale from 0 to 1, and the eigenvalue
-    is taken as it is, not its square root: with std 0.1 the shift has standard
-    deviations of 5.5, 0.48 and 0.11 of 255 along the three axes.
+    its effect depends on the scale of the pixels, which the paper does not give. As in
+    fb.resnet.torch (`Lighting`), both are on a scale from 0 to 1, and the eigenvalue
+    itself is used, not its square root: with std 0.1 the shift has standard deviations
+    of 5.5, 0.48 and 0.11 of 255 along the three axes.
 
     Args:
-        key: of the three a_i.
-        image: f32[H, W, 3], RGB over 0..255.
-        std: of the a_i.
+        key: key of the three a_i.
+        image: f32[H, W, 3], RGB in 0..255; so is the result, which is not clipped.
+        std: standard deviation of the a_i.
     """
     shares = std * jax.random.normal(key, (3,), jnp.float32)
     shift = 255 * (_EIGENVECTORS @ (shares * _EIGENVALUES))
@@ -131,14 +133,13 @@ def pca_noise(key: jax.Array, image: jax.Array, std: float) -> jax.Array:
 def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
     """Change brightness, contrast and saturation, in random order.
 
-    Each is a blend, with weights w ~ U(1 - strength, 1 + strength) and 1 - w, of the
-    image and of black, of its mean grey, or of its grey image, as in fb.resnet.torch;
-    nothing is cut off at 0 or 255.
+    Each blends the image, with weight w ~ U(1 - strength, 1 + strength), and black, its
+    mean grey, or its grey image, with weight 1 - w, as in fb.resnet.torch.
 
     Args:
-        key: of the order and the three weights.
-        image: f32[H, W, 3], RGB over 0..255.
-        strength: 0.4 in that code.
+        key: key of the order and the three weights.
+        image: f32[H, W, 3], RGB in 0..255; so is the result, which is not clipped.
+        strength: largest change of a weight; 0.4 in fb.resnet.torch.
     """
     order_key, weight_key = jax.random.split(key)
     weights = jax.random.uniform(
@@ -170,13 +171,14 @@ def augment_color(
     """Change each image's colours at random: `color_jitter`, then `pca_noise`.
 
     Args:
-        key: of the step.
-        images: [B, H, W, 3], RGB over 0..255.
-        jitter, pca_std: their strengths; 0 leaves that one out.
-        first_index: as in `augment`.
+        key: key of the step.
+        images: [B, H, W, 3], RGB in 0..255.
+        jitter: strength of `color_jitter`; 0 to omit it.
+        pca_std: std of `pca_noise`; 0 to omit it.
+        first_index: see `augment`.
 
     Returns:
-        f32[B, H, W, 3] over 0..255 and beyond.
+        f32[B, H, W, 3], not clipped to 0..255.
     """
 
     def one(index, image):
@@ -200,16 +202,15 @@ def augment(
     """Crop and mirror each image at random.
 
     Args:
-        key: of the step.
-        images: normalised, [B, H, W, C].
-        pad: zeros on each side before the crop, in pixels; 0 for no crop.
+        key: key of the step.
+        images: normalised images, [B, H, W, C].
+        pad: zeros added to each side before the crop, in pixels; 0 for no crop.
         flip: whether to mirror half of the images.
-        first_index: position of `images[0]` in the whole batch. Example i of the whole
-            batch is given `fold_in(key, i)`, whichever device holds it and however many
-            there are.
+        first_index: index of `images[0]` in the whole batch. Example i of the whole
+            batch gets the key `fold_in(key, i)` on any number of devices.
 
     Returns:
-        Images of the same shape and dtype; the very input for pad 0 and flip False.
+        Images of the same shape and dtype; the input itself for pad 0 and flip False.
     """
     if pad == 0 and not flip:
         return images

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CIFAR-10 and CIFAR-100 as tensorflow-datasets prepares them, without TensorFlow.
 
-TFDS's own builders unpack the archive and encode the images through TensorFlow. These
-have their names, versions, features, checksums and order of examples, read the archive
-with tarfile and encode with Pillow.
+TFDS's own builders unpack the archive and encode the images with TensorFlow. The
+builders here have the same names, versions, features, checksums and order of examples,
+but read the archive with tarfile and encode with Pillow.
 """
 
 import os
@@ -23,9 +23,9 @@ _SHAPE = (3, 32, 32)  # of an image in the archive, after its labels
 
 
 class _FromArchive:
-    """What both builders have otherwise than TFDS's."""
+    """What both builders do differently from TFDS's."""
 
-    _cifar_info: Any  # TFDS's: where the archive is and what is in it
+    _cifar_info: Any  # TFDS's: the archive's address and content
     info: Any
 
     def _split_generators(self, dl_manager):
@@ -48,7 +48,7 @@ class _FromArchive:
             content = np.frombuffer(self._content(archive, file), np.uint8)
             for row in content.reshape(-1, len(keys) + np.prod(_SHAPE)):
                 labels, pixels = np.split(row, [len(keys)])
-                image = pixels.reshape(_SHAPE).transpose(1, 2, 0)
+                image = pixels.reshape(_SHAPE).transpose(1, 2, 0)  # (H, W, C)
                 yield (
                     index,
                     {
@@ -65,11 +65,11 @@ class _FromArchive:
             tarfile.open(fileobj=stream) as tar,
         ):
             member = tar.extractfile(self._cifar_info.prefix + file)
-            assert member is not None  # no folder
+            assert member is not None  # it is not a folder
             return member.read()
 
 
-# Not registered: tfds.builder(...) goes on giving TFDS's own.
+# Not registered, so that tfds.builder(...) still returns TFDS's own.
 class _Cifar10(  # type: ignore[call-arg]
     _FromArchive, tfds.image_classification.Cifar10, skip_registration=True
 ):
@@ -88,20 +88,20 @@ BUILDERS = {builder.name: builder for builder in (_Cifar10, _Cifar100)}
 
 
 def prepare(name: str, data_dir: str) -> None:
-    """Downloads a data set and writes it in array_record files, as TFDS would.
+    """Download a data set and write it to array_record files, as TFDS would.
 
     Args:
-        name: cifar10 or cifar100.
+        name: "cifar10" or "cifar100".
         data_dir: folder of the TFDS data sets.
 
     Raises:
         OSError: the archive's server cannot be reached.
-        Exception: whatever else a download or a damaged archive makes TFDS raise.
+        Exception: TFDS cannot download or read the archive.
     """
     with filesystem.literal(filesystem.absolute(data_dir), create=True) as data_dir:
         builder = BUILDERS[name](data_dir=data_dir)
         downloaded = (epath.Path(data_dir) / "downloads" / name).glob("*.tar.gz")
-        if not any(downloaded):  # without a network TFDS itself tries for three minutes
+        if not any(downloaded):  # TFDS itself would try to connect for three minutes
             with urllib.request.urlopen(builder._cifar_info.url, timeout=30):
                 pass
         builder.download_and_prepare(file_format="array_record")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of other frameworks, and networks as programs that need no framework."""
+"""Weights of other frameworks, and networks as programs without any framework."""
 
 from rn_jax.interop.stablehlo import from_stablehlo, to_stablehlo
-from rn_jax.interop.torch import from_torch, read_weights, to_torch, torch_fields
+from rn_jax.interop.torch import from_torch, to_torch, torch_fields
+from rn_jax.weight_files import read_weights
 
 __all__ = [
     "from_stablehlo",

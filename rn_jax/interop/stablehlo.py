@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network as one StableHLO program, which runs without this package."""
+"""A trained network as one StableHLO program that runs without this package."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,18 +22,18 @@ def to_stablehlo(
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> bytes:
-    """The network by its test rule, for batches of any size, weights included.
+    """Export a network at test time, with its weights, for batches of any size.
 
     Args:
-        model: that the variables belong to.
-        variables: collections as `model.apply` takes them.
+        model: the network of the variables.
+        variables: collections, as `model.apply` takes them.
         image_shape: (H, W, C).
-        preprocess: uint8[B, H, W, C] -> normalised images, made part of the program;
+        preprocess: uint8[B, H, W, C] -> normalised images, included in the program;
             None for a program that takes normalised f32[B, H, W, C].
-        platforms: that it is lowered for.
+        platforms: the platforms to lower for.
 
     Returns:
-        What `from_stablehlo` takes: a serialised `jax.export.Exported` of one function,
+        A serialised `jax.export.Exported`, for `from_stablehlo`, of one function:
         images -> logits f32[B, num_classes].
 
     Raises:
@@ -56,20 +56,21 @@ def to_stablehlo(
 
 
 def from_stablehlo(content: bytes) -> Callable[[jax.Array], jax.Array]:
-    """The function that `to_stablehlo` wrote: images -> logits, to be jitted or not.
+    """Return the function that `to_stablehlo` exported: images -> logits.
 
-    It is compiled when it is first called. Take programs from those you trust: unlike
-    weights they are code.
+    It is compiled when it is first called, and may be jitted. Load only programs that
+    you trust: unlike weights, they are code.
 
     Raises:
-        InputError: it is no such program, or the package flatbuffers is not installed.
+        InputError: the content is not such a program, or the package flatbuffers is not
+            installed.
     """
     try:
         return jax.export.deserialize(bytearray(content)).call
     except ImportError as error:
         raise InputError(_NEEDS) from error
-    except Exception as error:  # whatever damaged bytes make the reader raise
+    except Exception as error:  # damaged bytes raise errors of any kind
         raise InputError(
-            "This is no program that jax.export wrote; to_stablehlo and "
-            "experiments.export make one."
+            "This is not a program that jax.export wrote; to_stablehlo and "
+            "experiments.export write one."
         ) from error

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from and to PyTorch: of torchvision, timm and akamaster's project."""
+"""Weights from and to PyTorch: torchvision, timm and akamaster's project."""
 
-import argparse
-import contextlib
 import logging
-import os
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn_jax.errors import InputError
-from rn_jax.interop.hub import download, is_hub_name
 from rn_jax.models import create_model
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet
@@ -29,6 +22,8 @@ from rn_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.models.vgg import VGG
 from rn_jax.stochastic_depth import test_gates
+from rn_jax.weight_files import DTYPES, as_array, find_entry, some
+from rn_jax.weight_files import read_weights as read_weights  # its old place
 
 _LEAVES = {
     "kernel": "weight",
@@ -37,23 +32,10 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Entries of a state_dict that are not weights: PyTorch's counters, and thop's results.
+# Names in a state_dict that are not weights: PyTorch's counters and thop's results.
 _IGNORED = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
-# What wrappers put before every name: DataParallel, torch.compile, Lightning, ...
+# Prefixes that wrappers add to every name: DataParallel, torch.compile, Lightning, ...
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
-# Under which checkpoints keep their weights; averaged ones first, as timm does.
-_ENTRIES = (
-    *("state_dict_ema", "model_ema", "state_dict", "model_state_dict"),
-    *("model", "net", "network"),
-)
-# The dtypes of safetensors that are read. NumPy has no bfloat16 of its own.
-DTYPES = {
-    "BOOL": np.dtype(bool),
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
-    "BF16": jnp.dtype(jnp.bfloat16),
-}
 _FLOATS = tuple(DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
 _logger = logging.getLogger(__name__)
 
@@ -61,53 +43,52 @@ _logger = logging.getLogger(__name__)
 def from_torch(
     name: str, state_dict: Mapping[str, Any], **fields: Any
 ) -> dict[str, Any]:
-    """The variables of a network from a PyTorch model's weights.
+    """Convert a PyTorch model's weights to the variables of a network.
 
-    Reads torchvision's networks under torchvision's names, timm's of the same names
-    (ResNet, wide ResNet, ResNeXt, DenseNet, VGG) and its pre-activation networks
-    (resnetv2_50), and, for "resnet20" to "resnet1202", akamaster's, whose shortcut is
-    `shortcut="A_centered"` here. The number of classes and of the images' channels are
-    those of the weights:
+    The weights may be torchvision's, timm's of the same names (ResNet, wide ResNet,
+    ResNeXt, DenseNet, VGG), timm's pre-activation networks (resnetv2_50) or, for
+    "resnet20" to "resnet1202", akamaster's, whose shortcut is `shortcut="A_centered"`
+    here. The weights determine the number of classes and of the images' channels:
 
         model = create_model("resnet50", num_classes=1000)
         logits = model.apply(from_torch("resnet50", weights), images, train=False)
 
-    Weights without a classifier, also those of `model.features` alone, are those of a
-    network with `num_classes=None`. If they have the fully connected layers of VGG or
-    AlexNet that come before the classifier, these are returned as well.
+    Weights without a classifier, also those of `model.features` alone, belong to a
+    network with `num_classes=None`. If they include the fully connected layers of VGG
+    or AlexNet before the classifier, these are returned as well.
 
-    torchvision's trained GoogLeNet comes without auxiliary heads, for which `aux_heads`
-    is False, and takes images of mean 0.5 and deviation 0.5 in every channel: its
-    `transform_input` makes them from the usual ones.
+    torchvision's trained GoogLeNet has no auxiliary heads, so it needs
+    `aux_heads=False`, and expects images with mean 0.5 and deviation 0.5 in every
+    channel: its `transform_input` makes them from the usual ones.
 
     Args:
-        name: of `list_models()`.
-        state_dict: name -> tensor or array, as `model.state_dict()` gives it, or a
-            checkpoint that has such a dict in a usual entry ("state_dict", "model"; of
-            two, the averaged weights are taken). Prefixes that wrappers give to every
+        name: a name of `list_models()`.
+        state_dict: tensors or arrays by name, as `model.state_dict()` returns them, or
+            a checkpoint with such a dict in a usual entry ("state_dict", "model"; of
+            two, the averaged weights are used). Prefixes that wrappers add to every
             name ("module.", "_orig_mod.", "model.", "backbone.", "encoder.") are
             removed, and a warning is logged.
-        **fields: those of the network that decide its shapes, if not as in the table:
-            `stage_sizes`, `shortcut`, `stem`, `aux_heads`.
+        **fields: fields that determine the network's shapes, if they differ from the
+            table: `stage_sizes`, `shortcut`, `stem`, `aux_heads`.
 
     Returns:
-        Collections "params" and "batch_stats" of arrays. float64 stays float64; all
-        else becomes float32, which holds float16 and bfloat16 exactly.
+        Collections "params" and "batch_stats" of arrays. float64 stays float64; other
+        dtypes become float32, which represents float16 and bfloat16 exactly.
 
     Raises:
-        InputError: unknown name, or one without a PyTorch counterpart; weights missing,
-            left over, of another shape, or not floating-point.
+        InputError: the name is unknown or has no PyTorch counterpart; weights are
+            missing, left over, of another shape, or not floating-point.
     """
     model = create_model(name, **fields)
     layout = _layout(model, name)
-    weights, prefix = _without_prefixes(_entry(state_dict))
+    weights, prefix = _without_prefixes(find_entry(state_dict))
     if prefix:
-        _logger.warning("All names of the weights began with %r: removed.", prefix)
-    weights = {_current(k, layout): _array(k, value) for k, value in weights.items()}
+        _logger.warning("Removed the prefix %r from all names of the weights.", prefix)
+    weights = {_current(k, layout): _floats(k, value) for k, value in weights.items()}
     if layout.stem.startswith("features.") and not _under("features", weights):
         weights = {f"features.{k}": value for k, value in weights.items()}
     head, classes = _classifier(name, weights, layout)
-    if head is None:  # nor any use for GoogLeNet's auxiliary classifiers
+    if head is None:  # then GoogLeNet's auxiliary classifiers are useless too
         weights = {k: v for k, v in weights.items() if not k.startswith("aux")}
     stem = weights.get(f"{layout.stem}.weight")
     channels = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
@@ -119,13 +100,13 @@ def from_torch(
     if head is None:
         shapes["params"].pop("head", None)
 
-    lacking, unfit = [], []
+    missing, unfit = [], []
 
     def take(path, leaf):
         module, kind, theirs = layout.names(path, model, head)
         theirs = f"{theirs}.{_LEAVES[kind]}"
         if theirs not in weights:
-            lacking.append(theirs)
+            missing.append(theirs)
             return leaf
         value = weights.pop(theirs)
         if kind == "kernel":
@@ -137,20 +118,26 @@ def from_torch(
 
     variables = jax.tree_util.tree_map_with_path(take, shapes)
     different = {
-        "lacking": lacking,
+        "missing": missing,
         "left over": sorted(weights),
         "of another shape in our layout": unfit,
     }
-    if told := [f"{how} {_some(keys)}" for how, keys in different.items() if keys]:
-        raise InputError(f"The weights do not fit {name}: {'; '.join(told)}.")
+    if parts := [f"{how} {some(keys)}" for how, keys in different.items() if keys]:
+        raise InputError(f"The weights do not fit {name}: {'; '.join(parts)}.")
     return stack(variables, model)
 
 
-def _classifier(name, weights, layout):
-    """The classifier's name in these weights, or None, and the number of classes.
+def _floats(name, value):
+    """Return a copy as float64 if it is float64, else as float32."""
+    array = as_array(name, value, _FLOATS)
+    return array.astype(np.float64 if array.itemsize == 8 else np.float32)
 
-    With fully connected layers but no classifier, the latter is that of any network
-    that has such layers, 1.
+
+def _classifier(name, weights, layout):
+    """Return the classifier's name in these weights, or None, and the class count.
+
+    For weights with fully connected layers but no classifier, the count is 1, with
+    which a network has such layers.
     """
     head = next((h for h in layout.heads if _under(h, weights)), None)
     if head is None:
@@ -158,7 +145,7 @@ def _classifier(name, weights, layout):
     if not np.ndim(weights.get(f"{head}.weight", 0)):
         raise InputError(
             f"The weights for {name} have no classifier named "
-            f"{' or '.join(layout.heads)}, but {_some(_under(head, weights))}."
+            f"{' or '.join(layout.heads)}, but {some(_under(head, weights))}."
         )
     return head, len(weights[f"{head}.weight"])
 
@@ -167,47 +154,41 @@ def _under(module, weights):
     return [key for key in weights if key.startswith(f"{module}.")]
 
 
-def _some(names):
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
-
-
 def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A PyTorch model's weights from the variables of a network: `from_torch` undone.
+    """Convert the variables of a network to a PyTorch model's weights.
 
-    The names are torchvision's, timm's for its resnetv2, and akamaster's for ResNets
-    with the small stem:
+    This is the inverse of `from_torch`. The names are torchvision's, timm's for its
+    resnetv2, and akamaster's for ResNets with the small stem:
 
         weights = to_torch(rn_jax.create_model("resnet50"), variables)
         peer.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
 
     Args:
-        model: that the variables belong to.
+        model: the network of the variables.
         variables: collections "params" and "batch_stats", stacked or not.
 
     Returns:
-        Name -> array, as `torch.from_numpy` takes it: of its own memory, and in the
-        dtypes of `variables`, but float32 for bfloat16. PyTorch's counts of batches,
-        which nothing here has, are 0.
+        Arrays by name, for `torch.from_numpy`: copies with the dtypes of `variables`,
+        except float32 for bfloat16. PyTorch's counts of batches are 0.
 
     Raises:
-        InputError: a network without a PyTorch counterpart, or whose counterpart
-            computes something else with the same weights.
+        InputError: the network has no PyTorch counterpart, or one that computes
+            something else with the same weights.
     """
     layout = _layout(model, f"such a {type(model).__name__}")
     if not layout.computes(model):
         raise InputError(
             f"The PyTorch project's {type(model).__name__} with these weights computes "
-            "something else: it has shortcut B (B_linear in resnetv2) and the "
-            "stride on the 3x3, or for CIFAR basic blocks and A_centered, and "
+            "something else: ResNets need shortcut B (B_linear in resnetv2) and the "
+            "stride on the 3x3, those for CIFAR basic blocks and A_centered, and "
             "GoogLeNet torchvision's windows."
         )
     settings = model.stochastic_depth
     if settings and (test_gates(settings, model.num_blocks) != 1).any():
         raise InputError(
-            "At test this network multiplies each branch by its survival probability, "
-            "which no PyTorch project does: its weights alone, for a network that "
-            "computes otherwise, are those of model.clone(stochastic_depth=None)."
+            "At test time this network multiplies each branch by its survival "
+            "probability, which no PyTorch project does; to convert the weights alone, "
+            "pass model.clone(stochastic_depth=None)."
         )
     head = layout.heads[-1 if getattr(model, "stem", None) == "small" else 0]
     weights = {}
@@ -225,61 +206,37 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
 
 
 def _native(leaf):
-    """A copy, which PyTorch may write to, of a dtype that PyTorch knows."""
+    """Return a copy that PyTorch may write to, with a dtype that PyTorch knows."""
     value = np.asarray(leaf)
     no_numpy = value.dtype == jnp.bfloat16
     return value.astype(np.float32 if no_numpy else value.dtype.newbyteorder("="))
 
 
 def torch_fields(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields in which the network that such weights belong to differs from the table's.
+    """Return the fields in which the network of such weights differs from the table's.
 
     `create_model(name, **torch_fields(name, weights))` computes what the PyTorch model
     does: akamaster's ResNets for CIFAR have shortcut A with zeros on both sides, and
-    torchvision's trained GoogLeNet comes without auxiliary heads.
+    torchvision's trained GoogLeNet has no auxiliary heads.
 
     Args:
-        name: of `list_models()`.
-        state_dict: as `from_torch` takes it.
+        name: a name of `list_models()`.
+        state_dict: see `from_torch`.
 
     Raises:
-        InputError: unknown name.
+        InputError: the name is unknown.
     """
     model = create_model(name)
     if isinstance(model, ResNet) and model.stem == "small" and model.shortcut == "A":
         return {"shortcut": "A_centered"}
     if isinstance(model, GoogLeNet):
-        return {"aux_heads": any("aux" in key for key in _entry(state_dict))}
+        return {"aux_heads": any("aux" in key for key in find_entry(state_dict))}
     return {}
 
 
-def _entry(content: Any) -> Mapping[str, Any]:
-    """The names and tensors of a checkpoint, which may be one of its entries.
-
-    Raises:
-        InputError: it is no dict, or its keys are no names.
-    """
-    for _ in range(3):  # entries in entries; a crafted file may hold itself
-        if not isinstance(content, Mapping) or not all(
-            isinstance(key, str) for key in content
-        ):
-            raise InputError(
-                "Weights are tensors by name, as model.state_dict() gives them, not a "
-                f"{type(content).__name__}."
-            )
-        entries = [e for e in _ENTRIES if isinstance(content.get(e), Mapping)]
-        entries = [e for e in entries if content[e]]
-        if not entries:
-            break
-        if len(entries) > 1:
-            _logger.warning("Of %s, the first is taken.", " and ".join(entries))
-        content = content[entries[0]]
-    return content
-
-
 def _without_prefixes(weights):
-    """The weights without what stands before all names, and that prefix."""
-    taken = ""
+    """Return the weights without the prefix of all names, and that prefix."""
+    removed = ""
     weights = {k: v for k, v in weights.items() if k.split(".")[-1] not in _IGNORED}
 
     def found():
@@ -287,13 +244,13 @@ def _without_prefixes(weights):
 
     while weights and (prefix := found()):
         weights = {k.removeprefix(prefix): value for k, value in weights.items()}
-        taken += prefix
-    return weights, taken
+        removed += prefix
+    return weights, removed
 
 
 def _current(key, layout):
-    """torchvision's name of today for timm's and that of old files."""
-    # timm's features_only=True turns the first point into a line.
+    """Return torchvision's current name for timm's and for that of old files."""
+    # timm's features_only=True replaces the first dot by an underscore.
     key = re.sub(r"^(features|stem|stages)_", r"\1.", key)
     module, _, leaf = key.rpartition(".")
     if module in layout.aliases:
@@ -302,19 +259,19 @@ def _current(key, layout):
 
 
 def _kernel(value, ndim, channels):
-    """OIhw -> hwIO or hwI, O; O, Chw -> hwC, O after a flattened map; O, I -> I, O."""
+    """Convert OIhw -> hwIO or (hwI, O); (O, Chw) -> (hwC, O); (O, I) -> (I, O)."""
     if value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)
         return value if ndim == 4 else value.reshape(-1, value.shape[-1])
     if value.ndim < 2 or not value.size:
-        return value  # whose shape does not fit
+        return value  # the shape does not fit, which is reported later
     if channels and value.shape[1] % channels == 0:
         value = value.reshape(len(value), channels, -1).swapaxes(1, 2)
     return value.reshape(len(value), -1).T
 
 
 def _weight(value, channels):
-    """The inverse of `_kernel`."""
+    """Invert `_kernel`."""
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
     value = value.T
@@ -323,7 +280,7 @@ def _weight(value, channels):
     return value.reshape(len(value), -1)
 
 
-# --- Our modules, as paths in the unstacked layout, and theirs ------------------------
+# --- Names of our modules, as paths in the unstacked layout, and of theirs ------------
 
 
 @dataclass(frozen=True)
@@ -332,14 +289,14 @@ class _Layout:
 
     Attributes:
         heads: their names of the classifier.
-        module: (path of ours, network) -> theirs.
-        has: which networks of the family have weights of the same shapes there.
-        computes: which of these also compute the same there.
         stem: their name of the convolution that reads the images.
-        flattened: network -> our layers that follow a flattened map, with the channels
-            of that map.
-        convolves: their classifier is a 1x1 convolution.
-        aliases: another project's names of modules -> theirs.
+        module: (our path, network) -> their name.
+        has: network -> whether theirs has weights of the same shapes.
+        computes: network -> whether theirs also computes the same.
+        flattened: network -> our layers that follow a flattened map, with the number of
+            channels of that map.
+        convolves: whether their classifier is a 1x1 convolution.
+        aliases: another project's names of modules -> their names.
     """
 
     heads: tuple[str, ...]
@@ -352,9 +309,12 @@ class _Layout:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, path, model: Network, head: str) -> tuple[str, str, str]:
-        """Our module and kind of a leaf at that path of the tree, and their module.
+        """Return a leaf's module and kind here, and its module there.
 
-        `head` is their name of the classifier.
+        Args:
+            path: the leaf's path in our tree.
+            model: the network.
+            head: their name of the classifier.
         """
         *modules, kind = [part.key for part in path][1:]
         module = "/".join(modules)
@@ -368,7 +328,7 @@ def _resnet(path, model):
     stage, block, *layer = path.split("/")
     shortcut = {"conv": "downsample.0", "bn": "downsample.1"}
     layer = shortcut[layer[1]] if layer[0] == "shortcut" else layer[0]
-    return f"layer{_number(stage)}.{_number(block) - 1}.{layer}"
+    return f"layer{_index(stage) + 1}.{_index(block)}.{layer}"
 
 
 def _resnetv2(path, model):
@@ -378,7 +338,7 @@ def _resnetv2(path, model):
     stage, block, *layer = path.split("/")
     layer = "downsample.conv" if layer[0] == "shortcut" else layer[0]
     layer = layer.replace("bn", "norm")
-    return f"stages.{_number(stage) - 1}.blocks.{_number(block) - 1}.{layer}"
+    return f"stages.{_index(stage)}.blocks.{_index(block)}.{layer}"
 
 
 def _densenet(path, model):
@@ -389,18 +349,18 @@ def _densenet(path, model):
     layer = layer.replace("bn", "norm")
     if len(place) == 1:
         return f"features.{place[0]}.{layer}"
-    stage, number = map(_number, place)
-    return f"features.denseblock{stage}.denselayer{number}.{layer}"
+    stage, block = (_index(name) + 1 for name in place)
+    return f"features.denseblock{stage}.denselayer{block}.{layer}"
 
 
 def _vgg(path, model):
-    """A Sequential of convolution, (BatchNorm,) ReLU, ..., pooling counts its parts."""
+    """Return the index in a Sequential of convolution, (BatchNorm,) ReLU, ..., pool."""
     classifier = {"fc1": 0, "fc2": 3}
     if path in classifier:
         return f"classifier.{classifier[path]}"
     stage, layer, part = path.split("/")
     index = next(b.index for b in model.blocks if b.name == f"{stage}/{layer}")
-    place = index * (3 if model.batch_norm else 2) + _number(stage) - 1
+    place = index * (3 if model.batch_norm else 2) + _index(stage)
     return f"features.{place + (part == 'bn')}"
 
 
@@ -424,8 +384,9 @@ def _googlenet(path, model):
     return ".".join(theirs.get(part, part) for part in path.split("/"))
 
 
-def _number(name):
-    return int(re.sub(r".*\D", "", name))
+def _index(name):
+    """Return the position of "stage2" or "block07" in its network or stage, from 0."""
+    return int(name[5:]) - 1
 
 
 _RESNETV2 = _Layout(
@@ -464,7 +425,7 @@ _LAYOUTS = {
         _vgg,
         lambda m: m.stem == "imagenet",
         flattened=lambda m: {"fc1": m.features[-1]},
-        aliases={  # timm's, where these layers are convolutions
+        aliases={  # timm's, whose layers are convolutions
             "pre_logits.fc1": "classifier.0",
             "pre_logits.fc2": "classifier.3",
             "head.fc": "classifier.6",
@@ -493,157 +454,5 @@ def _layout(model, name):
     if isinstance(model, ResNet) and model.norm_first:
         layout = _RESNETV2
     if layout is None or not layout.has(model):
-        raise InputError(f"No PyTorch project is known here that has {name}.")
+        raise InputError(f"No supported PyTorch project has {name}.")
     return layout
-
-
-def _array(name: str, value: Any) -> np.ndarray:
-    """A copy of a tensor or array: float64 as it is, others as float32."""
-    try:
-        if hasattr(value, "detach"):  # a tensor, wherever it is
-            value = value.detach().cpu()
-            # NumPy has no bfloat16, and PyTorch gives it none.
-            value = value.float() if _kind(value) == "torch.bfloat16" else value
-        array = np.asarray(value)
-    except Exception:
-        # A tensor that is quantized, sparse or without data has an error of its own.
-        array = np.asarray(None)
-    if array.dtype.newbyteorder("=") not in _FLOATS:
-        raise InputError(
-            f"{name} is of {_kind(value)}: weights are dense tensors of bfloat16, "
-            "float16, float32 or float64."
-        )
-    return array.astype(np.float64 if array.itemsize == 8 else np.float32)
-
-
-def _kind(value):
-    return str(getattr(value, "dtype", type(value).__name__))
-
-
-def read_weights(path: str | os.PathLike) -> dict[str, Any]:
-    """A file of weights, read without running any code that it may hold.
-
-    The tensors together are at most as large as the file, whatever it claims.
-
-    Args:
-        path: .safetensors (needs the package safetensors), or .pt, .pth, .th or .bin
-            (needs torch). Of a checkpoint with weights in a usual entry, as
-            "state_dict" or "model", that entry: see `from_torch`. Or a name of the
-            Hugging Face Hub, "hf-hub:timm/resnet18.a1_in1k": see `hub.download`.
-
-    Returns:
-        Name -> tensor or array, in the names and dtypes of the file.
-
-    Raises:
-        InputError: no such file or name; another kind of file; one that is damaged,
-            holds more than weights or claims to hold more than it can; a package that
-            is not installed.
-    """
-    path = os.fspath(path)
-    path = download(path) if is_hub_name(path) else Path(os.path.expanduser(path))
-    if not os.path.isfile(path):
-        if os.path.isdir(path):
-            raise InputError(f"{path} is a folder: name a file of weights.")
-        raise InputError(f"There is no file {path}.")
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".th", ".bin"):
-        raise InputError(
-            f"{path.name} is neither .safetensors nor one of PyTorch's .pt, .pth, .th "
-            "and .bin."
-        )
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    try:
-        content = read(path)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"Reading {path.name} needs the package {error.name}."
-        ) from error
-    try:
-        content = _entry(content)
-    except InputError as error:
-        raise InputError(f"{path} holds no weights by name: {error}") from None
-    more = [(name, value) for name, value in content.items() if not _is_plain(value)]
-    if more:
-        told = [f"{name[:100]!r} ({_kind(value)})" for name, value in more]
-        raise InputError(
-            f"{path} holds more than weights: {_some(told)}; weights are tensors by "
-            f"name, alone or in an entry called {', '.join(_ENTRIES)}."
-        )
-    claimed, there = sum(value.nbytes for value in content.values()), os.stat(path)
-    if claimed > there.st_size:
-        raise InputError(
-            f"{path} claims {claimed:,} bytes of weights, and a file of "
-            f"{there.st_size:,} bytes holds at most as many."
-        )
-    return dict(content)
-
-
-def _is_plain(value):
-    """Whether it is an array, or a tensor of a dtype that NumPy or JAX has."""
-    if isinstance(value, np.ndarray):
-        return True
-    import torch
-
-    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
-        return False
-    try:
-        torch.empty(0, dtype=value.dtype).numpy()
-    except TypeError:  # float8, or quantized
-        return value.dtype == torch.bfloat16 and value.layout == torch.strided
-    return value.layout == torch.strided
-
-
-def _read_safetensors(path):
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, "numpy"):
-            pass  # a header that claims too much is refused before the file is read
-        entries = dict(safetensors.deserialize(path.read_bytes()))
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise InputError(f"{path} is not a file of safetensors.") from error
-    if unknown := sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES)):
-        raise InputError(
-            f"{path} is not a file of safetensors that can be read: it has tensors of "
-            f"{unknown[0]}, and {', '.join(DTYPES)} can be read."
-        )
-    return {
-        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(
-            entry["shape"]
-        )
-        for name, entry in entries.items()
-    }
-
-
-def _read_torch(path):
-    import torch
-
-    try:
-        _refuse_compressed(path)
-        # Many checkpoints hold the options of a command, which cannot run anything.
-        allow = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
-        with (
-            warnings.catch_warnings(action="ignore"),  # of old pickles
-            allow([argparse.Namespace]),
-        ):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise InputError(
-            f"{path} cannot be read as weights alone; it is damaged or holds other "
-            "Python objects."
-        ) from error
-
-
-def _refuse_compressed(path):
-    """Raises an InputError for a ZIP that is smaller than what it unfolds to."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unfolded = sum(entry.file_size for entry in archive.infolist())
-    size = os.stat(path).st_size
-    if unfolded > size:
-        raise InputError(
-            f"{path} unfolds to {unfolded:,} bytes from {size:,}; PyTorch's own files "
-            "are not compressed."
-        )

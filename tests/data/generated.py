@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from rn_jax.data.datasets import DATASETS
+from rn_jax.data import DATASETS
 
 SIZES = {"train": 23, "test": 11, "extra": 7}
 
@@ -78,7 +78,7 @@ def prepare(name, data_dir, *, splits=None, file_format="array_record"):
 
 
 def picture(rng, height, width):
-    """A window of one of scikit-learn's two photographs, uint8[height, width, 3]."""
+    """Return a window of a photograph of scikit-learn, uint8[height, width, 3]."""
     from sklearn.datasets import load_sample_images  # slow to import
 
     photograph = rng.choice(load_sample_images().images)
@@ -97,14 +97,14 @@ def encode(image, file_format="JPEG", mode="RGB"):
     return stream.getvalue()
 
 
-# Of the pictures of ImageNet's copy, in turn: height and width.
+# Heights and widths of the images in the copy of ImageNet, in turn.
 SHAPES = [(375, 500), (500, 375), (300, 300), (160, 224), (120, 90), (150, 400)]
-# The first few of a split are coded otherwise than as an RGB JPEG.
+# The first few images of a split are not RGB JPEGs.
 CODINGS = [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")]
 
 
 def imagenet_split(split, size):
-    """Return the files of a split; the labels are their places in this list."""
+    """Return the files of a split; their indices are the labels."""
     rng = np.random.default_rng(list(split.encode()))
     codings = CODINGS + [("JPEG", "RGB")] * (size - len(CODINGS))
     return [
@@ -154,7 +154,7 @@ def prepare_imagenet(data_dir, *, train=24, validation=11):
 
 
 def halve_picture(record):
-    """The record with the first half of its picture's file."""
+    """Return the record with the first half of its image's file."""
     example = tf_example_pb2.Example.FromString(record)
     pictures = example.features.feature["image"].bytes_list.value
     pictures[0] = pictures[0][: len(pictures[0]) // 2]
@@ -162,14 +162,14 @@ def halve_picture(record):
 
 
 def no_example(record):
-    """Bytes that are no tf.train.Example."""
+    """Return bytes that are not a tf.train.Example."""
     return b"no example"
 
 
 def spoil_records(shard, spoil):
-    """Write an array_record file anew, with spoil[i](record) in the place of record i.
+    """Rewrite an array_record file with spoil[i](record) in place of record i.
 
-    For "flip" in the place of a function, bytes of it are changed in the file itself.
+    If spoil[i] is "flip", bytes of the record are changed in the file itself.
     """
     reader = ArrayRecordReader(str(shard))
     records = reader.read_all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation against numpy, and independent of how a batch is cut."""
+"""Augmentation against NumPy, and independent of how a batch is split."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rn_jax import InputError
+from rn_jax.data import NORMALIZATIONS, Examples
 from rn_jax.data.augment import (
     augment,
     augment_color,
@@ -20,21 +21,20 @@ from rn_jax.data.augment import (
     random_crop,
     random_flip,
 )
-from rn_jax.data.datasets import NORMALIZATIONS, Examples
 
 KEY = jax.random.key(7)
 
 
 @pytest.fixture(scope="module")
 def images():
-    """64 images of 6x5x3, no pixel of which is zero or the same as another."""
+    """64 images of 6x5x3 with pixels that are all different and not zero."""
     n = 64 * 6 * 5 * 3
     values = np.random.default_rng(0).permutation(n) + 1
     return values.reshape(64, 6, 5, 3).astype(np.float32)
 
 
 def shifted(image, row, column, pad):
-    """What a crop at (row, column) of the padded image is."""
+    """Return the crop at (row, column) of the padded image."""
     height, width, _ = image.shape
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     return padded[row : row + height, column : column + width]
@@ -124,7 +124,7 @@ def test_augment_gives_crops_and_mirror_images_of_the_same_example(images, pad, 
 
 
 def test_crop_and_flip_are_independent_draws(images):
-    """An example's offset does not tell whether it is mirrored."""
+    """An example's offset does not determine whether it is mirrored."""
     many = np.broadcast_to(images[:1], (2000, *images.shape[1:]))
     found = np.asarray(augment(KEY, many, pad=1, flip=True))
     for row in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR from its archive: prepared is what the archive holds, in TFDS's order."""
+"""CIFAR prepared from its archive: the same examples, in TFDS's order."""
 
 import functools
 import hashlib
@@ -20,14 +20,16 @@ from PIL import Image
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.proto import tf_example_pb2
 
-from rn_jax.data import cifar, datasets
+from rn_jax import data
+from rn_jax.data import cifar, in_memory
+from rn_jax.data import tfds as reader
 from rn_jax.errors import InputError
 
 ROWS = 12  # of each file in the archives
 
 
 class NoTensorFlow:
-    """Makes an import of it fail, as where it is not installed."""
+    """Makes its import fail, as if it were not installed."""
 
     @staticmethod
     def find_spec(name, *_):
@@ -42,7 +44,7 @@ def no_tensorflow(monkeypatch):
 
 
 def write_archive(path, facts, contents, names):
-    """The binary version of CIFAR: `contents` by file, rows of labels and pixels."""
+    """Write CIFAR's binary version: `contents` by file, rows of labels and pixels."""
     with tarfile.open(path, "w:gz") as tar:
         texts = {
             file: "\n".join(names[key]).encode() + b"\n"
@@ -55,7 +57,7 @@ def write_archive(path, facts, contents, names):
 
 
 def facts_of(builder):
-    """What TFDS knows of the archive."""
+    """Return what TFDS knows about the archive."""
     return builder._cifar_info.fget(types.SimpleNamespace(name=builder.name))
 
 
@@ -71,7 +73,7 @@ def random_contents(facts, classes):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """Makes a builder download from a folder here; returns that folder."""
+    """Make a builder download from a local folder, and return that folder."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(
@@ -103,7 +105,7 @@ def test_load_prepares_what_the_archive_holds(serve, tmp_path, name, classes):
     rows = random_contents(facts, classes.values())
     contents = {file: table.tobytes() for file, table in rows.items()}
     write_archive(archive, facts, contents, names)
-    dataset = datasets.load(name, data_dir=tmp_path / "my [2026] *")
+    dataset = data.load(name, data_dir=tmp_path / "my [2026] *")
 
     parts = ((dataset.train, facts.train_files), (dataset.test, facts.test_files))
     for part, files in parts:
@@ -127,26 +129,26 @@ def test_load_prepares_what_the_archive_holds(serve, tmp_path, name, classes):
 
 
 def test_order_is_that_of_tfds(serve, tmp_path, cifar10_dir):
-    """Which of two comes first does not depend on the others: 300 suffice."""
+    """The order of two examples does not depend on the others: 300 suffice."""
     archive, facts = serve(cifar.BUILDERS["cifar10"])
     real = tfds.builder("cifar10", data_dir=cifar10_dir)
     names = {"label": real.info.features["label"].names}
     first, contents = {}, {}
     for split, files in (("train", facts.train_files), ("test", facts.test_files)):
-        source = datasets.data_source(real, split)
+        source = reader.data_source(real, split)
         rows, first[split] = {}, []
-        for record in datasets.fetch(source, range(len(source))):
+        for record in reader.fetch(source, range(len(source))):
             fields = tf_example_pb2.Example.FromString(record).features.feature
             number = int(fields["id"].bytes_list.value[0].decode().split("_")[1])
             if number < 300:
-                encoded, label = datasets.parse_record(record)
+                encoded, label = reader.parse_record(record)
                 image = np.array(Image.open(io.BytesIO(encoded)))
                 rows[number] = bytes([label]) + image.transpose(2, 0, 1).tobytes()
                 first[split].append((image, label))
         joined = b"".join(rows[i] for i in range(300))
         contents |= {file: b"" for file in files} | {files[0]: joined}
     write_archive(archive, facts, contents, names)
-    ours = datasets.load("cifar10", data_dir=tmp_path / "data")
+    ours = data.load("cifar10", data_dir=tmp_path / "data")
     for part, split in ((ours.train, "train"), (ours.test, "test")):
         images, labels = zip(*first[split], strict=True)
         np.testing.assert_array_equal(part.images, np.stack(images))
@@ -163,17 +165,19 @@ def test_downloads_are_checked(serve, tmp_path, monkeypatch):
     known = {facts.url: UrlInfo(14, hashlib.sha256(b"another").hexdigest(), "a.tar.gz")}
     monkeypatch.setattr(builder, "url_infos", known)
     with pytest.raises(InputError, match=r"could not be prepared.*[Cc]hecksum") as told:
-        datasets.load("cifar10", data_dir=tmp_path / "data")
+        data.load("cifar10", data_dir=tmp_path / "data")
     assert "\n" not in str(told.value)
     assert not list((tmp_path / "data" / "cifar10").glob("3*"))
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
+def test_without_internet_access_it_says_what_to_do(tmp_path, monkeypatch):
     builder = cifar.BUILDERS["cifar10"]
     nobody = facts_of(builder)._replace(url="http://127.0.0.1:9/archive.tar.gz")
     monkeypatch.setattr(builder, "_cifar_info", nobody)
-    with pytest.raises(InputError, match="with a network, try again by: ") as told:
-        datasets.load("cifar10", data_dir=tmp_path)
+    with pytest.raises(
+        InputError, match="with Internet access, try again with: "
+    ) as told:
+        data.load("cifar10", data_dir=tmp_path)
     message = str(told.value)
     assert "\n" not in message and str(tmp_path) in message
     code = message.split('python -c "')[1].removesuffix('"')
@@ -182,33 +186,33 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_an_archive_that_is_there_is_not_asked_for(serve, tmp_path, monkeypatch):
-    """As after a try that ended in the middle, now without a network."""
+    """As after an interrupted preparation, now without Internet access."""
     archive, facts = serve(cifar.BUILDERS["cifar10"])
     rows = random_contents(facts, [10])
     contents = {file: table.tobytes() for file, table in rows.items()}
     write_archive(archive, facts, contents, {"label": list("0123456789")})
-    first = datasets.load("cifar10", data_dir=tmp_path / "data")
+    first = data.load("cifar10", data_dir=tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "cifar10")
-    datasets._load.cache_clear()
+    in_memory._load.cache_clear()
     monkeypatch.setattr(cifar.urllib.request, "urlopen", None)
-    again = datasets.load("cifar10", data_dir=tmp_path / "data")
+    again = data.load("cifar10", data_dir=tmp_path / "data")
     np.testing.assert_array_equal(again.test.images, first.test.images)
 
 
 def test_another_process_may_come_first(tmp_path, monkeypatch):
-    """TFDS's loser fails, and reads what the winner wrote."""
+    """The slower process fails to prepare, and reads what the faster one wrote."""
 
     def lose(name, data_dir):
         generated.prepare(name, data_dir)
         raise FileExistsError("the folder is there")
 
     monkeypatch.setattr(cifar, "prepare", lose)
-    dataset = datasets.load("cifar10", data_dir=tmp_path)
+    dataset = data.load("cifar10", data_dir=tmp_path)
     assert len(dataset.train) == generated.SIZES["train"]
 
 
 def test_import_needs_no_tensorflow():
-    assert datasets._WITHOUT_TENSORFLOW == tuple(cifar.BUILDERS)
+    assert reader._WITHOUT_TENSORFLOW == tuple(cifar.BUILDERS)
     code = "import sys; import rn_jax.data.cifar; print('tensorflow' in sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

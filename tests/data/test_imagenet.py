@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet's batches: which examples when, whoever makes them, and how they fail."""
+"""ImageNet's batches: which examples at which step, by any worker, and their errors."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -17,7 +18,8 @@ import generated
 import numpy as np
 import pytest
 
-from rn_jax.data import datasets, imagenet, transforms
+from rn_jax import data
+from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError
 
 TRAIN, VALIDATION = 24, 11
@@ -34,37 +36,40 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(data_dir):
-    return imagenet.open_source(data_dir)
+    return open_source(data_dir)
 
 
 @pytest.fixture
 def own_folder(data_dir, tmp_path):
-    """A copy to spoil: the folder of the version."""
+    """The folder of a copy's version, to be damaged."""
     shutil.copytree(data_dir / "imagenet2012", tmp_path / "imagenet2012")
     (folder,) = (tmp_path / "imagenet2012").iterdir()
     return folder
 
 
-train_transform = functools.partial(transforms.area_crop, size=32)
+train_view = functools.partial(transforms.area_crop, size=32)
+eval_view = functools.partial(transforms.eval_view, crops="center", resize=36, size=32)
 
 
-def eval_transform(image):
-    return transforms.center_crop(transforms.resize_shorter(image, 36), 32)
+def open_source(data_dir, **options):
+    return imagenet.Source(
+        parts=imagenet.open_records(data_dir, **options),
+        batch_size=4,
+        seed=3,
+        train_view=train_view,
+        eval_view=eval_view,
+        num_workers=0,
+    )
 
 
-train = functools.partial(
-    imagenet.Source.train_batches,
-    batch_size=4,
-    seed=3,
-    transform=train_transform,
-    num_workers=0,
-)
-evaluate = functools.partial(
-    imagenet.Source.eval_batches,
-    batch_size=4,
-    transform=eval_transform,
-    num_workers=0,
-)
+def train(source, first_step, last_step, **fields):
+    source = dataclasses.replace(source, **fields)
+    return source.train_batches(first_step, last_step)
+
+
+def evaluate(source, *, batch_size=4, limit=None, **fields):
+    source = dataclasses.replace(source, **fields)
+    return source.eval_batches("test", batch_size=batch_size, limit=limit)
 
 
 def assert_same(found, expected):
@@ -80,8 +85,8 @@ def assert_same(found, expected):
 
 def test_every_picture_is_decoded_with_its_label(source):
     for records, split, size in [
-        (source.train, "train", TRAIN),
-        (source.test, "validation", VALIDATION),
+        (source.parts["train"], "train", TRAIN),
+        (source.parts["test"], "validation", VALIDATION),
     ]:
         assert len(records) == size
         encoded = generated.imagenet_split(split, size)
@@ -91,15 +96,17 @@ def test_every_picture_is_decoded_with_its_label(source):
             np.testing.assert_array_equal(image, expected)
             labels.append(label)
         assert sorted(labels) == list(range(size))
-    assert (source.num_train, source.num_test) == (TRAIN, VALIDATION)
+    assert source.num_train == TRAIN
 
 
 def test_batches_hold_the_examples_that_the_seed_and_the_step_say(source):
-    """As the data sets in memory do: the order of `epoch_permutation`."""
-    labels = np.array([label for _, label, _ in source.train.decode(np.arange(TRAIN))])
-    in_memory = datasets.Examples(np.zeros((TRAIN, 1, 1, 1), np.uint8), labels)
+    """The order is `epoch_permutation`, as for data sets in memory."""
+    labels = np.array(
+        [label for _, label, _ in source.parts["train"].decode(np.arange(TRAIN))]
+    )
+    in_memory = data.Examples(np.zeros((TRAIN, 1, 1, 1), np.uint8), labels)
     for step, batch in enumerate(train(source, 0, 8, batch_size=7)):
-        expected = datasets.train_batch(in_memory, step=step, batch_size=7, seed=3)
+        expected = data.train_batch(in_memory, step=step, batch_size=7, seed=3)
         np.testing.assert_array_equal(batch["label"], expected["label"])
         assert batch["image"].shape == (7, 32, 32, 3) and batch["mask"].all()
         assert batch["image"].dtype == np.uint8
@@ -115,7 +122,7 @@ def test_an_epoch_holds_an_example_once_and_is_shuffled_anew(source):
 
 
 def pixels(source, epochs, batch_size=4, seed=3):
-    """The image of every (epoch, label)."""
+    """Return the image of every (epoch, label)."""
     steps = TRAIN // batch_size
     batches = train(source, 0, epochs * steps, batch_size=batch_size, seed=seed)
     return {
@@ -164,8 +171,8 @@ def test_every_validation_image_counts_once(source, batch_size):
     batches = list(evaluate(source, batch_size=batch_size))
     assert len(batches) == -(-VALIDATION // batch_size)
     expected = {
-        label: eval_transform(image)
-        for image, label, _ in source.test.decode(np.arange(VALIDATION))
+        label: eval_view(image)
+        for image, label, _ in source.parts["test"].decode(np.arange(VALIDATION))
     }
     labels = []
     for batch in batches:
@@ -191,24 +198,24 @@ def test_views_of_an_image_stay_together(source):
     def views(image):
         return transforms.ten_crop(transforms.resize_shorter(image, 36), 32)
 
-    batches = list(evaluate(source, transform=views))
+    batches = list(evaluate(source, eval_view=views))
     assert all(batch["image"].shape == (4, 10, 32, 32, 3) for batch in batches)
     images = [batch["image"][batch["mask"]] for batch in batches]
-    expected = [views(image) for image, _, _ in whole(source.test)]
+    expected = [views(image) for image, _, _ in whole(source.parts["test"])]
     np.testing.assert_array_equal(np.concatenate(images), expected)
 
 
 def test_views_of_several_shapes_come_as_a_list(source):
     views = functools.partial(transforms.dense_views, sizes=(32, 48))
-    batches = list(evaluate(source, batch_size=1, transform=views))
-    decoded = source.test.decode(np.arange(VALIDATION))
+    batches = list(evaluate(source, batch_size=1, eval_view=views))
+    decoded = source.parts["test"].decode(np.arange(VALIDATION))
     for batch, (image, label, _) in zip(batches, decoded, strict=True):
         for found, expected in zip(batch["image"], views(image), strict=True):
             np.testing.assert_array_equal(found, expected[None])
         assert batch["label"] == [label] and batch["mask"] == [True]
     # A host whose row is only filling up still gets views.
     *_, last = evaluate(
-        source, batch_size=2, transform=views, host_index=1, num_hosts=2
+        source, batch_size=2, eval_view=views, host_index=1, num_hosts=2
     )
     assert not last["mask"].any() and not any(view.any() for view in last["image"])
 
@@ -227,10 +234,10 @@ def test_workers_make_the_same_batches_and_end_when_closed(source):
         assert multiprocessing.parent_process() is not None
         assert not xla_bridge.backends_are_initialized()
         assert "tensorflow" not in sys.modules
-        return train_transform(rng, image)
+        return train_view(rng, image)
 
     batches = train(
-        source, 5, 100_000, num_workers=2, transform=in_a_worker_without_backend
+        source, 5, 100_000, num_workers=2, train_view=in_a_worker_without_backend
     )
     found = [next(batches) for _ in range(4)]
     assert len(worker_pids()) == 2
@@ -244,7 +251,7 @@ def test_a_worker_that_is_killed_is_an_error_and_ends_the_others(source):
     batches = train(source, 0, 100_000, num_workers=2)
     next(batches)
     os.kill(worker_pids()[1], signal.SIGKILL)
-    with pytest.raises(InputError, match=r"was ended from outside .* exit code -9"):
+    with pytest.raises(InputError, match=r"was killed .* exit code -9"):
         for _ in batches:
             pass
     assert worker_pids() == []
@@ -254,9 +261,8 @@ PROGRAM = f"""
 import multiprocessing, os, signal, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import test_imagenet
-from rn_jax.data import imagenet
 
-source = imagenet.open_source(sys.argv[1])
+source = test_imagenet.open_source(sys.argv[1])
 batches = test_imagenet.train(source, 0, 100_000, num_workers=1)
 next(batches)
 print(*test_imagenet.worker_pids(), flush=True)
@@ -295,7 +301,7 @@ def sentence_of(call, *args, **kwargs):
 
 
 def test_not_prepared_says_what_to_fetch_and_the_command(tmp_path):
-    message = sentence_of(imagenet.open_source, tmp_path)
+    message = sentence_of(imagenet.open_records, tmp_path)
     assert str(tmp_path / "imagenet2012") in message
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in message
     assert str(tmp_path / "downloads" / "manual") in message
@@ -305,13 +311,13 @@ def test_not_prepared_says_what_to_fetch_and_the_command(tmp_path):
 @pytest.mark.parametrize("package", ["grain", "cv2"])
 def test_a_missing_package_is_named_with_its_extra(data_dir, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = sentence_of(imagenet.open_source, data_dir)
+    message = sentence_of(imagenet.open_records, data_dir)
     assert package in message and 'pip install "rn_jax[imagenet]"' in message
 
 
 def test_a_missing_file_is_one_sentence(own_folder):
     next(own_folder.glob("*validation*")).unlink()
-    message = sentence_of(imagenet.open_source, own_folder.parents[1])
+    message = sentence_of(imagenet.open_records, own_folder.parents[1])
     assert "damaged or incomplete" in message and str(own_folder) in message
 
 
@@ -321,7 +327,7 @@ def test_a_folder_converted_in_place_is_read(own_folder):
     info["fileFormat"] = "tfrecord"
     info["alternativeFileFormats"] = ["array_record"]
     (own_folder / "dataset_info.json").write_text(json.dumps(info))
-    assert imagenet.open_source(own_folder.parents[1]).num_train == TRAIN
+    assert open_source(own_folder.parents[1]).num_train == TRAIN
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -331,7 +337,7 @@ def test_a_damaged_record_is_named(own_folder, num_workers):
     middle = len(content) // 2
     content[middle : middle + 50] = bytes(50)
     shard.write_bytes(content)
-    source = imagenet.open_source(own_folder.parents[1])
+    source = open_source(own_folder.parents[1])
     batches = train(source, 0, 6, num_workers=num_workers)
     message = sentence_of(list, batches)
     found = re.match(
@@ -340,15 +346,16 @@ def test_a_damaged_record_is_named(own_folder, num_workers):
     assert found and found[2] == str(own_folder)
     # It is that one, and the others are as they were.
     damaged = int(found[1])
-    assert len(list(source.train.decode(np.delete(np.arange(TRAIN), damaged)))) == 23
+    records = source.parts["train"]
+    assert len(list(records.decode(np.delete(np.arange(TRAIN), damaged)))) == 23
     with pytest.raises(InputError, match=f"Record {damaged} "):
-        list(source.train.decode(np.array([damaged])))
+        list(records.decode(np.array([damaged])))
 
 
 # What is said of a record of each kind of damage.
 REASONS = {
     "flip": "",
-    generated.halve_picture: "bytes are no whole JPEG or PNG",
+    generated.halve_picture: "bytes are not a complete JPEG or PNG",
     generated.no_example: "Error parsing message",
 }
 
@@ -357,7 +364,7 @@ REASONS = {
 def test_a_damaged_validation_image_is_named(own_folder, how):
     (shard,) = own_folder.glob("*validation*")
     generated.spoil_records(shard, {7: how})
-    source = imagenet.open_source(own_folder.parents[1])
+    source = open_source(own_folder.parents[1])
     message = sentence_of(list, evaluate(source))
     assert re.match(rf"Record 7 of the split validation .*{REASONS[how]}", message)
     assert message.endswith("or set damaged_records=skip.")
@@ -369,25 +376,25 @@ INSTEAD = {5: 7, 6: 7, 23: 0}
 
 @pytest.fixture
 def damaged(own_folder):
-    """A source that skips three damaged records of each split, and its folder."""
-    imagenet._say_once.cache_clear()
+    """A source that skips three damaged records of each split."""
+    imagenet._print_once.cache_clear()
     for split, last in (("train", 23), ("validation", 10)):
         (shard,) = own_folder.glob(f"*{split}*")
         spoil = dict(zip((5, 6, last), REASONS, strict=True))
         generated.spoil_records(shard, spoil)
-    return imagenet.open_source(own_folder.parents[1], damaged_records="skip")
+    return open_source(own_folder.parents[1], damaged_records="skip")
 
 
 def test_in_training_the_next_record_stands_for_a_damaged_one(damaged, source, capfd):
-    decoded = {place: found for place, found in enumerate(whole(source.train))}
+    decoded = {place: found for place, found in enumerate(whole(source.parts["train"]))}
     for step, batch in enumerate(train(damaged, 0, 12)):
         epoch, position = divmod(step, 6)
-        order = datasets.epoch_permutation(TRAIN, seed=3, epoch=epoch)
+        order = data.epoch_permutation(TRAIN, seed=3, epoch=epoch)
         for row, index in enumerate(order[4 * position : 4 * position + 4]):
             image, label, _ = decoded[INSTEAD.get(int(index), int(index))]
             # With what is drawn at its own place.
             rng = np.random.default_rng([3, epoch, int(index)])
-            expected = train_transform(rng, image)
+            expected = train_view(rng, image)
             np.testing.assert_array_equal(batch["image"][row], expected)
             assert batch["label"][row] == label
         assert batch["mask"].all()
@@ -404,8 +411,10 @@ def whole(records):
 
 def test_a_held_out_record_never_stands_for_a_damaged_one(damaged, source):
     kept = np.array([0, 5, 9, 23])  # after 5 comes 9, and after 23 comes 0
-    found = [(label, intact) for _, label, intact in whole(damaged.train.take(kept))]
-    labels = [label for _, label, _ in whole(source.train)]
+    found = [
+        (label, intact) for _, label, intact in whole(damaged.parts["train"].take(kept))
+    ]
+    labels = [label for _, label, _ in whole(source.parts["train"])]
     expected = [(0, True), (9, False), (9, True), (0, False)]
     assert found == [(labels[place], intact) for place, intact in expected]
 
@@ -438,17 +447,19 @@ def test_hosts_skip_the_same_records(damaged, num_hosts):
 def test_too_many_damaged_records_in_a_row_are_not_skipped(own_folder, monkeypatch):
     (shard,) = own_folder.glob("*validation*")
     generated.spoil_records(shard, dict.fromkeys((3, 4, 5), generated.no_example))
-    source = imagenet.open_source(own_folder.parents[1], damaged_records="skip")
-    assert [intact for _, _, intact in whole(source.test)].count(False) == 3
+    source = open_source(own_folder.parents[1], damaged_records="skip")
+    assert [intact for _, _, intact in whole(source.parts["test"])].count(False) == 3
     monkeypatch.setattr(imagenet, "MAX_SKIPPED", 2)
-    message = sentence_of(list, whole(source.test))
+    message = sentence_of(list, whole(source.parts["test"]))
     assert "None of 3 records in a row of the split validation of" in message
-    message = sentence_of(list, whole(source.test.take(np.array([4]))))
+    message = sentence_of(list, whole(source.parts["test"].take(np.array([4]))))
     assert "None of 1 records in a row" in message
 
 
 def test_pictures_of_several_shapes_are_no_batch(source):
-    message = sentence_of(next, train(source, 0, 6, transform=lambda rng, image: image))
+    message = sentence_of(
+        next, train(source, 0, 6, train_view=lambda rng, image: image)
+    )
     assert "different shapes" in message and "crop them to one shape" in message
 
 
@@ -457,9 +468,9 @@ def test_pictures_of_several_shapes_are_no_batch(source):
     [
         ({"batch_size": 0}, "batch size of 0 does not fit 24"),
         ({"batch_size": 25}, "batch size of 25 does not fit 24"),
-        ({"num_hosts": 3}, "batch of 4 cannot be cut into 3 equal parts"),
-        ({"num_hosts": 2, "host_index": 2}, "Host 2 is none of 0 .. 1"),
-        ({"num_workers": -1}, "0 or more workers, not -1"),
+        ({"num_hosts": 3}, "batch of 4 cannot be split evenly over 3 hosts"),
+        ({"num_hosts": 2, "host_index": 2}, "host_index must be in 0 .. 1, not 2"),
+        ({"num_workers": -1}, "num_workers must be 0 or more, not -1"),
     ],
 )
 def test_options_that_do_not_fit(source, options, sentence):

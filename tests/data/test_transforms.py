@@ -22,7 +22,7 @@ def photograph():
 
 @pytest.fixture(scope="module")
 def places():
-    """uint8[60, 80, 3], whose pixels tell their row and column."""
+    """uint8[60, 80, 3], whose pixels encode their row and column."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[..., 0], image[..., 1] = np.indices((60, 80))
     return image
@@ -63,12 +63,12 @@ def test_orientation_of_the_camera_is_left_alone(photograph):
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_cut_off_picture_is_refused(photograph, file_format, share):
     encoded = generated.encode(photograph, file_format)
-    with pytest.raises(InputError, match="no whole JPEG or PNG"):
+    with pytest.raises(InputError, match="not a complete JPEG or PNG"):
         transforms.decode_jpeg(encoded[: int(share * len(encoded))])
 
 
 def test_other_bytes_are_refused():
-    with pytest.raises(InputError, match="13 bytes are no whole JPEG or PNG"):
+    with pytest.raises(InputError, match="13 bytes are not a complete JPEG or PNG"):
         transforms.decode_jpeg(b"GIF89a,really")
 
 
@@ -227,7 +227,7 @@ def windows(height, width, draws=4000, **ranges):
 
 
 def distance(a, b):
-    """Kolmogorov and Smirnov's, of two samples."""
+    """Return the Kolmogorov-Smirnov distance of two samples."""
     points = np.concatenate([a, b])
     above = [np.searchsorted(np.sort(s), points, side="right") / len(s) for s in (a, b)]
     return np.abs(above[0] - above[1]).max()

@@ -18,7 +18,7 @@ import configs
 from experiments import run
 from experiments.config import make_config
 from experiments.training import loop
-from experiments.training.feed import InMemory
+from rn_jax.data import InMemory
 from rn_jax.models import MODELS
 
 ROOT = Path(__file__).parents[2]

@@ -258,8 +258,8 @@ def test_paths_that_no_file_can_have_are_one_sentence(
     argv = [a.replace("configs/", f"{root}/configs/") for a in argv]
     monkeypatch.chdir(tmp_path)
     for path, told in [
-        ("file:///tmp/x", "begins with file://, which is not known"),
-        ("x" * 256, "has 256 bytes; a file or folder can have 255"),
+        ("file:///tmp/x", "the unknown scheme file://"),
+        ("x" * 256, "has 256 bytes; at most 255 are allowed"),
         ("\udcff", "is not in UTF-8"),
     ]:
         assert (

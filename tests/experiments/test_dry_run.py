@@ -189,7 +189,7 @@ def test_dry_run_needs_no_data(monkeypatch, capsys, tmp_path, dataset, told):
 @pytest.mark.parametrize("protocol", ["full", "45k5k"])
 def test_examples_are_those_trained_on(protocol):
     config = Config(dataset="digits", protocol=protocol)
-    read = feed.in_memory(config, host_index=0, num_hosts=1)
+    read = feed.make_feed(config, host_index=0, num_hosts=1)
     assert feed.count_train(config) == read.num_train
 
 

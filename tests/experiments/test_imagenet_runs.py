@@ -27,7 +27,6 @@ from experiments import evaluate, export, predict
 from experiments.config import read_config
 from experiments.studies import subject
 from experiments.training import feed, setup, trained
-from experiments.training.feed import ImageNet, test_view
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS
@@ -122,7 +121,7 @@ def test_the_mean_image_is_of_training_images_and_kept_with_the_run(
     mean = kept_mean(finished)
     for host in (0, 1):  # of two, each by itself
         few = dataclasses.replace(config, mean_image_examples=5)
-        source = feed.of_imagenet(config, host_index=host, num_hosts=2)
+        source = feed.make_feed(config, host_index=host, num_hosts=2)
         train = source.parts["train"]
         expected = centre_crops(train, range(36), 32).mean(axis=0)
         np.testing.assert_array_equal(mean, expected.astype(np.float32))
@@ -180,10 +179,10 @@ def test_stopped_and_resumed_with_worker_processes_it_ends_the_same(
         options = [f"--config.model={model}", "--config.num_workers=1"]
         options = argv(workdir, data_dir, *options)
         if end == "signal":
-            stop_after(patch, 7, ImageNet)
+            stop_after(patch, 7, imagenet.Source)
             assert in_process(monkeypatch, options) == 75
         else:
-            crash_after(patch, 7, ImageNet)
+            crash_after(patch, 7, imagenet.Source)
             with pytest.raises(RuntimeError, match="a crash"):
                 in_process(monkeypatch, options)
             saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
@@ -197,7 +196,7 @@ def test_stopped_and_resumed_with_worker_processes_it_ends_the_same(
 
 def test_the_held_out_images_are_none_that_are_trained_on(finished):
     config = read_config(epath.Path(finished))
-    parts = feed.of_imagenet(config, host_index=0, num_hosts=1).parts
+    parts = feed.make_feed(config, host_index=0, num_hosts=1).parts
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 36,
         "val": 4,
@@ -216,10 +215,9 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
 def test_hosts_make_their_rows_of_the_same_batches(finished, dataset, num_hosts):
     """Also the last ones of an evaluation, of which a host may have no real row."""
     config = read_config(epath.Path(finished))
-    make = feed.of_imagenet if dataset == "imagenet2012" else feed.in_memory
     config = dataclasses.replace(config, dataset=dataset, num_workers=0)
     whole, *hosts = (
-        make(config, host_index=host, num_hosts=count)
+        feed.make_feed(config, host_index=host, num_hosts=count)
         for host, count in [(0, 1), *((host, num_hosts) for host in range(num_hosts))]
     )
 
@@ -249,7 +247,9 @@ def test_evaluation_by_crops_is_that_of_one_image_at_a_time(
     apply = jax.jit(partial(run.model.apply, train=False))
     ranks = []
     for image, label, _ in records.decode(np.arange(9)):
-        views = test_view(image, crops=crops, resize=36, size=32).reshape(-1, 32, 32, 3)
+        views = transforms.eval_view(image, crops=crops, resize=36, size=32).reshape(
+            -1, 32, 32, 3
+        )
         # As many views as the other, so that one program is compiled.
         pixels = run.experiment.preprocess(np.resize(views, (10, 32, 32, 3)))
         scores = special.softmax(np.float64(apply(run.variables, pixels)), axis=1)
@@ -274,7 +274,7 @@ def test_predictions_are_of_the_centre_crop(finished, tmp_path, capsys):
     argv = [f"--workdir={finished}", str(tmp_path / "x.png"), "--top=1"]
     assert predict.main(argv) == 0
     resize, size = run.config.eval_resize, run.config.eval_size
-    view = test_view(image, crops="center", resize=resize, size=size)
+    view = transforms.eval_view(image, crops="center", resize=resize, size=size)
     pixels = run.experiment.preprocess(view[None])
     logits = jax.jit(partial(run.model.apply, train=False))(run.variables, pixels)
     expected = special.softmax(np.float64(logits[0]))
@@ -286,8 +286,7 @@ def test_predictions_are_of_the_centre_crop(finished, tmp_path, capsys):
 
 def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
     """By a stand-in for a network, which tells shapes and mirror images apart."""
-    source = imagenet.open_source(data_dir)
-    view = evaluate.dense_views
+    records = imagenet.open_records(data_dir)["test"]
     scales = (32, 64)
 
     def probabilities(images):
@@ -296,11 +295,11 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
         left = pixels[:, :, :5].mean(axis=(1, 2, 3))
         return np.stack([left, pixels.shape[2] * np.ones(len(left))], axis=1)
 
-    batches = source.eval_batches(
-        batch_size=1, transform=partial(view, scales=scales), num_workers=0
-    )
+    view = partial(transforms.dense_views, sizes=scales, multiple=32)
+    batch = partial(imagenet.eval_batch, records, count=9, batch_size=1, view=view)
+    batches = map(batch, range(9))
     labels, scores = evaluate._by_shape(batches, 9, 4, probabilities)
-    for place, (image, label, _) in enumerate(source.test.decode(np.arange(9))):
+    for place, (image, label, _) in enumerate(records.decode(np.arange(9))):
         assert labels[place] == label
         lefts, widths = [], []
         for scale in scales:

@@ -20,7 +20,7 @@ from driver import arguments, assert_same_run, in_process, lines, stop_after
 from test_imagenet_runs import argv
 from tiny import TINY
 
-from experiments.training.feed import ImageNet
+from rn_jax.data.imagenet import Source
 from rn_jax.models import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_stops_the_run_which_then_goes_on(
             kill_workers(patch, method, after)
             assert run(patch, tmp_path / "run", data_dir, workers=2) == 2
         said = sentence(capfd)
-        assert "was ended from outside" in said and "exit code -9" in said
+        assert "was killed" in said and "exit code -9" in said
         assert multiprocessing.active_children() == []
         assert not (tmp_path / "run" / "summary.json").exists()
         faults("worker process killed")
@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_stops_the_run_which_then_goes_on(
 
 def kill_workers(monkeypatch, method, after):
     """Let the workers of a feed's method die after so many batches."""
-    whole = getattr(ImageNet, method)
+    whole = getattr(Source, method)
 
     def kill(others):
         while not (workers := set(multiprocessing.active_children()) - others):
@@ -113,7 +113,7 @@ def kill_workers(monkeypatch, method, after):
                 kill(others)
             yield batch
 
-    monkeypatch.setattr(ImageNet, method, batches)
+    monkeypatch.setattr(Source, method, batches)
 
 
 HOWS = {
@@ -161,7 +161,7 @@ def test_damaged_records_are_skipped_alike_by_any_number_of_workers(
         generated.spoil_records(shard, dict(zip(places, HOWS.values(), strict=True)))
     data_dir, skip = own_folder.parents[1], "--config.damaged_records=skip"
     with monkeypatch.context() as patch:
-        stop_after(patch, 5, ImageNet)
+        stop_after(patch, 5, Source)
         assert run(patch, tmp_path / "0", data_dir, skip) == 75
     for workers in (0, 2):
         workdir = tmp_path / str(workers)

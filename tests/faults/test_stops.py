@@ -129,8 +129,8 @@ def test_no_room_for_a_file(server, whole, tmp_path, faults, what):
     assert run.code == 2
     sentence = {
         "checkpoint": rf"rn_jax: A checkpoint cannot be written to {workdir}/check"
-        rf"points \(.*\); step {before[-1]} is kept\. Make room there, and the same "
-        r"command goes on\.\n",
+        rf"points \(.*\); step {before[-1]} is kept\. Make room there, and continue "
+        r"with the same command\.\n",
         "metrics": rf"rn_jax: {workdir} cannot be written to \(.*\)\. Checkpoints that "
         r"are there are kept: make room, and the same command goes on\.\n",
     }[what]
@@ -243,7 +243,7 @@ def test_damaged_config_is_refused(server, whole, tmp_path, faults):
     os.truncate(workdir / "config.json", 100)
     run = server.run(argv(workdir))
     assert run.code == 2
-    assert f"{workdir}/config.json is damaged: it holds no JSON dict" in run.err
+    assert f"{workdir}/config.json is damaged: it contains no JSON dict" in run.err
     shutil.copy(whole / "config.json", workdir)
     goes_on_as_if_nothing_had_happened(server, workdir, whole)
     faults("damaged config")
@@ -261,7 +261,7 @@ def test_checkpoint_of_another_network_is_refused_with_what_differs(
     assert in_process(monkeypatch, argv(workdir)) == 2
     err = capsys.readouterr().err
     assert re.search(
-        r"The checkpoint of step \d+ in .* is of another network: \S+ is "
+        r"The checkpoint of step \d+ in .* belongs to another network: \S+ is "
         r"float32\[.*16.*\] there and float32\[.*24.*\] here, and \d+ more differ\.",
         err,
     ), err

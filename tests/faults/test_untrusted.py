@@ -74,7 +74,7 @@ def test_weights_that_would_run_code(torch, tmp_path, faults):
         (tmp_path / f"{protocol}.bin").write_bytes(text)
     found = sorted(tmp_path.iterdir())
     for file in found:
-        refused("read as weights alone; it is damaged or holds", read_weights, file)
+        refused("read as weights alone; it is damaged or contains", read_weights, file)
         assert not marker.exists()
     faults("code in weights", len(found))
 
@@ -116,7 +116,7 @@ def test_tensors_larger_than_their_file(torch, tmp_path, faults):
         "claims 4,000,000,000,000,000 bytes": torch.as_strided(one, (peta,), (0,)),
         "claims": one.expand(10**6, 10**3),
         "more than weights: 'w'": torch.empty(peta, device="meta"),
-        "holds more than weights": torch.sparse_coo_tensor(
+        "contains more than weights": torch.sparse_coo_tensor(
             torch.zeros((1, 1), dtype=torch.int64), one, (peta,)
         ),
     }
@@ -129,8 +129,8 @@ def test_tensors_larger_than_their_file(torch, tmp_path, faults):
     faults("claims of weights", len(entries) + 1)
 
 
-def test_zip_that_unfolds(torch, tmp_path, faults):
-    """100 MB of zeros in 0.1 MB; nothing of it is unfolded."""
+def test_zip_that_unpacks(torch, tmp_path, faults):
+    """100 MB of zeros in 0.1 MB; nothing of it is unpacked."""
     torch.save({"w": torch.zeros(1)}, tmp_path / "small.pth")
     with (
         zipfile.ZipFile(tmp_path / "small.pth") as old,
@@ -141,8 +141,8 @@ def test_zip_that_unfolds(torch, tmp_path, faults):
         with new.open("small/data/1", "w") as file:
             for _ in range(100):
                 file.write(bytes(10**6))
-    refused(r"unfolds to 100,0\d\d,\d+ bytes from", read_weights, tmp_path / "bomb.pth")
-    faults("ZIP that unfolds")
+    refused(r"unpacks to 100,0\d\d,\d+ bytes from", read_weights, tmp_path / "bomb.pth")
+    faults("ZIP that unpacks")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -254,16 +254,16 @@ THUMBNAIL = b"\xff\xe1\x00\x0d\xff\xc0\x00\x11\x08\x00\x01\x00\x01\x03\x00"
     [
         (png(100_000, 100_000), "100000x100000 pixels is too large .* 134,217,728"),
         (png(2**31 - 1, 1), "2147483647x1 pixels is too large"),
-        (png(0, 100), "no whole JPEG"),
+        (png(0, 100), "not a complete JPEG"),
         (png(2**13, 2**13, data=zlib.compress(bytes(100))), None),
         (jpeg(65_500, 65_500), "65500x65500 pixels is too large"),
         (jpeg(65_500, 65_500, before=THUMBNAIL), "65500x65500 pixels is too large"),
         (jpeg(65_500, 65_500, before=b"\xff\xff\xff"), "65500x65500 pixels is too"),
         (jpeg(65_500, 65_500, before=b"stray"), "65500x65500 pixels is too large"),
-        (jpeg(0, 8), "no whole JPEG"),
-        (b"\xff\xd8" + b"\xff" * 10**5, "no whole JPEG"),
-        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 10**4, "no whole JPEG"),
-        (b"BM" + bytes(100), "no whole JPEG"),
+        (jpeg(0, 8), "not a complete JPEG"),
+        (b"\xff\xd8" + b"\xff" * 10**5, "not a complete JPEG"),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 10**4, "not a complete JPEG"),
+        (b"BM" + bytes(100), "not a complete JPEG"),
     ],
 )
 def test_pictures(picture, sentence, faults):
@@ -272,7 +272,7 @@ def test_pictures(picture, sentence, faults):
         image = transforms.decode_jpeg(picture)
         assert sentence is None and image.shape == (2**13, 2**13, 3)
     except InputError as error:
-        assert re.search(sentence or "no whole", str(error))
+        assert re.search(sentence or "not a complete", str(error))
     faults("picture")
 
 
@@ -299,7 +299,7 @@ JSON = {
 def test_json(text, tmp_path, faults):
     file = epath.Path(tmp_path) / "config.json"
     file.write_text(text)
-    refused("damaged: it holds no JSON dict", filesystem.read_json, file)
+    refused("damaged: it contains no JSON dict", filesystem.read_json, file)
     faults("JSON")
 
 
@@ -349,10 +349,10 @@ def test_checkpoint_that_claims_petabytes(claims, tmp_path, faults, capsys):
     array = json.loads(store.read(b"params.w/.zarray").result().value)
     store.write(b"params.w/.zarray", json.dumps({**array, **claims}).encode()).result()
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
-    limit = r"claims 1,000,000,000,000,001 numbers; at most 21 are taken"
+    limit = r"claims 1,000,000,000,000,001 numbers; at most 21 are allowed"
     with pytest.raises(InputError, match=limit):
         checkpoints.read(3, STATE)
-    with pytest.raises(InputError, match="at most 1,000 are taken"):
+    with pytest.raises(InputError, match="at most 1,000 are allowed"):
         checkpoints.read(3, most=1000)
     with pytest.raises(InputError, match=r"All checkpoints .* are damaged"):
         checkpoints.restore(STATE)

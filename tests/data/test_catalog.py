@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets by name."""
+
+import pytest
+
+from rn_jax import InputError, data
+from rn_jax.data import datasets
+
+
+def test_unknown_name_lists_near_names_or_all_names():
+    with pytest.raises(InputError, match="'cifar_10'; near it: cifar10") as caught:
+        data.load("cifar_10")
+    assert "svhn" not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        data.get_spec("zzz")
+    assert all(name in str(caught.value) for name in data.DATASETS)
+
+
+def test_the_old_module_has_the_same_names():
+    assert datasets.DATASETS is data.DATASETS and datasets.load is data.load
