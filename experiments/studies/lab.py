@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.studies.subject import Subject
 from experiments.training import environment
-from rn_jax import data, parallel, survival_probs, test_gates, unstack
+from rn_jax import data, eval_gates, parallel, survival_probs, unstack
 from rn_jax.analysis import lesion
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError
@@ -98,7 +98,7 @@ class Lab:
         settings = self.model.stochastic_depth
         if settings is None or self.factors == "drop":
             return np.ones(self.num_blocks, np.float32)
-        return np.asarray(test_gates(settings, self.num_blocks))
+        return np.asarray(eval_gates(settings, self.num_blocks))
 
     @cached_property
     def variables(self) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from rn_jax.errors import InputError, shown, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import BlockInfo
-from rn_jax.stochastic_depth import StochasticDepth, Subset, sample_gates, test_gates
+from rn_jax.stochastic_depth import StochasticDepth, Subset, eval_gates, sample_gates
 
 # Fields of the families that count something, and those that do so for each stage.
 _COUNTS = (
@@ -252,7 +252,7 @@ class Network(nn.Module, kw_only=True):
             return gates, paths
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         if not train:
-            return test_gates(settings, num_blocks)[:, None], paths
+            return eval_gates(settings, num_blocks)[:, None], paths
         if not (self.has_rng("gates") or self.is_initializing()):
             raise InputError(
                 'In training gates are drawn: give rngs={"gates": key}, or the gates.'
