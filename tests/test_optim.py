@@ -65,7 +65,7 @@ def test_sgd_over_a_warm_up_and_a_drop_of_the_rate(x64, form, nesterov, decay):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_forms_differ_after_the_rate_has_changed_and_not_before(x64, nesterov):
-    """The velocity of Caffe's form outlives a drop for some ten steps, and then decays."""
+    """The velocity of Caffe's form outlives a drop for some ten steps, then decays."""
     grads, found = np.ones((125, 1)), {}
     for form in ("torch", "caffe"):
         schedule = optim.piecewise_schedule(1.0, drops=(5,))

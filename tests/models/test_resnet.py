@@ -350,7 +350,7 @@ def test_a_model_of_ones_own():
         assert rn_jax.list_models()[-1] == "mine"
         assert create_model("mine").num_classes == 7
         assert create_model("mine", num_classes=2).num_classes == 2
-        with pytest.raises(InputError, match="'mine' is in the table already"):
+        with pytest.raises(InputError, match="already has a model named 'mine'"):
             rn_jax.register_model("mine", entry)
         other = ModelEntry(ResNet, entry.arguments, num_classes=3)
         rn_jax.register_model("mine", other, replace=True)
