@@ -383,7 +383,7 @@ def test_objective_by_numpy():
     total = cross_entropy(logits) + 0.3 * cross_entropy(2 * logits) + 4 * 0.75
     np.testing.assert_allclose(sums["loss"], total, rtol=1e-5)
     np.testing.assert_allclose(loss, 8 * total, rtol=1e-5)
-    assert sums["correct"] == (logits.argmax(axis=1) == labels)[mask].sum()
+    assert int(sums["correct"]) == (logits.argmax(axis=1) == labels)[mask].sum()
     assert sums["count"] == 4 and stats == {}
 
 
