@@ -39,7 +39,7 @@ def draw(results: Results) -> figures.Figure:
     for label, result, style in figures.styled(results):
         errors = [block["error_percent"] for block in result["blocks"]]
         place = np.arange(1, len(errors) + 1)
-        line = np.array([np.nan if e is None else e for e in errors])
+        line = np.array([np.nan if e is None else e for e in errors])  # (num_blocks,)
         axes.plot(place, line, **style, markersize=4, label=label)
         hollow = [bool(b["transition"] and b["deletable"]) for b in result["blocks"]]
         axes.plot(

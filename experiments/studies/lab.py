@@ -128,7 +128,7 @@ class Lab:
             variables: variables of the network; None: its own.
         """
         variables = self.variables if variables is None else variables
-        wrong = self._count_errors(variables, np.asarray(gates), self.batches)
+        wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images
 
     @cached_property

@@ -67,6 +67,7 @@ def draw_paths(
 
     An entry is 1 if the path takes the block's branch, 0 if it takes the shortcut.
     """
+    # (num_blocks, number)
     rank = rng.random((num_blocks, number)).argsort(axis=0).argsort(axis=0)
     return (rank < length).astype(np.float32)
 

@@ -172,7 +172,7 @@ def if_open(
     eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
     if eager or module.is_mutable_collection("intermediates"):
         before = _state(module)
-        y = compute(module)
+        y = compute(module)  # (B, H, W, C)
         after = _state(module)
         kept = jax.tree.map(partial(jnp.where, is_open), after, _left(before, after))
         _put(module, kept)
@@ -181,7 +181,7 @@ def if_open(
     opened: dict[str, Any] = {}  # shapes; JAX traces the open side first
 
     def open_side(module, closed):
-        y = compute(module)
+        y = compute(module)  # (B, H, W, C)
         opened.update(jax.eval_shape(lambda: _state(module)))
         return y
 

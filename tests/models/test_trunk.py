@@ -109,7 +109,7 @@ def test_stack_with_another_number_of_blocks(network):
 
 def test_stack_of_what_is_stacked_already(network):
     model, variables = network
-    with pytest.raises(InputError, match="stacked already"):
+    with pytest.raises(InputError, match="already stacked"):
         rn_jax.stack(variables, model)
 
 
