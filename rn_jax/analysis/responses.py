@@ -50,9 +50,7 @@ def make_response_moments(
     return moments
 
 
-def standard_deviations(
-    moments: Iterable[Mapping[str, jax.Array]],
-) -> dict[str, float]:
+def standard_deviations(moments: Iterable[Mapping[str, jax.Array]]) -> dict[str, float]:
     """Return the layers' standard deviations from moments of equally large batches."""
     batches = [jax.device_get(batch) for batch in moments]
     deviations = {}

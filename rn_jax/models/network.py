@@ -229,12 +229,7 @@ class Network(nn.Module, kw_only=True):
         return nn.Dense(self.num_classes, name="head", **fields)(x)  # (B, num_classes)
 
     def resolve_gates(
-        self,
-        images: jax.Array,
-        gates: Any,
-        paths: Any,
-        *,
-        train: bool,
+        self, images: jax.Array, gates: Any, paths: Any, *, train: bool
     ) -> tuple[jax.Array | Subset | None, jax.Array | None]:
         """Check the arguments of the call and return the gates and paths to use.
 
@@ -254,12 +249,28 @@ class Network(nn.Module, kw_only=True):
                 without shortcuts.
         """
         _check_images(images, train)
-        gates = self._checked_gates(gates, images.shape[0])
-        if paths is not None:
-            paths = self._checked_paths(paths, gates, images.shape[0])
-        if gates is not None or self.stochastic_depth is None:
-            return gates, paths
         settings, num_blocks = self.stochastic_depth, self.num_blocks
+        shapes = (num_blocks,), (num_blocks, images.shape[0])
+        subset = isinstance(gates, Subset)
+        if not self.has_shortcuts and (settings or subset):
+            raise InputError(
+                "Stochastic depth needs shortcuts: a plain network has no residual "
+                "branch to drop."
+            )
+        if paths is not None and not self.has_shortcuts:
+            raise InputError(
+                "paths needs shortcuts: a plain network has a single path."
+            )
+        if paths is not None and subset:
+            raise InputError("paths cannot be combined with gates of subsets.")
+        if paths is not None:
+            paths = _numbers("paths", paths, *shapes)
+        if subset:
+            return _checked_subset(gates, num_blocks), paths
+        if gates is not None:
+            return _numbers("gates", gates, *shapes), paths
+        if settings is None:
+            return None, paths
         if not train:
             return eval_gates(settings, num_blocks)[:, None], paths  # (num_blocks, 1)
         if not (self.has_rng("gates") or self.is_initializing()):
@@ -270,39 +281,6 @@ class Network(nn.Module, kw_only=True):
         return sample_gates(key, settings, num_blocks, images.shape[0]), paths
 
     check = resolve_gates  # the name until 0.1
-
-    def _checked_gates(self, gates, batch_size):
-        subset = isinstance(gates, Subset)
-        if not self.has_shortcuts and (self.stochastic_depth or subset):
-            raise InputError(
-                "Stochastic depth needs shortcuts: a plain network has no residual "
-                "branch to drop."
-            )
-        num_blocks = self.num_blocks
-        if subset:
-            indices = jnp.asarray(gates.indices)
-            of_blocks = indices.ndim == 2 and len(indices) == num_blocks
-            if not (of_blocks and jnp.issubdtype(indices.dtype, jnp.integer)):
-                raise InputError(
-                    f"gates.indices must be integers of shape [{num_blocks}, m] for m "
-                    f"examples per block, not {indices.dtype} of shape "
-                    f"{list(indices.shape)}."
-                )
-            weights = _numbers("gates.weights", gates.weights, indices.shape)
-            return Subset(indices, weights)
-        if gates is None:
-            return None
-        return _numbers("gates", gates, (num_blocks,), (num_blocks, batch_size))
-
-    def _checked_paths(self, paths, gates, batch_size):
-        if not self.has_shortcuts:
-            raise InputError(
-                "paths needs shortcuts: a plain network has a single path."
-            )
-        if isinstance(gates, Subset):
-            raise InputError("paths cannot be combined with gates of subsets.")
-        num_blocks = self.num_blocks
-        return _numbers("paths", paths, (num_blocks,), (num_blocks, batch_size))
 
 
 def check_stem(stem: str, *more: str) -> None:
@@ -383,6 +361,18 @@ def _check_images(images, train):
             f"Images of shape {images.shape} are empty: there is nothing to be "
             f"{'trained on' if train else 'classified'}."
         )
+
+
+def _checked_subset(gates, num_blocks):
+    """Return a `Subset` of arrays, or raise an InputError."""
+    indices = jnp.asarray(gates.indices)
+    per_block = indices.ndim == 2 and len(indices) == num_blocks
+    if not (per_block and jnp.issubdtype(indices.dtype, jnp.integer)):
+        raise InputError(
+            f"gates.indices must be integers of shape [{num_blocks}, m] for m examples "
+            f"per block, not {indices.dtype} of shape {list(indices.shape)}."
+        )
+    return Subset(indices, _numbers("gates.weights", gates.weights, indices.shape))
 
 
 def _numbers(name, values, *allowed):
