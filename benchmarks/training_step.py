@@ -29,14 +29,13 @@ def make_step(
     image_shape: tuple[int, int, int],
     *,
     learning_rate: float = 0.01,
-    depth: rn_jax.StochasticDepth | None = None,
     axis_name: str | None = None,
 ) -> tuple[Callable, Callable]:
     """The training step by SGD with Nesterov momentum, and key -> its first state.
 
     Args:
         image_shape: (H, W, C).
-        depth: as for `train.make_train_step`, and so is axis_name.
+        axis_name: as for `train.make_train_step`.
     """
     tx = optim.sgd(
         optim.piecewise_schedule(learning_rate),
@@ -49,7 +48,6 @@ def make_step(
         model=model,
         tx=tx,
         preprocess=lambda key, images, first: data.normalize(images, 128.0, 64.0),
-        stochastic_depth=depth,
         axis_name=axis_name,
     )
     create = partial(train.create_state, model=model, tx=tx, image_shape=image_shape)
@@ -80,10 +78,7 @@ class Step:
             **model_kwargs,
         )
         step, create_state = make_step(
-            self.model,
-            (image_size, image_size, 3),
-            depth=depth,
-            axis_name=axis_name,
+            self.model, (image_size, image_size, 3), axis_name=axis_name
         )
         self.create_state = partial(create_state, jax.random.key(0))
         self.step = parallel.compile_train_step(step, self.devices)

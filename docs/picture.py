@@ -31,7 +31,7 @@ def columns() -> dict[str, np.ndarray]:
     draw = jax.vmap(lambda key: rn_jax.sample_gates(key, settings, size, 1))
     return {
         f"training: drawn\nin each of {STEPS} steps": np.asarray(draw(keys)).T,
-        "test:\nprobabilities": np.asarray(rn_jax.test_gates(settings, size))[:, None],
+        "test:\nprobabilities": np.asarray(rn_jax.eval_gates(settings, size))[:, None],
         f"lesion:\n{DELETED} deleted": lesion.without(np.ones(size), [DELETED - 1])[
             :, None
         ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual networks in JAX and Flax Linen. Importing needs only these two."""
+"""Residual networks in JAX and Flax Linen, the only packages that it imports."""
 
 from rn_jax.errors import InputError
 from rn_jax.models import ModelEntry, create_model, list_models, register_model
@@ -8,11 +8,12 @@ from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
 from rn_jax.stochastic_depth import (
     StochasticDepth,
     Subset,
+    eval_gates,
     expected_open_blocks,
     sample_gates,
     survival_probs,
-    test_gates,
 )
+from rn_jax.stochastic_depth import test_gates as test_gates  # the name until 0.1
 from rn_jax.weights import list_weights, load, read_info, save
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "block_variables",
     "create_model",
     "deepen",
+    "eval_gates",
     "expected_open_blocks",
     "list_models",
     "list_weights",
@@ -36,6 +38,5 @@ __all__ = [
     "save",
     "stack",
     "survival_probs",
-    "test_gates",
     "unstack",
 ]

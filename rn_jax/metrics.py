@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics as sums over examples and a count, divided once at the end.
 
-Sums add up over batches, devices and epochs without bias, and a mask leaves out the
+Sums add up over batches, devices and epochs without bias, and a mask excludes the
 padding of a last batch.
 """
 
@@ -15,7 +15,7 @@ import optax
 def classification_sums(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums of one batch.
+    """Sum the metrics of one batch.
 
     Args:
         logits: f[B, num_classes].
@@ -26,7 +26,7 @@ def classification_sums(
         f32[] each: "loss" (cross-entropy in nats), "correct", "count".
     """
     logits = logits.astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # (B,)
     correct = logits.argmax(axis=-1).astype(labels.dtype) == labels
     return {
         "loss": jnp.where(mask, loss, 0).sum(),
@@ -36,7 +36,7 @@ def classification_sums(
 
 
 def means(sums: Mapping[str, jax.Array]) -> dict[str, float]:
-    """Mean loss in nats and error in percent of the summed examples."""
+    """Divide sums by their count: mean loss in nats, error in percent."""
     count = float(sums["count"])
     return {
         "loss": float(sums["loss"]) / count,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimisers and learning-rate schedules of the residual-network papers, in Optax."""
+"""Optimisers and learning-rate schedules of the residual-network papers in Optax."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,27 +21,27 @@ def piecewise_schedule(
     warmup_steps: int = 0,
     warmup_learning_rate: float = 0.01,
 ) -> optax.Schedule:
-    """Piecewise-constant learning rate, with the papers' constant warm-up.
+    """Return a piecewise-constant learning rate with a constant warm-up.
 
     Args:
-        learning_rate: the rate from the end of the warm-up to the first drop.
-        drops: steps from which on the rate is multiplied by `factor` once more.
-        factor: 0.1 in every paper here.
-        warmup_steps: steps at `warmup_learning_rate` before `learning_rate` sets in
-            (He et al. 2015, section 4.2, trains ResNet-110 so for about 400).
+        learning_rate: rate from the end of the warm-up to the first drop.
+        drops: steps at which the rate is multiplied by `factor`.
+        factor: 0.1 in all papers here.
+        warmup_steps: number of steps at `warmup_learning_rate` (about 400 for
+            ResNet-110 in He et al. 2015, section 4.2).
         warmup_learning_rate: rate of the warm-up.
 
     Returns:
         A function of the step.
 
     Raises:
-        InputError: the drops do not increase, or one falls into the warm-up.
+        InputError: the drops do not increase, or one is within the warm-up.
     """
     boundaries = [warmup_steps, *drops] if warmup_steps else list(drops)
     if sorted(set(boundaries)) != boundaries:
         raise InputError(
             "The learning rate's drops must come one after another and after the "
-            f"warm-up, but warm-up and drops end at steps {boundaries}."
+            f"warm-up, but the steps of warm-up and drops are {boundaries}."
         )
     rates = [learning_rate * factor**i for i in range(len(drops) + 1)]
     if warmup_steps:
@@ -56,19 +56,19 @@ def cosine_schedule(
     warmup_steps: int = 0,
     warmup_learning_rate: float = 0.01,
 ) -> optax.Schedule:
-    """Half a cosine from `learning_rate` to 0 (Loshchilov and Hutter 2017, equation 5).
+    """Return half a cosine that ends at 0 (Loshchilov and Hutter 2017, equation 5).
 
     Args:
-        learning_rate: the rate at the end of the warm-up.
-        total_steps: of the run, the warm-up among them.
-        warmup_steps: steps at `warmup_learning_rate` before.
+        learning_rate: rate at the end of the warm-up.
+        total_steps: length of the run, including the warm-up.
+        warmup_steps: number of steps at `warmup_learning_rate`.
         warmup_learning_rate: rate of the warm-up.
 
     Returns:
         A function of the step.
 
     Raises:
-        InputError: the warm-up is as long as the run.
+        InputError: the warm-up is not shorter than the run.
     """
     if warmup_steps >= total_steps:
         raise InputError(
@@ -77,7 +77,7 @@ def cosine_schedule(
         )
     decay = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
 
-    def cosine(step):  # Optax mixes a whole number with floats
+    def cosine(step):  # Optax would mix an integer with floats
         return decay(jnp.asarray(step, jnp.float32))
 
     if not warmup_steps:
@@ -86,30 +86,30 @@ def cosine_schedule(
     return optax.join_schedules([warmup, cosine], [warmup_steps])
 
 
-# Weight of the errors before in the running mean that ends a warm-up: it looks back
-# over some 20 batches, so that one lucky batch is not enough.
+# Decay of the running error that ends a warm-up. It averages about 20 batches, so that
+# a single lucky batch does not end it.
 _ERROR_DECAY = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Feedback:
-    """What of the learning rate depends on how the training goes, and not on the step.
+class RateController:
+    """Scale the learning rate by training progress: a warm-up, and drops at plateaus.
 
-    The state is a dict of arrays, which training saves with everything else. By itself
-    it changes nothing.
+    Its state is a dict of arrays, saved with the training state. The defaults leave the
+    rate unchanged.
 
     Attributes:
-        warmup_factor: of the rate until the training error falls below
+        warmup_factor: factor of the rate until the training error is below
             `warmup_until_error` for the first time.
-        warmup_until_error: percent; the error is a running mean over some 20 batches,
-            which begins at 100. None: no such warm-up. He et al. 2015, section 4.2,
-            train ResNet-110 at 0.01 instead of 0.1 until it is below 80.
-        plateau_factor: of the rate, each time the validation error has plateaued (0.1
+        warmup_until_error: error in percent, as a running mean over about 20 batches
+            that starts at 100; None disables the warm-up. He et al. 2015, section 4.2,
+            train ResNet-110 at 0.01 instead of 0.1 until the error is below 80.
+        plateau_factor: factor of the rate at each plateau of the validation error (0.1
             in He et al. 2015, section 3.4).
-        plateau_patience: evaluations without a lower error that make a plateau; None:
-            the rate does not depend on it.
-        plateau_drops: at most so many (three in Krizhevsky et al. 2012 and Simonyan and
-            Zisserman 2015).
+        plateau_patience: number of evaluations without a lower error that make a
+            plateau; None disables the drops.
+        plateau_drops: largest number of drops (three in Krizhevsky et al. 2012 and
+            Simonyan and Zisserman 2015).
     """
 
     warmup_factor: float = 1.0
@@ -119,7 +119,7 @@ class Feedback:
     plateau_drops: int = 3
 
     def init(self) -> dict[str, Any]:
-        """The state before the first step."""
+        """Return the state before the first step."""
         state = {}
         if self.warmup_until_error is not None:
             state["warmup_error"] = jnp.float32(100)
@@ -128,7 +128,7 @@ class Feedback:
         return state
 
     def factor(self, state: dict[str, Any]) -> jax.Array:
-        """f32[], by which the rate of the next step is multiplied."""
+        """Return the factor of the next step's rate, f32[]."""
         factor = jnp.float32(1)
         if self.warmup_until_error is not None:
             warming = state["warmup_error"] >= self.warmup_until_error
@@ -140,19 +140,19 @@ class Feedback:
     def after_step(
         self, state: dict[str, Any], error_percent: jax.Array
     ) -> dict[str, Any]:
-        """The state after a step with this error of its batch, f32[]."""
+        """Return the state after a step whose batch has this error, f32[]."""
         if self.warmup_until_error is None:
             return state
         before = state["warmup_error"]
         mean = _ERROR_DECAY * before + (1 - _ERROR_DECAY) * error_percent
-        # Once below, it stays there: the warm-up does not begin again.
+        # Once below the limit the error is frozen: the warm-up does not start again.
         mean = jnp.where(before < self.warmup_until_error, before, mean)
         return {**state, "warmup_error": mean}
 
     def after_evaluation(
         self, state: dict[str, Any], error_percent: float
     ) -> dict[str, Any]:
-        """The state after an evaluation with this validation error."""
+        """Return the state after an evaluation with this validation error."""
         if self.plateau_patience is None:
             return state
         value = jnp.float32(error_percent)
@@ -171,36 +171,36 @@ class Feedback:
         )
 
 
-NO_FEEDBACK = Feedback()
+Feedback = RateController  # the name until 0.1
+NO_FEEDBACK = RateController()
 
 
 @dataclasses.dataclass(frozen=True)
 class LossScaling:
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2).
 
-    The loss is multiplied by a factor before gradients are taken, so that small ones do
-    not vanish in half precision. When a gradient is not finite the step is left out and
-    the factor halved; after a number of good steps it is doubled.
+    The loss is multiplied by a factor before differentiation, so that small gradients
+    do not vanish in half precision. A step whose gradient is not finite is skipped and
+    the factor is halved; after `growth_interval` finite steps in a row it is doubled.
 
     Attributes:
-        initial: the factor at first. It is of the loss summed over a batch, which is
-            larger than the mean by the batch size.
-        growth_interval: good steps in a row before it is doubled.
+        initial: initial factor of the loss, which is a sum over the batch.
+        growth_interval: number of finite steps before the factor is doubled.
     """
 
     initial: float = 2.0**10
     growth_interval: int = 2000
 
     def init(self) -> dict[str, jax.Array]:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return {"factor": jnp.float32(self.initial), "good_steps": jnp.int32(0)}
 
     def after_step(
         self, state: dict[str, jax.Array], finite: jax.Array
     ) -> dict[str, jax.Array]:
-        """The state after a step whose gradient was finite, bool[], or was not.
+        """Return the state after a step; `finite`, bool[], is that of its gradient.
 
-        The factor does not fall below 1.
+        The factor stays at least 1.
         """
         good_steps = jnp.where(finite, state["good_steps"] + 1, 0)
         grows = good_steps == self.growth_interval
@@ -217,9 +217,9 @@ MOMENTUM_FORMS = ("torch", "caffe")
 class RateScaledInside(optax.GradientTransformationExtraArgs):
     """An optimiser whose `update` takes a `rate_factor`.
 
-    For one that keeps the rate inside its state: its update times a factor is not what
-    the rate times that factor gives. `optax.chain` passes the factor on but returns an
-    optimiser of its own kind, so wrap what it returns:
+    It is needed where the rate is part of the state, as in Caffe's momentum: scaling
+    the update is then not the same as scaling the rate. `optax.chain` passes the factor
+    on but returns another type, so wrap its result:
 
         tx = RateScaledInside(*optax.chain(optax.clip_by_global_norm(1.0), sgd(...)))
     """
@@ -242,31 +242,31 @@ def sgd(
         torch:  v = momentum * v + g           w = w - rate * v
         caffe:  v = momentum * v + rate * g    w = w - v
 
-    and by Nesterov's rule the last part is w - rate * (g + momentum * v) in Torch's and
-    w - (rate * g + momentum * v) in Caffe's. They are the same while the rate is
-    constant. When it changes, Torch's form scales the velocity with it at once, while
-    Caffe's keeps the velocity, which dies out over some 1 / (1 - momentum) steps.
-    Krizhevsky et al. 2012, section 5, write Caffe's form; Optax has Torch's.
+    and with Nesterov's rule w is w - rate * (g + momentum * v) in Torch's form and
+    w - (rate * g + momentum * v) in Caffe's. Both are the same while the rate is
+    constant. When it changes, Torch's form rescales the velocity at once; Caffe's keeps
+    it, and it decays over about 1 / (1 - momentum) steps. Krizhevsky et al. 2012,
+    section 5, have Caffe's form; Optax has Torch's.
 
-    A block that stochastic depth closed has a gradient of zero, and still decays and
-    still moves by its momentum, as in the authors' code.
+    A block closed by stochastic depth has a gradient of zero, but still decays and
+    moves by its momentum, as in the code of Huang et al. 2016.
 
     Args:
         schedule: learning rate by step.
-        momentum: of the running sum of gradients.
-        nesterov: which of the two rules.
+        momentum: decay of the velocity.
+        nesterov: whether to use Nesterov's rule.
         weight_decay: factor of the L2 penalty's gradient.
         decay: "all" parameters (the Torch codes), or "kernels" of convolutions and
-            fully connected layers only (He et al. 2015). Chosen by name: a scan gives
-            BatchNorm's scales the rank of a matrix.
+            fully connected layers (He et al. 2015), selected by name because a scan
+            gives BatchNorm's scales the rank of a matrix.
         bias_rate: factor of the rate for leaves named "bias" (2 in the Caffe codes).
-        momentum_form: "torch" or "caffe", of `MOMENTUM_FORMS`.
+        momentum_form: "torch" or "caffe".
 
     Returns:
-        The optimiser; in Caffe's form a `RateScaledInside`.
+        The optimiser; a `RateScaledInside` in Caffe's form.
 
     Raises:
-        InputError: `decay` or `momentum_form` is none of these.
+        InputError: `decay` or `momentum_form` is unknown.
     """
     if decay not in ("all", "kernels"):
         raise InputError(f'weight decay must be on "all" or "kernels", not {decay!r}.')
@@ -302,12 +302,15 @@ def _scale_by_rate(schedule):
 
 
 def kernel_mask(params):
-    """A tree like `params`: True for the leaves named "kernel", False for others."""
+    """Return a tree like `params`, True for leaves named "kernel" and False elsewhere.
+
+    `sgd` decays these alone with `decay="kernels"` (He et al. 2015).
+    """
     return _mask("kernel", params)
 
 
 def bias_mask(params):
-    """A tree like `params`: True for the leaves named "bias", False for others."""
+    """Return a tree like `params`, True for leaves named "bias" and False elsewhere."""
     return _mask("bias", params)
 
 

@@ -5,14 +5,14 @@ While training, block l of L computes
 
     H_l = ReLU(b_l f_l(H_{l-1}) + shortcut(H_{l-1})),   b_l ~ Bernoulli(p_l),
 
-with one draw per block and mini-batch (section 3), and at test every block is open and
-counts by its survival probability (equation 5):
+with one draw per block and mini-batch (section 3). At test every block is open, and its
+branch is multiplied by its survival probability (equation 5):
 
     H_l = ReLU(p_l f_l(H_{l-1}) + shortcut(H_{l-1})).
 
-At least seven other algorithms go by the same name. `StochasticDepth` names each choice
-on which they differ. Everything here is a pure function of its arguments; gates are
-ordinary arrays that a network takes as data.
+At least seven other algorithms have the same name. `StochasticDepth` names each choice
+in which they differ. All functions here are pure; gates are ordinary arrays that a
+network takes as data.
 """
 
 from collections.abc import Mapping, Set
@@ -29,7 +29,7 @@ SCHEDULES = ("linear", "linear_from_zero", "uniform")
 SCALINGS = ("test", "training", "none")
 STATISTICS = ("frozen", "updated")
 
-# What other projects do under this name; docs/gates.md has where they differ.
+# The variants of other projects; docs/gates.md lists the differences.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "huang2016": {
         "granularity": "batch",
@@ -54,36 +54,37 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class StochasticDepth:
-    """Settings of stochastic depth. The defaults are those of Huang et al. 2016.
+    """Settings of stochastic depth, by default those of Huang et al. 2016.
 
     Attributes:
         last_survival: p_L, the probability that the last block is open, in (0, 1].
             (It is _not_ a drop rate.)
         schedule: p_l of the blocks l = 1..L:
-            "linear", 1 - l/L (1 - p_L), so that the first block can be closed too;
-            "linear_from_zero", 1 - (l-1)/(L-1) (1 - p_L), so that it never is;
-            "uniform", p_L; or all L probabilities, in a tuple, list or array, which are
-            kept as a tuple of floats.
-        granularity: what a gate is drawn for:
-            "batch", a mini-batch. A closed block is not computed;
-            "example", each example. The branch is computed for all of them;
-            "subset", a fixed number of examples, round(p B) of B and at least one. The
-            branch is computed for these alone. It is one number for all blocks, so
-            `schedule` must be "uniform". The examples are drawn per device, and so
-            depend on the number of devices.
-        scaling: where the probability enters: at "test" a branch counts by p_l; in
-            "training" an open one by 1 / p_l; "none", in neither.
+            "linear", 1 - l/L (1 - p_L): the first block can be closed too;
+            "linear_from_zero", 1 - (l-1)/(L-1) (1 - p_L): the first block never closes;
+            "uniform", p_L; or all L probabilities in a tuple, list or array, stored as
+            a tuple of floats.
+        granularity: unit for which a gate is drawn:
+            "batch", the mini-batch. A closed block is not computed;
+            "example", each example. The branch is computed for all examples;
+            "subset", round(p B) of B examples, at least one, for each block. The branch
+            is computed for these alone. All blocks have the same number, so `schedule`
+            must be "uniform". Each device draws its own examples, so the draw depends
+            on the number of devices.
+        scaling: where the probability enters: "test" multiplies every branch by p_l at
+            test; "training" multiplies open branches by 1 / p_l in training; "none",
+            nowhere.
         closed_statistics: BatchNorm's moving averages of a block closed for the
-            mini-batch: "frozen", or "updated", for which the branch is computed after
-            all and no time is saved. None takes what the granularity allows: "frozen"
-            for "batch". Gates of single examples are always "updated": by all examples,
-            or with "subset" by those that go through the branch.
-        num_open: if set, exactly so many blocks are open in every mini-batch (or
-            example), all choices alike likely: p_l = num_open / L, whatever
-            `last_survival` is. `schedule` must be "uniform".
+            mini-batch: "frozen", or "updated", which computes the branch anyway and
+            saves no time. None selects what the granularity allows: "frozen" for
+            "batch". Gates of examples always update them: "example" by all examples,
+            "subset" by those that pass through the branch.
+        num_open: number of blocks open in every mini-batch (or for every example),
+            chosen uniformly: p_l = num_open / L, and `last_survival` is ignored.
+            `schedule` must be "uniform".
 
     Raises:
-        InputError: a value that is not among these, or a combination without meaning.
+        InputError: a value is not one of these, or the combination has no meaning.
     """
 
     last_survival: float = 0.5
@@ -134,35 +135,34 @@ class StochasticDepth:
         if self.granularity == "subset":
             if self.closed_statistics is not None:
                 raise InputError(
-                    'granularity "subset" closes no block for a whole mini-batch, so '
+                    'granularity "subset" never closes a block for a mini-batch, so '
                     "closed_statistics must be None."
                 )
             if self.num_open is not None:
                 raise InputError(
-                    'num_open counts open blocks, but granularity "subset" has some '
-                    "examples in every block; leave one of them out."
+                    'num_open counts open blocks, but granularity "subset" opens every '
+                    "block for some examples; set only one of them."
                 )
             if self.schedule != "uniform":
                 raise InputError(
-                    'granularity "subset" takes equally many examples in every block, '
-                    'so schedule must be "uniform".'
+                    'granularity "subset" opens every block for the same number of '
+                    'examples, so schedule must be "uniform".'
                 )
         if self.num_open is not None and self.schedule != "uniform":
             raise InputError(
-                "num_open chooses among all blocks alike, so schedule must be "
-                '"uniform".'
+                'num_open chooses blocks uniformly, so schedule must be "uniform".'
             )
 
     @classmethod
     def preset(cls, preset: str, **settings: Any) -> "StochasticDepth":
-        """The rule of a project: "huang2016", "timm" or "torchvision".
+        """Return the settings of a project: "huang2016", "timm" or "torchvision".
 
         Args:
-            preset: a key of `PRESETS`.
-            **settings: the remaining fields, as `last_survival`.
+            preset: key of `PRESETS`.
+            **settings: other fields, such as `last_survival`.
 
         Raises:
-            InputError: unknown name.
+            InputError: the name is unknown.
         """
         if not isinstance(preset, str) or preset not in PRESETS:
             raise unknown_name("preset of stochastic depth", preset, PRESETS)
@@ -170,15 +170,15 @@ class StochasticDepth:
 
 
 def _probability(value: Any) -> float | None:
-    """Return a number in (0, 1] of any type as a float; None for everything else."""
+    """Return a number in (0, 1] of any type as a float, or None for other values."""
     dtype = str(getattr(value, "dtype", type(value).__name__))
     if getattr(value, "ndim", 0) or dtype.startswith(("bool", "complex")):
         return None
-    if isinstance(value, str | bytes):  # which float reads
+    if isinstance(value, str | bytes):  # float would parse it
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):  # among them traced values
+    except (TypeError, ValueError, OverflowError):  # also raised by traced values
         return None
     return number if 0 < number <= 1 else None
 
@@ -186,9 +186,9 @@ def _probability(value: Any) -> float | None:
 def _probabilities(schedule: Any) -> tuple[float, ...]:
     try:
         given = [_probability(p) for p in schedule]
-    except TypeError:  # of what has no entries
+    except TypeError:  # not iterable
         given = [None]
-    if isinstance(schedule, Set | Mapping):  # which have no order
+    if isinstance(schedule, Set | Mapping):  # unordered
         given = [None]
     probs = tuple(p for p in given if p is not None)
     if len(probs) < len(given):
@@ -202,11 +202,11 @@ def _probabilities(schedule: Any) -> tuple[float, ...]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Subset:
-    """Gates of granularity "subset": which examples go through which block.
+    """Gates of granularity "subset": the examples that pass through each branch.
 
     Attributes:
-        indices: i32[L, m], their places in the batch, without repetition.
-        weights: f32[L, m], the factors of their branches.
+        indices: i32[L, m], positions in the batch, without repetition.
+        weights: f32[L, m], factors of the branches.
     """
 
     indices: jax.Array
@@ -217,10 +217,10 @@ class Subset:
 
 
 def survival_probs(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Survival probabilities p_l of l = 1..L: f32[L] (equation 4 for "linear").
+    """Return the survival probabilities p_l, f32[L] (equation 4 for "linear").
 
     Raises:
-        InputError: the tuple of probabilities, or num_open, does not fit `num_blocks`.
+        InputError: the tuple of probabilities or `num_open` does not fit `num_blocks`.
     """
     if settings.num_open is not None:
         if settings.num_open > num_blocks:
@@ -235,7 +235,7 @@ def survival_probs(settings: StochasticDepth, num_blocks: int) -> jax.Array:
                 f"there are {num_blocks} blocks."
             )
         return jnp.array(settings.schedule, jnp.float32)
-    place = jnp.arange(num_blocks, dtype=jnp.float32)
+    place = jnp.arange(num_blocks, dtype=jnp.float32)  # (num_blocks,)
     depth = {
         "linear": (place + 1) / max(num_blocks, 1),
         "linear_from_zero": place / max(num_blocks - 1, 1),
@@ -251,28 +251,28 @@ def sample_gates(
     batch_size: int | None = None,
     first_index: int | jax.Array = 0,
 ) -> jax.Array | Subset:
-    """Gates of one mini-batch, for training.
+    """Draw the gates of one mini-batch for training (section 3).
 
-    Gates for the mini-batch depend on the key alone, so that all devices which are
-    given the same key skip the same blocks. Those of an example depend on its place in
-    the global batch besides, and a subset on the device's.
+    Gates of the mini-batch depend on the key alone, so devices with the same key skip
+    the same blocks. Gates of an example also depend on its position in the global
+    batch, and subsets on the position of the device.
 
     Args:
         key: PRNG key of this step, such as `fold_in(key, step)`.
-        settings: the form of stochastic depth.
+        settings: variant of stochastic depth.
         num_blocks: L.
-        batch_size: B, examples on this device; needed for single examples' gates.
-        first_index: place of this device's first example in the global batch.
+        batch_size: B, examples on this device; required for gates of examples.
+        first_index: position of this device's first example in the global batch.
 
     Returns:
-        f32[L] for "batch"; f32[L, 1], whose branches are computed, where
+        f32[L] for "batch"; f32[L, 1], which computes every branch, if
         `closed_statistics` is "updated"; f32[L, B] for "example"; `Subset` for
-        "subset". Closed is 0, open is 1, or 1 / p_l with scaling in training.
+        "subset". A gate is 0 if closed, 1 if open, or 1 / p_l with scaling in training.
 
     Raises:
-        InputError: `batch_size` is needed and not given, or see `survival_probs`.
+        InputError: `batch_size` is required but missing, or see `survival_probs`.
     """
-    probs = survival_probs(settings, num_blocks)
+    probs = survival_probs(settings, num_blocks)  # (num_blocks,)
     weights = 1 / probs if settings.scaling == "training" else jnp.ones_like(probs)
 
     def draw(key):
@@ -284,7 +284,7 @@ def sample_gates(
         return jnp.where(is_open, weights, 0)
 
     if settings.granularity == "batch":
-        gates = draw(key)
+        gates = draw(key)  # (num_blocks,)
         return gates[:, None] if settings.closed_statistics == "updated" else gates
     if batch_size is None:
         raise InputError(
@@ -294,22 +294,23 @@ def sample_gates(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             key, first_index + jnp.arange(batch_size, dtype=jnp.int32)
         )
-        return jax.vmap(draw, out_axes=1)(keys)
+        return jax.vmap(draw, out_axes=1)(keys)  # (num_blocks, B)
     size = subset_size(settings, batch_size)
     keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
     places = jnp.arange(batch_size, dtype=jnp.int32)
+    # (num_blocks, size)
     indices = jax.vmap(lambda k: jax.random.permutation(k, places)[:size])(keys)
     factor = batch_size / size if settings.scaling == "training" else 1.0
     return Subset(indices, jnp.full((num_blocks, size), factor, jnp.float32))
 
 
 def subset_size(settings: StochasticDepth, batch_size: int) -> int:
-    """Examples of a batch that go through each block with granularity "subset"."""
+    """Return m, the number of B examples per branch with granularity "subset"."""
     return max(1, round(settings.last_survival * batch_size))
 
 
 def open_shares(gates: jax.Array | Subset, batch_size: int) -> jax.Array:
-    """Share of the mini-batch for which each block is open: f32[L]."""
+    """Return the share of the mini-batch for which each block is open, f32[L]."""
     if isinstance(gates, Subset):
         num_blocks, size = gates.indices.shape
         return jnp.full(num_blocks, size / batch_size, jnp.float32)
@@ -317,16 +318,22 @@ def open_shares(gates: jax.Array | Subset, batch_size: int) -> jax.Array:
     return is_open if is_open.ndim == 1 else is_open.mean(axis=1)
 
 
-def test_gates(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Gates at test: f32[L], p_l with scaling at test (equation 5), otherwise ones."""
+def eval_gates(settings: StochasticDepth, num_blocks: int) -> jax.Array:
+    """Return the gates at test, f32[L]: p_l with scaling at test (equation 5), else 1.
+
+    Raises:
+        InputError: see `survival_probs`.
+    """
     probs = survival_probs(settings, num_blocks)
     return probs if settings.scaling == "test" else jnp.ones_like(probs)
 
 
-# A function of that name, imported into a test file, is not a test.
-test_gates.__test__ = False  # type: ignore[attr-defined]
+test_gates = eval_gates  # the name until 0.1
 
 
 def expected_open_blocks(settings: StochasticDepth, num_blocks: int) -> jax.Array:
-    """Expected number of open blocks: f32[]; (3 L - 1) / 4 if linear with p_L = 0.5."""
+    """Return the expected number of open blocks, f32[] (section 3).
+
+    It is (3 L - 1) / 4 under the linear rule with p_L = 0.5.
+    """
     return survival_probs(settings, num_blocks).sum()

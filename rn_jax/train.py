@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and evaluation steps: pure functions made by keyword-only factories."""
+"""Training and evaluation steps: pure functions made by keyword-only factories.
+
+Shapes: B examples on this device, L blocks (`num_blocks`), K classes.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,13 +17,8 @@ from jax import lax
 
 from rn_jax.errors import InputError
 from rn_jax.metrics import classification_sums
-from rn_jax.optim import NO_FEEDBACK, Feedback, LossScaling, RateScaledInside
-from rn_jax.stochastic_depth import (
-    StochasticDepth,
-    open_shares,
-    sample_gates,
-    test_gates,
-)
+from rn_jax.optim import NO_FEEDBACK, LossScaling, RateController, RateScaledInside
+from rn_jax.stochastic_depth import eval_gates, open_shares, sample_gates
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -28,16 +26,15 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: i32[], steps taken.
-        params: of the model.
-        batch_stats: of the model: BatchNorm's running statistics.
-        opt_state: Optax's.
-        sums: metrics summed over the steps since the last evaluation. "gradient" is the
-            mean magnitude of the first block's first kernel's gradient times the number
-            of examples (Huang et al. 2016, figure 7).
-        open_counts: f32[L], steps in which each block was open, of the whole run; a
-            step in which it was open for a share of the examples counts by that share.
-        feedback: the state of `optim.Feedback`.
-        loss_scale: the state of `optim.LossScaling`; empty without it.
+        params: parameters of the model.
+        batch_stats: BatchNorm's running statistics.
+        opt_state: state of the optimiser.
+        sums: metrics summed over the steps since the last evaluation. "gradient" is
+            `first_gradient` times the number of examples.
+        open_counts: f32[L], number of steps of the run in which each block was open; a
+            step in which it was open for a share of the examples adds that share.
+        feedback: state of `optim.RateController`.
+        loss_scale: state of `optim.LossScaling`; empty without it.
     """
 
     step: jax.Array
@@ -50,7 +47,7 @@ class TrainState(flax.struct.PyTreeNode):
     loss_scale: dict[str, jax.Array]
 
 
-# What a step takes from a network beside the logits: new statistics, and loss terms.
+# Collections that a step reads from a network: new statistics and terms of the loss.
 COLLECTIONS = ("batch_stats", "aux_logits", "losses")
 ZERO_SUMS = {"loss": 0.0, "correct": 0.0, "count": 0.0, "gradient": 0.0}
 
@@ -61,23 +58,22 @@ def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    feedback: Feedback = NO_FEEDBACK,
+    feedback: RateController = NO_FEEDBACK,
     loss_scaling: LossScaling | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
-        key: for the parameters.
-        model: one of rn_jax's.
-        tx: the optimiser.
+        key: PRNG key of the parameters.
+        model: network of this library.
+        tx: optimiser.
         image_shape: (H, W, C).
-        feedback: of training on the learning rate.
-        loss_scaling: for float16.
+        feedback: controller of the learning rate.
+        loss_scaling: loss scaling for float16.
 
     Raises:
-        InputError: the network has variables in collections other than "params" and
-            "batch_stats", which training would not carry on. Values that are sown need
-            not be.
+        InputError: the network needs variables in collections other than "params" and
+            "batch_stats", which training would lose. Sown values are allowed.
     """
 
     @jax.jit  # one compiled program instead of one per operation
@@ -116,9 +112,9 @@ def _check_collections(model, variables, images):
 
 
 def step_rngs(key: jax.Array) -> dict[str, jax.Array]:
-    """Return the keys that a training step gives to a network.
+    """Return the PRNG keys of a network in a training step.
 
-    Dropout has one of its own. Flax draws for streams of other names from "params".
+    Flax derives streams of names other than "dropout" from "params".
     """
     return {"dropout": key, "params": jax.random.fold_in(key, 1)}
 
@@ -128,53 +124,52 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    stochastic_depth: StochasticDepth | None = None,
     gates_from_step: int = 0,
     aux_loss_weight: float = 0.3,
-    feedback: Feedback = NO_FEEDBACK,
+    feedback: RateController = NO_FEEDBACK,
     loss_scaling: LossScaling | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> Callable:
-    """Makes the training step.
+    """Make the training step.
 
-    The loss is the mean cross-entropy, plus the losses of auxiliary heads, plus the sum
-    of whatever blocks sow in the collection "losses". `make_rng` gives blocks keys of
-    any name.
+    The loss is the mean cross-entropy, plus the weighted losses of auxiliary heads,
+    plus the sum of all values that blocks sow in the collection "losses". Blocks get
+    keys of any name from `make_rng`.
 
     Args:
-        model: called with the gates that the step draws.
-        tx: the optimiser.
+        model: network, whose `stochastic_depth` decides which gates are drawn.
+        tx: optimiser.
         preprocess: (key, uint8[B, H, W, C], index of the first example in the global
             batch) -> normalised and augmented f[B, H, W, C].
-        stochastic_depth: None is constant depth.
-        gates_from_step: steps of constant depth before it begins.
-        aux_loss_weight: of each auxiliary head's loss in the loss that is minimised and
-            reported (Szegedy et al. 2015, section 5). Only GoogLeNet has such heads.
-        feedback: factor of the learning rate from how training goes.
-        loss_scaling: for models that compute in float16.
-        micro_batches: parts of each device's share of the batch that are computed one
-            after another, their gradients added up: the memory of one part, and the
-            gradient of the whole, but for BatchNorm, whose statistics are those of each
-            part. Gates of a mini-batch are the same for all parts.
-        axis_name: devices over which the batch is split. The gradient is that of the
-            mean over the whole batch.
+        gates_from_step: number of steps of constant depth before stochastic depth.
+        aux_loss_weight: weight of each auxiliary head's loss in the loss that is
+            minimised and reported (Szegedy et al. 2015, section 5; GoogLeNet alone).
+        feedback: controller of the learning rate.
+        loss_scaling: loss scaling for float16.
+        micro_batches: number of parts into which each device's share of the batch is
+            split. Their gradients are computed one after another and added up, which
+            takes the memory of one part and gives the gradient of the whole, except
+            that BatchNorm uses the statistics of each part. Gates of a mini-batch are
+            the same for all parts.
+        axis_name: axis of the devices over which the batch is split. The gradient is
+            that of the mean over the whole batch.
 
     Returns:
         step(state, batch, key) -> (state, metrics). `key` is the same at every step:
-        randomness comes from `fold_in(key, state.step)`, so a resumed run draws what an
-        uninterrupted one would. metrics: sums of this step, "grad_norm" (the norm of
-        the gradient, before weight decay; 0 for a step that loss scaling leaves out),
-        "rate_factor" (f32[], of `feedback`) and "open", f32[L].
+        randomness comes from `fold_in(key, state.step)`, so that a resumed run equals
+        an uninterrupted one. metrics: sums of this step, "grad_norm" (norm of the
+        gradient before weight decay; 0 if loss scaling skips the step), "rate_factor"
+        (f32[], of `feedback`) and "open" (f32[L]).
 
     Raises:
-        InputError: several micro-batches with subsets of examples as gates.
+        InputError: several micro-batches with granularity "subset".
     """
-    subsets = stochastic_depth is not None and stochastic_depth.granularity == "subset"
-    if micro_batches > 1 and subsets:
+    settings = model.stochastic_depth
+    if micro_batches > 1 and settings and settings.granularity == "subset":
         raise InputError(
             'Several micro_batches cannot be combined with the granularity "subset", '
-            "whose subsets are of the whole batch."
+            "which draws its subsets from the whole batch."
         )
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
@@ -186,18 +181,20 @@ def make_train_step(
         if axis_name is not None:
             first_index = lax.axis_index(axis_name) * batch_size
             dropout_key = jax.random.fold_in(dropout_key, first_index)
-        images = preprocess(augment_key, batch["image"], first_index)
+        images = preprocess(augment_key, batch["image"], first_index)  # (B, H, W, C)
 
+        # Draw gates.
         gates: Any = None
-        open_blocks = jnp.ones(model.num_blocks, jnp.float32)
-        if stochastic_depth is not None:
+        open_blocks = jnp.ones(model.num_blocks, jnp.float32)  # (num_blocks,)
+        if settings is not None:
             gates = sample_gates(
-                gates_key, stochastic_depth, model.num_blocks, batch_size, first_index
+                gates_key, settings, model.num_blocks, batch_size, first_index
             )
             if gates_from_step:
                 gates = jnp.where(state.step < gates_from_step, 1, gates)
             open_blocks = open_shares(gates, batch_size)
 
+        # Gradients.
         loss_factor = state.loss_scale.get("factor", 1.0)
         grads, batch_stats, sums = accumulate_gradients(
             partial(objective, model, aux_loss_weight, loss_factor),
@@ -208,19 +205,15 @@ def make_train_step(
             dropout_key,
             micro_batches,
         )
-        # Devices meet here, at the end, and in BatchNorm: one that came early to a sum
-        # that could be had sooner would wait for the others and do nothing else.
-        grads, sums, open_blocks, batch_stats = lax.optimization_barrier(
-            (grads, sums, open_blocks, batch_stats)
+
+        # Combine devices.
+        grads, sums, batch_stats, open_blocks = combine_devices(
+            grads, sums, batch_stats, open_blocks, axis_name
         )
-        grads, sums = _sum_over((grads, sums), axis_name)
         scale = sums["count"] * loss_factor
         grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
-        sums["gradient"] = first_gradient(grads) * sums["count"]
-        # Equal already where BatchNorm is synchronised.
-        open_blocks, batch_stats = _mean_over((open_blocks, batch_stats), axis_name)
 
-        grad_norm = optax.tree.norm(grads)
+        # Update.
         rate_factor = feedback.factor(state.feedback)
         params, opt_state = apply_gradients(
             tx, grads, state.opt_state, state.params, rate_factor
@@ -235,13 +228,17 @@ def make_train_step(
                 state.feedback, 100 * (1 - sums["correct"] / sums["count"])
             ),
         )
+
+        # Account.
+        grad_norm = optax.tree.norm(grads)
+        sums["gradient"] = first_gradient(grads) * sums["count"]
         if loss_scaling is not None:
             finite = jnp.isfinite(grad_norm)
             new = keep_if_finite(new, state, finite, loss_scaling)
             sums["gradient"] = jnp.where(finite, sums["gradient"], 0)
-            # At a factor of 1 there is nothing left to try: the norm is reported.
-            left_out = ~finite & (loss_factor > 1)
-            grad_norm = jnp.where(left_out, 0, grad_norm)
+            # A factor of 1 cannot be halved, so that norm is reported as it is.
+            skipped = ~finite & (loss_factor > 1)
+            grad_norm = jnp.where(skipped, 0, grad_norm)
         metrics = {
             **sums,
             "grad_norm": grad_norm,
@@ -266,20 +263,20 @@ def objective(
     """Return the loss that is minimised, summed over examples and scaled.
 
     Args:
-        model: called with `train=True`.
+        model: network, called with `train=True`.
         aux_loss_weight: weight of each auxiliary head's loss.
         loss_factor: factor of the loss, from loss scaling.
-        params: of the model.
-        batch_stats: of the model.
+        params: parameters of the model.
+        batch_stats: BatchNorm's statistics.
         examples: (images f[B, H, W, C], labels i32[B], mask bool[B]).
-        gates: of the model's call.
-        dropout_key: for whatever the network draws.
+        gates: gates of the model: f32[L], f32[L, B], `Subset` or None.
+        dropout_key: PRNG key of everything that the network draws.
 
     Returns:
-        The loss f32[], with (new batch_stats, sums of metrics) beside it.
+        (loss f32[], (new batch_stats, sums of metrics)).
     """
-    images, labels, mask = examples
-    logits, updates = model.apply(
+    images, labels, mask = examples  # (B, H, W, C), (B,), (B,)
+    logits, updates = model.apply(  # (B, K)
         {"params": params, "batch_stats": batch_stats},
         images,
         train=True,
@@ -308,16 +305,17 @@ def accumulate_gradients(
     """Return the gradient of a batch, computed in equal parts one after another.
 
     Args:
-        loss_fn: (params, batch_stats, examples, gates, key) as `objective` has them.
-        params: to which the gradient belongs.
-        batch_stats: which pass from part to part.
-        examples: arrays whose first axis is the batch's.
-        gates: f32[L] for all parts, or f32[L, B], which are split as the batch is.
-        dropout_key: split into a key for each part.
-        micro_batches: the number of parts, which divides B.
+        loss_fn: (params, batch_stats, examples, gates, key) -> the result of
+            `objective`.
+        params: parameters, by which the loss is differentiated.
+        batch_stats: statistics, passed from part to part.
+        examples: arrays with the examples along axis 0.
+        gates: f32[L] for all parts, or f32[L, B], split like the examples.
+        dropout_key: PRNG key, split into one for each part.
+        micro_batches: number of parts; divides B.
 
     Returns:
-        (gradient by `params`, batch_stats, sums of metrics).
+        (gradient, batch_stats, sums of metrics).
     """
     gradient = jax.grad(loss_fn, has_aux=True)
     if micro_batches == 1:
@@ -346,6 +344,32 @@ def accumulate_gradients(
     return grads, batch_stats, sums
 
 
+def combine_devices(
+    grads: Any,
+    sums: dict[str, jax.Array],
+    batch_stats: Any,
+    open_blocks: jax.Array,
+    axis_name: str | None,
+) -> tuple[Any, dict[str, jax.Array], Any, jax.Array]:
+    """Return the same of the whole batch: sums of the first two, means of the others.
+
+    Args:
+        grads: gradient of the loss summed over this device's examples.
+        sums: sums of metrics.
+        batch_stats: BatchNorm's statistics, already equal if it is synchronised.
+        open_blocks: f32[L], shares of this device's examples.
+        axis_name: axis of the devices; None: there is one.
+    """
+    # The barrier keeps all sums at the end of the step: a device that reached an
+    # earlier one first would wait there for the others.
+    grads, sums, batch_stats, open_blocks = lax.optimization_barrier(
+        (grads, sums, batch_stats, open_blocks)
+    )
+    grads, sums = _sum_over((grads, sums), axis_name)
+    batch_stats, open_blocks = _mean_over((batch_stats, open_blocks), axis_name)
+    return grads, sums, batch_stats, open_blocks
+
+
 def apply_gradients(
     tx: optax.GradientTransformation,
     grads: Any,
@@ -356,11 +380,11 @@ def apply_gradients(
     """Return parameters and optimiser state after a step at a scaled learning rate.
 
     Args:
-        tx: the optimiser; a `RateScaledInside` scales the rate itself.
+        tx: optimiser; a `RateScaledInside` scales the rate itself.
         grads: gradient of the mean loss.
-        opt_state: of `tx`.
-        params: to be updated.
-        rate_factor: f32[], by which the learning rate is multiplied.
+        opt_state: state of `tx`.
+        params: parameters to update.
+        rate_factor: f32[], factor of the learning rate.
     """
     if isinstance(tx, RateScaledInside):
         updates, opt_state = tx.update(
@@ -378,15 +402,15 @@ def keep_if_finite(
     """Return the state after a step of dynamic loss scaling.
 
     Args:
-        new: the state after the step.
-        old: the state before it, whose parameters, statistics and optimiser state are
-            kept if the gradient was not finite.
-        finite: bool[], whether it was.
-        loss_scaling: the rule of the factor.
+        new: state after the step.
+        old: state before it, whose parameters, statistics and optimiser state are kept
+            if the gradient was not finite.
+        finite: bool[], whether the gradient was finite.
+        loss_scaling: rule for the factor.
     """
 
     def choose(new, old):
-        # The optimiser's count of steps goes on, as ours does.
+        # Integers count steps, and a skipped step counts.
         return jnp.where(finite, new, old) if new.dtype.kind == "f" else new
 
     names = ("params", "batch_stats", "opt_state")
@@ -399,13 +423,13 @@ def keep_if_finite(
 
 
 def first_gradient(grads: Mapping[str, Any]) -> jax.Array:
-    """Mean magnitude of the gradient of the first block's first kernel: f32[].
+    """Return the mean magnitude of the first block's first kernel's gradient, f32[].
 
-    Huang et al. 2016, figure 7, draw it for the first convolution of the first residual
-    block. 0 for a network without blocks.
+    Huang et al. 2016, figure 7, show it for the first convolution of the first residual
+    block. It is 0 for a network without blocks.
 
     Args:
-        grads: of the parameters, in the layout that networks take.
+        grads: gradient by the parameters, in the layout of `model.apply`.
     """
     if "stage1" not in grads:
         return jnp.float32(0)
@@ -430,19 +454,19 @@ def make_eval_step(
     preprocess: Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
 ) -> Callable:
-    """Makes the evaluation step: eval_step(variables, batch) -> sums of metrics.
+    """Make the evaluation step: eval_step(variables, batch) -> sums of metrics.
 
-    A batch of several views of each image, uint8[B, V, H, W, C], is judged by the mean
-    of their V softmax outputs, as 10 crops are in Krizhevsky et al. 2012.
+    For a batch of V views of each image, uint8[B, V, H, W, C], predictions are the mean
+    of the V softmax outputs, as for the 10 crops of Krizhevsky et al. 2012.
 
     Args:
-        model: called with `train=False`, so by the test rule of stochastic depth.
+        model: network, called with `train=False`: the test rule of stochastic depth.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
-        axis_name: devices over which the batch is split.
+        axis_name: axis of the devices over which the batch is split.
     """
 
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]):
-        images = batch["image"]
+        images = batch["image"]  # (B, H, W, C) or (B, V, H, W, C)
         views = images.shape[1] if images.ndim == 5 else None
         if views is not None:
             images = images.reshape(-1, *images.shape[2:])
@@ -456,7 +480,7 @@ def make_eval_step(
 
 
 def log_mean_softmax(logits: jax.Array) -> jax.Array:
-    """Logarithm of the softmax's mean over views: f[B, V, K] -> f32[B, K]."""
+    """Return the logarithm of the mean softmax over views: f[B, V, K] -> f32[B, K]."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jax.nn.logsumexp(log_probs, axis=1) - jnp.log(logits.shape[1])
 
@@ -467,27 +491,27 @@ def make_statistics_step(
     preprocess: Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
 ) -> Callable:
-    """Makes the step that recomputes BatchNorm's statistics over training examples.
+    """Make the step that recomputes BatchNorm's statistics over training examples.
 
     He et al. 2015 test with averages over a large training batch instead of moving
-    ones (the README of their released networks). Every batch is normalised by its own
-    statistics, as in training, and under the test rule of stochastic depth, which is
-    the network that is tested; dropout stays as it is in training.
+    averages (README of their released networks). Every batch is normalised by its own
+    statistics and dropout is on, as in training, but gates follow the test rule of
+    stochastic depth.
 
     Args:
-        model: whose `norm` takes a `momentum`.
+        model: network whose `norm` has a `momentum`.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
-        axis_name: devices over which the batch is split.
+        axis_name: axis of the devices over which the batch is split.
 
     Returns:
-        step(variables, batch, number) -> batch_stats: the mean and variance of all
-        examples of the batches 1 .. `number`, of equal size, where `variables` holds
-        those of the batches before (for the first one anything finite).
+        step(variables, batch, number) -> batch_stats: mean and variance over the
+        examples of batches 1 .. `number`, of equal size. `variables` holds those of the
+        earlier batches (for the first one, any finite values).
     """
     measuring = model.clone(norm=partial(model.norm, momentum=0.0))
     gates = None
     if model.stochastic_depth is not None:
-        gates = test_gates(model.stochastic_depth, model.num_blocks)
+        gates = eval_gates(model.stochastic_depth, model.num_blocks)
 
     def step(variables: dict[str, Any], batch: dict[str, jax.Array], number: jax.Array):
         dropout_key = jax.random.fold_in(jax.random.key(0), number)
@@ -508,12 +532,12 @@ def make_statistics_step(
             var = _mean_over(found["var"], axis_name) + spread
             # Chan, Golub and LeVeque 1983, for parts of equal size.
             share = 1 / jnp.asarray(number, mean.dtype)
-            apart = mean - before["mean"]
+            change = mean - before["mean"]
             return {
-                "mean": before["mean"] + share * apart,
+                "mean": before["mean"] + share * change,
                 "var": before["var"]
                 + share * (var - before["var"])
-                + share * (1 - share) * lax.square(apart),
+                + share * (1 - share) * lax.square(change),
             }
 
         return jax.tree.map(

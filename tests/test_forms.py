@@ -81,7 +81,7 @@ def test_every_combination_works_or_is_refused_in_one_sentence(
             if num_open:
                 assert np.count_nonzero(column) == num_open
     expected = probs if scaling == "test" else np.ones(L)
-    np.testing.assert_allclose(rn_jax.test_gates(settings, L), expected)
+    np.testing.assert_allclose(rn_jax.eval_gates(settings, L), expected)
 
 
 @pytest.mark.parametrize("scaling", ["training", "none", "test"])
@@ -103,7 +103,7 @@ def test_mean_factor_of_a_branch_in_training_is_that_at_test(granularity, scalin
         return jnp.broadcast_to(gates.reshape(L, -1), (L, B))
 
     drawn = jax.vmap(factors)(jax.random.split(jax.random.key(0), 4000))
-    at_test = rn_jax.test_gates(settings, L)
+    at_test = rn_jax.eval_gates(settings, L)
     expected = 0.5 if scaling == "none" else np.asarray(at_test)[:, None]
     np.testing.assert_allclose(drawn.mean(axis=0), expected * np.ones((L, B)), atol=0.1)
 
@@ -281,7 +281,7 @@ def test_preset_of_the_authors_code():
     settings = StochasticDepth.preset("huang2016", last_survival=0.5)
     death = np.array([i / 54 * 0.5 for i in range(1, 55)])
     np.testing.assert_allclose(rn_jax.survival_probs(settings, 54), 1 - death, 1e-6)
-    np.testing.assert_allclose(rn_jax.test_gates(settings, 54), 1 - death, rtol=1e-6)
+    np.testing.assert_allclose(rn_jax.eval_gates(settings, 54), 1 - death, rtol=1e-6)
     gates = np.asarray(rn_jax.sample_gates(jax.random.key(0), settings, 54))
     assert set(np.unique(gates)) == {0.0, 1.0}
 
@@ -297,7 +297,7 @@ def test_preset_of_row_mode(preset):
     settings = StochasticDepth.preset(preset, last_survival=0.6)
     rates = np.linspace(0, 0.4, 16)  # timm's calculate_drop_path_rates; ConvNeXt's
     np.testing.assert_allclose(rn_jax.survival_probs(settings, 16), 1 - rates, 1e-6)
-    np.testing.assert_array_equal(rn_jax.test_gates(settings, 16), np.ones(16))
+    np.testing.assert_array_equal(rn_jax.eval_gates(settings, 16), np.ones(16))
     gates = np.asarray(
         rn_jax.sample_gates(jax.random.key(0), settings, 16, batch_size=4000)
     )

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import rn_jax
+from rn_jax import optim
 
 HEAVY = (
     "PIL",
@@ -76,6 +77,11 @@ def test_public_names_are_there():
     assert sorted(rn_jax.__all__) == list(rn_jax.__all__)
     for name in rn_jax.__all__:
         assert getattr(rn_jax, name).__doc__
+
+
+def test_names_of_earlier_versions():
+    assert rn_jax.test_gates is rn_jax.eval_gates
+    assert optim.Feedback is optim.RateController
 
 
 def test_extras_for_accelerators():

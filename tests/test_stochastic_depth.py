@@ -218,7 +218,7 @@ def test_test_rule(x64, random_variables):
     assert (
         np.abs(run(variables, images, train=False, gates=probs**0) - ours).max() > 0.1
     )
-    gates = rn_jax.test_gates(StochasticDepth(0.2), 4)
+    gates = rn_jax.eval_gates(StochasticDepth(0.2), 4)
     np.testing.assert_array_equal(gates, np.float32(probs))
 
 
@@ -243,7 +243,7 @@ def test_64_bits_change_no_gate(same_in_64_bits, fields):
         gates = rn_jax.sample_gates(jax.random.key(0), settings, 4, 6, jnp.int32(2))
         return {
             "gates": gates,
-            "test": rn_jax.test_gates(settings, 4),
+            "test": rn_jax.eval_gates(settings, 4),
             "probs": rn_jax.survival_probs(settings, 4),
             "shares": open_shares(gates, 6),
             "expected": rn_jax.expected_open_blocks(settings, 4),

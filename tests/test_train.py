@@ -77,7 +77,6 @@ def setup(
         model=model,
         tx=tx,
         preprocess=augment,
-        stochastic_depth=stochastic_depth,
         gates_from_step=gates_from_step,
         axis_name=axis_name,
     )
@@ -266,9 +265,7 @@ def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step(quick_co
         decay="all",
     )
     state = state.replace(opt_state=tx.init(state.params))
-    step = train.make_train_step(
-        model=model, tx=tx, preprocess=augment, stochastic_depth=DEPTH
-    )
+    step = train.make_train_step(model=model, tx=tx, preprocess=augment)
     step = jax.jit(step)  # keeps the state, unlike the one that is compiled to train
     for seed in range(20):
         after, sums = step(state, make_batch(), jax.random.key(seed))
@@ -352,6 +349,147 @@ def test_first_gradient_is_logged_as_a_mean_over_examples(quick_compile):
     assert seen[-1] < float(sums["grad_norm"])
 
 
+# --- The functions of a step, each by itself ------------------------------------------
+
+
+class Heads(nn.Module):
+    """A linear layer that sows an auxiliary head of twice its logits and two losses."""
+
+    @nn.compact
+    def __call__(self, images, *, train, gates):
+        assert train
+        kernel = self.param("kernel", nn.initializers.zeros, (3, 4))
+        logits = gates * (images.reshape(len(images), -1) @ kernel)
+        self.sow("aux_logits", "logits", 2 * logits)
+        self.sow("losses", "size", jnp.float32([0.5, 0.25]))
+        return logits
+
+
+def test_objective_by_numpy():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(5, 1, 1, 3)).astype("float32")
+    labels, mask = np.int32([0, 3, 1, 2, 2]), np.array([1, 1, 1, 1, 0], bool)
+    kernel = rng.normal(size=(3, 4)).astype("float32")
+    loss, (stats, sums) = train.objective(
+        *(Heads(), 0.3, 8.0, {"kernel": kernel}, {}, (images, labels, mask)),
+        *(jnp.float32(0.5), jax.random.key(0)),
+    )
+
+    def cross_entropy(logits):
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return -np.log(p[np.arange(5), labels])[mask].sum()
+
+    logits = 0.5 * images.reshape(5, 3) @ kernel
+    total = cross_entropy(logits) + 0.3 * cross_entropy(2 * logits) + 4 * 0.75
+    np.testing.assert_allclose(sums["loss"], total, rtol=1e-5)
+    np.testing.assert_allclose(loss, 8 * total, rtol=1e-5)
+    assert int(sums["correct"]) == (logits.argmax(axis=1) == labels)[mask].sum()
+    assert sums["count"] == 4 and stats == {}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("by_example", [False, True])
+def test_gradient_of_a_batch_in_parts_by_numpy(parts, by_example):
+    """Of a linear regression, with gates, keys and statistics that depend on order."""
+    rng = np.random.default_rng(0)
+    x, y, w = (rng.normal(size=s).astype("float32") for s in ((6, 3), 6, 3))
+    gates = rng.uniform(size=(2, 6) if by_example else 2).astype("float32")
+
+    def squares(params, batch_stats, examples, gates, key):
+        x, y = examples
+        error = gates[1] * (x @ params["w"]) - y + jax.random.uniform(key)
+        loss = (error**2).sum()
+        sums = {"loss": loss, "correct": jnp.float32(1), "count": jnp.float32(len(y))}
+        return loss, (2 * batch_stats + x.sum(), sums)
+
+    key, stats, grad, total = jax.random.key(1), 1.0, 0, 0
+    keys = [key] if parts == 1 else jax.random.split(key, parts)
+    for i, part in enumerate(np.split(np.arange(6), parts)):
+        gate = gates[1, part] if by_example else gates[1]
+        error = gate * (x[part] @ w) - y[part] + float(jax.random.uniform(keys[i]))
+        grad = grad + 2 * (gate * error) @ x[part]
+        total, stats = total + (error**2).sum(), 2 * stats + x[part].sum()
+    found, found_stats, sums = train.accumulate_gradients(
+        *(squares, {"w": w}, jnp.float32(1), (x, y), jnp.asarray(gates), key, parts)
+    )
+    np.testing.assert_allclose(found["w"], grad, rtol=1e-4)
+    np.testing.assert_allclose(found_stats, stats, rtol=1e-4)
+    np.testing.assert_allclose(sums["loss"], total, rtol=1e-4)
+    assert sums["correct"] == parts and sums["count"] == 6
+
+
+def test_devices_are_combined_by_sums_and_means():
+    rng = np.random.default_rng(0)
+    grads, loss, mean, opened = rng.normal(size=(4, 4, 3)).astype("float32")
+    arguments = {"w": grads}, {"loss": loss}, {"mean": mean}, opened
+    by_device = jax.pmap(
+        partial(train.combine_devices, axis_name="devices"),
+        axis_name="devices",
+        devices=jax.devices()[:4],
+    )
+    whole = by_device(*arguments)
+    for found, parts, combine in zip(
+        jax.tree.leaves(whole),
+        (grads, loss, mean, opened),
+        (np.sum, np.sum, np.mean, np.mean),
+        strict=True,
+    ):
+        expected = np.tile(combine(parts, axis=0), (4, 1))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    alone = train.combine_devices(*arguments, axis_name=None)
+    jax.tree.map(np.testing.assert_array_equal, alone, arguments)
+
+
+def test_gradients_are_applied_at_the_scaled_rate():
+    """The factor scales the update, or is given to an optimiser that takes it."""
+    w, g = np.float32([1, -2]), np.float32([0.5, 4])
+    tx = optax.sgd(0.1, momentum=0.9)
+    state = tx.init({"w": w})
+    params, velocity = {"w": w}, np.zeros(2)
+    for factor in (1.0, 0.25):
+        velocity = 0.9 * velocity + g
+        expected = params["w"] - factor * 0.1 * velocity
+        params, state = train.apply_gradients(
+            tx, {"w": g}, state, params, jnp.float32(factor)
+        )
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-6)
+
+    def update(grads, count, params, *, rate_factor):
+        return jax.tree.map(lambda g: -(rate_factor**2) * g, grads), count + 1
+
+    inside = optim.RateScaledInside(lambda params: 0, update)
+    params, count = train.apply_gradients(
+        inside, {"w": g}, 0, {"w": w}, jnp.float32(0.5)
+    )
+    np.testing.assert_allclose(params["w"], w - 0.25 * g)
+    assert count == 1
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_step_is_kept_if_its_gradient_is_finite(finite):
+    """Counts advance either way."""
+
+    def state(value, count, **scale):
+        return train.TrainState(
+            step=jnp.int32(count),
+            params={"w": jnp.float32(value)},
+            batch_stats={"mean": jnp.float32(value)},
+            opt_state={"v": jnp.float32(value), "count": jnp.int32(count)},
+            sums={},
+            open_counts=jnp.float32([count]),
+            feedback={},
+            loss_scale=jax.tree.map(jnp.asarray, scale),
+        )
+
+    old = state(1.0, 5, factor=np.float32(8), good_steps=np.int32(3))
+    scaling = optim.LossScaling(growth_interval=4)
+    kept = train.keep_if_finite(state(2.0, 6), old, jnp.bool_(finite), scaling)
+    scale = {"factor": 16, "good_steps": 0} if finite else {"factor": 4}
+    expected = state(2.0 if finite else 1.0, 6, **{"good_steps": 0, **scale})
+    expected = expected.replace(step=jnp.int32(6))
+    jax.tree.map(np.testing.assert_array_equal, kept, expected)
+
+
 # --- Parts of a batch, feedback, precision --------------------------------------------
 
 
@@ -371,10 +509,9 @@ def one_step(model, batch, **settings):
 def test_parts_of_a_batch_add_up_to_its_gradient(granularity, quick_compile):
     """Without BatchNorm, and with gates that go with their examples."""
     depth = StochasticDepth(last_survival=0.3, granularity=granularity)
-    model = HighwayMLP(depth=4, width=8)
-    settings = {"stochastic_depth": depth}
-    start, whole, sums = one_step(model, make_batch(), **settings)
-    _, parts, sums_of_parts = one_step(model, make_batch(), micro_batches=4, **settings)
+    model = HighwayMLP(depth=4, width=8, stochastic_depth=depth)
+    start, whole, sums = one_step(model, make_batch())
+    _, parts, sums_of_parts = one_step(model, make_batch(), micro_batches=4)
     assert np.any(whole.params["head"]["kernel"] != start.params["head"]["kernel"])
     for a, b in ((whole.params, parts.params), (sums, sums_of_parts)):
         jax.tree.map(
@@ -401,7 +538,7 @@ def test_parts_of_a_batch_have_statistics_of_their_own(quick_compile):
 
 def test_the_rate_follows_the_training_error(quick_compile):
     model = HighwayMLP(depth=2, width=4)
-    feedback = optim.Feedback(warmup_factor=0.25, warmup_until_error=80.0)
+    feedback = optim.RateController(warmup_factor=0.25, warmup_until_error=80.0)
     start, whole, _ = one_step(model, make_batch())
     _, warm, sums = one_step(model, make_batch(), feedback=feedback)
     assert sums["rate_factor"] == 0.25
@@ -434,7 +571,7 @@ def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form, chaine
     if chained:
         tx = optim.RateScaledInside(*optax.chain(optax.clip(100.0), tx))
     model = HighwayMLP(depth=2, width=4)
-    feedback = optim.Feedback(warmup_factor=0.25, warmup_until_error=80.0)
+    feedback = optim.RateController(warmup_factor=0.25, warmup_until_error=80.0)
     start, whole, _ = one_step(model, make_batch(), tx=tx)
     _, warm, _ = one_step(model, make_batch(), tx=tx, feedback=feedback)
 
@@ -592,9 +729,8 @@ def test_subsets_are_of_a_whole_batch():
     subset = StochasticDepth(granularity="subset", schedule="uniform")
     with pytest.raises(InputError, match="cannot be combined with the granularity"):
         one_step(
-            ResNet((2,), features=(4,)),
+            ResNet((2,), features=(4,), stochastic_depth=subset),
             make_batch(),
-            stochastic_depth=subset,
             micro_batches=2,
         )
 
@@ -684,7 +820,7 @@ def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
     depth = None
     if granularity:
         depth = StochasticDepth(schedule="uniform", granularity=granularity)
-    model = ResNet((1, 1), features=(4, 8), shortcut="A_pooled")
+    model = ResNet((1, 1), features=(4, 8), shortcut="A_pooled", stochastic_depth=depth)
     batch = make_batch()
 
     def single(images):
@@ -699,7 +835,7 @@ def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
     def run(batch, key):
         made = {"model": model, "tx": optax.sgd(0.1)}
         start = train.create_state(jax.random.key(0), **made, image_shape=SHAPE)
-        step = train.make_train_step(**made, preprocess=augment, stochastic_depth=depth)
+        step = train.make_train_step(**made, preprocess=augment)
         state, of_step = step(start, batch, key)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         parts = {"model": model, "preprocess": single}

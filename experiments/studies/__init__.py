@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Studies of a trained network, a module each: what it measures, draws and says.
+"""Studies of a trained network: a module for each, with measurement, figure and text.
 
-A new study is a module with a `STUDY`, whose name is added to `STUDIES`; a script adds
+A new study is a module with a `STUDY` and its name in `STUDIES` below; a script sets
 `STUDIES["name"] = Study(...)`.
 """
 
@@ -20,34 +20,37 @@ from experiments.studies.subject import Subject
 __all__ = ["STUDIES", "Lab", "Result", "Results", "Study", "Subject", "do"]
 __all__ += ["no_gates", "no_paths"]
 
-# What a study found of one network, as its JSON has it; of several, by their labels.
+# A study's numbers for one network, as in its JSON, and for several, by their labels.
 Result = Mapping[str, Any]
 Results = Mapping[str, Result]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study.
+    """A study of trained networks.
 
     Attributes:
-        title: of its figure and its section of the report.
+        title: title of its figure and its section of the report.
         question: what the figure shows, as a sentence.
-        measure: gives the numbers as plain values for JSON. "measured_on" says what
-            they are of, for the title of the figure.
-        draw: gives the figure, without a title, of the results of one or more networks
-            in the order of the legend.
-        tell: gives a paragraph on one network's result.
-        missing: why a network cannot be studied, as the end of a sentence; or None.
-        uses: "draws", "seed" or "bounds", if the numbers depend on these options.
-        compare: gives a paragraph on several networks' results; None: nothing to add.
-        columns: of the report's table of all networks: head -> cell of a result.
+        measure: returns the numbers as plain values for JSON. "measured_on" names the
+            data in the figure's title.
+        draw: returns the figure, without a title, for the results of one or more
+            networks in the order of the legend.
+        describe: returns a paragraph on the result of one network.
+        missing: returns why a network cannot be studied, as the end of a sentence, or
+            None.
+        uses: the options "draws", "seed" and "bounds" on which the numbers depend.
+        compare: returns a paragraph on the results of several networks; None: there is
+            none.
+        columns: columns of the report's table of all networks: head -> function of a
+            result that returns a cell.
     """
 
     title: str
     question: str
     measure: Callable[[Lab], Result]
     draw: Callable[[Results], Figure]
-    tell: Callable[[Result], str]
+    describe: Callable[[Result], str]
     missing: Callable[[Subject], str | None] = lambda subject: None
     uses: tuple[str, ...] = ()
     compare: Callable[[Results], str] | None = None
@@ -67,7 +70,13 @@ STUDIES: dict[str, Study] = {
 
 
 def do(name: str, lab: Lab, *, command: str) -> Result:
-    """Do a study of that name, and give its JSON, which is kept in `lab.earlier`."""
+    """Run the study of that name; return its JSON, and add it to `lab.earlier`.
+
+    Args:
+        name: key of `STUDIES`.
+        lab: network to study.
+        command: command that runs the study, recorded in the JSON.
+    """
     start = time.perf_counter()
     numbers = STUDIES[name].measure(lab)
     result = {
@@ -78,5 +87,5 @@ def do(name: str, lab: Lab, *, command: str) -> Result:
         "seconds": time.perf_counter() - start,
         **numbers,
     }
-    lab.earlier[name] = json.loads(json.dumps(result))  # as it is read from its file
+    lab.earlier[name] = json.loads(json.dumps(result))  # as when read from its file
     return lab.earlier[name]

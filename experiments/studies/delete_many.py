@@ -12,12 +12,12 @@ from experiments.studies import Lab, Result, Results, Study, no_gates
 from experiments.studies.words import too_near_chance
 from rn_jax.analysis import lesion
 
-# The most blocks that are deleted together.
+# Largest number of blocks that are deleted together.
 MOST_DELETED = 20
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the error after deleting k random blocks, for several draws of each k."""
+    """Measure the test error in percent after deleting k random blocks, by draw."""
     rng = lab.rng("delete_many")
     deletable = sum(block.skippable for block in lab.blocks)
     deleted = list(range(1, min(MOST_DELETED, deletable) + 1))
@@ -66,28 +66,29 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say how the error rises, and whether as smoothly as in the paper."""
+def describe(result: Result) -> str:
+    """Describe the rise of the error, and compare its smoothness with the paper."""
     medians = [float(np.median(e)) for e in result["error_percent"]]
     k = result["deleted"]
     at = sorted({1, k[len(k) // 2], k[-1]} & set(k))
     shown = ", ".join(f"{medians[k.index(n)]:.2f} % with {n}" for n in at)
-    told = (
-        f"Of {result['deletable']} blocks, the median error over {result['draws']} "
-        f"draws is {result['baseline_error_percent']:.2f} % with none deleted, {shown}."
+    text = (
+        f"The median test error over {result['draws']} draws is "
+        f"{result['baseline_error_percent']:.2f} % with none of {result['deletable']} "
+        f"blocks deleted, {shown}."
     )
     if len(k) < 3 or np.ptp(medians) == 0:
-        return told
+        return text
     rho = stats.spearmanr(k, medians).statistic
     jump = np.diff([result["baseline_error_percent"], *medians]).max()
     smooth = (
         "It rises smoothly, as in the paper."
         if rho > 0.9 and jump < 15
-        else "It does not rise as smoothly as in the paper: one or a few blocks decide."
+        else "It rises less smoothly than in the paper: a few blocks dominate."
     )
     return (
-        f"{told} Rank correlation of k and the median is {rho:.2f}; the largest step "
-        f"from one k to the next is {jump:.1f} points. "
+        f"{text} The rank correlation of k and the median is {rho:.2f}; the largest "
+        f"step from one k to the next is {jump:.1f} points. "
         f"{too_near_chance(result) or smooth}"
     )
 
@@ -100,8 +101,8 @@ def _five_deleted(result):
 
 STUDY = Study(
     "Deleting several blocks",
-    "Test error after deleting k random blocks (Veit et al. 2016, 4.2).",
-    *(measure, draw, tell),
+    "Test error after deleting k random blocks together (Veit et al. 2016, 4.2).",
+    *(measure, draw, describe),
     missing=no_gates,
     uses=("draws", "seed"),
     columns={"5 blocks deleted: error (%)": _five_deleted},

@@ -13,7 +13,7 @@ NEEDED = 5.0
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the error after deleting each block in turn."""
+    """Measure the test error in percent after deleting each block in turn."""
     same = {block.same_shape for block in lab.blocks}
     return {
         "measured_on": lab.test_images,
@@ -21,8 +21,9 @@ def measure(lab: Lab) -> Result:
             {
                 "name": block.name,
                 "stage": block.stage,
-                # Among blocks that keep the shape, one that does not: its shortcut
-                # stays. In a DenseNet every layer adds channels, and none is one.
+                # A block that changes the shape among others that keep it; deleting
+                # it leaves its shortcut. In a DenseNet every layer changes the shape,
+                # and none is a transition.
                 "transition": len(same) == 2 and not block.same_shape,
                 "deletable": block.skippable,
                 "error_percent": error,
@@ -38,7 +39,7 @@ def draw(results: Results) -> figures.Figure:
     for label, result, style in figures.styled(results):
         errors = [block["error_percent"] for block in result["blocks"]]
         place = np.arange(1, len(errors) + 1)
-        line = np.array([np.nan if e is None else e for e in errors])
+        line = np.array([np.nan if e is None else e for e in errors])  # (num_blocks,)
         axes.plot(place, line, **style, markersize=4, label=label)
         hollow = [bool(b["transition"] and b["deletable"]) for b in result["blocks"]]
         axes.plot(
@@ -64,37 +65,37 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say what a deleted block costs, and whether the paper saw the same."""
+def describe(result: Result) -> str:
+    """Describe the damage of a deletion, and compare it with the paper."""
     inner, across = _damages(result)
     base = result["baseline_error_percent"]
     kind = "blocks that keep the shape of their input" if len(across) else "blocks"
-    told = (
+    text = (
         f"The whole network has {base:.2f} % test error. Deleting one of {len(inner)} "
-        f"{kind} costs {np.median(inner):.2f} points at the median and "
-        f"{inner.max():.2f} at most; {(inner <= UNHARMED).sum()} of them cost "
-        f"{UNHARMED:g} point or less."
+        f"{kind} costs {np.median(inner):.2f} points in the median and "
+        f"{inner.max():.2f} at most; {(inner <= UNHARMED).sum()} of these deletions "
+        f"cost {UNHARMED:g} point or less."
     )
     if len(across):
         costs = ", ".join(f"{cost:.2f}" for cost in across)
-        told += f" The transitions, whose shortcut stays, cost {costs} points."
+        text += f" Deleting transitions, whose shortcut remains, costs {costs} points."
     if fixed := sum(not block["deletable"] for block in result["blocks"]):
-        told += f" {fixed} layers change the shape and cannot be deleted."
+        text += f" Layers that change the shape cannot be deleted: {fixed}."
     if result["residual"]:
-        return f"{told} {_agreement(result, inner, across)}"
+        return f"{text} {_agreement(result, inner, across)}"
     if result["has_shortcuts"]:
-        return f"{told} The paper deletes nothing from such a network."
+        return f"{text} The paper has no deletions from such a network."
     halfway = (base + chance(result)) / 2
     broken = (inner + base > halfway).sum()
     return (
-        f"{told} Chance is {chance(result):.0f} %: {broken} of {len(inner)} deletions "
-        f"bring the error past {halfway:.0f} %, half of the way. The paper saw the "
-        "error of VGG go to chance whichever layer was deleted."
+        f"{text} Chance is {chance(result):.0f} %: {broken} of {len(inner)} deletions "
+        f"raise the error above {halfway:.0f} %, halfway to chance. In the paper the "
+        "error of VGG rises to chance whichever layer is deleted."
     )
 
 
 def _damages(result):
-    """Damage in points of the blocks of one shape, and of the transitions."""
+    """Return the damage in points of blocks that keep the shape, and of transitions."""
     base = result["baseline_error_percent"]
     marks = [b for b in result["blocks"] if b["error_percent"] is not None]
     inner = [b["error_percent"] - base for b in marks if not b["transition"]]
@@ -103,7 +104,7 @@ def _damages(result):
 
 
 def _agreement(result, inner, across):
-    """Whether single deletions harm as little as the paper saw."""
+    """Say whether single deletions cost as little as in the paper."""
     if near := too_near_chance(result):
         return near
     base = result["baseline_error_percent"]
@@ -114,15 +115,15 @@ def _agreement(result, inner, across):
         and not block["transition"]
         and block["error_percent"] - base > NEEDED
     ]
-    paper = "The paper saw a visible change at the transitions alone"
+    paper = "In the paper only transitions have a visible effect"
     if harmed:
         return (
-            f"{paper}; here {len(harmed)} other blocks cost more than {NEEDED:g} "
-            f"points: {', '.join(harmed[:6])}{' and more' if len(harmed) > 6 else ''}."
+            f"{paper}; here these blocks also cost more than {NEEDED:g} points: "
+            f"{', '.join(harmed[:6])}{' and others' if len(harmed) > 6 else ''}."
         )
     if len(across) and across.max() > max(UNHARMED, inner.max()):
-        return f"{paper}, which agrees with this."
-    return f"{paper}; here the transitions cost no more than other blocks."
+        return f"{paper}, as here."
+    return f"{paper}; here transitions cost no more than other blocks."
 
 
 def _cell(statistic, result):
@@ -132,7 +133,7 @@ def _cell(statistic, result):
 STUDY = Study(
     "Deleting one block",
     "Test error after deleting each block in turn (Veit et al. 2016, 4.1).",
-    *(measure, draw, tell),
+    *(measure, draw, describe),
     missing=no_gates,
     columns={
         "one block deleted: median damage": lambda r: _cell(np.median, r),

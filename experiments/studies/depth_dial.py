@@ -8,16 +8,16 @@ from experiments.studies import Lab, Result, Results, Study, no_gates
 from experiments.studies.words import UNHARMED
 from rn_jax.analysis import lesion
 
-# Depths at which the dial stops.
+# Number of steps from all blocks open to none.
 STOPS = 20
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the error by the number of open blocks, for three ways to choose them.
+    """Measure the test error in percent by the number of open blocks, for three orders.
 
-    "survival": the least likely to survive are closed first, which at constant depth,
-    as under the linear rule, is from the last block on; "damage": those that cost least
-    when they are deleted alone; "random".
+    "survival" closes the blocks with the lowest survival probability first, which at
+    constant depth, as under the linear rule, is from the last block on; "damage" closes
+    those first whose single deletion costs least; "random" draws orders.
     """
     ranking = lab.survival
     if ranking is None:
@@ -45,19 +45,19 @@ def measure(lab: Lab) -> Result:
 
 
 def draw(results: Results) -> figures.Figure:
-    """Draw the error by open blocks; random choices: median and middle half."""
+    """Draw the error by open blocks; for random orders, median and quartiles."""
     names = {
-        "closed: the least likely to survive, or deepest, first": "survival",
-        "closed: those of the least damage first": "damage",
-        "closed: at random": "random",
+        "lowest survival probability, or deepest, closed first": "survival",
+        "least damage closed first": "damage",
+        "closed in random order": "random",
     }
     count = len(results)
     figure, panels = figures.panels(count, max(8, 5.0 * count), 5, sharey=True)
     for axes, (label, result) in zip(panels, results.items(), strict=True):
-        for says, name, style in figures.styled(names):
+        for description, name, style in figures.styled(names):
             errors = result["error_percent"][name]
             medians = [np.median(e) for e in errors]
-            axes.plot(result["open"], medians, **style, markersize=4, label=says)
+            axes.plot(result["open"], medians, **style, markersize=4, label=description)
             if name == "random":
                 quartiles = np.array([np.quantile(e, (0.25, 0.75)) for e in errors])
                 axes.fill_between(
@@ -79,7 +79,7 @@ def draw(results: Results) -> figures.Figure:
 
 
 def _unharmed_depth(result, name):
-    """The most blocks that can be closed with at most `UNHARMED` points of damage."""
+    """Return the largest number of blocks that can be closed at `UNHARMED` points."""
     limit = result["baseline_error_percent"] + UNHARMED
     count = 0
     for closed, errors in zip(
@@ -91,22 +91,22 @@ def _unharmed_depth(result, name):
     return count
 
 
-def tell(result: Result) -> str:
-    """Say how many blocks can be closed without harm."""
+def describe(result: Result) -> str:
+    """Describe how many blocks can be closed almost without damage."""
     counts = {n: _unharmed_depth(result, n) for n in result["error_percent"]}
     return (
         f"Of {result['closed'][-1]} blocks, {counts['damage']} can be closed at a cost "
-        f"of {UNHARMED:g} point or less if those with the least damage go first, "
-        f"{counts['survival']} if the least likely to survive, or the deepest, do, and "
-        f"{counts['random']} at random (in steps of the figure)."
+        f"of {UNHARMED:g} point or less in order of least damage, {counts['survival']} "
+        "in order of survival probability, or from the deepest on, and "
+        f"{counts['random']} in random order (at the resolution of the figure)."
     )
 
 
 STUDY = Study(
     "The depth dial",
-    "Test error by the number of open blocks, for three ways to choose those "
-    "to close (not in the papers).",
-    *(measure, draw, tell),
+    "Test error by the number of open blocks, for three orders of closing them (not in "
+    "the papers).",
+    *(measure, draw, describe),
     missing=no_gates,
     uses=("draws", "seed"),
     columns={

@@ -10,13 +10,13 @@ from experiments.studies import Lab, Result, Results, Study, Subject
 
 
 def missing(subject: Subject) -> str | None:
-    """Say why the magnitude is not known, if so."""
+    """Return why the magnitude is unknown, or None."""
     logged = subject.run is not None and "first_gradient" in subject.run["epochs"][0]
     return None if logged else "there is no log of the gradient"
 
 
 def measure(lab: Lab) -> Result:
-    """Collect the mean magnitude by epoch, as it was logged in training."""
+    """Collect the mean magnitude in nats by epoch, as logged in training."""
     lines = lab.run["epochs"]
     return {
         "measured_on": "all training images, in training",
@@ -27,7 +27,7 @@ def measure(lab: Lab) -> Result:
 
 
 def draw(results: Results) -> figures.Figure:
-    """Draw the magnitude by epoch, and where the learning rate drops."""
+    """Draw the magnitude by epoch, with lines at the drops of the learning rate."""
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
         gradient = result["first_gradient"]
@@ -42,40 +42,40 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say how large the gradient is, at first and at last."""
+def describe(result: Result) -> str:
+    """Describe the magnitude at the start and the end of training."""
     gradient = np.array(result["first_gradient"])
     quarter = max(1, len(gradient) // 4)
     return (
-        f"The mean magnitude over epochs is {gradient.mean():.2e} nats; "
+        f"The mean magnitude over epochs is {gradient.mean():.2e} nats, "
         f"{gradient[:quarter].mean():.2e} in the first quarter and "
-        f"{gradient[-quarter:].mean():.2e} in the last. The paper finds it larger with "
-        "stochastic depth than at constant depth, most clearly after the rate drops."
+        f"{gradient[-quarter:].mean():.2e} in the last. In the paper it is larger with "
+        "stochastic depth than at constant depth, mainly after drops of the rate."
     )
 
 
 def compare(results: Results) -> str:
-    """Give the ratio of the first network's gradients to those of each other."""
+    """Describe the ratio of the first network's gradients to those of the others."""
     (first, one), *others = results.items()
     ours = dict(zip(one["epochs"], one["first_gradient"], strict=True))
     rates = dict(zip(one["epochs"], one["learning_rate"], strict=True))
-    told = []
+    sentences = []
     for label, other in others:
         theirs = dict(zip(other["epochs"], other["first_gradient"], strict=True))
         ratios = {e: ours[e] / theirs[e] for e in ours if theirs.get(e)}
-        after = [r for e, r in ratios.items() if rates[e] < max(rates.values())]
+        late = [r for e, r in ratios.items() if rates[e] < max(rates.values())]
         if ratios:
-            late = f", {np.median(after):.2f} after the rate drops" if after else ""
+            after = f", {np.median(late):.2f} after the rate drops" if late else ""
             median = np.median(list(ratios.values()))
-            told.append(f"{first} over {label}: {median:.2f} at the median{late}.")
-    return f"**Ratio of the gradients by epoch.** {' '.join(told)}"
+            sentences.append(f"{first} over {label}: median {median:.2f}{after}.")
+    return f"**Ratio of the gradients by epoch.** {' '.join(sentences)}"
 
 
 STUDY = Study(
     "Gradient of the first convolution",
     "Mean magnitude of the gradient of the first block's first convolution, "
     "by epoch (Huang et al. 2016, figure 7).",
-    *(measure, draw, tell),
+    *(measure, draw, describe),
     missing=missing,
     compare=compare,
 )

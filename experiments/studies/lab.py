@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies are measured with: a network and its test images, on the devices."""
+"""A network and its test images on the devices, as studies use them."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from experiments.studies.subject import Subject
 from experiments.training import environment
-from rn_jax import data, parallel, survival_probs, test_gates, unstack
+from rn_jax import data, eval_gates, parallel, survival_probs, unstack
 from rn_jax.analysis import lesion
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError
 from rn_jax.models.resnet import ResNet
 
-# Test images on a CPU, unless the caller says otherwise.
+# Default number of test images on a CPU.
 CPU_IMAGES = 2000
 
 
@@ -28,18 +28,18 @@ class Lab:
     """A network, its test images on the devices, and the functions compiled for them.
 
     Args:
-        subject: the network.
-        images: test images, evenly spaced over the test set; None: all, on a CPU 2,000.
-        draws: random draws for each point.
-        seed: of the draws.
+        subject: network to study.
+        images: number of test images, evenly spaced over the test set; None: all, or
+            2,000 on a CPU.
+        draws: number of random draws for each point.
+        seed: seed of the draws.
         factors: "keep" the survival probabilities as factors of the branches at test,
-            or "drop" them; without effect on networks of constant depth.
-        bounds: ranges of path lengths, both ends included, whose share is wanted.
-        batch_size: test images at a time.
+            or "drop" them; no effect at constant depth.
+        bounds: ranges of path lengths, both ends included, whose share is reported.
+        batch_size: number of test images at a time.
 
     Attributes:
-        earlier: results of finished studies by name, as JSON has them; another study
-            may build on them.
+        earlier: JSON results of finished studies by name, for use by other studies.
 
     Raises:
         InputError: the test set has fewer images.
@@ -76,7 +76,7 @@ class Lab:
         )
 
     def whole(self, size: int) -> int:
-        """Round a number of examples up to the same number on each device."""
+        """Return a number of examples rounded up to a multiple of the devices."""
         devices = len(self.subject.devices)
         return math.ceil(size / devices) * devices
 
@@ -85,34 +85,34 @@ class Lab:
         return parallel.split_examples(examples, self.subject.devices, axis=axis)
 
     def rng(self, study: str) -> np.random.Generator:
-        """Return the generator of a study's draws, whichever others are done."""
+        """Return the generator of a study's draws, independent of other studies."""
         return np.random.default_rng([self.seed, zlib.crc32(study.encode())])
 
     def each(self, values: Iterable, study: str) -> Iterator:
-        """Return the values, with a progress bar."""
+        """Return an iterator over the values with a progress bar."""
         return tqdm(list(values), desc=f"{self.subject.label} {study}", disable=None)
 
     @cached_property
     def gates(self) -> np.ndarray:
-        """f32[L] of the whole network: ones, or its factors at test."""
+        """Gates of the whole network, f32[L]: ones, or its factors at test."""
         settings = self.model.stochastic_depth
         if settings is None or self.factors == "drop":
             return np.ones(self.num_blocks, np.float32)
-        return np.asarray(test_gates(settings, self.num_blocks))
+        return np.asarray(eval_gates(settings, self.num_blocks))
 
     @cached_property
     def variables(self) -> Mapping[str, Any]:
-        """On all devices."""
+        """The network's variables on all devices."""
         return parallel.replicate(self.subject.variables, self.subject.devices)
 
     @cached_property
     def unstacked(self) -> Mapping[str, Any]:
-        """In host memory, with a subtree for each block."""
+        """The network's variables in host memory, with a subtree for each block."""
         return unstack(self.subject.variables)
 
     @cached_property
     def batches(self) -> Mapping[str, jax.Array]:
-        """The test images in [N, B, ...]."""
+        """The test images and labels in N batches, [N, B, ...]."""
         test = self.subject.test
         chosen = np.arange(self.images) * len(test) // self.images
         size = self.whole(min(self._batch_size, len(chosen)))
@@ -121,9 +121,14 @@ class Lab:
         return self.split(stacked, axis=1)
 
     def error(self, gates: np.ndarray, variables: Any = None) -> float:
-        """Return the test error in percent with these gates, or other variables too."""
+        """Return the test error in percent.
+
+        Args:
+            gates: f32[L].
+            variables: variables of the network; None: its own.
+        """
         variables = self.variables if variables is None else variables
-        wrong = self._count_errors(variables, np.asarray(gates), self.batches)
+        wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images
 
     @cached_property
@@ -133,7 +138,7 @@ class Lab:
 
     @cached_property
     def deletions(self) -> list[float | None]:
-        """Test error in percent with each block deleted; None where it cannot be."""
+        """Test error in percent with each block deleted, or None for fixed blocks."""
         if "delete_one" in self.earlier:
             return [b["error_percent"] for b in self.earlier["delete_one"]["blocks"]]
         return [
@@ -145,18 +150,18 @@ class Lab:
 
     @cached_property
     def damage(self) -> list[float]:
-        """Points of test error that deleting each block costs; 0 where it cannot be."""
+        """Damage of deleting each block in points of test error; 0 for fixed blocks."""
         return [0.0 if e is None else e - self.baseline for e in self.deletions]
 
     @property
     def run(self) -> Mapping[str, Any]:
-        """The run that trained the network, which is ours; see `Subject`."""
-        assert self.subject.run is not None, "studies of a run's log are of runs alone"
+        """The run that trained the network; see `Subject`."""
+        assert self.subject.run is not None, "a study of a run's log needs a run"
         return self.subject.run
 
     @property
     def survival(self) -> np.ndarray | None:
-        """f[L], p_l; None at constant depth."""
+        """Survival probabilities p_l, f64[L]; None at constant depth."""
         settings = self.model.stochastic_depth
         if settings is None:
             return None
@@ -164,12 +169,12 @@ class Lab:
 
     @property
     def test_images(self) -> str:
-        """What lesions are measured on, in words."""
+        """The test images of lesions, in words."""
         return f"{self.images:,} of {len(self.subject.test):,} test images"
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the JSON of every study says of the network and the options."""
+        """The network and the options, as in the JSON of every study."""
         subject = self.subject
         return {
             "label": subject.label,
@@ -202,16 +207,16 @@ class Lab:
         return f"survival probabilities {'kept as factors' if keep else 'dropped'}"
 
 
-# --- Which networks studies apply to --------------------------------------------------
+# --- Why a network cannot be studied --------------------------------------------------
 
 
 def no_gates(subject: Subject) -> str | None:
-    """Say why no block can be deleted, if so."""
+    """Return why no block can be deleted, or None."""
     gated = any(block.skippable for block in subject.model.blocks)
-    return None if gated else "it has no block that a gate acts on"
+    return None if gated else "it has no block that a gate can close"
 
 
 def no_paths(subject: Subject) -> str | None:
-    """Say why there are no paths of several lengths, if so."""
+    """Return why there are no paths of several lengths, or None."""
     several = subject.model.has_shortcuts
-    return None if several else "without shortcuts it has one path only"
+    return None if several else "without shortcuts it has a single path"

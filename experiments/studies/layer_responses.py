@@ -7,12 +7,12 @@ from experiments import figures
 from experiments.studies import Lab, Result, Results, Study
 from rn_jax.analysis import responses
 
-# The most test images that are taken, and at a time.
+# Largest number of test images, in all and at a time.
 IMAGES, BATCH = 200, 32
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the standard deviations over the first test images."""
+    """Measure the standard deviation of each layer over the first test images."""
     response_moments = responses.make_response_moments(
         model=lab.model, preprocess=lab.subject.preprocess
     )
@@ -49,23 +49,23 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say how strongly the layers respond."""
+def describe(result: Result) -> str:
+    """Describe the range of the standard deviations."""
     deviations = np.array(result["standard_deviation"])
     top = int(deviations.argmax())
     return (
-        f"Over {len(deviations)} layers the standard deviation is "
-        f"{np.median(deviations):.2f} at the median, {deviations.min():.2f} to "
-        f"{deviations.max():.2f} ({result['layers'][top]}). The paper finds smaller "
-        "responses in residual networks than in plain ones, and in deeper ones."
+        f"The median standard deviation of {len(deviations)} layers is "
+        f"{np.median(deviations):.2f}; it ranges from {deviations.min():.2f} to "
+        f"{deviations.max():.2f} ({result['layers'][top]}). In the paper responses are "
+        "smaller in residual networks than in plain ones, and in deeper networks."
     )
 
 
 STUDY = Study(
     "Responses of the layers",
     "Standard deviation of each layer's output, after BatchNorm and before "
-    "the activation or the sum; of the convolution where BatchNorm comes first (He et "
-    "al. 2015, figure 7).",
-    *(measure, draw, tell),
+    "the activation or the sum; of the convolution itself if BatchNorm precedes it (He "
+    "et al. 2015, figure 7).",
+    *(measure, draw, describe),
     missing=lambda s: None if s.model.num_blocks else "it has no blocks",
 )

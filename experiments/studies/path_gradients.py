@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient at the input along paths, by their length (Veit et al. 2016, figure 6)."""
+"""Gradient at the input along paths by their length (Veit et al. 2016, figure 6)."""
 
 import numpy as np
 
@@ -8,19 +8,18 @@ from experiments.studies import Lab, Result, Results, Study, no_paths
 from experiments.studies.path_lengths import distribution
 from rn_jax.analysis import paths
 
-# Training images of a draw, each with a path of its own.
+# Training images per draw, each with its own path.
 BATCH = 100
-# Share of the mean path length below which the gradient's mean length counts as short.
+# The gradient's mean path length counts as short below this share of that of all paths.
 SHORTER = 0.8
 
 
 def measure(lab: Lab) -> Result:
     """Measure the gradient along a random path of each length, for random images.
 
-    The same training images are taken for every length. A few images that the network
-    gets wrong have nearly all of the gradient, so "relative" divides each by the whole
-    gradient of its image, and every image counts alike; the paper's norms are there
-    too.
+    Every length uses the same training images. A few misclassified images have nearly
+    all of the gradient, so "relative" divides each norm by that of the image's whole
+    gradient, which weights images equally; the paper's norms are also returned.
     """
     rng, draws, depth = lab.rng("path_gradients"), lab.draws, lab.num_blocks
     size = lab.whole(BATCH)
@@ -47,7 +46,7 @@ def measure(lab: Lab) -> Result:
             for length in lab.each(range(depth + 1), "path_gradients")
         ]
     )
-    known = whole > 0  # an image classified beyond all doubt has no gradient
+    known = whole > 0  # the gradient of a confidently classified image underflows
     norms, whole = norms[:, known], whole[known]
     relative = (norms / whole).mean(axis=1)
     all_paths = paths.length_distribution(np.full(depth, 0.5))
@@ -81,13 +80,13 @@ def draw(results: Results) -> figures.Figure:
             alpha=0.12,
             label=f"95 %: {low} to {high}",
         )
-    number.set(ylabel="share of all paths", title="how many there are")
+    number.set(ylabel="share of all paths", title="number of paths")
     strength.set(
-        ylabel="norm, over that of the whole gradient",
+        ylabel="norm relative to the whole gradient",
         title="gradient along one path",
         yscale="log",
     )
-    product.set(ylabel="share of the gradient", title="their product")
+    product.set(ylabel="share of the gradient", title="product of the two")
     for axes in (number, strength, product):
         axes.set_xlabel("path length (blocks)")
         axes.grid(alpha=0.3)
@@ -95,8 +94,8 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say through which lengths the gradient comes, and whether as in the paper."""
+def describe(result: Result) -> str:
+    """Describe the lengths that carry the gradient, and compare with the paper."""
     means = np.array(result["relative_mean"])
     lengths = np.arange(len(means))
     known = means > 0
@@ -111,22 +110,23 @@ def tell(result: Result) -> str:
     )
     ratio = contribution["mean"] / everything["mean"]
     if ratio < SHORTER:
-        verdict = "As in the paper, the gradient comes through paths shorter than most."
+        verdict = "As in the paper, these paths are shorter than most."
     elif ratio < 1:
         verdict = (
-            "These are shorter than most, but not by as much as the paper found in a "
+            "These paths are shorter than most, but not by as much as in the paper's "
             "deeper network."
         )
     else:
-        verdict = "The paper found the gradient in the short paths; here it is not."
+        verdict = "In the paper these paths are shorter than most; here they are not."
     plain = result["contribution_of_norms"]["interval_95"]
     return (
-        f"With every block on a path its gradient {change} (fitted over all lengths). "
-        f"Times the number of paths, 95 % of the gradient comes through lengths {low} "
-        f"to {high}, mean {contribution['mean']:.1f}; {100 * held:.3g} % of all paths "
-        f"are there, whose mean is {everything['mean']:.1f}. {verdict} (The paper: 5 "
-        "to 17 of 54 blocks, 0.45 % of the paths. Norms that are not divided by their "
-        f"image's, and so come from the hardest images, give {plain[0]} to {plain[1]}.)"
+        f"The gradient along a path {change} per block (fitted over all lengths). "
+        f"Multiplied by the number of paths, 95 % of the gradient passes through paths "
+        f"of length {low} to {high}, mean {contribution['mean']:.1f}. These are "
+        f"{100 * held:.3g} % of all paths, whose mean length is "
+        f"{everything['mean']:.1f}. {verdict} (In the paper: 5 to 17 of 54 blocks, "
+        "0.45 % of the paths. Norms that are not divided by that of the image, and "
+        f"therefore depend on the hardest images, give {plain[0]} to {plain[1]}.)"
     )
 
 
@@ -136,12 +136,12 @@ def _mean_length(result):
 
 STUDY = Study(
     "Gradient by path length",
-    "Gradient that reaches the image along single paths, over the whole "
-    "gradient of the image, for training images without augmentation and BatchNorm by "
-    "its moving averages; times the number of paths it gives the lengths that carry "
-    "the gradient (Veit et al. 2016, 4.3).",
-    *(measure, draw, tell),
+    "Gradient that reaches the image along single paths, relative to the image's whole "
+    "gradient, for training images without augmentation and with BatchNorm's moving "
+    "averages; its product with the number of paths shows the lengths that carry the "
+    "gradient (Veit et al. 2016, 4.3).",
+    *(measure, draw, describe),
     missing=no_paths,
     uses=("draws", "seed", "bounds"),
-    columns={"mean length of the gradient's paths": _mean_length},
+    columns={"mean path length of the gradient": _mean_length},
 )

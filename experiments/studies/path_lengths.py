@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the paths through the blocks are (Veit et al. 2016, section 4.3)."""
+"""Lengths of the paths through the blocks (Veit et al. 2016, section 4.3)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from rn_jax.analysis import paths
 
 
 def measure(lab: Lab) -> Result:
-    """Compute how many paths have which length, and the depths while training.
+    """Compute the distribution of path lengths, and of open blocks in training.
 
     "paths" counts all 2^L. With stochastic depth, "open_blocks" is the distribution of
-    how many blocks are open in training, and "paths_in_training" that of the paths
-    through these.
+    the number of open blocks in training, and "paths_in_training" that of the lengths
+    of paths through them.
     """
     found = {"paths": np.full(lab.num_blocks, 0.5)}
     settings, survival = lab.model.stochastic_depth, lab.survival
     if settings is not None and settings.num_open is not None:
-        is_open = np.arange(lab.num_blocks) < settings.num_open  # exactly so many
+        is_open = np.arange(lab.num_blocks) < settings.num_open
         found |= {"open_blocks": 1.0 * is_open, "paths_in_training": 0.5 * is_open}
     elif survival is not None:
         found |= {"open_blocks": survival, "paths_in_training": survival / 2}
@@ -35,10 +35,10 @@ def measure(lab: Lab) -> Result:
 
 
 def distribution(lab: Lab, weights: np.ndarray) -> dict[str, Any]:
-    """Describe a distribution over lengths by values for JSON.
+    """Summarise a distribution over lengths in values for JSON.
 
     Args:
-        lab: has the ranges whose shares are wanted.
+        lab: its `bounds` are the ranges whose shares are computed.
         weights: f[L + 1].
     """
     lengths = np.arange(len(weights))
@@ -62,46 +62,46 @@ def draw(results: Results) -> figures.Figure:
         "paths_in_training": "paths in training",
     }
     lines = {
-        f"{label}: {says}": result[name]
+        f"{label}: {description}": result[name]
         for label, result in results.items()
-        for name, says in names.items()
+        for name, description in names.items()
         if name in result
     }
     for label, found, style in figures.styled(lines):
         low, high = found["interval_95"]
-        shown = f"{label} (95 % within {low} to {high})"
+        shown = f"{label} (95 %: {low} to {high})"
         axes.plot(found["weights"], **style, markersize=3, label=shown)
     figures.finish(axes, xlabel="length (blocks)", ylabel="share", ylim=(0, None))
     return figure
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """Tell a distribution's mean, its interval and the shares that were wanted."""
+    """Return a distribution's mean, interval and shares as text."""
     low, high = found["interval_95"]
     shares = "".join(
         f"; {s['from']} to {s['to']}: {100 * s['share']:.3g} %" for s in found["shares"]
     )
-    return f"mean {found['mean']:.1f}, 95 % within {low} to {high}{shares}"
+    return f"mean {found['mean']:.1f}, 95 % between {low} and {high}{shares}"
 
 
-def tell(result: Result) -> str:
-    """Say how long the paths are."""
-    told = f"All 2^{result['num_blocks']} paths: {in_words(result['paths'])}."
+def describe(result: Result) -> str:
+    """Describe the lengths of the paths."""
+    text = f"All 2^{result['num_blocks']} paths: {in_words(result['paths'])}."
     if "open_blocks" in result:
-        told += (
-            f" Blocks open in training: {in_words(result['open_blocks'])}. "
+        text += (
+            f" Open blocks in training: {in_words(result['open_blocks'])}. "
             f"Paths through them: {in_words(result['paths_in_training'])}."
         )
-    return told + (
-        " These are exact: they follow from the number of blocks and the survival "
-        "probabilities, not from the weights."
+    return text + (
+        " These distributions are exact: they depend on the number of blocks and the "
+        "survival probabilities, not on the weights."
     )
 
 
 STUDY = Study(
     "Lengths of paths",
-    "How many of the 2^L paths have which length (Veit et al. 2016, 4.3).",
-    *(measure, draw, tell),
+    "Share of the 2^L paths by length (Veit et al. 2016, 4.3).",
+    *(measure, draw, describe),
     missing=no_paths,
     uses=("bounds",),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another order of the blocks (Veit et al. 2016, figure 5b)."""
+"""Reordering the blocks (Veit et al. 2016, figure 5b)."""
 
 import jax
 import numpy as np
@@ -11,19 +11,19 @@ from experiments.studies.words import too_near_chance
 from rn_jax import parallel, unstack
 from rn_jax.analysis import lesion
 
-# Numbers of swaps that are tried.
+# Numbers of successive swaps.
 SWAPS = (1, 2, 4, 6, 8, 12, 16, 20)
 
 
 def missing(subject: Subject) -> str | None:
-    """Say why no blocks can change places, if so."""
+    """Return why no blocks can be swapped, or None."""
     if lesion.interchangeable(subject.model.blocks, unstack(subject.variables)):
         return None
-    return "it has no two blocks of one shape that could change places"
+    return "it has no two blocks of the same shape that could be swapped"
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the error after random swaps of blocks, by Kendall's tau."""
+    """Measure the test error in percent after random swaps, by Kendall's tau."""
     rng, orders = lab.rng("permute"), []
     pairs = lesion.interchangeable(lab.blocks, lab.unstacked)
     for swaps in lab.each(SWAPS, "permute"):
@@ -42,7 +42,7 @@ def measure(lab: Lab) -> Result:
 
 
 def draw(results: Results) -> figures.Figure:
-    """Draw the error by Kendall's tau; the trained order is at 1, on the left."""
+    """Draw the error by Kendall's tau, from 1, the trained order, on the left."""
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
         tau = [order["kendall_tau"] for order in result["orders"]]
@@ -58,8 +58,8 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say how the error grows with disorder, and whether as in the paper."""
+def describe(result: Result) -> str:
+    """Describe how the error grows with disorder, and compare with the paper."""
     tau = [order["kendall_tau"] for order in result["orders"]]
     error = [order["error_percent"] for order in result["orders"]]
     by: dict[int, list[float]] = {}
@@ -69,31 +69,31 @@ def tell(result: Result) -> str:
     shown = ", ".join(
         f"{np.median(by[n]):.2f} % after {n}" for n in (swaps[0], swaps[-1])
     )
-    told = (
-        f"{result['pairs']} pairs of blocks can change places. The median error is "
+    text = (
+        f"{result['pairs']} pairs of blocks can be swapped. The median test error is "
         f"{result['baseline_error_percent']:.2f} % in the trained order and {shown} "
-        f"random swaps (tau down to {min(tau):.2f})."
+        f"random swaps (smallest tau: {min(tau):.2f})."
     )
     if np.ptp(tau) == 0 or np.ptp(error) == 0:
-        return told
+        return text
     rho = stats.spearmanr(tau, error).statistic
-    told = f"{told} Rank correlation of tau and the error is {rho:.2f}"
+    text = f"{text} The rank correlation of tau and the error is {rho:.2f}"
     if not result["residual"]:
-        return f"{told}. The paper reorders residual networks alone."
+        return f"{text}. The paper reorders only residual networks."
     if near := too_near_chance(result):
-        return f"{told}. {near}"
-    return told + (
-        "; the more the order is corrupted the larger the error, as in the paper."
+        return f"{text}. {near}"
+    return text + (
+        "; the error grows with the disorder, as in the paper."
         if rho < -0.5
-        else "; the paper's smooth rise is not seen here."
+        else ", unlike the smooth rise in the paper."
     )
 
 
 STUDY = Study(
-    "Another order of the blocks",
-    "Test error after random swaps of blocks of one shape within a stage, by "
+    "Reordering the blocks",
+    "Test error after random swaps of equally shaped blocks within a stage, by "
     "Kendall's rank correlation with the trained order (Veit et al. 2016, 4.2).",
-    *(measure, draw, tell),
+    *(measure, draw, describe),
     missing=missing,
     uses=("draws", "seed"),
 )

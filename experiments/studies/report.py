@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page that puts studies together: their figures, and in words what is seen."""
+"""The report on studies: their figures and texts on one page."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ def write(
     """Draw NAME.png of every study and write report.md.
 
     Args:
-        folder: where they go.
-        studies: names, in order.
+        folder: folder of the report.
+        studies: names of the studies, in order.
         found: label of the network -> study -> its JSON.
-        reasons: label -> study -> why it cannot be done, or None.
-        command: that writes it.
+        reasons: label -> study -> why it is missing, or None.
+        command: command that writes the report.
     """
     make_folder(folder)
     networks = {label: next(iter(r.values())) for label, r in found.items() if r}
@@ -46,11 +46,11 @@ def write(
             lines += [f"![{study.title}]({name}.png)", "", study.question]
         for label in found:
             if label in results:
-                told = study.tell(results[label])
+                text = study.describe(results[label])
             else:
                 reason = reasons.get(label, {}).get(name)
-                told = f"Not done: {reason or 'not asked for, or interrupted'}."
-            lines += ["", f"**{label}.** {told}"]
+                text = f"Not done: {reason or 'not requested, or interrupted'}."
+            lines += ["", f"**{label}.** {text}"]
         if study.compare and len(results) > 1:
             lines += ["", study.compare(results)]
         lines += [""]
@@ -75,18 +75,18 @@ def _networks(networks):
 
 
 def _commands(found, command):
-    """That of the page, and of the studies that were there already."""
+    """Return the command of the page and those of earlier studies."""
     earlier = {r["command"] for results in found.values() for r in results.values()}
     earlier -= {command}
     lines = [f"    {command}"]
     if earlier:
-        lines += ["", "with studies that were there, by", ""]
+        lines += ["", "with the earlier studies of", ""]
         lines += [f"    {line}" for line in sorted(earlier)]
     return lines
 
 
 def _conditions(results):
-    """Data, images and gates of every network, for the title of a figure."""
+    """Return the data, images and gates of every network, for a figure's title."""
     return "\n".join(
         textwrap.fill(
             f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}; gates: "
@@ -98,7 +98,7 @@ def _conditions(results):
 
 
 def _summary(found, networks):
-    """All networks beside each other, in the columns of every study."""
+    """Return the table of all networks with the columns of every study."""
     if len(networks) < 2:
         return []
     columns = {
@@ -122,7 +122,7 @@ def _summary(found, networks):
 
 
 def _times(found):
-    """What each study took, and where."""
+    """Return the table of each study's time and devices."""
     rows = [
         [label, study, f"{r['seconds']:.0f}", r["device"]]
         for label, results in found.items()

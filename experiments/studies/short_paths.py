@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with exactly k blocks open in every mini-batch (Veit et al. 2016, 4.3)."""
+"""Training with exactly k open blocks in every mini-batch (Veit et al. 2016, 4.3)."""
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject, path_lengths
 
 
 def missing(subject: Subject) -> str | None:
-    """Say why there is no training to be looked at, if so."""
+    """Return why there is no log of training, or None."""
     ours = subject.run is not None
     return None if ours else "weights in a file come without the log of a run"
 
 
 def measure(lab: Lab) -> Result:
-    """Collect the test errors of the run, and the paths that it trained."""
+    """Collect the run's test errors in percent, and the lengths of trained paths."""
     run, settings = lab.run, lab.model.stochastic_depth
     return {
         "measured_on": f"{len(lab.subject.test):,} test images, in training",
@@ -27,15 +27,15 @@ def measure(lab: Lab) -> Result:
 
 
 def draw(results: Results) -> figures.Figure:
-    """Draw the test error by epoch, and where training on short paths began."""
+    """Draw the test error by epoch, with lines where training on short paths starts."""
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
         k = result["open_in_training"]
-        says = "stochastic depth" if result["stochastic_depth"] else "all blocks"
-        says = says if k is None else f"exactly {k} blocks open"
+        how = "stochastic depth" if result["stochastic_depth"] else "all blocks"
+        how = how if k is None else f"exactly {k} blocks open"
         errors = result["test_error_by_epoch"]
         axes.plot(
-            result["epochs"], errors, **style, markersize=3, label=f"{label} ({says})"
+            result["epochs"], errors, **style, markersize=3, label=f"{label} ({how})"
         )
         if k is not None:
             axes.axvline(result["from_epoch"], color=style["color"], linewidth=0.8)
@@ -43,8 +43,8 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say how the network was trained, and its test error."""
+def describe(result: Result) -> str:
+    """Describe how the network was trained, and its test error."""
     final = result["test_error_percent"]
     if result["open_in_training"] is None:
         how = "stochastic depth" if result["stochastic_depth"] else "all blocks open"
@@ -53,16 +53,16 @@ def tell(result: Result) -> str:
     return (
         f"From epoch {result['from_epoch'] + 1} on, {result['open_in_training']} of "
         f"{result['num_blocks']} blocks were open in every mini-batch: {final:.2f} % "
-        f"test error. Paths in training: {lengths}. The paper has 5.96 % on CIFAR-10 "
-        "with 23 of 54, 6.10 % with all."
+        f"test error. Paths in training: {lengths}. The paper reports 5.96 % on "
+        "CIFAR-10 with 23 of 54 open blocks, and 6.10 % with all."
     )
 
 
 STUDY = Study(
     "Training on short paths",
-    "Test error by epoch; a vertical line where training with exactly k open "
-    "blocks begins (Veit et al. 2016, 4.3).",
-    *(measure, draw, tell),
+    "Test error by epoch; a vertical line marks the start of training with exactly k "
+    "open blocks (Veit et al. 2016, 4.3).",
+    *(measure, draw, describe),
     missing=missing,
     uses=("bounds",),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network to be studied: of a run, of ours in a file, or imported."""
+"""A trained network to study: from a run, a file of this library, or imported."""
 
 import os
 import re
@@ -27,22 +27,22 @@ from rn_jax.weights import is_saved
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network and what it is studied on.
+    """A trained network with its data.
 
     Attributes:
-        label: short, for legends and folders.
-        source: the run's folder or the file of weights, as given.
-        model_name: of `list_models()`.
-        model_kwargs: further fields of the network that decide what it computes.
-        model: without parameters, and without synchronised BatchNorm.
-        variables: in host memory.
-        dataset: its name.
-        normalization: of its images, see `data.normalization`.
+        label: short name for legends and folders.
+        source: the run folder or the file of weights, as given.
+        model_name: name in `list_models()`.
+        model_kwargs: further fields of the network that affect its function.
+        model: network without parameters and without synchronised BatchNorm.
+        variables: its variables, in host memory.
+        dataset: name of the data set.
+        normalization: normalisation of its images, see `data.normalization`.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
         train, test: examples.
-        devices: to compute on.
-        run: the run's config, its lines "epoch" of metrics.jsonl and its summary; None
-            for weights in a file.
+        devices: devices to compute on.
+        run: config, "epoch" lines of metrics.jsonl and summary of the run; None for
+            weights in a file.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def stochastic_depth(self) -> rn_jax.StochasticDepth | None:
-        """With which the network was trained; None is constant depth."""
+        """Settings with which the network was trained; None is constant depth."""
         return self.model.stochastic_depth
 
 
@@ -72,16 +72,16 @@ def find(
     data_dir: str | None = None,
     **imported: Any,
 ) -> Subject:
-    """Open the network of a run, of weights of ours, or of imported weights.
+    """Open the network of a run, of a file of this library, or of imported weights.
 
     Args:
-        workdir: a finished run's folder, by itself.
-        weights: weights of ours, by themselves; or imported ones.
-        data_dir: of the data set; None: the run's, or as TFDS finds it.
-        imported: what `from_weights` takes; None where it is not given.
+        workdir: folder of a finished run, as the only argument.
+        weights: file of this library, as the only argument; or imported weights.
+        data_dir: folder of the data set; None: that of the run, or of TFDS.
+        imported: further arguments of `from_weights`; None is the default.
 
     Raises:
-        InputError: another combination, or a network that cannot be opened.
+        InputError: another combination, or the network cannot be opened.
     """
     weights = os.path.expanduser(weights or "")
     given = {name: value for name, value in imported.items() if value}
@@ -93,27 +93,27 @@ def find(
         if {"model", "dataset"} <= given.keys():
             return from_weights(weights, data_dir=data_dir, **given)
     raise InputError(
-        "Name a finished run by --workdir alone, weights of ours by --weights alone, "
-        "or imported weights by --model, --weights and --dataset."
+        "Name a finished run by --workdir alone, weights of this library by --weights "
+        "alone, or imported weights by --model, --weights and --dataset."
     )
 
 
 def from_run(path: str, *, data_dir: str | None = None) -> Subject:
-    """Open the network of a finished run, after its last epoch.
+    """Open the network of a finished run after its last epoch.
 
     Args:
-        path: the run's folder, which is only read.
-        data_dir: of the data set; None: as in training.
+        path: run folder, which is only read.
+        data_dir: folder of the data set; None: that of the run.
 
     Raises:
-        InputError: no such run, one that has not ended, or one that cannot be read.
+        InputError: the run does not exist, has not ended or cannot be read.
     """
     run = finished(path, data_dir=data_dir)
     config, experiment = run.config, run.experiment
     if not isinstance(experiment.feed, data.InMemory):
         raise InputError(
-            f"Studies take data sets that fit into memory, and {config.dataset} "
-            "does not: name a run on another; experiments.evaluate tests this one."
+            f"Studies need a data set that fits into memory, and {config.dataset} does "
+            "not: name a run on another data set, or use experiments.evaluate."
         )
     lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
@@ -138,10 +138,10 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
 
 
 def _label(path):
-    """Name a run by its folder; one of several seeds also by the folder above.
+    """Return a run's label: its folder, with the one above for a run of several seeds.
 
-    By itself, where `report.labels` looks at all runs: a folder of studies has this
-    name, whatever else is compared.
+    Unlike `report.labels` it does not depend on other runs, because it names the folder
+    of the run's studies.
     """
     folder = Path(os.path.abspath(path))
     is_seed = re.fullmatch(r"seed\d+", folder.name) and folder.parent.name
@@ -157,19 +157,19 @@ def from_weights(
     model_kwargs: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
 ) -> Subject:
-    """Open a network with imported weights, of projects that `from_torch` reads.
+    """Open a network with imported weights that `from_torch` can read.
 
     Args:
         file: .safetensors, .pt, .pth, .th or .bin.
-        model: name of `list_models()`.
-        dataset: its name.
-        normalization: of the images, see `data.normalization`.
-        model_kwargs: fields of the network, if others than those of the project that
-            the weights come from.
-        data_dir: of the data set; None: as TFDS finds it.
+        model: name in `list_models()`.
+        dataset: name of the data set.
+        normalization: normalisation of the images, see `data.normalization`.
+        model_kwargs: fields of the network that differ from those of the weights'
+            project.
+        data_dir: folder of the data set; None: that of TFDS.
 
     Raises:
-        InputError: a name or a file that cannot be used.
+        InputError: a name is unknown or a file cannot be used.
     """
     spec = data.get_spec(dataset)
     weights = read_weights(file)
@@ -179,8 +179,8 @@ def from_weights(
     params = variables["params"]
     if "head" not in params:
         raise InputError(
-            f"The weights {file} have no classifier, so that no error can be measured: "
-            "name weights with one; init_from trains a new one."
+            f"The weights {file} have no classifier, so their error cannot be "
+            "measured: name weights with a classifier, or train one with init_from."
         )
     classes = params["head"]["kernel"].shape[-1]
     if classes != spec.num_classes:
@@ -197,8 +197,8 @@ def from_weights(
     if stem := other_channels(flat(shapes), flat(params)):
         raise InputError(
             f"The weights {file} are for images of {flat(params)[stem].shape[2]} "
-            f"channels, and those of {dataset} have {spec.image_shape[2]}: name a data "
-            "set of as many channels, or train on this one with init_from."
+            f"channels, but those of {dataset} have {spec.image_shape[2]}: name a data "
+            "set with the same number of channels, or train on this one with init_from."
         )
     examples = data.load(dataset, data_dir=data_dir)
     return Subject(
@@ -218,22 +218,22 @@ def from_weights(
 
 
 def from_saved(source: str, *, data_dir: str | None = None) -> Subject:
-    """Open a network of ours with its weights, which say what they were trained on.
+    """Open a network saved by this library, with the data set that its file names.
 
     Args:
         source: as for `rn_jax.load`.
-        data_dir: of the data set; None: as TFDS finds it.
+        data_dir: folder of the data set; None: that of TFDS.
 
     Raises:
-        InputError: it does not say so, or cannot be read.
+        InputError: the file names no data set or cannot be read.
     """
     devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     info = rn_jax.read_info(source)
     dataset, found = info.get("dataset"), info.get("normalization")
     if dataset not in data.DATASETS or not isinstance(found, Mapping):
         raise InputError(
-            f"{source} does not say which data set in memory it is for, and how images "
-            "are normalised, as experiments.export writes it."
+            f"{source} does not name an in-memory data set and the normalisation of "
+            "its images, as files of experiments.export do."
         )
     examples = data.load(dataset, data_dir=data_dir)
     if found["kind"] == "contrast":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether blocks that survive more often are needed more (not in the papers)."""
+"""Damage of deletions by survival probability (not in the papers)."""
 
 import numpy as np
 from scipy import stats
@@ -9,7 +9,7 @@ from experiments.studies import Lab, Result, Results, Study, delete_one, no_gate
 
 
 def measure(lab: Lab) -> Result:
-    """Correlate p_l, or the depth l/L, with the damage of deleting block l."""
+    """Correlate p_l, or the depth l/L, with the damage of deletions in points."""
     place = (np.arange(lab.num_blocks) + 1) / lab.num_blocks
     by = "p_l" if lab.survival is not None else "l/L"
     x = lab.survival if lab.survival is not None else place
@@ -30,7 +30,7 @@ def measure(lab: Lab) -> Result:
 
 
 def _spearman(x, y):
-    """Rank correlation and its p-value; None where one of the two does not vary."""
+    """Return the rank correlation and its p-value, or None if x or y is constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     found = stats.spearmanr(x, y)
@@ -54,13 +54,13 @@ def draw(results: Results) -> figures.Figure:
             label="transition",
         )
         found = result["spearman_without_transitions"]
-        says = (
-            "no rank correlation to be had"
+        correlation = (
+            "rank correlation undefined"
             if found is None
             else f"without transitions: Spearman {found['rho']:.2f}"
         )
         by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
-        axes.set(title=f"{label}\n{says}", xlabel=by)
+        axes.set(title=f"{label}\n{correlation}", xlabel=by)
         axes.grid(alpha=0.3)
         if (shown & hollow).any():
             axes.legend()
@@ -68,30 +68,31 @@ def draw(results: Results) -> figures.Figure:
     return figure
 
 
-def tell(result: Result) -> str:
-    """Say whether the two are related."""
+def describe(result: Result) -> str:
+    """Describe the correlation and its significance."""
     found = result["spearman_without_transitions"]
     name = {"p_l": "the survival probability p_l", "l/L": "the depth l/L"}[result["by"]]
     if found is None:
-        return f"There is no rank correlation with {name}: one of the two is constant."
+        return f"The rank correlation with {name} is undefined: a variable is constant."
     rho, p = found["rho"], found["p_value"]
     whole = result["spearman"]
     return (
-        f"Rank correlation of {name} with the damage of deleting block l, transitions "
-        f"left out, is {rho:.2f} (p = {p:.2g}); {whole['rho']:.2f} with them. "
+        f"The rank correlation of {name} with the damage of deleting block l is "
+        f"{rho:.2f} (p = {p:.2g}) without transitions and {whole['rho']:.2f} with "
+        "them. "
         + (
-            "No relation can be told from chance."
+            "It is not significant."
             if p > 0.05
-            else f"Where {name} is larger, deleting costs "
-            f"{'more' if rho > 0 else 'less'}."
+            else f"The larger {name}, the {'larger' if rho > 0 else 'smaller'} the "
+            "damage."
         )
     )
 
 
 STUDY = Study(
     "Survival probability and damage",
-    "Damage of deleting block l by its survival probability, or by its depth "
-    "(not in the papers).",
-    *(measure, draw, tell),
+    "Damage of deleting block l by its survival probability, or by its depth at "
+    "constant depth (not in the papers).",
+    *(measure, draw, describe),
     missing=no_gates,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the paragraphs of several studies share."""
+"""Terms and sentences shared by the texts of several studies."""
 
 from experiments.studies import Result
 
@@ -8,16 +8,15 @@ UNHARMED = 1.0
 
 
 def chance(result: Result) -> float:
-    """Return the test error of guessing, in percent."""
+    """Return the test error of random guessing, in percent."""
     return 100 * (1 - 1 / result["num_classes"])
 
 
 def too_near_chance(result: Result) -> str:
-    """Say why a network is not to be compared with the paper's, or nothing."""
+    """Return why a network cannot be compared with the paper's, or ""."""
     if result["baseline_error_percent"] <= chance(result) / 2:
         return ""
     return (
-        "A network with more than half the test error of guessing, "
-        f"{chance(result):.0f} %, has too little to lose to be compared with the "
-        "paper's."
+        f"A network whose test error exceeds half of chance ({chance(result):.0f} %) "
+        "is too inaccurate to be compared with the paper's."
     )

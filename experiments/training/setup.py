@@ -69,7 +69,7 @@ class Experiment:
     steps_per_epoch: int
     total_steps: int
     schedule: Callable
-    feedback: optim.Feedback
+    feedback: optim.RateController
     initial_state: train.TrainState
     replicate: Callable
     gates_from_step: int
@@ -156,7 +156,6 @@ def build(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
         model=model,
         tx=tx,
         preprocess=augment,
-        stochastic_depth=stochastic_depth,
         gates_from_step=gates_from_step,
         aux_loss_weight=config.aux_loss_weight,
         feedback=feedback,
@@ -354,7 +353,7 @@ def _feedback(config):
     if until is not None:
         factor = config.warmup_learning_rate / config.learning_rate
     by_plateau = config.lr_schedule == "plateau"
-    return optim.Feedback(
+    return optim.RateController(
         warmup_factor=factor,
         warmup_until_error=until,
         plateau_factor=config.lr_factor,

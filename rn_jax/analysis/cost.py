@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiply-adds of a network, counted from its own program."""
+"""Multiply-adds of a network, counted in its traced program."""
 
 import collections
 import math
@@ -12,16 +12,15 @@ from jax.extend import core
 
 
 def multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> int:
-    """Multiply-adds of convolutions and matrix products for one image at test.
+    """Count the multiply-adds of convolutions and matrix products for a test image.
 
-    The papers' "FLOPs". Counted from the traced program, a scan's body as often as it
-    runs, which XLA's cost analysis does not; activations, BatchNorm and pooling are not
-    counted, as in the papers.
+    These are the papers' "FLOPs", without activations, BatchNorm and pooling. Unlike
+    XLA's cost analysis, this counts a scan's body as often as it runs.
 
     Args:
-        model: one of rn_jax's networks.
+        model: network of this library.
         image_size: side of the image in pixels.
-        channels: of the image.
+        channels: channels of the image.
     """
     work = multiply_adds_by_module(model, (image_size, image_size, channels))
     return sum(work.values())
@@ -30,12 +29,12 @@ def multiply_adds(model: nn.Module, image_size: int, channels: int = 3) -> int:
 def multiply_adds_by_module(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], int]:
-    """The same, by the path of the module that they are in.
+    """Count the multiply-adds of each module, by its path.
 
-    Those of a scan's body are of all its turns together.
+    A module in a scan's body has those of all iterations.
 
     Args:
-        model: one of rn_jax's networks.
+        model: network of this library.
         image_shape: (H, W, C).
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -55,7 +54,7 @@ def multiply_adds_by_module(
 
 
 def _counts(jaxpr, scope, times):
-    """(names of the scopes around it, multiply-adds) of every product in a program."""
+    """Yield (names of its scopes, multiply-adds) of every product in a program."""
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         out = equation.outvars[0].aval

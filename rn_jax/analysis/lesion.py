@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesions: blocks taken out, or put in another order, of a trained network.
+"""Lesions: deleting and reordering the blocks of a trained network.
 
 Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow
-Networks", sections 4.1 and 4.2. A lesion is a vector of gates with zeros in it, so that
-a whole study runs through one compiled function, and what is closed is not computed.
-Random lesions are drawn from a NumPy generator on the host.
+Networks", sections 4.1 and 4.2. A lesion is a vector of gates with zeros, so that a
+study compiles one function and closed blocks are not computed. Random lesions are drawn
+on the host with a NumPy generator.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,25 +22,26 @@ from rn_jax.models.trunk import BlockInfo, stack, unstack
 def make_count_errors(
     *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """Makes count_errors(variables, gates, batches) -> i32[], compiled once.
+    """Make count_errors(variables, gates, batches) -> i32[], compiled once.
 
-    `batches` holds the examples as "image" uint8[N, B, H, W, C], "label" i32[N, B] and
-    "mask" bool[N, B]; they may lie on several devices, split along B. `gates` are
-    f32[L] and may have any values: none of them compiles the function again.
+    `batches` has "image" uint8[N, B, H, W, C], "label" i32[N, B] and "mask" bool[N, B],
+    possibly split over devices along B. `gates`, f32[L], may have any values without
+    another compilation.
 
     Args:
-        model: called with `train=False` and the gates.
+        model: network, called with `train=False` and the gates.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
     """
 
     @jax.jit
     def count_errors(variables, gates, batches):
         def count(total, batch):
-            images = preprocess(batch["image"])
+            images = preprocess(batch["image"])  # (B, H, W, C)
+            # (B, K)
             logits: Any = model.apply(variables, images, train=False, gates=gates)
-            labels = batch["label"]
+            labels = batch["label"]  # (B,)
             predicted = logits.argmax(axis=-1).astype(labels.dtype)
-            wrong = (predicted != labels) & batch["mask"]
+            wrong = (predicted != labels) & batch["mask"]  # (B,)
             return total + wrong.sum(dtype=jnp.int32), None
 
         return lax.scan(count, jnp.int32(0), batches)[0]
@@ -49,8 +50,8 @@ def make_count_errors(
 
 
 def without(gates: np.ndarray, closed: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The gates f32[L] with those of some blocks, by index from 0, set to 0."""
-    gates = np.array(gates, np.float32)
+    """Return the gates f32[L] with those of some blocks, by index from 0, set to 0."""
+    gates = np.array(gates, np.float32)  # (num_blocks,)
     gates[list(closed)] = 0
     return gates
 
@@ -58,29 +59,29 @@ def without(gates: np.ndarray, closed: Sequence[int] | np.ndarray) -> np.ndarray
 def draw_blocks(
     rng: np.random.Generator, blocks: Sequence[BlockInfo], k: int
 ) -> np.ndarray:
-    """k different blocks that a gate acts on, all choices alike likely: i[k].
+    """Draw k different skippable blocks uniformly: their indices, i[k], in order.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than k.
     """
     skippable = [block.index for block in blocks if block.skippable]
     return np.sort(rng.choice(skippable, k, replace=False))
 
 
-# --- Another order --------------------------------------------------------------------
+# --- Reordering -----------------------------------------------------------------------
 
 
 def interchangeable(
     blocks: Sequence[BlockInfo], unstacked: Mapping[str, Any]
 ) -> list[tuple[int, int]]:
-    """All pairs of blocks that can change places, by index from 0.
+    """Return all pairs of blocks that can be swapped, by index from 0.
 
-    Both are of one stage, keep the shape of their input, and have variables of the same
-    shapes.
+    They are in the same stage, keep the shape of their input, and have variables of the
+    same shapes.
 
     Args:
         blocks: `model.blocks`.
-        unstacked: variables with a subtree for each block, as `unstack` gives them.
+        unstacked: variables with a subtree for each block, see `unstack`.
     """
 
     def kind(block):
@@ -98,13 +99,13 @@ def draw_order(
     pairs: Sequence[tuple[int, int]],
     swaps: int,
 ) -> np.ndarray:
-    """An order of the blocks after so many random swaps: i[L], place -> block.
+    """Draw an order of the blocks by random swaps: i[L], position -> block.
 
     Args:
-        rng: the generator.
+        rng: generator of the swaps.
         num_blocks: L.
-        pairs: of places that may be swapped, as `interchangeable` gives them.
-        swaps: how many, one after another; a later one may undo an earlier one.
+        pairs: positions that may be swapped, see `interchangeable`.
+        swaps: number of successive swaps; one may undo another.
     """
     order = np.arange(num_blocks)
     for i, j in rng.choice(pairs, swaps):
@@ -115,12 +116,12 @@ def draw_order(
 def reorder(
     unstacked: Mapping[str, Any], model: Network, order: Sequence[int] | np.ndarray
 ) -> dict[str, Any]:
-    """Variables of the network with its blocks in another order, ready to be applied.
+    """Return the variables of the network with its blocks in another order, stacked.
 
     Args:
-        unstacked: variables with a subtree for each block; they stay as they are.
-        model: the network they belong to.
-        order: i[L], place -> block, as `draw_order` gives it.
+        unstacked: variables with a subtree for each block, see `unstack`.
+        model: their network.
+        order: i[L], position -> block, see `draw_order`.
     """
     names = [block.name for block in model.blocks]
     variables, unstacked = unstack(unstacked), unstack(unstacked)  # new dicts
@@ -139,25 +140,25 @@ def _at(tree, path):
 
 
 def kendall_tau(order: Sequence[int] | np.ndarray) -> float:
-    """Kendall's rank correlation of an order with the trained one, in [-1, 1].
+    """Return Kendall's rank correlation of an order with the trained one, in [-1, 1].
 
-    1 - 4 d / (L (L - 1)), where d counts the pairs of blocks that changed sides.
+    It is 1 - 4 d / (L (L - 1)) for d pairs of blocks in reversed order.
     """
     from scipy import stats
 
     return float(stats.kendalltau(np.arange(len(order)), order).statistic)
 
 
-# --- What to close first --------------------------------------------------------------
+# --- Closing blocks one after another -------------------------------------------------
 
 
 def closing_order(
     ranking: Sequence[float] | np.ndarray, blocks: Sequence[BlockInfo]
 ) -> list[int]:
-    """Blocks that a gate acts on, those of the lowest rank first; ties: the last first.
+    """Return the skippable blocks by ascending rank; of equal ranks, the last first.
 
     Args:
-        ranking: f[L], such as the survival probabilities or the damage of deleting.
+        ranking: f[L], such as survival probabilities or the damage of deletions.
         blocks: `model.blocks`.
     """
     skippable = [block.index for block in blocks if block.skippable]

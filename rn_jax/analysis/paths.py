@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths through a residual network: how long they are and how much gradient they carry.
+"""Paths through a residual network: their lengths and the gradient that they carry.
 
-Unrolled, L residual blocks are 2^L paths: each takes the branch of some blocks and the
-shortcut of the others, and its length is the number of branches (Veit et al. 2016,
-sections 3 and 4.3).
+L residual blocks unroll into 2^L paths. Each takes the branch of some blocks and the
+shortcut of the others; its length is the number of branches (Veit et al. 2016, sections
+3 and 4.3).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,15 @@ from rn_jax.models.network import Network
 
 
 def length_distribution(probabilities: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Distribution of the number of branches taken: f64[L + 1], exact but for rounding.
+    """Return the distribution of the number of branches taken, f64[L + 1].
 
-    Block l is taken with probability p_l, independently of the others: the Poisson
-    binomial distribution. With p_l = 1/2 it is the binomial one of all 2^L paths; with
-    survival probabilities it is that of the depth while training.
+    Branch l is taken with probability p_l, independently of the others: the Poisson
+    binomial distribution, exact up to rounding. With p_l = 1/2 it is the binomial
+    distribution of all 2^L paths; with survival probabilities it is that of the number
+    of open blocks in training.
 
     Args:
-        probabilities: f[L].
+        probabilities: p_l, f[L].
     """
     distribution = np.ones(1)
     for p in np.asarray(probabilities, np.float64):
@@ -34,20 +35,20 @@ def length_distribution(probabilities: Sequence[float] | np.ndarray) -> np.ndarr
 
 
 def share(weights: np.ndarray, low: int, high: int) -> float:
-    """Share of the weights of lengths low..high, both included."""
+    """Return the share of the weights, f[L + 1], of lengths low to high inclusive."""
     weights = np.asarray(weights, np.float64)
     return float(weights[low : high + 1].sum() / weights.sum())
 
 
 def shortest_interval(weights: np.ndarray, least: float = 0.95) -> tuple[int, int]:
-    """The shortest range of lengths with at least that share of the weights.
+    """Return the shortest range of lengths with at least a share of the weights.
 
     Args:
         weights: f[L + 1], not negative.
-        least: of their sum.
+        least: smallest share of their sum.
 
     Returns:
-        First and last length. Of equally short ranges, the one that holds more.
+        First and last length. Of equally short ranges, the one with the most weight.
     """
     reached = np.concatenate([[0], np.cumsum(weights, dtype=np.float64)])
     needed = least * reached[-1]
@@ -56,16 +57,17 @@ def shortest_interval(weights: np.ndarray, least: float = 0.95) -> tuple[int, in
         if held.max() >= needed:
             low = int(held.argmax())
             return low, low + length - 1
-    return 0, len(weights) - 1  # rounding alone can lead here
+    return 0, len(weights) - 1  # reached only through rounding
 
 
 def draw_paths(
     rng: np.random.Generator, num_blocks: int, length: int, number: int
 ) -> np.ndarray:
-    """Random paths of one length, all alike likely: f32[L, number].
+    """Draw paths of one length uniformly, f32[L, number].
 
-    1 where a path takes the branch of a block, 0 where it takes the shortcut.
+    An entry is 1 if the path takes the block's branch, 0 if it takes the shortcut.
     """
+    # (num_blocks, number)
     rank = rng.random((num_blocks, number)).argsort(axis=0).argsort(axis=0)
     return (rank < length).astype(np.float32)
 
@@ -73,17 +75,17 @@ def draw_paths(
 def make_path_gradient(
     *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """Makes path_gradient(variables, gates, batch, paths) -> f32[B], compiled once.
+    """Make path_gradient(variables, gates, batch, paths) -> f32[B], compiled once.
 
-    The Euclidean norm, per example, of the gradient of the cross-entropy by the
-    normalised image, along a single path: the forward pass is whole, the backward pass
-    goes through the branch of the path's blocks and the shortcut of the others
-    (section 4.3).
-    BatchNorm uses its moving averages, so examples do not depend on each other.
+    It returns, for each example, the Euclidean norm of the gradient of the
+    cross-entropy in nats by the normalised image along a single path: the forward pass
+    uses all blocks; the backward pass takes the branch of the path's blocks and the
+    shortcut of the others (section 4.3). BatchNorm uses its moving averages, so
+    examples are independent. `gates` are f32[L], `batch` has "image" uint8[B, H, W, C]
+    and "label" i32[B], and `paths` are f32[L, B], or None for the sum over all paths.
 
     Args:
-        model: called with `train=False`, the gates f32[L], and paths f32[L, B], one
-            for each example; or None, which is the sum over all paths.
+        model: network, called with `train=False`, the gates and the paths.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
     """
 
@@ -94,7 +96,7 @@ def make_path_gradient(
                 variables,
                 images,
                 train=False,
-                gates=jnp.asarray(gates)[:, None],  # open blocks only: no conditionals
+                gates=jnp.asarray(gates)[:, None],  # all computed: no conditionals
                 paths=paths,
             )
             logits = logits.astype(jnp.float32)
@@ -102,9 +104,10 @@ def make_path_gradient(
                 logits, batch["label"]
             ).sum()
 
-        gradient = jax.grad(loss)(preprocess(batch["image"]))
-        flat = gradient.reshape(len(gradient), -1).astype(jnp.float32)
-        largest = jnp.abs(flat).max(axis=1, keepdims=True)  # squares alone vanish
+        gradient = jax.grad(loss)(preprocess(batch["image"]))  # (B, H, W, C)
+        flat = gradient.reshape(len(gradient), -1).astype(jnp.float32)  # (B, H W C)
+        # Squares of small gradients would underflow.
+        largest = jnp.abs(flat).max(axis=1, keepdims=True)
         unit = flat / jnp.where(largest > 0, largest, 1)
         return largest[:, 0] * jnp.linalg.norm(unit, axis=1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How strongly the layers of a network respond (He et al. 2015, figure 7)."""
+"""Responses of a network's layers (He et al. 2015, figure 7)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -19,16 +19,16 @@ _LAYERS = (Conv, BatchNorm, nn.Dense)
 def make_response_moments(
     *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """Makes response_moments(variables, gates, images) -> {layer: f32[2]}.
+    """Make response_moments(variables, gates, images) -> {layer: f32[2]}.
 
-    Mean and mean square, over examples, pixels and channels, of the output of every
-    layer of the blocks: after its BatchNorm and before the activation or the sum, as in
-    the paper; of the convolution itself, or the fully connected layer, where BatchNorm
-    comes before it or there is none. Shortcuts are left out. The layers come in order,
-    named as "stage1/block02/conv1".
+    It returns the mean and the mean square, over examples, pixels and channels, of the
+    output of every layer of the blocks, in order, with names like
+    "stage1/block02/conv1". As in the paper, the output is that of its BatchNorm, before
+    the activation or the sum; if BatchNorm precedes the layer or is absent, it is that
+    of the convolution or fully connected layer. Shortcuts are excluded.
 
     Args:
-        model: called with `train=False` and the gates f32[L].
+        model: network, called with `train=False` and the gates f32[L].
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
     """
 
@@ -50,14 +50,12 @@ def make_response_moments(
     return moments
 
 
-def standard_deviations(
-    moments: Iterable[Mapping[str, jax.Array]],
-) -> dict[str, float]:
-    """The layers' standard deviations from the moments of batches of one size."""
-    found = [jax.device_get(batch) for batch in moments]
+def standard_deviations(moments: Iterable[Mapping[str, jax.Array]]) -> dict[str, float]:
+    """Return the layers' standard deviations from moments of equally large batches."""
+    batches = [jax.device_get(batch) for batch in moments]
     deviations = {}
-    for name in found[0]:
-        mean, square = np.mean([b[name] for b in found], axis=0, dtype=float)
+    for name in batches[0]:
+        mean, square = np.mean([b[name] for b in batches], axis=0, dtype=float)
         deviations[name] = float(np.sqrt(max(square - mean**2, 0.0)))
     return deviations
 

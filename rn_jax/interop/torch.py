@@ -21,7 +21,7 @@ from rn_jax.models.preact import FullPreactivation
 from rn_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.models.vgg import VGG
-from rn_jax.stochastic_depth import test_gates
+from rn_jax.stochastic_depth import eval_gates
 from rn_jax.weight_files import DTYPES, as_array, find_entry, some
 from rn_jax.weight_files import read_weights as read_weights  # its old place
 
@@ -184,7 +184,7 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
             "GoogLeNet torchvision's windows."
         )
     settings = model.stochastic_depth
-    if settings and (test_gates(settings, model.num_blocks) != 1).any():
+    if settings and (eval_gates(settings, model.num_blocks) != 1).any():
         raise InputError(
             "At test time this network multiplies each branch by its survival "
             "probability, which no PyTorch project does; to convert the weights alone, "

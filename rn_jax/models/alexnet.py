@@ -5,7 +5,7 @@ import flax.linen as nn
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import adaptive_average_pool, flat, max_pool, torch_linear
-from rn_jax.models.network import Network, check_stem
+from rn_jax.models.network import Count, Network, check_stem
 from rn_jax.models.normalization import local_response_norm
 
 # Channels of the five convolutions, by the number of towers.
@@ -16,30 +16,33 @@ class AlexNet(Network):
     """Five convolutions and three fully connected layers (2012, figure 2).
 
     Attributes:
-        towers: 2 is the paper's network: two halves of the channels, which meet in the
-            third convolution and the fully connected layers only; local response
-            normalisation after the first two convolutions, within a tower; dropout
-            after the fully connected layers. 1 is torchvision's, of "One weird trick":
-            other widths, no normalisation, dropout before the fully connected layers.
+        towers: 2 for the paper's network: two halves of the channels, connected only in
+            the third convolution and the fully connected layers; local response
+            normalisation within a tower after the first two convolutions; dropout after
+            the fully connected layers. 1 for torchvision's, of "One weird trick": other
+            widths, no normalisation, dropout before the fully connected layers.
         stem: "imagenet", an 11x11 convolution of stride 4 and fully connected layers of
-            4096 on 6x6 cells; or "small", for images of 32 pixels: a 3x3 convolution of
+            4096 on 6x6 cells; or "small", for images of 32 pixels, a 3x3 convolution of
             stride 1 and fully connected layers of 512 on 3x3 cells.
-        dropout: rate at the two fully connected layers.
+        dropout: rate of dropout at the two fully connected layers.
+
+    Raises:
+        InputError: `towers` is not 1 or 2, or `stem` is unknown.
     """
 
-    towers: int = 1
+    towers: Count = 1
     stem: str = "imagenet"
     dropout: float = 0.5
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         if self.towers not in _FEATURES:
             raise InputError(f"towers must be 1 or 2, not {self.towers}.")
         check_stem(self.stem)
         two = self.towers == 2
         small = self.stem == "small"
         kernel_init = nn.initializers.normal(0.01) if two else torch_linear
-        # Section 5: the layers after some of the ReLUs begin with positive inputs.
+        # Section 5: biases of 1 give ReLUs positive inputs early in training.
         bias_init = nn.initializers.ones if two else nn.initializers.zeros
         conv, _ = self.layers(train=train, use_bias=True, kernel_init=kernel_init)
         drop = nn.Dropout(self.dropout, deterministic=not train)

@@ -4,8 +4,8 @@
 XLA's CPU compiler rewrites convolutions for its fast kernel only in the entry
 computation. Inside the body of a scan or a conditional, the gradients that autodiff
 writes keep unusual dimension orders and fall to a naive loop, 10 to 100 times slower.
-`conv2d` writes both gradients as ordinary NHWC x HWIO convolutions of transposed
-operands on the CPU. GPUs and TPUs keep autodiff's form, by which cuDNN recognises the
+On the CPU `conv2d` writes both gradients as ordinary NHWC x HWIO convolutions of
+transposed operands. GPUs and TPUs keep autodiff's form, in which cuDNN recognises the
 usual gradient kernels.
 """
 
@@ -31,16 +31,16 @@ def conv2d(
     groups: int = 1,
     gradient: str = "auto",
 ) -> jax.Array:
-    """Cross-correlation of images with kernels, as every paper here calls convolution.
+    """Return the cross-correlation of images with kernels: the papers' convolution.
 
     Args:
-        x: images, f[B, H, W, C].
-        kernel: f[h, w, C / groups, D], of the dtype of `x`.
+        x: images f[B, H, W, C].
+        kernel: f[h, w, C / groups, D], with the dtype of `x`.
         stride: step of the window in both directions.
         padding: rows of zeros (above, below) and columns of zeros (left, right).
-        groups: feature groups (AlexNet, ResNeXt).
+        groups: number of feature groups (AlexNet, ResNeXt).
         gradient: "auto", reverse mode only, fast inside scans and conditionals; or
-            "xla", the rule of autodiff, which forward mode (`jvp`, `jacfwd`) needs.
+            "xla", the rule of autodiff, for forward mode (`jvp`, `jacfwd`).
 
     Returns:
         f[B, H', W', D].
@@ -92,12 +92,12 @@ def _autodiff_gradients(stride, padding, groups, x, kernel, g):
 
 
 def _transposed_gradients(stride, padding, groups, x, kernel, g):
-    """Both gradients as convolutions in the NHWC x HWIO form."""
+    """Return both gradients as convolutions in the NHWC x HWIO form."""
     size, window, reach = x.shape[1:3], kernel.shape[:2], []
     for n in g.shape[1:3]:
-        reach.append((n - 1) * stride + 1)  # extent of g with the stride's gaps
+        reach.append((n - 1) * stride + 1)  # extent of g dilated by the stride
 
-    # d loss / d x: the flipped kernel over g, gaps of the stride filled with zeros.
+    # d loss / d x: the flipped kernel over g, dilated by the stride.
     flipped = kernel[::-1, ::-1].reshape(*kernel.shape[:3], groups, -1)
     flipped = flipped.swapaxes(2, 4).reshape(*window, -1, x.shape[3])
     dx_padding = [
@@ -114,7 +114,7 @@ def _transposed_gradients(stride, padding, groups, x, kernel, g):
         feature_group_count=groups,
     )
 
-    # d loss / d kernel: images correlated with g, summed over the batch as channels.
+    # d loss / d kernel: images correlated with g, the batch in the role of channels.
     images = x.reshape(*x.shape[:3], groups, -1).transpose(4, 1, 2, 3, 0)
     dw_padding = [
         (low, k - 1 + r - n - low)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deeper networks that compute what the shallow one does (He et al. 2015)."""
+"""Deeper networks with the function of a shallow one (He et al. 2015, section 1)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import block_name, stack, unstack
 from rn_jax.stochastic_depth import StochasticDepth, survival_probs
 
-# Which layer to silence so that a branch is zero: the scale and bias of its last
-# BatchNorm, or the kernel of its last convolution where no BatchNorm follows.
+# The layer whose variables are set to 0 so that a branch is zero: its last BatchNorm,
+# or its last convolution if no BatchNorm follows.
 _LAST_LAYER: dict[Any, tuple[str, ...]] = {
     resnet.BasicBlock: ("bn2",),
     resnet.Bottleneck: ("bn3",),
@@ -35,37 +35,36 @@ def deepen(
     *,
     key: jax.Array,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A deeper network whose added blocks are the identity: the same logits at test.
+    """Return a deeper network with the same logits at test: added blocks do nothing.
 
-    This is the paper's argument that a deeper network exists which is no worse. The
-    added blocks stand at the end of each stage. A residual block is the identity if its
-    branch is zero, which its last layer alone decides; the others start as usual, so
-    that the block can learn. A plain layer is the identity if its kernel is and its
-    BatchNorm's statistics are 0 and 1; in training, its batch has others.
+    This is the paper's argument that there is a deeper network that is no worse. Blocks
+    are added at the end of each stage. An added residual block is the identity because
+    its last layer, and so its branch, is zero; its other layers are initialised as
+    usual, so that it can learn. An added plain layer has an identity kernel, and a
+    BatchNorm whose statistics are 0 and 1; in training it uses those of the batch.
 
     With stochastic depth, every block keeps its survival probability p_l, and an added
-    block gets that of the block before it. Most schedules depend on the number of
-    blocks, so the deeper network lists its probabilities in an explicit
-    `StochasticDepth.schedule`. That holds for `num_open` too: the deeper network draws
-    each block independently with p_l = num_open / L, L being the number of blocks of
-    `model`, because no fixed count gives both the old blocks and the new ones that
-    probability. "uniform" stays as it is.
+    block has that of the block before it. Most schedules depend on the number of
+    blocks, so the deeper network lists its probabilities in `StochasticDepth.schedule`.
+    This includes `num_open`: the deeper network draws each block independently with
+    p_l = num_open / L, where L is the number of blocks of `model`, because no fixed
+    count would preserve that probability. "uniform" is unchanged.
 
     Args:
-        model: a `ResNet` of basic, bottleneck, ResNeXt, plain or pre-activation blocks,
-            whose shortcuts are the identity where the shape stays (not "C").
+        model: `ResNet` of basic, bottleneck, ResNeXt, plain or pre-activation blocks,
+            with identity shortcuts where the shape is unchanged (not "C").
         variables: its "params" and "batch_stats", stacked or not.
-        stage_sizes: blocks per stage of the deeper network.
-        key: for the layers of the added blocks that decide nothing yet.
+        stage_sizes: number of blocks per stage of the deeper network.
+        key: PRNG key of the added layers.
 
     Returns:
-        The deeper network and its variables.
+        (deeper network, its variables).
 
     Raises:
-        InputError: another kind of network; a stage would lose blocks; the norm or the
-            activation is another than the default; or the block cannot be the identity
-            and learn from there: with a convolution, a gate or BatchNorm on the way of
-            x, or with a ReLU after a branch of zeros.
+        InputError: the network is of another kind; a stage would lose blocks; the norm
+            or the activation is not the default; or the block cannot both be the
+            identity and learn: it has a convolution, a gate or BatchNorm on the
+            shortcut, or a ReLU after a branch of zeros.
     """
     if not isinstance(model, resnet.ResNet):
         raise InputError(f"deepen takes a ResNet, not a {type(model).__name__}.")
@@ -77,11 +76,13 @@ def deepen(
         )
     block = model.block_class
     if model.norm is not BatchNorm or model.activation is not nn.relu:
-        raise InputError("deepen needs this library's BatchNorm and ReLU.")
+        raise InputError(
+            "deepen needs the default norm and activation, BatchNorm and ReLU."
+        )
     if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
         raise InputError(
-            f"A block of {block.__name__} with shortcut {model.shortcut!r} cannot be "
-            "the identity and learn."
+            f"{block.__name__} with shortcut {model.shortcut!r} cannot both be the "
+            "identity and learn."
         )
     as_identity = _identity_layer
     if model.has_shortcuts:
@@ -127,7 +128,7 @@ def _identity_block(last_layers, collection, tree):
 
 def _identity_layer(collection, tree):
     if collection != "params":
-        # The variance that BatchNorm's epsilon makes 1.
+        # With BatchNorm's epsilon the variance is 1.
         return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - BatchNorm.epsilon}}
     kernel = tree["conv"]["kernel"]
     center = kernel.shape[0] // 2

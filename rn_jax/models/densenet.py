@@ -2,9 +2,9 @@
 """DenseNet: Densely Connected Convolutional Networks (Huang et al. 2017).
 
 Every layer of a dense block takes the feature maps of all layers before it:
-x_l = H_l([x_0, x_1, ..., x_{l-1}]) (equation 2). The maps are handed on as a list and
-laid side by side inside a layer. Layers that are computed again in the backward pass so
-keep each map once, and activation memory grows linearly with depth.
+x_l = H_l([x_0, x_1, ..., x_{l-1}]) (equation 2). Maps are passed as a list and
+concatenated inside a layer. With rematerialised layers each map is therefore kept once,
+and activation memory grows linearly with depth.
 """
 
 import math
@@ -20,16 +20,16 @@ from jax import lax
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_features, scale_gradient
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
-from rn_jax.models.network import Network, check_stem
+from rn_jax.models.network import Count, Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
 
 
 class DenseLayer(nn.Module):
-    """H_l: BN, ReLU and 3x3 convolution, after a 1x1 convolution with `bottleneck`.
+    """H_l: BN-ReLU-3x3(k), or BN-ReLU-1x1(4k)-BN-ReLU-3x3(k) with `bottleneck`.
 
     Attributes:
-        growth_rate: k, feature maps that the layer adds.
-        bottleneck: BN-ReLU-1x1(4k) before BN-ReLU-3x3(k) (DenseNet-B).
+        growth_rate: k, the number of feature maps that the layer adds.
+        bottleneck: whether to use the 1x1 convolution of DenseNet-B.
         dropout: rate of dropout after every convolution.
         conv: called as `conv(features, kernel_size)`.
         norm: called as `norm()`.
@@ -45,9 +45,12 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, maps, gate=None, *, train: bool):
-        """x_l, f[B, H, W, growth_rate], of [x_0, ..., x_{l-1}], each f[B, H, W, C_i].
+        """Return x_l, f[B, H, W, growth_rate]; zeros, not computed, if the gate is 0.
 
-        A gate multiplies x_l; where it is 0, x_l is zero and not computed.
+        Args:
+            maps: [x_0, ..., x_{l-1}], f[B, H, W, C_i] each.
+            gate: factor of x_l: f32[], f32[1], f32[B], `Subset` or None.
+            train: whether dropout is on.
         """
 
         def new_features(layer, maps):
@@ -78,21 +81,20 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, gates=None, paths=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H, W, C + size * growth_rate]; x comes first in it.
+        """Concatenate x and all new maps, f[B, H, W, C + size * growth_rate].
 
         Args:
             x: f[B, H, W, C].
             gates: f32[size], f32[size, B], `Subset` or None.
             paths: f32[size], f32[size, B] or None.
-            train: dropout is on.
+            train: whether dropout is on.
         """
-
         if self.remat not in ("none", "all"):
             raise InputError(f'remat must be "none" or "all", not {self.remat!r}.')
         plain = (
             self.remat == "none"
             or self.is_initializing()
-            or self.is_mutable_collection("intermediates")  # captured values get out
+            or self.is_mutable_collection("intermediates")  # returns captured values
         )
         call = _call if plain else _call_again
         maps = [x]
@@ -100,7 +102,7 @@ class DenseBlock(nn.Module):
             layer = self.layer(name=layer_name(i + 1, self.size))
             # [x_0, x_1, ..., x_l]
             maps = call(layer, maps, None if gates is None else gates[i], train)
-            if paths is not None:  # x_l = H_l([...]) beside all that passes by it
+            if paths is not None:  # the branch is x_l, the shortcut all other maps
                 *others, new = maps
                 others = [scale_gradient(m, 1 - paths[i]) for m in others]
                 maps = [*others, scale_gradient(new, paths[i])]
@@ -112,10 +114,10 @@ def _call(layer, maps, gate, train):
 
 
 def _call_again(layer, maps, gate, train):
-    """The same, computed again in the backward pass from `maps`, which alone are kept.
+    """Do the same, but recompute it from `maps` in the backward pass.
 
-    Not by `nn.remat`, whose barriers XLA drops on a CPU: it would merge the second
-    computation with the first. `_whole` keeps them apart.
+    XLA drops the barriers of `nn.remat` on a CPU and would merge the second computation
+    with the first; `_separately` prevents that.
     """
     alone, mutable = layer.clone(parent=None), layer.scope.mutable or []
     rngs = {name: layer.make_rng(name) for name in layer.scope.rngs}
@@ -135,7 +137,7 @@ def _call_again(layer, maps, gate, train):
             _, vjp = jax.vjp(lambda floats: pure(floats, others), floats)
             return vjp(_joined(g, none))
 
-        return *_whole(gradients, floats, g), None
+        return *_separately(gradients, floats, g), None
 
     again = jax.custom_vjp(pure)
     again.defvjp(lambda *arguments: (pure(*arguments), arguments), backward)
@@ -147,13 +149,13 @@ def _call_again(layer, maps, gate, train):
 
 
 def _parted(tree):
-    """What has a gradient, and the rest; None stands for what is in the other."""
+    """Return the leaves with a gradient and the others, each with None for the rest."""
     floats = jax.tree.map(lambda x: x if _is_float(x) else None, tree)
     return floats, jax.tree.map(lambda x: None if _is_float(x) else x, tree)
 
 
 def _joined(floats, others):
-    """The inverse of `_parted`."""
+    """Undo `_parted`."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None
     )
@@ -163,12 +165,12 @@ def _is_float(x):
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def _whole(gradients, floats, g):
-    """gradients(floats, g), begun when g is there and ended before any of it is used.
+def _separately(gradients, floats, g):
+    """Return gradients(floats, g), scheduled after g is available and before its use.
 
-    On a CPU as the side that is always taken of a conditional; that n (n + 1) is even
-    for any bits n of g, XLA does not know. (A condition on values of g might differ
-    between devices, which would then wait for each other in BatchNorm.)
+    On a CPU it is one side of a conditional that always takes this side: XLA does not
+    know that n (n + 1) is even for any bits n of g. (A condition on values of g could
+    differ between devices, which would then deadlock in BatchNorm.)
     """
 
     def on_cpu(floats, g):
@@ -204,9 +206,9 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        """f[B, H, W, C] -> f[B, floor(H / 2), floor(W / 2), features].
+        """Return f[B, floor(H / 2), floor(W / 2), features] from f[B, H, W, C].
 
-        As in Torch, a last odd row or column is left out. A side of 1 stays 1.
+        As in Torch, pooling drops a last odd row or column. A side of 1 stays 1.
         """
         x = self.activation(self.norm(name="bn")(x))
         x = self.conv(self.features, 1, name="conv")(x)
@@ -217,30 +219,32 @@ class Transition(nn.Module):
 class DenseNet(Network):
     """Dense blocks with transitions between them (figure 2, tables 1 and 2).
 
-    A gate multiplies the new features of a layer: 0 makes them zero and skips their
-    computation; the features of the layers before pass by.
+    A gate multiplies the new features of a layer: with 0 they are zero and not
+    computed, and the features of earlier layers are unchanged.
 
     Attributes:
-        stage_sizes: layers per dense block.
-        growth_rate: k.
-        bottleneck: layers with a 1x1 convolution to 4k channels first (B).
-        compression: theta, the share of its channels that a transition keeps (C).
+        stage_sizes: number of layers per dense block.
+        growth_rate: k, the number of feature maps that a layer adds.
+        bottleneck: whether layers start with a 1x1 convolution to 4k channels (B).
+        compression: theta, the share of channels that a transition keeps (C).
         stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
             convolution of stride 2, BN, ReLU and 3x3 max-pooling of stride 2.
         stem_features: channels of the stem.
-        dropout: rate after every convolution but the first. The paper has 0.2 where it
-            trains without augmentation.
-        remat: what is computed again in the backward pass instead of kept: "none", and
-            memory grows with the square of the depth; or "all" layers, in reverse mode
-            alone, and it grows linearly.
+        dropout: rate of dropout after every convolution but the first; 0.2 in the paper
+            when it trains without augmentation.
+        remat: layers computed again in the backward pass instead of kept: "none",
+            memory quadratic in depth; or "all", linear memory, reverse mode only.
+
+    Raises:
+        InputError: `stem` or `remat` is unknown.
     """
 
-    stage_sizes: Sequence[int]
-    growth_rate: int = 12
+    stage_sizes: Sequence[Count]
+    growth_rate: Count = 12
     bottleneck: bool = False
     compression: float = 1.0
     stem: str = "small"
-    stem_features: int = 16
+    stem_features: Count = 16
     dropout: float = 0.0
     remat: str = "none"
 
@@ -248,13 +252,13 @@ class DenseNet(Network):
     norm_first = True
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train)
         check_stem(self.stem)
         parts: dict[str, Any]
         parts = {"conv": conv, "norm": norm, "activation": self.activation}
 
-        if self.stem == "small":  # no BN and ReLU: the first layer begins with them
+        if self.stem == "small":  # no BN and ReLU: the first layer starts with them
             x = conv(self.stem_features, 3, name="stem_conv")(images)
         else:
             x = conv(self.stem_features, 7, 2, name="stem_conv")(images)
@@ -279,7 +283,7 @@ class DenseNet(Network):
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:
-        """The dense layers, in order. Each adds channels, and each can be skipped."""
+        """The dense layers, in order. All add channels, and all can be skipped."""
         facts = {"same_shape": False, "apart": True, "skippable": True}
         return number_blocks(self.stage_sizes, layer_name, lambda stage, place: facts)
 
@@ -292,20 +296,20 @@ def build_densenet(
     compression: float = 1.0,
     **fields: Any,
 ) -> DenseNet:
-    """The DenseNet of L layers for CIFAR and SVHN: basic, B, C and BC (section 3).
+    """Return the DenseNet of L layers for CIFAR and SVHN (section 3).
 
-    Three dense blocks of (L - 4) / 3 layers, or (L - 4) / 6 with bottlenecks. The first
-    convolution has 16 channels, or 2k for BC.
+    It has three dense blocks of (L - 4) / 3 layers, or (L - 4) / 6 with bottlenecks.
+    The first convolution has 16 channels, or 2k in DenseNet-BC.
 
     Args:
-        depth: L.
+        depth: L, the number of layers.
         growth_rate: k.
-        bottleneck: B.
-        compression: theta; below 1 is C.
-        **fields: of `DenseNet`.
+        bottleneck: whether it is a DenseNet-B.
+        compression: theta; below 1 in DenseNet-C.
+        **fields: fields of `DenseNet`.
 
     Raises:
-        InputError: no network of that kind has that depth.
+        InputError: no such network has that depth.
     """
     layers = 6 if bottleneck else 3
     if depth <= 4 or (depth - 4) % layers:

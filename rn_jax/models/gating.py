@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates and paths: what a block does with the numbers it is handed.
+"""Gates and paths inside a block.
 
-A gate is one number per block, f32[], or one per block and example, f32[B]. None means
-that the network is used without gates: nothing is multiplied and nothing is skipped.
+A gate is one number per block, f32[], or one per block and example, f32[B]. Without
+gates (None) nothing is multiplied and nothing is skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,26 +28,26 @@ def gated_sum(
     """Return shortcut + gate * residual(x), without computing a closed branch.
 
     Args:
-        block: the module whose submodules `residual` makes and calls.
-        x: f[B, ...], the block's input.
-        shortcut: f[B, H, W, C], the shortcut's output.
-        residual: (block, x) -> F(x), of the shape of `shortcut`.
+        block: module in which `residual` creates its submodules.
+        x: f[B, ...], input of the block.
+        shortcut: f[B, H, W, C], output of the shortcut.
+        residual: (block, x) -> F(x), with the shape of `shortcut`.
         gate: f32[], f32[B] or None, see `if_open`; or a `Subset` of i32[m] examples,
-            which alone go through the branch.
-        on_path: f32[], f32[B] or None: where it is 1, the gradient passes through the
-            branch alone, where it is 0, through the shortcut alone; the values are the
-            same (Veit et al. 2016, section 4.3). Not with `Subset`.
+            which alone pass through the branch.
+        on_path: f32[], f32[B] or None. Where it is 1 the gradient passes through the
+            branch alone, where it is 0 through the shortcut alone; values are unchanged
+            (Veit et al. 2016, section 4.3). Not with `Subset`.
 
     Returns:
         f[B, H, W, C], before the activation that follows the sum.
     """
 
     def add(block, x, shortcut, gate):
-        branch = residual(block, x)
+        branch = residual(block, x)  # (B, H, W, C)
         block.sow("intermediates", "residual", branch)
         return shortcut + scale(gate, _pass_gradient(branch, on_path))
 
-    shortcut = _pass_gradient(shortcut, on_path, unless=True)
+    shortcut = _pass_gradient(shortcut, on_path, unless=True)  # (B, H, W, C)
     return _gated(block, x, shortcut, add, gate)
 
 
@@ -63,8 +63,8 @@ def exclusive_sum(
 
     Args:
         block, x, shortcut, on_path: as in `gated_sum`.
-        gate_and_residual: (block, x) -> (g(x), F(x)), of the shape of `shortcut`; not
-            computed where b is 0.
+        gate_and_residual: (block, x) -> (g(x), F(x)), with the shape of `shortcut`; not
+            computed if b is 0.
         gate: b, as in `gated_sum`.
     """
 
@@ -73,8 +73,8 @@ def exclusive_sum(
         g = scale(gate, g)
         branch = g * branch
         block.sow("intermediates", "residual", branch)
-        straight = _pass_gradient((1 - g) * shortcut, on_path, unless=True)
-        return straight + _pass_gradient(branch, on_path)
+        carried = _pass_gradient((1 - g) * shortcut, on_path, unless=True)
+        return carried + _pass_gradient(branch, on_path)
 
     closed = _pass_gradient(shortcut, on_path, unless=True)
     return _gated(block, x, shortcut, mix, gate, closed)
@@ -87,10 +87,10 @@ def gated_features(
     compute: Callable[[nn.Module, Sequence[jax.Array]], jax.Array],
     gate: jax.Array | Subset | None,
 ) -> jax.Array:
-    """Return gate * compute(maps), zeros where the gate is 0 (DenseNet).
+    """Return gate * compute(maps), zeros if the gate is 0 (DenseNet).
 
     Args:
-        layer: the module whose submodules `compute` makes and calls.
+        layer: module in which `compute` creates its submodules.
         maps: f[B, H, W, C_i] each.
         features: channels of the result.
         compute: (layer, maps) -> f[B, H, W, features].
@@ -115,9 +115,9 @@ def gated_layer(
     """Return gate * output(x) + (1 - gate) * x, for a layer without a shortcut.
 
     Args:
-        layer: the module whose submodules `output` makes and calls.
+        layer: module in which `output` creates its submodules.
         x: f[B, H, W, C].
-        output: (layer, x) -> the layer's output, of the shape of `x`.
+        output: (layer, x) -> the layer's output, with the shape of `x`.
         gate: f32[], f32[B] or None; see `if_open`. 0 makes the layer the identity.
     """
 
@@ -129,14 +129,14 @@ def gated_layer(
 
 
 def _gated(block, x, shortcut, combine, gate, closed=None):
-    """Return combine(block, x, shortcut, gate) where a gate is open, else `closed`.
+    """Return combine(block, x, shortcut, gate) if the gate is open, else `closed`.
 
-    `closed` is the shortcut by default. With a `Subset`, the chosen examples are
-    combined, and the shortcut keeps the others.
+    `closed` is the shortcut by default. With a `Subset`, only its examples are
+    combined; the others keep the shortcut.
     """
     if isinstance(gate, Subset):
         chosen = jax.tree.map(lambda array: array[gate.indices], (x, shortcut))
-        y = combine(block, *chosen, gate.weights)
+        y = combine(block, *chosen, gate.weights)  # (m, H, W, C)
         return shortcut.at[gate.indices].set(y, unique_indices=True)
     closed = shortcut if closed is None else closed
     return if_open(block, gate, lambda b: combine(b, x, shortcut, gate), closed)
@@ -148,18 +148,23 @@ def if_open(
     compute: Callable[[nn.Module], jax.Array],
     closed: jax.Array,
 ) -> jax.Array:
-    """Return `compute(module)` where the gate is open, `closed` where it is 0.
+    """Return `compute(module)` if the gate is open, `closed` if it is 0.
 
-    A gate for the whole mini-batch, f32[], is a conditional: a closed block is computed
-    neither forward nor backward, its variables of every collection stay as they are
-    (BatchNorm's statistics too), what its branch would sow is zeros, and the gradient
-    of the loss by its gate is 0. Gates of single examples, f32[B], multiply a branch
-    that is computed, and sows, for all of them.
+    A gate of the mini-batch, f32[], is a conditional. A closed block is computed
+    neither forward nor backward, its variables in every collection are unchanged
+    (including BatchNorm's statistics), it sows zeros, and the gradient by its gate is
+    0. With gates of examples, f32[B], the branch is computed for all of them.
 
-    While the collection "intermediates" is mutable there is no conditional, because
-    captured values cannot leave one side of it: the branch is computed and the result
-    chosen, with the same values, gradients and variables. So it is under
-    `jax.disable_jit`, where JAX runs one side and the other is not known.
+    There is no conditional while the collection "intermediates" is mutable, because
+    captured values cannot leave one side of it, and under `jax.disable_jit`, where JAX
+    runs one side without knowing the other. The branch is then computed and the result
+    selected, with the same values, gradients and variables.
+
+    Args:
+        module: module of the block.
+        gate: f32[], which can skip the block; or f32[1], f32[B] or None, which cannot.
+        compute: module -> the open block's output f[B, H, W, C], scaled by the gate.
+        closed: f[B, H, W, C], the closed block's output.
     """
     if gate is None or gate.ndim or module.is_initializing():
         return compute(module)
@@ -167,16 +172,16 @@ def if_open(
     eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
     if eager or module.is_mutable_collection("intermediates"):
         before = _state(module)
-        y = compute(module)
+        y = compute(module)  # (B, H, W, C)
         after = _state(module)
         kept = jax.tree.map(partial(jnp.where, is_open), after, _left(before, after))
         _put(module, kept)
         return jnp.where(is_open, y, closed)
 
-    opened: dict[str, Any] = {}  # shapes; JAX traces the side that fills it first
+    opened: dict[str, Any] = {}  # shapes; JAX traces the open side first
 
     def open_side(module, closed):
-        y = compute(module)
+        y = compute(module)  # (B, H, W, C)
         opened.update(jax.eval_shape(lambda: _state(module)))
         return y
 
@@ -188,7 +193,7 @@ def if_open(
 
 
 def _state(module):
-    """The mutable variables of a module, but what is captured, by collection."""
+    """Return the mutable variables of a module, without captured values."""
     return {
         collection: jax.tree.map(lambda leaf: leaf, tree)  # updates are in place
         for collection, tree in module.variables.items()
@@ -197,10 +202,10 @@ def _state(module):
 
 
 def _left(before, after):
-    """The leaves of `before`, and zeros for those that only `after` has."""
-    there = dict(jax.tree_util.tree_leaves_with_path(before))
+    """Return the leaves of `before`, and zeros for those that only `after` has."""
+    old = dict(jax.tree_util.tree_leaves_with_path(before))
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: there[path] if path in there else jnp.zeros_like(leaf), after
+        lambda path, leaf: old[path] if path in old else jnp.zeros_like(leaf), after
     )
 
 
@@ -211,10 +216,10 @@ def _put(module, state):
 
 
 def scale(gate: jax.Array | None, x: jax.Array) -> jax.Array:
-    """Return gate * x, in the dtype of x, for x f[B, ...].
+    """Return gate * x in the dtype of x.
 
     Args:
-        gate: f32[] or f32[B]; None leaves x as it is.
+        gate: f32[] or f32[B]; None returns x.
         x: f[B, ...].
     """
     if gate is None:
@@ -223,13 +228,13 @@ def scale(gate: jax.Array | None, x: jax.Array) -> jax.Array:
 
 
 def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Return x, f[B, ...], with its gradient multiplied by f32[] or f32[B]."""
+    """Return x, f[B, ...], with its gradient times `factor`, f32[] or f32[B]."""
     constant = lax.stop_gradient(x)
     return constant + scale(factor, x - constant)  # x - x is exactly 0
 
 
 def _pass_gradient(x, on_path, *, unless=False):
-    """Let the gradient pass where `on_path` is 1, or `unless` it is."""
+    """Pass the gradient where `on_path` is 1, or, with `unless`, where it is 0."""
     if on_path is None:
         return x
     return scale_gradient(x, 1 - on_path if unless else on_path)

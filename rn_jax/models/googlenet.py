@@ -14,12 +14,12 @@ from rn_jax.models.layers import (
     flat,
     max_pool,
 )
-from rn_jax.models.network import Network, check_stem
+from rn_jax.models.network import Count, Network, check_stem
 from rn_jax.models.normalization import local_response_norm
 
-_xavier = nn.initializers.glorot_uniform()  # of the re-training in Caffe
+_xavier = nn.initializers.glorot_uniform()  # as in Caffe's replication
 
-# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj of every module.
+# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj by module.
 INCEPTION = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -34,14 +34,14 @@ INCEPTION = {
 
 
 class ConvUnit(nn.Module):
-    """Convolution, BatchNorm where there is `norm`, and ReLU.
+    """Convolution, optional BatchNorm and ReLU.
 
     Attributes:
         features: channels of the output.
-        kernel_size: of the convolution.
-        stride: of the convolution.
+        kernel_size: side of the convolution's window.
+        stride: step of the convolution's window.
         conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`; None leaves it out.
+        norm: called as `norm()`; None: no normalisation.
         activation: called as `activation(x)`.
     """
 
@@ -54,14 +54,14 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Return f[B, H / stride, W / stride, features] from f[B, H, W, C]."""
         x = self.conv(self.features, self.kernel_size, self.stride, name="conv")(x)
         x = x if self.norm is None else self.norm(name="bn")(x)
         return self.activation(x)
 
 
 class Inception(nn.Module):
-    """Four branches side by side (figure 2b): 1x1, 3x3, 5x5, and pooling.
+    """Four parallel branches (figure 2b): 1x1, 3x3, 5x5 and pooling.
 
     Attributes:
         features: channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and pool projection.
@@ -79,7 +79,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """f[B, H, W, C] -> f[B, H, W, sum of the branches' channels]."""
+        """Concatenate the branches of f[B, H, W, C] along the channels."""
 
         def unit(features, kernel_size, name):
             parts = self.conv, self.norm, self.activation
@@ -99,18 +99,18 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on an intermediate map, for the training loss alone (section 5).
+    """A classifier on intermediate features, for the training loss only (section 5).
 
     Average pooling, 1x1 convolution to 128 channels, 1024 units, dropout, logits.
 
     Attributes:
         num_classes: size of the logits.
         unit: called as `unit(features, kernel_size, name=...)`.
-        activation: after the first fully connected layer.
-        grid: None pools 5x5 windows with stride 3, as in the paper, where the map is so
-            large; 4 takes the means of 4x4 cells, as torchvision and smaller maps.
-        dropout: its rate.
-        dtype: of the computation.
+        activation: activation after the first fully connected layer.
+        grid: None for average pooling of 5x5 windows with stride 3, as in the paper; 4
+            for the means of 4x4 cells, as in torchvision and for maps below 5x5.
+        dropout: rate of dropout.
+        dtype: dtype of the computation.
     """
 
     num_classes: int
@@ -122,7 +122,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        """f[B, H, W, C] -> logits f[B, num_classes], which are sown too."""
+        """Return and sow the logits f[B, num_classes] of features f[B, H, W, C]."""
         if self.grid is None and min(x.shape[1:3]) >= 5:
             x = average_pool(x, 5, 3)
         else:
@@ -140,33 +140,36 @@ class AuxiliaryHead(nn.Module):
 class GoogLeNet(Network):
     """Nine Inception modules with two auxiliary heads, after 4a and 4d (figure 3).
 
-    The heads are there in training alone: their logits are sown in the collection
+    The heads run in training only. Their logits are sown in the collection
     "aux_logits", and the training step adds their losses with a weight of 0.3.
 
     Attributes:
-        batch_norm: after every convolution, in place of its bias and of the local
-            response normalisations of the stem.
-        large_kernel: 5; 3 is torchvision's in place of the 5x5 convolutions.
-        last_pool: window of the pooling before 5a: 3, or torchvision's 2.
+        batch_norm: whether to use BatchNorm after every convolution, instead of biases
+            and the stem's local response normalisation.
+        large_kernel: side of the 5x5 convolutions: 5, or 3 in torchvision.
+        last_pool: window of the pooling before 5a: 3, or 2 in torchvision.
         aux_heads: whether there are auxiliary heads.
-        aux_grid: see `AuxiliaryHead`.
-        dropout: rate before the classifier; 0.2 in torchvision.
-        aux_dropout: rate in the auxiliary heads.
-        stem: "imagenet", or "small" for images of 32 pixels, whose first convolution is
-            3x3 with stride 1 and no pooling after it.
+        aux_grid: `grid` of `AuxiliaryHead`.
+        dropout: rate of dropout before the classifier; 0.2 in torchvision.
+        aux_dropout: rate of dropout in the auxiliary heads.
+        stem: "imagenet"; or "small", for images of 32 pixels, whose first convolution
+            is 3x3 with stride 1 and without pooling.
+
+    Raises:
+        InputError: `stem` is unknown.
     """
 
     batch_norm: bool = False
-    large_kernel: int = 5
-    last_pool: int = 3
+    large_kernel: Count = 5
+    last_pool: Count = 3
     aux_heads: bool = True
-    aux_grid: int | None = None
+    aux_grid: Count | None = None
     dropout: float = 0.4
     aux_dropout: float = 0.7
     stem: str = "imagenet"
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         check_stem(self.stem)
         small = self.stem == "small"
         conv, norm = self.layers(
@@ -177,7 +180,7 @@ class GoogLeNet(Network):
         def unit(features, kernel_size, stride=1, *, name):
             return ConvUnit(features, kernel_size, stride, *parts, name=name)
 
-        def normalize(x):  # with the constants of Caffe, which the paper leaves out
+        def normalize(x):  # with Caffe's constants; the paper states none
             return x if self.batch_norm else local_response_norm(x, k=1, alpha=2e-5)
 
         def auxiliary(x, name):

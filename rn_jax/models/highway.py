@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Highway networks (Srivastava, Greff and Schmidhuber 2015: 1505.00387, 1507.06228).
 
-A layer learns how much of its input to carry on unchanged:
+A layer learns how much of its input to carry unchanged:
 
     y = H(x) * T(x) + x * (1 - T(x)),   T(x) = sigmoid(W_T x + b_T)   (equation 3).
 
-With b_T below 0 a network of any depth begins as one that carries its input.
+With b_T below 0, a network of any depth initially carries its input.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,23 +17,23 @@ from flax.linen.dtypes import promote_dtype
 from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import ModuleDef, flat, max_pool, torch_linear
-from rn_jax.models.network import Network
+from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import at_least_float32
 from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
 
 
 class HighwayLayer(nn.Module):
-    """H(x) * T(x) + x * (1 - T(x)), of convolutions or of fully connected layers.
+    """H(x) * T(x) + x * (1 - T(x)), with convolutions or fully connected layers.
 
-    A gate b multiplies T(x): 0 closes the transform gate, and the layer is the
-    identity. The sum of T(x) over an example's units and pixels, f[B], is sown in
-    "intermediates" as "transform_gate_sum", as the 2015 papers show it; without b.
+    A gate b multiplies T(x); with b = 0 the layer is the identity. The sum of T(x),
+    without b, over an example's units and pixels, f[B], is sown in "intermediates" as
+    "transform_gate_sum", the quantity in the papers' figures.
 
     Attributes:
         features: channels or units of input and output.
         linear: called as `linear(features, name=..., ...)`: the layer of W_H and W_T.
-        activation: of H.
-        gate_bias: b_T at the start.
+        activation: activation of H.
+        gate_bias: initial b_T.
     """
 
     features: int
@@ -43,7 +43,7 @@ class HighwayLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[..., features] -> f[..., features]."""
+        """Return the layer's output: f[B, ..., features] -> f[B, ..., features]."""
         del train  # no difference
 
         def gate_and_transform(layer, x):
@@ -59,22 +59,22 @@ class HighwayLayer(nn.Module):
 
 
 class _Highway(Network, kw_only=True):
-    """What the convolutional and the fully connected network share.
+    """The common part of the convolutional and the fully connected network.
 
     Attributes:
-        gate_bias: b_T at the start.
-        scan_unroll: as in `ResNet`.
-        remat: as in `ResNet`.
+        gate_bias: initial b_T.
+        scan_unroll: number of blocks per iteration of a scan; see `Stage`.
+        remat: "none", "cheap" or "all"; see `Stage`.
     """
 
     gate_bias: float = -2.0
-    scan_unroll: int = 1
+    scan_unroll: Count = 1
     remat: str = "cheap"
 
     has_shortcuts = True
 
     def _stage(self, stage, linear, features, x, gates, paths, train):
-        """The highway layers of one stage, in a scan."""
+        """Return the output of one stage's highway layers."""
 
         def layer(features, stride, name):
             del stride  # highway layers keep the shape
@@ -100,26 +100,29 @@ class _Highway(Network, kw_only=True):
 class HighwayNet(_Highway):
     """The convolutional highway network for CIFAR (1507.06228, section 4.2).
 
-    Each stage is a plain 3x3 convolution with ReLU and highway layers of its width,
-    with 2x2 max-pooling between the stages; then a 1x1 convolution and global average
-    pooling. Dropout is on the input, after each pooling and before the classifier.
+    Each stage is a plain 3x3 convolution with ReLU and highway layers of the same
+    width, with 2x2 max-pooling between stages; then come a 1x1 convolution and global
+    average pooling. Dropout follows the input, each pooling and the global average.
 
     Attributes:
-        stage_sizes: highway layers per stage.
+        stage_sizes: number of highway layers per stage.
         features: channels of each stage.
-        last_features: channels of the 1x1 convolution at the end.
-        dropout: its rate.
+        last_features: channels of the last 1x1 convolution.
+        dropout: rate of dropout.
+
+    Raises:
+        InputError: `features` and `stage_sizes` have different lengths.
     """
 
-    stage_sizes: Sequence[int] = (4, 5, 5)
-    features: Sequence[int] = (32, 80, 128)
-    last_features: int = 100
+    stage_sizes: Sequence[Count] = (4, 5, 5)
+    features: Sequence[Count] = (32, 80, 128)
+    last_features: Count = 100
     dropout: float = 0.2
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         if len(self.features) != len(self.stage_sizes):
-            raise InputError("features and stage_sizes must be of one length.")
+            raise InputError("features and stage_sizes must have the same length.")
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -145,15 +148,19 @@ class HighwayMLP(_Highway):
     A plain layer, depth - 1 highway layers and the classifier.
 
     Attributes:
-        depth: hidden layers, the first of them plain; at least 2.
-        width: units of each.
+        depth: number of hidden layers, the first of which is plain; at least 2.
+        width: units of each hidden layer.
+
+    Raises:
+        InputError: `depth` is below 2, or images have another number of pixels than in
+            `init`.
     """
 
-    depth: int = 50
-    width: int = 50
+    depth: Count = 50
+    width: Count = 50
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         if self.depth < 2:
             raise InputError(f"depth must be at least 2, not {self.depth}.")
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)

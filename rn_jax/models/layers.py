@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that several families share: convolution and shortcuts."""
+"""Layers shared by several families: convolution, shortcuts and pooling."""
 
 import math
 from collections.abc import Callable
@@ -20,31 +20,31 @@ from rn_jax.models.normalization import at_least_float32
 
 ModuleDef = Callable[..., nn.Module]
 
-# N(0, 2 / (k^2 C_out)), the initialiser of the papers' Torch code (He et al. 2015b).
+# N(0, 2 / (k^2 C_out)), as in the papers' Torch code (He et al. 2015b).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # U(-1 / sqrt(C_in), 1 / sqrt(C_in)), Torch's rule for fully connected layers.
 torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """Convolution with zeros on every side.
+    """Convolution padded with zeros on every side.
 
-    Stride 2 pads as the papers' Torch code does, one row and column on each side of a
-    3x3 window; "SAME" would pad one side alone.
+    With stride 2 a 3x3 window is padded on both sides, as in the papers' Torch code;
+    "SAME" would pad one side alone.
 
     Attributes:
         features: channels of the output.
         kernel_size: side of the square window.
         stride: step of the window.
-        groups: feature groups.
+        groups: number of feature groups.
         padding: rows and columns of zeros on each side; None: kernel_size // 2.
-        use_bias: adds a bias.
-        gradient: see `conv2d`.
-        dtype: of the computation; None takes that of the operands.
+        use_bias: whether to add a bias.
+        gradient: rule of the gradient; see `conv2d`.
+        dtype: dtype of the computation; None uses that of the operands.
 
     Raises:
-        InputError: the input is not [B, H, W, C], has channels that do not fit, or is
-            smaller than the window.
+        InputError: the input is not [B, H, W, C], has another number of channels than
+            the kernel, or is smaller than the window.
     """
 
     features: int
@@ -60,7 +60,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Convolve: f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if x.ndim != 4:
             raise InputError(f"Images must be [B, H, W, C], not of shape {x.shape}.")
         channels, size = x.shape[-1], self.kernel_size
@@ -93,25 +93,27 @@ class Conv(nn.Module):
             gradient=self.gradient,
         )
         y = y if bias is None else y + bias.reshape(1, 1, 1, -1)
-        return checkpoint_name(y, "conv")  # what `remat="cheap"` keeps
+        return checkpoint_name(y, "conv")  # kept by `remat="cheap"`
 
 
 class Shortcut(nn.Module):
-    """The three shortcuts of He et al. 2015, section 4.1, option A in three spellings.
+    """The three shortcuts of He et al. 2015, section 4.1, option A in three variants.
 
     Attributes:
-        kind: where a block changes its shape,
+        kind: the function where a block changes the shape, else the identity:
             "A": every stride-th pixel, zero channels appended (fb.resnet.torch);
             "A_centered": the same, half of the zero channels on either side;
-            "A_pooled": 2x2 average pool, zero channels appended (Huang et al. 2016);
+            "A_pooled": 2x2 average pooling, zero channels appended (Huang et al. 2016);
             "B": 1x1 convolution and BatchNorm;
-            "B_linear": the convolution alone, as pre-activation networks have it.
-            "C" is B in every block.
+            "B_linear": the convolution alone (pre-activation networks);
+            "C": as B, in every block.
         features: channels of the output.
-        stride: of the block.
+        stride: stride of the block.
+        conv: called as `conv(features, kernel_size, stride)`.
+        norm: called as `norm()`.
 
     Raises:
-        InputError: unknown `kind`; or an option A that would have to drop channels.
+        InputError: `kind` is unknown, or option A would have to drop channels.
     """
 
     kind: str | None
@@ -122,7 +124,7 @@ class Shortcut(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Return h(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if self.kind not in SHORTCUTS:
             raise InputError(
                 f"shortcut must be one of {', '.join(SHORTCUTS)}, not {self.kind!r}."
@@ -134,7 +136,7 @@ class Shortcut(nn.Module):
             x = self.conv(self.features, 1, self.stride, name="conv")(x)
             return x if self.kind == "B_linear" else self.norm(name="bn")(x)
         if self.kind == "A_pooled":
-            # Of odd sizes the branch's convolution makes ceil(H / stride).
+            # For odd sizes the branch's convolution returns ceil(H / stride).
             x = average_pool(x, self.stride, self.stride, ceil_mode=True)
         else:
             x = x[:, :: self.stride, :: self.stride]
@@ -150,17 +152,17 @@ def max_pool(
 ) -> jax.Array:
     """Return the largest value of every window: f[B, H, W, C] -> f[B, H', W', C].
 
-    The shape is that of Torch's MaxPool2d, H' = floor((H + 2 padding - size) / stride)
-    + 1. Where Torch refuses an image smaller than the window, as small images become in
-    networks made for large ones, the window shrinks to the image, and H' is 1.
+    As in Torch's MaxPool2d, H' = floor((H + 2 padding - size) / stride) + 1. Torch
+    rejects an image smaller than the window, as small images become in networks for
+    large ones; here the window shrinks to the image and H' is 1.
 
     Args:
         x: f[B, H, W, C].
         size: side of the window.
-        stride: its step.
+        stride: step of the window.
         padding: rows and columns of -inf on each side.
-        ceil_mode: round H' up instead of down (Caffe, and Torch's option of that name):
-            a last window that begins inside the image may reach past its border.
+        ceil_mode: round H' up instead of down (Caffe; Torch's `ceil_mode`): the last
+            window may reach past the border if it starts inside the image.
     """
     window, around = _windows(x, size, stride, padding, ceil_mode)
     return nn.max_pool(x, window, (stride, stride), padding=around)
@@ -172,17 +174,17 @@ def average_pool(
     """Return the mean of every window: f[B, H, W, C] -> f[B, H', W', C].
 
     The shape is that of `max_pool` without padding. A window that reaches past the
-    border is averaged over its pixels inside (Torch's AvgPool2d). Sums are taken in at
-    least float32.
+    border is averaged over its pixels inside (Torch's AvgPool2d). Sums are in at least
+    float32.
 
     Args:
         x: f[B, H, W, C].
         size: side of the window.
-        stride: its step.
+        stride: step of the window.
         ceil_mode: as in `max_pool`.
     """
     window, around = _windows(x, size, stride, 0, ceil_mode)
-    # Not nn.avg_pool, whose counts, and so its means, are of JAX's default dtype.
+    # The counts of nn.avg_pool, and so its means, have JAX's default dtype.
     pool = partial(
         nn.pool,
         init=0.0,
@@ -197,12 +199,12 @@ def average_pool(
 
 
 def _windows(x, size, stride, padding, ceil_mode):
-    """Return (h, w) of a pooling's windows and its padding, for `nn.max_pool`."""
+    """Return the window (h, w) and the padding for `nn.max_pool`."""
     window, around = [], []
     for n in x.shape[1:3]:
         k = min(size, n + 2 * padding)
         rest = -(n + 2 * padding - k) % stride if ceil_mode else 0
-        # The last window would begin past the image, and see nothing of it.
+        # Drop a last window that would start past the image.
         rest = 0 if rest >= k - padding else rest
         window.append(k)
         around.append((padding, padding + rest))
@@ -210,11 +212,10 @@ def _windows(x, size, stride, padding, ceil_mode):
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Means of size x size cells that cover the image: f[B, H, W, C] -> f[B, s, s, C].
+    """Return the means of s x s cells, s = `size`: f[B, H, W, C] -> f[B, s, s, C].
 
-    Cell i of s spans the pixels floor(i H / s) to ceil((i + 1) H / s) - 1; cells
-    overlap where s does not divide H, and repeat pixels where H is below s (Torch's
-    AdaptiveAvgPool2d).
+    Cell i spans the pixels floor(i H / s) to ceil((i + 1) H / s) - 1. Cells overlap if
+    s does not divide H, and repeat pixels if H is below s (Torch's AdaptiveAvgPool2d).
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -229,15 +230,20 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """Return each example as one row, f[B, ...] -> f[B, N], also where B is 0."""
+    """Return each example as a row: f[B, ...] -> f[B, N], even if B is 0."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def pad_channels(x: jax.Array, features: int, *, centered: bool) -> jax.Array:
-    """Zero channels up to `features`: at the end, or half of them on either side.
+    """Append zero channels: f[B, H, W, C] -> f[B, H, W, features].
+
+    Args:
+        x: f[B, H, W, C].
+        features: number of channels of the result.
+        centered: whether to put half of the zeros in front.
 
     Raises:
-        InputError: `x` has more channels than `features`.
+        InputError: `x` has more than `features` channels.
     """
     extra = features - x.shape[-1]
     if extra < 0:

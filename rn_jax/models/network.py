@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every network here has, whatever its paper: its arguments, gates and head."""
+"""The base class of all networks: their call, gates, layers and head."""
 
 import contextlib
 import dataclasses
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import FunctionType
-from typing import Any, final
+from types import FunctionType, NoneType
+from typing import Annotated, Any, final, get_args
 
 import flax.linen as nn
 import jax
@@ -19,66 +19,57 @@ from rn_jax.errors import InputError, shown, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.trunk import BlockInfo
-from rn_jax.stochastic_depth import StochasticDepth, Subset, sample_gates, test_gates
+from rn_jax.stochastic_depth import StochasticDepth, Subset, eval_gates, sample_gates
 
-# Fields of the families that count something, and those that do so for each stage.
-_COUNTS = (
-    "num_classes",
-    "stem_features",
-    "growth_rate",
-    "depth",
-    "width",
-    "last_features",
-    "scan_unroll",
-)
-_COUNTS_BY_STAGE = ("stage_sizes", "features", "hidden")
-_MAY_BE_NONE = ("num_classes", "stem_features", "hidden")
+# Type of a field that counts something. A network checks its fields of this type, of a
+# sequence of it and of either or None.
+Count = Annotated[int, "at least 1"]
 
 
 class Network(nn.Module, kw_only=True):
-    """A network for images. Each family adds its fields, its blocks and `forward`.
+    """A network for images. Each family adds fields, `blocks` and `forward`.
 
     All are called as
 
         logits = network(images, train=train, gates=gates, paths=paths)
 
-    with images f[B, H, W, C], normalised; logits f[B, num_classes].
+    with normalised images f[B, H, W, C] and logits f[B, num_classes].
 
-    - `train`: BatchNorm by the batch's own statistics, dropout by `rngs={"dropout":
-      key}`, and gates drawn from `rngs={"gates": key}` if there is stochastic depth and
-      none are given.
+    - `train`: use the batch's own statistics in BatchNorm, dropout with
+      `rngs={"dropout": key}`, and, with stochastic depth and without `gates`, draw
+      gates with `rngs={"gates": key}`.
     - `gates`: f32[L], f32[L, B] or `Subset`, used as given, in training and at test.
-    - `paths`: f32[L], 1 for the blocks of a single path, 0 for the others: the values
-      stay, gradients take the path alone (Veit et al. 2016). f32[L, B] has a path for
-      each example.
+    - `paths`: f32[L], 1 for the blocks of a single path and 0 for the others: values
+      are unchanged, gradients follow the path alone (Veit et al. 2016, section 4.3).
+      f32[L, B] has a path for each example.
 
     Gates and paths may also be lists, tuples or NumPy arrays; integers and bools become
-    float32. An argument of another shape, gates or paths that are no real numbers,
-    images that are not floating point, and stochastic depth or paths for a network
-    without shortcuts raise an InputError.
+    float32. An InputError is raised for an argument of another shape, gates or paths
+    that are not real numbers, images that are not floating point, and stochastic depth
+    or paths in a network without shortcuts.
 
-    Networks can be pickled and copied, with any activation that has a name in a module.
+    Networks can be pickled and copied if their activation has a name in a module.
 
     Attributes:
-        num_classes: size of the logits; None gives the pooled features f[B, C].
-        stochastic_depth: None is constant depth.
-        conv: of which the blocks are made; takes the fields of `Conv`.
-        norm: of which the blocks are made; takes the fields of `nn.BatchNorm`, or is
-            without `use_running_average`, such as `nn.LayerNorm` or
-            `partial(nn.GroupNorm, num_groups=8)`: then it normalises each example by
-            itself, in training and at test, and is not given `axis_name`.
-        activation: of the blocks.
-        conv_gradient: "auto", or "xla" where forward mode is needed; see `conv2d`.
-        axis_name: devices over which BatchNorm's statistics are synchronised.
-        dtype: of the computation; parameters and statistics are float32.
+        num_classes: size of the logits; None returns the pooled features f[B, C].
+        stochastic_depth: settings of stochastic depth; None is constant depth.
+        conv: class of the convolutions; has the fields of `Conv`.
+        norm: class of the normalisation; has the fields of `nn.BatchNorm`, or has no
+            `use_running_average`, such as `nn.LayerNorm` or
+            `partial(nn.GroupNorm, num_groups=8)`, normalises each example by itself and
+            gets no `axis_name`.
+        activation: activation function of the blocks.
+        conv_gradient: "auto", or "xla" for forward mode; see `conv2d`.
+        axis_name: axis of the devices over which BatchNorm is synchronised.
+        dtype: dtype of the computation; parameters and statistics are float32.
 
     Raises:
-        InputError: a number of classes, blocks or channels that is not a whole number
-            of at least 1; or a `stochastic_depth`, `conv`, `norm`, `activation` or
-            `dtype` of another kind.
+        InputError: a `Count` is not a whole number of at least 1, or
+            `stochastic_depth`, `conv`, `norm`, `activation` or `dtype` has another
+            type.
     """
 
-    num_classes: int | None = 10
+    num_classes: Count | None = 10
     stochastic_depth: StochasticDepth | None = None
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
@@ -88,13 +79,14 @@ class Network(nn.Module, kw_only=True):
     dtype: Any = None
 
     def __post_init__(self):
-        for name in (*_COUNTS, *_COUNTS_BY_STAGE):
-            if name not in self.__dataclass_fields__:
+        for name, field in self.__dataclass_fields__.items():
+            types, value = (field.type, *get_args(field.type)), getattr(self, name)
+            if value is None and NoneType in types:
                 continue
-            value = getattr(self, name)
-            if value is not None or name not in _MAY_BE_NONE:
-                of_kind = _each_whole if name in _COUNTS_BY_STAGE else whole_number
-                object.__setattr__(self, name, of_kind(name, value))
+            if Sequence[Count] in types:
+                object.__setattr__(self, name, _each_whole(name, value))
+            elif Count in types:
+                object.__setattr__(self, name, whole_number(name, value))
         if not isinstance(self.stochastic_depth, StochasticDepth | None):
             raise InputError(
                 "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
@@ -127,9 +119,9 @@ class Network(nn.Module, kw_only=True):
 
     @nn.nowrap
     def __reduce__(self):
-        """Pickle the fields, with functions by name.
+        """Return what pickle needs: the fields, with functions by name.
 
-        Most of JAX's activations are transformed functions, which pickle refuses.
+        Most of JAX's activations are transformed functions, which pickle rejects.
         """
         names = {field.name for field in dataclasses.fields(self) if field.init}
         fields = {name: getattr(self, name) for name in names - {"parent"}}
@@ -137,12 +129,12 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def has_shortcuts(self) -> bool:
-        """Whether blocks have a shortcut beside what a gate closes."""
+        """Whether blocks have a shortcut."""
         return False
 
     @property
     def norm_first(self) -> bool:
-        """Whether BatchNorm comes before its convolution."""
+        """Whether BatchNorm precedes its convolution."""
         return False
 
     @property
@@ -152,7 +144,7 @@ class Network(nn.Module, kw_only=True):
 
     @property
     def num_blocks(self) -> int:
-        """L, the length of a vector of gates."""
+        """L, the number of gates."""
         return len(self.blocks)
 
     @final
@@ -166,8 +158,9 @@ class Network(nn.Module, kw_only=True):
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """Return the logits, f[B, num_classes]; see the class."""
+        # (num_blocks,), (num_blocks, 1) or (num_blocks, B) each, or None
         gates, paths = self.resolve_gates(images, gates, paths, train=train)
-        return self.forward(images, gates, paths, train=train)
+        return self.forward(images, gates, paths, train=train)  # (B, num_classes)
 
     def forward(
         self,
@@ -177,26 +170,36 @@ class Network(nn.Module, kw_only=True):
         *,
         train: bool,
     ) -> jax.Array:
-        """Return the logits; each family defines what comes in between."""
+        """Return the logits, f[B, num_classes]; each family defines it.
+
+        Args:
+            images: f[B, H, W, C].
+            gates: f32[L], f32[L, 1], f32[L, B], `Subset` or None.
+            paths: f32[L], f32[L, B] or None.
+            train: whether the network is in training.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
     def of_stage(self, stage: int, *per_block: Any) -> tuple[Any, ...]:
-        """The part of each argument that belongs to a stage's blocks.
+        """Return the part of each argument that belongs to a stage's blocks.
 
         Args:
-            stage: from 1.
-            *per_block: gates or paths of all blocks, or None, which stays None.
+            stage: number of the stage, from 1.
+            *per_block: gates or paths of all blocks, along axis 0, or None.
+
+        Returns:
+            The same of the stage's `size` blocks: (size,), (size, B) or None each.
         """
         places = [block.index for block in self.blocks if block.stage == stage]
         here = slice(places[0], places[-1] + 1)
         return tuple(None if array is None else array[here] for array in per_block)
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
-        """`conv` and `norm` with the network's settings, ready to be given to blocks.
+        """Return `conv` and `norm` with the network's settings, to pass to blocks.
 
         Args:
-            train: whether BatchNorm takes the batch's own statistics.
-            **conv_fields: more fields of every convolution, as `use_bias`.
+            train: whether BatchNorm uses the batch's own statistics.
+            **conv_fields: further fields of every convolution, such as `use_bias`.
         """
         conv = partial(self.conv, **self._conv_fields, **conv_fields)
         norm = partial(self.norm, **self._norm_fields(train))
@@ -213,93 +216,75 @@ class Network(nn.Module, kw_only=True):
         fields: dict[str, Any]
         fields = {"use_running_average": not train, "axis_name": self.axis_name}
         if not _takes(self.norm, "use_running_average"):
-            fields = {}  # nor axis_name, which would mix the devices' examples
+            fields = {}  # axis_name would mix the examples of devices
         if _takes(self.norm, "dtype"):
             fields["dtype"] = self.dtype
         return fields
 
     def classify(self, x: jax.Array, **fields: Any) -> jax.Array:
-        """The fully connected layer before the softmax; x itself without classes."""
+        """Return the logits of features f[B, C], or the features without classes."""
         if self.num_classes is None:
             return x
         fields = {"kernel_init": torch_linear, "dtype": self.dtype, **fields}
-        return nn.Dense(self.num_classes, name="head", **fields)(x)
+        return nn.Dense(self.num_classes, name="head", **fields)(x)  # (B, num_classes)
 
     def resolve_gates(
-        self,
-        images: jax.Array,
-        gates: Any,
-        paths: Any,
-        *,
-        train: bool,
+        self, images: jax.Array, gates: Any, paths: Any, *, train: bool
     ) -> tuple[jax.Array | Subset | None, jax.Array | None]:
-        """Check the arguments of the call, and return the gates and paths to use.
+        """Check the arguments of the call and return the gates and paths to use.
 
-        Gates that are not given are drawn from the rng "gates" in training. At test
-        they are those of the test rule, as f32[L, 1]: every block is open, and no
+        With stochastic depth, missing gates are drawn from the rng "gates" in training.
+        At test they follow the test rule, as f32[L, 1]: every block is open, so no
         conditional is needed.
 
+        Args:
+            images: f[B, H, W, C].
+            gates: f32[L], f32[L, B], `Subset` or None, as arrays, lists or tuples.
+            paths: f32[L], f32[L, B] or None, likewise.
+            train: whether the network is in training.
+
         Raises:
-            InputError: an argument of another shape or dtype than the class says;
-                images without pixels, or without examples in training; stochastic
-                depth or paths for a network without shortcuts.
+            InputError: an argument has another shape or dtype; images have no pixels,
+                or no examples in training; or stochastic depth or paths are used
+                without shortcuts.
         """
         _check_images(images, train)
-        gates = self._checked_gates(gates, images.shape[0])
-        if paths is not None:
-            paths = self._checked_paths(paths, gates, images.shape[0])
-        if gates is not None or self.stochastic_depth is None:
-            return gates, paths
         settings, num_blocks = self.stochastic_depth, self.num_blocks
+        shapes = (num_blocks,), (num_blocks, images.shape[0])
+        subset = isinstance(gates, Subset)
+        if not self.has_shortcuts and (settings or subset):
+            raise InputError(
+                "Stochastic depth needs shortcuts: a plain network has no residual "
+                "branch to drop."
+            )
+        if paths is not None and not self.has_shortcuts:
+            raise InputError(
+                "paths needs shortcuts: a plain network has a single path."
+            )
+        if paths is not None and subset:
+            raise InputError("paths cannot be combined with gates of subsets.")
+        if paths is not None:
+            paths = _numbers("paths", paths, *shapes)
+        if subset:
+            return _checked_subset(gates, num_blocks), paths
+        if gates is not None:
+            return _numbers("gates", gates, *shapes), paths
+        if settings is None:
+            return None, paths
         if not train:
-            return test_gates(settings, num_blocks)[:, None], paths
+            return eval_gates(settings, num_blocks)[:, None], paths  # (num_blocks, 1)
         if not (self.has_rng("gates") or self.is_initializing()):
             raise InputError(
-                'In training gates are drawn: give rngs={"gates": key}, or the gates.'
+                'Training with stochastic depth needs rngs={"gates": key} or gates.'
             )
         key = self.make_rng("gates")
         return sample_gates(key, settings, num_blocks, images.shape[0]), paths
 
     check = resolve_gates  # the name until 0.1
 
-    def _checked_gates(self, gates, batch_size):
-        subset = isinstance(gates, Subset)
-        if not self.has_shortcuts and (self.stochastic_depth or subset):
-            raise InputError(
-                "Stochastic depth needs shortcuts: a plain network has no residual "
-                "branch to drop."
-            )
-        num_blocks = self.num_blocks
-        if subset:
-            indices = jnp.asarray(gates.indices)
-            of_blocks = indices.ndim == 2 and len(indices) == num_blocks
-            if not (of_blocks and jnp.issubdtype(indices.dtype, jnp.integer)):
-                raise InputError(
-                    "gates.indices must be integers of shape "
-                    f"[{num_blocks}, m], those of m examples per block, not "
-                    f"{indices.dtype} of shape {list(indices.shape)}."
-                )
-            weights = _numbers("gates.weights", gates.weights, indices.shape)
-            return Subset(indices, weights)
-        if gates is None:
-            return None
-        return _numbers("gates", gates, (num_blocks,), (num_blocks, batch_size))
-
-    def _checked_paths(self, paths, gates, batch_size):
-        if not self.has_shortcuts:
-            raise InputError(
-                "paths needs shortcuts: a plain network has one path only."
-            )
-        if isinstance(gates, Subset):
-            raise InputError(
-                "paths cannot be taken while gates are subsets of examples."
-            )
-        num_blocks = self.num_blocks
-        return _numbers("paths", paths, (num_blocks,), (num_blocks, batch_size))
-
 
 def check_stem(stem: str, *more: str) -> None:
-    """Raises an InputError if `stem` is not "small", "imagenet" or one of `more`."""
+    """Raise an InputError unless `stem` is "small", "imagenet" or one of `more`."""
     allowed = ("small", "imagenet", *more)
     if stem not in allowed:
         *rest, last = (f'"{name}"' for name in allowed)
@@ -307,7 +292,7 @@ def check_stem(stem: str, *more: str) -> None:
 
 
 def _each_whole(name, values):
-    """Return numbers of a field as a tuple of ints, or raise an InputError."""
+    """Return the numbers of a field as a tuple of ints, or raise an InputError."""
     try:
         return tuple(whole_number(name, value) for value in values)
     except (TypeError, InputError) as error:
@@ -318,7 +303,7 @@ def _each_whole(name, values):
 
 
 def _takes(kind, field):
-    """Whether a class of modules, or a partial of one, has a field."""
+    """Return whether a class of modules, or a partial of one, has a field."""
     try:
         known = inspect.signature(kind).parameters.values()
     except (TypeError, ValueError):  # not a class, or a partial with wrong fields
@@ -327,10 +312,10 @@ def _takes(kind, field):
 
 
 def _check_class(name, kind, value, *args, **fields):
-    """Raise an InputError unless a layer can be made of `value` as blocks make it."""
+    """Raise an InputError unless `value` makes a layer when called as in blocks."""
     try:
         if isinstance(value, nn.Module):
-            raise TypeError("It is a layer already.")
+            raise TypeError("It is an instance.")
         inspect.signature(value).bind(*args, name="layer", **fields)
     except (TypeError, ValueError):
         raise InputError(
@@ -340,7 +325,7 @@ def _check_class(name, kind, value, *args, **fields):
 
 
 def _group_norm(norm, **fields):
-    """Return a layer of groups of channels, with an InputError if they are unequal."""
+    """Return a layer that raises an InputError if its groups have unequal sizes."""
     layer = norm(**fields)
 
     def normalize(x):
@@ -348,7 +333,7 @@ def _group_norm(norm, **fields):
         if groups and x.shape[-1] % groups:
             raise InputError(
                 f"norm has {groups} groups, which do not divide {x.shape[-1]} channels "
-                "into equal parts: give a num_groups that does."
+                "into equal parts: choose another num_groups."
             )
         return layer(x)
 
@@ -366,23 +351,35 @@ def _check_images(images, train):
     dtype = getattr(images, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
-            "Images must be normalised floating point numbers, not "
+            "Images must be normalised floating-point numbers, not "
             f"{type(images).__name__ if dtype is None else dtype}."
         )
     if images.ndim < 2:
         raise InputError(f"Images must be [B, H, W, C], not of shape {images.shape}.")
     if 0 in images.shape[1:] or (train and images.shape[0] == 0):
         raise InputError(
-            f"Images of shape {images.shape} hold nothing to be "
+            f"Images of shape {images.shape} are empty: there is nothing to be "
             f"{'trained on' if train else 'classified'}."
         )
+
+
+def _checked_subset(gates, num_blocks):
+    """Return a `Subset` of arrays, or raise an InputError."""
+    indices = jnp.asarray(gates.indices)
+    per_block = indices.ndim == 2 and len(indices) == num_blocks
+    if not (per_block and jnp.issubdtype(indices.dtype, jnp.integer)):
+        raise InputError(
+            f"gates.indices must be integers of shape [{num_blocks}, m] for m examples "
+            f"per block, not {indices.dtype} of shape {list(indices.shape)}."
+        )
+    return Subset(indices, _numbers("gates.weights", gates.weights, indices.shape))
 
 
 def _numbers(name, values, *allowed):
     """Return gates or paths as floating-point numbers of one of the allowed shapes."""
     try:
         if any(isinstance(leaf, str) for leaf in jax.tree.leaves(values)):
-            raise TypeError("JAX warns of some strings, and takes them for dtypes")
+            raise TypeError("JAX would read some strings as dtypes")
         array = jnp.asarray(values)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
@@ -406,12 +403,12 @@ def _numbers(name, values, *allowed):
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """A function of a module by its name, jitted once more if `jitted`."""
+    """A function of a module by its name, jitted again if `jitted`."""
 
     name: str
     jitted: bool
 
-    def __call__(self, *args):  # a partial wants something that can be called
+    def __call__(self, *args):  # a partial needs a callable
         return _of_name(self)(*args)
 
 
@@ -427,7 +424,7 @@ def _mapped(change, value):
 
 
 def _by_name(value):
-    """Return a `_Named` for a transformed function of a module, others unchanged."""
+    """Return a `_Named` for a transformed function of a module, else the value."""
     inside = getattr(value, "__wrapped__", None)
     if inside is None or isinstance(value, FunctionType):
         return value
@@ -448,5 +445,5 @@ def _of_name(value):
 
 
 def _from_fields(kind, fields):
-    """Return the network that `Network.__reduce__` took apart."""
+    """Return the network of `Network.__reduce__`."""
     return kind(**_mapped(_of_name, fields), parent=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm, which keeps one array for the backward pass, and AlexNet's LRN."""
+"""BatchNorm that keeps one array for the backward pass, and AlexNet's LRN."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,20 +21,21 @@ def batch_norm(
     epsilon: float,
     axis_name: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises by the batch's own statistics: scale * (x - mean) / std + bias.
+    """Return scale * (x - mean) / std + bias by the batch's own statistics.
 
-    Its derivative is written in terms of the normalised images, so that these alone are
-    kept for the backward pass, beside numbers per channel. The variance is taken about
-    the mean: E[x^2] - E[x]^2 loses its digits where the mean is large.
+    This is algorithm 1 of Ioffe and Szegedy 2015. The derivative is a function of the
+    normalised images, so that these alone are kept for the backward pass, besides
+    numbers per channel. The variance is computed about the mean because
+    E[x^2] - E[x]^2 loses precision if the mean is large.
 
     Args:
         x: f[B, H, W, C].
         scale, bias: f32[C].
-        epsilon: added to the variance.
-        axis_name: devices over which the statistics are taken together.
+        epsilon: constant added to the variance.
+        axis_name: axis of the devices that share the statistics.
 
     Returns:
-        The result, of the dtype of `x`; mean and biased variance, f32[C]. Statistics
+        (result with the dtype of `x`, mean f32[C], biased variance f32[C]). Statistics
         are for the moving averages and pass no gradient.
     """
     normalized, _, mean, var = _normalize(x, epsilon, axis_name)
@@ -59,7 +60,7 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
 
 def _normalize(x, epsilon, axis_name):
     x = x.astype(at_least_float32(x.dtype))
-    # Named before they are used: rematerialisation keeps what has the name.
+    # Named before their use, so that rematerialisation can keep them.
     mean, var = checkpoint_name(_moments(x, axis_name), "statistics")
     rsqrt = lax.rsqrt(var + epsilon)
     normalized = (x - _along_channels(mean)) * _along_channels(rsqrt)
@@ -73,17 +74,17 @@ def _affine(normalized, scale, bias, dtype):
 
 
 def _along_channels(vector):
-    """f[C] -> f[1, 1, 1, C]: of the rank of the images that it is combined with."""
+    """Reshape f[C] -> f[1, 1, 1, C], the rank of images."""
     return vector.reshape(1, 1, 1, -1)
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which sums of such numbers are taken."""
+    """Return the dtype for sums of floating-point numbers of a dtype."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def _moments(x, axis_name):
-    """Mean and biased variance; the devices meet once, not for each of the two."""
+    """Return mean and biased variance, f[C], with one exchange between devices."""
     mean = x.mean(axis=(0, 1, 2))
     var = lax.square(x - _along_channels(mean)).mean(axis=(0, 1, 2))
     if axis_name is None:
@@ -101,15 +102,14 @@ def _mean(x, axis_name):
 class BatchNorm(nn.Module):
     """BatchNorm over batch and pixels (Ioffe and Szegedy 2015).
 
-    Moving averages are kept for use at test.
-
     Attributes:
-        use_running_average: normalise by the moving averages instead of the batch.
+        use_running_average: normalise by the moving averages, as at test, instead of
+            the batch's own statistics.
         momentum: weight of the old average; Torch's 0.1 is 0.9 here.
-        epsilon: added to the variance.
-        axis_name: devices over which statistics are synchronised.
-        dtype: of the result; None takes that of the input.
-        scale_init: of gamma, 1 in the papers.
+        epsilon: constant added to the variance.
+        axis_name: axis of the devices over which statistics are synchronised.
+        dtype: dtype of the result; None uses that of the input.
+        scale_init: initialiser of gamma, 1 in the papers.
     """
 
     use_running_average: bool
@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H, W, C]."""
+        """Normalise f[B, H, W, C]; in training, update the moving averages."""
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
@@ -136,9 +136,9 @@ class BatchNorm(nn.Module):
             y = x.astype(wide) * _along_channels(factor) + _along_channels(offset)
             return y.astype(dtype)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, *found = batch_norm(x.astype(dtype), scale, bias, self.epsilon, axis_name)
+        y, *moments = batch_norm(x.astype(dtype), scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
-            for average, new in zip((mean, var), found, strict=True):
+            for average, new in zip((mean, var), moments, strict=True):
                 new = new.astype(average.value.dtype)
                 keep = self.momentum
                 average.value = keep * average.value + (1 - keep) * new
@@ -154,21 +154,21 @@ def local_response_norm(
     beta: float = 0.75,
     groups: int = 1,
 ) -> jax.Array:
-    """x_i / (k + alpha * sum of x_j^2 over `size` channels about i) ^ beta.
+    """Return x_i / (k + alpha * sum of x_j^2 over `size` channels j about i) ^ beta.
 
-    Krizhevsky et al. 2012, section 3.3, with the paper's constants. (Caffe and Torch
-    divide alpha by `size`.)
+    By default it has the constants of Krizhevsky et al. 2012, section 3.3. (Caffe and
+    Torch divide alpha by `size`.)
 
     Args:
         x: f[B, H, W, C].
-        size: channels of the sum, fewer at the ends.
-        k, alpha, beta: as in the formula.
-        groups: parts of the channels that are normalised apart, as two towers are.
+        size: number of channels in the sum, fewer at the ends.
+        k, alpha, beta: constants of the formula.
+        groups: number of groups of channels that are normalised separately (towers).
     """
     squares = lax.square(x.astype(at_least_float32(x.dtype)))
     squares = squares.reshape(*x.shape[:-1], groups, -1)
     around = ((0, 0),) * 4 + ((size // 2, (size - 1) // 2),)
     window, steps = (1, 1, 1, 1, size), (1,) * 5
-    zero = np.zeros((), squares.dtype)  # known while tracing: gradients need that
+    zero = np.zeros((), squares.dtype)  # gradients need a concrete value
     total = lax.reduce_window(squares, zero, lax.add, window, steps, around)
     return x * ((k + alpha * total.reshape(x.shape)) ** -beta).astype(x.dtype)

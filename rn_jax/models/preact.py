@@ -2,9 +2,9 @@
 """Identity Mappings in Deep Residual Networks (He et al. 2016): both ablations.
 
 A unit is x_{l+1} = f(h(x_l) + F(x_l)), equations 1 and 2. Figure 2 and table 1 change
-the shortcut h on the original unit; figure 4 and table 2 change where normalisation and
-activation stand. Wide residual networks (Zagoruyko and Komodakis 2016) are full
-pre-activation units with more channels and, as an option, dropout.
+the shortcut h of the original unit; figure 4 and table 2 change the positions of
+normalisation and activation. Wide residual networks (Zagoruyko and Komodakis 2016) are
+full pre-activation units with more channels and, optionally, dropout.
 """
 
 import flax.linen as nn
@@ -14,13 +14,17 @@ from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import PROJECTIONS
 from rn_jax.models.resnet import BasicBlock, Block, bottleneck_strides
 
-# --- Table 1: what is on the shortcut -------------------------------------------------
+# --- Table 1: the function on the shortcut --------------------------------------------
 
 
 class ConstantScaling(BasicBlock):
     """shortcut_scale * x + branch_scale * F(x) (figure 2b).
 
-    A gate multiplies the branch: shortcut_scale * x + b branch_scale * F(x).
+    A gate b multiplies the branch: shortcut_scale * x + b branch_scale * F(x).
+
+    Attributes:
+        shortcut_scale: factor of the shortcut.
+        branch_scale: factor of the residual branch.
     """
 
     shortcut_scale: float = 0.5
@@ -42,13 +46,13 @@ class ExclusiveGating(BasicBlock):
     identity and computes neither F nor g.
 
     Attributes:
-        gate_bias: b_g at the start; the paper searched from 0 to -10.
+        gate_bias: initial b_g; the paper searched from 0 to -10.
     """
 
     gate_bias: float = -6.0
 
     def sum(self, x, gate, on_path, *, train: bool):
-        """Return the sum that g(x) divides: see `exclusive_sum`."""
+        """Return (1 - b g(x)) * x + b g(x) * F(x): see `exclusive_sum`."""
 
         def gate_and_residual(block, x):
             return _gate(block, x), block.residual(x, train=train)
@@ -63,7 +67,7 @@ class ShortcutOnlyGating(BasicBlock):
     A gate b multiplies F alone: a closed unit is (1 - g(x)) * x.
 
     Attributes:
-        gate_bias: b_g at the start; 0 and -6 in the paper.
+        gate_bias: initial b_g; 0 and -6 in the paper.
     """
 
     gate_bias: float = -6.0
@@ -89,7 +93,7 @@ class DropoutShortcut(BasicBlock):
 
 
 def _gate(block, x: jax.Array) -> jax.Array:
-    """g(x), a 1x1 convolution with the block's stride; no BatchNorm (our reading)."""
+    """Return g(x), a 1x1 convolution with the block's stride; we use no BatchNorm."""
     conv = block.conv(
         block.features,
         1,
@@ -101,15 +105,16 @@ def _gate(block, x: jax.Array) -> jax.Array:
     return nn.sigmoid(conv(x))
 
 
-# --- Table 2: where the activations are -----------------------------------------------
+# --- Table 2: the positions of the activations ----------------------------------------
 
 
 class _OrderedUnit(Block):
     """Further fields of the units of table 2.
 
     Attributes:
-        bottleneck: three weight layers, 1x1, 3x3 and 1x1, instead of two of 3x3.
-        stride_on: "1x1" (the authors' code) or "3x3" (fb.resnet.torch) of a bottleneck.
+        bottleneck: whether to use weight layers 1x1, 3x3 and 1x1 instead of two 3x3.
+        stride_on: layer with a bottleneck's stride: "1x1" (the authors' code) or "3x3"
+            (fb.resnet.torch).
     """
 
     bottleneck: bool = False
@@ -121,10 +126,10 @@ class _OrderedUnit(Block):
 
 
 def weight_layers(block: nn.Module) -> list[nn.Module]:
-    """The convolutions of a unit's branch, in order.
+    """Return the convolutions of a unit's branch, in order.
 
     Raises:
-        InputError: unknown `stride_on`.
+        InputError: `stride_on` is unknown.
     """
     shapes: tuple[tuple[int, int, int], ...]
     if not block.bottleneck:
@@ -139,7 +144,7 @@ def weight_layers(block: nn.Module) -> list[nn.Module]:
 class BatchNormAfterAddition(_OrderedUnit):
     """F is W-BN-ReLU-W, and BN-ReLU follow the sum (figure 4b).
 
-    The BatchNorm after the sum also runs in a closed unit, whose sum is its shortcut.
+    The BatchNorm after the sum also runs in a closed unit.
     """
 
     def residual(self, x, *, train: bool):
@@ -167,10 +172,10 @@ class ReluBeforeAddition(_OrderedUnit):
 class ReluOnlyPreactivation(_OrderedUnit):
     """F is ReLU-W-BN-ReLU-W-BN, and nothing follows the sum (figure 4d).
 
-    The shortcut takes the input as it is, also where a convolution is on it.
+    The input of the shortcut is not activated, even if it has a convolution.
 
     Attributes:
-        activated: the input is activated already, as that of the first unit is.
+        activated: whether the input is already activated, as that of the first unit.
     """
 
     activated: bool = False
@@ -188,13 +193,12 @@ class ReluOnlyPreactivation(_OrderedUnit):
 class FullPreactivation(_OrderedUnit):
     """F is BN-ReLU-W-BN-ReLU-W, and nothing follows the sum (figure 4e).
 
-    Where a convolution is on the shortcut, one BN-ReLU feeds both paths, as in the
-    authors' code; the network's first unit is fed so by the stem.
+    If the shortcut has a convolution, one BN-ReLU precedes both paths, as in the
+    authors' code; for the network's first unit it belongs to the stem.
 
     Attributes:
-        activated: the input is activated already, as that of the first unit is.
-        dropout: share of the activations before the last weight layer that is zeroed in
-            training (wide residual networks).
+        activated: whether the input is already activated, as that of the first unit.
+        dropout: rate of dropout before the last weight layer (wide residual networks).
     """
 
     activated: bool = False
@@ -203,7 +207,7 @@ class FullPreactivation(_OrderedUnit):
     preactivation = "bn_relu"
 
     def before(self, x, *, train: bool):
-        """Return the input, activated for both paths where they share it."""
+        """Return the input, activated if both paths share the activation."""
         if self._both_activated(x) and not self.activated:
             return self._activate(x, 1)
         return x

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual and plain networks of Deep Residual Learning (He et al. 2015).
 
-The trunk is shared by the papers after it, whose blocks have files of their own.
+Later papers use the same trunk; their blocks are in files of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from flax.core import FrozenDict
 from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
-from rn_jax.models.network import Network, check_stem
+from rn_jax.models.network import Count, Network, check_stem
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos
 
 
@@ -22,20 +22,20 @@ class Block(nn.Module):
     """A block of the trunk, y = f(h(x) + F(x)) (He et al. 2016, equations 1 and 2).
 
     A paper's block overrides what its figure changes: the shortcut h (`shortcut`), the
-    residual branch F (`residual`), or what follows the sum, f (`after`). A gate
-    multiplies F(x), which is not computed where the gate is 0. These methods make their
+    residual branch F (`residual`), or the function after the sum, f (`after`). A gate
+    multiplies F(x), which is not computed if the gate is 0. These methods create their
     modules where they call them, as a compact `__call__` does.
 
     Attributes:
         features: channels of the output.
-        stride: of the block, and of its shortcut.
-        shortcut_kind: see `Shortcut`; None for plain networks.
+        stride: stride of the block and its shortcut.
+        shortcut_kind: kind of the shortcut, see `Shortcut`; None for plain networks.
         conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`; it knows whether the network is in training.
+        norm: called as `norm()`; already set for training or test.
         activation: called as `activation(x)`.
-        has_shortcut: of the class: whether there is a path beside the gated one.
-        preactivation: of the class: what F begins with, "relu" or "bn_relu", and the
-            trunk therefore ends with; None where F begins with a convolution.
+        has_shortcut: class attribute: whether the block has a shortcut.
+        preactivation: class attribute: "relu" or "bn_relu", with which F starts and the
+            trunk therefore ends; None if F starts with a convolution.
 
     Raises:
         InputError: a subclass defines `__call__`.
@@ -55,29 +55,37 @@ class Block(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__call__" in vars(cls):
             raise InputError(
-                f"{cls.__name__} defines __call__, which belongs to Block: define "
-                "residual(self, x, *, train) for the branch, shortcut(self, x, *, "
-                "train) or after(self, y, *, train) instead."
+                f"{cls.__name__} defines __call__, which belongs to Block; instead, "
+                "define residual(self, x, *, train), shortcut(self, x, *, train) or "
+                "after(self, y, *, train)."
             )
 
     @final
     @nn.compact
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
-        x = self.before(x, train=train)
+        """Return f(h(x) + gate * F(x)), f[B, H / stride, W / stride, features].
+
+        Args:
+            x: f[B, H, W, C].
+            gate: f32[], f32[1], f32[B], `Subset` or None; see `gated_sum`.
+            on_path: f32[], f32[B] or None; see `gated_sum`.
+            train: whether the network is in training.
+        """
+        x = self.before(x, train=train)  # (B, H, W, C)
+        # (B, H / stride, W / stride, features)
         return self.after(self.sum(x, gate, on_path, train=train), train=train)
 
     def before(self, x, *, train: bool):
-        """Return what both paths take: the block's input."""
+        """Return the input of both paths, f[B, H, W, C]: that of the block."""
         return x
 
     def shortcut(self, x, *, train: bool):
-        """Return h(x), the shortcut of the block's kind, width and stride."""
+        """Return h(x), f[B, H / stride, W / stride, features]."""
         parts = self.shortcut_kind, self.features, self.stride, self.conv, self.norm
         return Shortcut(*parts, name="shortcut")(x)
 
     def residual(self, x, *, train: bool):
-        """Return F(x), of the shape of h(x)."""
+        """Return F(x), with the shape of h(x)."""
         raise NotImplementedError(f"{type(self).__name__} must define residual.")
 
     def sum(self, x, gate, on_path, *, train: bool):
@@ -94,9 +102,8 @@ class Block(nn.Module):
 def __getattr__(name):
     if name in ("identity", "basic_branch"):
         raise ImportError(
-            f"{name} is a method of the blocks now: call super().shortcut(x, "
-            "train=train) or super().residual(x, train=train) in a subclass of "
-            "BasicBlock."
+            f"{name} is now a method of the blocks: in a subclass of BasicBlock, call "
+            "super().shortcut(x, train=train) or super().residual(x, train=train)."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -105,7 +112,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut (figure 5, left)."""
 
     def residual(self, x, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
         y = self.activation(self.norm(name="bn1")(y))
         y = self.conv(self.features, 3, name="conv2")(y)
@@ -115,15 +122,14 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolution and a shortcut (figure 5, right).
 
-    With `groups` it is the block of ResNeXt (Xie et al. 2017, figure 3c), with a
-    larger `base_width` that of wide ResNet-50 and -101.
+    With `groups` it is the block of ResNeXt (Xie et al. 2017, figure 3c); with a larger
+    `base_width`, that of wide ResNet-50 and -101.
 
     Attributes:
-        groups: cardinality C, the feature groups of the 3x3 convolution.
-        base_width: d, channels of a group where w, a quarter of `features`, is 64; in
-            general floor(w d / 64).
-        stride_on: "3x3" (fb.resnet.torch, torchvision), or "1x1", the first
-            convolution, as in the authors' Caffe models.
+        groups: cardinality C, the number of feature groups of the 3x3 convolution.
+        base_width: d; a group has floor(w d / 64) channels with w = `features` / 4.
+        stride_on: convolution with the stride: "3x3" (fb.resnet.torch, torchvision), or
+            "1x1", the first one (the authors' Caffe models).
 
     Raises:
         InputError: `stride_on` is neither.
@@ -134,7 +140,7 @@ class Bottleneck(Block):
     stride_on: str = "3x3"
 
     def residual(self, x, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         width = group_width(self.features, self.base_width) * self.groups
         first, second = bottleneck_strides(self)
         y = self.conv(width, 1, first, name="conv1")(x)
@@ -146,7 +152,7 @@ class Bottleneck(Block):
 
 
 def bottleneck_strides(block: nn.Module) -> tuple[int, int]:
-    """Strides of a bottleneck's first 1x1 and of its 3x3 convolution.
+    """Return the strides of a bottleneck's first 1x1 and its 3x3 convolution.
 
     Raises:
         InputError: `stride_on` is neither "1x1" nor "3x3".
@@ -158,7 +164,7 @@ def bottleneck_strides(block: nn.Module) -> tuple[int, int]:
 
 
 def group_width(features: int, base_width: int) -> int:
-    """Channels of one group of a bottleneck: floor(w d / 64), with w = features / 4."""
+    """Return floor(w d / 64), w = features / 4: channels of a bottleneck's group."""
     return features // 4 * base_width // 64
 
 
@@ -166,11 +172,11 @@ class PlainLayer(Block):
     """One 3x3 convolution of a plain network (figure 3, middle): no shortcut.
 
     Its gate interpolates between the layer (1) and the identity (0). A layer that
-    changes the shape has no identity and ignores its gate.
+    changes the shape ignores its gate.
 
     Attributes:
-        downsample: "stride", of the convolution; or "max_pool", a convolution of
-            stride 1 and 2x2 max-pooling after it.
+        downsample: "stride", a convolution with the stride; or "max_pool", a
+            convolution of stride 1 followed by 2x2 max-pooling.
     """
 
     downsample: str = "stride"
@@ -178,7 +184,7 @@ class PlainLayer(Block):
     has_shortcut = False
 
     def residual(self, x, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
+        """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if self.downsample not in ("stride", "max_pool"):
             raise InputError(
                 f'downsample must be "stride" or "max_pool", not {self.downsample!r}.'
@@ -190,49 +196,52 @@ class PlainLayer(Block):
         return max_pool(y, self.stride, self.stride) if by_pooling else y
 
     def sum(self, x, gate, on_path, *, train: bool):
-        """Return gate * F(x) + (1 - gate) * x, or F(x) where it has another shape."""
+        """Return gate * F(x) + (1 - gate) * x, or F(x) if the shapes differ."""
         if self.stride == 1 and x.shape[-1] == self.features:
             return gated_layer(self, x, partial(type(self).residual, train=train), gate)
         return self.residual(x, train=train)
 
     def after(self, y, *, train: bool):
-        """Return y, which is activated already."""
+        """Return y, which is already activated."""
         return y
 
 
 class ResNet(Network):
-    """The trunk of the residual papers, and of their plain counterparts.
+    """The trunk of the residual papers and their plain counterparts.
 
     A stem, stages of blocks with a stride of 2 between them, global average pooling and
     a fully connected layer. On CIFAR the depth is 6n + 2 with basic and 9n + 2 with
-    bottleneck blocks (section 4.2); ImageNet's networks are those of table 1.
+    bottleneck blocks (section 4.2); table 1 has the networks for ImageNet.
 
     Attributes:
-        stage_sizes: blocks per stage.
-        features: channels of the output of each stage.
-        stem: "small", a 3x3 convolution, for images of 32 pixels; or "imagenet", a 7x7
+        stage_sizes: number of blocks per stage.
+        features: channels of each stage's output.
+        stem: "small", a 3x3 convolution, for images of 32 pixels; "imagenet", a 7x7
             convolution of stride 2 and 3x3 max-pooling of stride 2; or, for
-            pre-activation units, "imagenet_linear", the same without BatchNorm and
-            ReLU, with which the first unit then begins (timm's resnetv2).
+            pre-activation units, "imagenet_linear", the same with BatchNorm and ReLU
+            moved to the first unit (timm's resnetv2).
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
-        block: `BasicBlock`, `Bottleneck`, `PlainLayer`, or another subclass of `Block`.
-        block_kwargs: further fields of the block, as {"base_width": 128}.
-        conv_bias: biases on convolutions, which Huang et al. 2016's code has.
-        scan_unroll: blocks laid out one after another per turn of a scan's loop.
-        remat: what is computed again in the backward pass instead of kept: "none";
-            "cheap", all but convolutions and statistics; "all", whole blocks.
+        block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
+        block_kwargs: further fields of the block, such as {"base_width": 128}.
+        conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
+        scan_unroll: number of blocks per iteration of a scan; see `Stage`.
+        remat: "none", "cheap" or "all"; see `Stage`.
+
+    Raises:
+        InputError: an unknown stem, too few `features`, a block of another kind, or an
+            unknown field in `block_kwargs`.
     """
 
-    stage_sizes: Sequence[int]
-    features: Sequence[int] = (16, 32, 64)
+    stage_sizes: Sequence[Count]
+    features: Sequence[Count] = (16, 32, 64)
     stem: str = "small"
-    stem_features: int | None = None
+    stem_features: Count | None = None
     shortcut: str | None = "A"
     block: ModuleDef = BasicBlock
     block_kwargs: Mapping[str, Any] = FrozenDict()
     conv_bias: bool = False
-    scan_unroll: int = 1
+    scan_unroll: Count = 1
     remat: str = "cheap"
 
     def __post_init__(self):
@@ -251,7 +260,7 @@ class ResNet(Network):
         if self.stem == "imagenet_linear" and not kind.preactivation:
             raise InputError(
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
-                f"unit; {kind.__name__} is none."
+                f"unit, which {kind.__name__} is not."
             )
         fields = kind.__dataclass_fields__
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
@@ -259,7 +268,7 @@ class ResNet(Network):
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         block = partial(
             self.block,
@@ -272,6 +281,7 @@ class ResNet(Network):
             },
         )
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
+        # (B, H, W, stem_features), H and W as the stem leaves them
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
             x = self.activation(norm(name="stem_bn")(x))
@@ -282,6 +292,7 @@ class ResNet(Network):
             first = block if apart else None
             if self._first_activated and stage == 1:
                 first = partial(block, activated=True)  # by the stem, for both paths
+            # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[stage - 1])
             x = Stage(
                 block,
                 first,
@@ -292,11 +303,11 @@ class ResNet(Network):
                 remat=self.remat,
                 name=f"stage{stage}",
             )(x, *self.of_stage(stage, gates, paths), train=train)
-        if self._preactivation:  # once more after the last sum
+        if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
-        return self.classify(x.mean(axis=(1, 2)))
+        return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:
@@ -320,12 +331,12 @@ class ResNet(Network):
 
     @property
     def has_shortcuts(self) -> bool:
-        """Whether blocks have a shortcut beside what a gate closes."""
+        """Whether blocks have a shortcut."""
         return self.block_class.has_shortcut
 
     @property
     def norm_first(self) -> bool:
-        """Whether BatchNorm comes before its convolution."""
+        """Whether BatchNorm precedes its convolution."""
         return self._preactivation == "bn_relu"
 
     @property
@@ -334,11 +345,11 @@ class ResNet(Network):
 
     @property
     def _first_activated(self):
-        """Whether the stem does what a pre-activation unit begins with."""
+        """Whether the stem ends with what a pre-activation unit starts with."""
         return self._preactivation is not None and self.stem != "imagenet_linear"
 
     @property
     def block_class(self) -> type[Block]:
-        """The block's class, also where `block` is a partial of it."""
+        """The class of the block, even if `block` is a partial of it."""
         block: Any = self.block
         return block.func if hasattr(block, "func") else block

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNeXt (Xie et al. 2017) in its three equivalent forms (figure 3).
 
-The block of form (c), one grouped convolution, is `Bottleneck` with groups: the one to
-train with. Forms (a) and (b) lay the branches out. `convert_form` maps weights between
-the three, which compute the same function.
+Form (c), one grouped convolution, is `Bottleneck` with groups, and the fastest. Forms
+(a) and (b) have a module for each branch. All three compute the same function, and
+`convert_form` converts their weights.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from rn_jax.models.resnet import Block, Bottleneck, ResNet, group_width
 
 
 class _Branches(Block):
-    """Fields of forms (a) and (b): those of `Bottleneck`, the stride on the 3x3."""
+    """Fields of forms (a) and (b), as in `Bottleneck`; the stride is on the 3x3."""
 
     groups: int = 32
     base_width: int = 4
 
 
 def branch(block: nn.Module, x: jax.Array, i: int) -> jax.Array:
-    """Branch i from 1 up to its last 1x1 convolution: 1x1 and 3x3 of d channels."""
+    """Return branch i, from 1, before its last 1x1 convolution: f[B, H', W', d]."""
     d, name = group_width(block.features, block.base_width), branch_name(i)
     y = block.conv(d, 1, name=f"{name}_conv1")(x)
     y = block.activation(block.norm(name=f"{name}_bn1")(y))
@@ -34,14 +34,14 @@ def branch(block: nn.Module, x: jax.Array, i: int) -> jax.Array:
 
 
 def branch_name(i: int) -> str:
-    """Prefix of the variables of branch i, from 1."""
+    """Return the prefix of the variables of branch i, from 1."""
     return f"branch{i:02d}"
 
 
 class SplitTransformMerge(_Branches):
     """F(x) = sum of C branches 1x1(d)-3x3(d)-1x1 (figure 3a, equation 2).
 
-    The last BatchNorm comes after the sum.
+    The last BatchNorm follows the sum.
     """
 
     def residual(self, x, *, train: bool):
@@ -73,16 +73,16 @@ FORMS = {"a": SplitTransformMerge, "b": EarlyConcatenation, "c": Bottleneck}
 def build_resnext(
     *, cardinality: int, base_width: int, form: str = "c", **fields: Any
 ) -> ResNet:
-    """A ResNeXt.
+    """Return a ResNeXt.
 
     Args:
-        cardinality: C, branches of a block.
+        cardinality: C, number of branches of a block.
         base_width: d, channels of a branch in the first stage of ImageNet's networks.
         form: "a", "b" or "c" of figure 3.
-        **fields: those of `ResNet`.
+        **fields: fields of `ResNet`.
 
     Raises:
-        InputError: unknown form.
+        InputError: the form is unknown.
     """
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
@@ -94,21 +94,21 @@ def build_resnext(
 def convert_form(
     variables: Mapping[str, Any], model: nn.Module, source: str, target: str
 ) -> dict[str, Any]:
-    """Variables of one form of a ResNeXt as those of another, computing the same.
+    """Return the variables of a ResNeXt's form as those of an equivalent form.
 
-    W1 of (c) is the branches' W1 side by side by output channel, W2 is its groups, W3
-    is stacked by input channel (section 3.3); BatchNorms are split like their channels.
+    The branches' W1 are concatenated by output channel in (c), W2 are its groups, W3
+    are concatenated by input channel (section 3.3); BatchNorms follow their channels.
 
     Args:
-        variables: collections of a network in form `source`, as its `init` gives them.
-        model: the network in any form, for its number of groups.
+        variables: collections of a network in form `source`, as returned by `init`.
+        model: network in any of the forms.
         source, target: "a", "b" or "c".
 
     Raises:
-        InputError: unknown form; biases on the convolutions.
+        InputError: a form is unknown, or the convolutions have biases.
     """
     if model.conv_bias:
-        raise InputError("convert_form maps convolutions without biases only.")
+        raise InputError("convert_form needs convolutions without biases.")
     for form in (source, target):
         if form not in FORMS:
             raise unknown_name("form", form, FORMS)
@@ -125,8 +125,8 @@ def convert_form(
     return {name: convert(tree) for name, tree in variables.items()}
 
 
-# Layers that the forms lay out differently, and the axis along which the
-# branches lie in form (c), from the end because scans stack blocks on axis 0.
+# Layers that differ between forms, and the axis of the branches in form (c), counted
+# from the end because scans stack blocks on axis 0.
 _BY_BRANCH = {"conv1": -1, "bn1": -1, "conv2": -1, "bn2": -1, "conv3": -2}
 
 
@@ -136,11 +136,11 @@ def _layers(form):
 
 
 def _merge(tree, form, groups):
-    """A block's variables in form (c)."""
+    """Return the variables of a block in form (c)."""
     tree = dict(tree)
     for layer in _layers(form):
         names = [f"{branch_name(i)}_{layer}" for i in range(1, groups + 1)]
-        if names[0] in tree:  # statistics have no convolutions
+        if names[0] in tree:  # there are no statistics of convolutions
             parts, axis = [tree.pop(name) for name in names], _BY_BRANCH[layer]
             tree[layer] = jax.tree.map(
                 lambda *leaves, axis=axis: jnp.concatenate(leaves, axis), *parts
@@ -149,7 +149,7 @@ def _merge(tree, form, groups):
 
 
 def _split(tree, form, groups):
-    """A block's variables in form (c) as those of `form`."""
+    """Return the variables of a block in form (c) as those of `form`."""
     tree = dict(tree)
     for layer in _layers(form):
         if layer in tree:

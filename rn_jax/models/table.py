@@ -33,14 +33,15 @@ class ModelEntry:
     """One row of the table.
 
     Attributes:
-        build: called with `arguments` and the user's own, gives the network.
-        arguments: what makes this network of its family.
-        paper: where it comes from.
+        build: class or function that makes the network from `arguments` and those of
+            the caller.
+        arguments: arguments that distinguish this network within its family.
+        paper: source of the network.
         params: exact number of parameters with `num_classes` classes.
-        num_classes: of the paper's data set.
+        num_classes: number of classes of the paper's data set.
         image_size: side of the paper's images in pixels.
-        channels: of the paper's images.
-        expected_to_fail: it does not train in the paper.
+        channels: number of channels of the paper's images.
+        expected_to_fail: whether it fails to train in the paper.
     """
 
     build: Callable[..., Network]
@@ -54,33 +55,45 @@ class ModelEntry:
 
 
 MODELS: dict[str, ModelEntry] = {}
+_NO_ARGUMENTS: Mapping[str, Any] = {}
+_own: dict[str, Any]  # of the rows below
+_stages: tuple[int, ...]
+_block: type
 
 
-def _add(names, build, arguments, paper, **facts):
-    """Rows of a table: name -> (parameters, arguments of its own)."""
-    for name, (params, own) in names.items():
-        MODELS[name] = ModelEntry(build, {**arguments, **own}, paper, params, **facts)
+def _rows(build, paper, **facts):
+    """Return add(name, params, shared, **own), which adds a row of this paper."""
+
+    def add(name, params, shared=_NO_ARGUMENTS, **own):
+        MODELS[name] = ModelEntry(build, {**shared, **own}, paper, params, **facts)
+
+    return add
 
 
 def _sections(depth, layers):
-    """Three equal stages of a CIFAR network with blocks of so many layers."""
+    """Return three equal stages of a CIFAR network whose blocks have these layers."""
     return {"stage_sizes": ((depth - 2) // (3 * layers),) * 3}
 
 
 class _BatchNorm(BatchNorm):
     """BatchNorm with the epsilon of Keras, and of GoogLeNet in torchvision.
 
-    It is a class because a pickled partial does not come back equal.
+    It is a class because an unpickled partial is not equal to the original.
     """
 
     epsilon: float = 1e-3
 
 
+_IMAGENET = {"num_classes": 1000, "image_size": 224}
+
 # --- He et al. 2015 -------------------------------------------------------------------
 
 _HE_2015 = "He et al. 2015"
+_add = _rows(ResNet, _HE_2015)
+_add_after = _rows(ResNet, f"after {_HE_2015}")
+_PLAIN = {"block": PlainLayer, "shortcut": None}
 
-# Shortcut A has no parameters, so a plain net is of the size of the residual one.
+# Shortcut A has no parameters, so plain and residual networks have the same number.
 for _depth, _params in (
     (20, 269_722),
     (32, 464_154),
@@ -89,324 +102,155 @@ for _depth, _params in (
     (110, 1_727_962),
     (1202, 19_421_274),
 ):
-    _own = _sections(_depth, 2)
-    _add({f"resnet{_depth}": (_params, _own)}, ResNet, {}, _HE_2015)
-    _own = {**_sections(_depth, 1), "block": PlainLayer, "shortcut": None}
+    _add(f"resnet{_depth}", _params, _sections(_depth, 2))
     # The paper has plain networks of up to 110 layers.
-    _paper = _HE_2015 if _depth <= 110 else f"after {_HE_2015}"
-    _add({f"plain{_depth}": (_params, _own)}, ResNet, {}, _paper)
+    _add_plain = _add if _depth <= 110 else _add_after
+    _add_plain(f"plain{_depth}", _params, _PLAIN, **_sections(_depth, 1))
 
-# ImageNet's ResNet-152 has the name that its depth would give.
-_add(
-    {"resnet152_svhn": (2_408_474, {**_sections(152, 2), "shortcut": "A_pooled"})},
-    ResNet,
-    {},
-    "Huang et al. 2016",
-)
+# "resnet152" is the network for ImageNet.
+_add = _rows(ResNet, "Huang et al. 2016")
+_add("resnet152_svhn", 2_408_474, _sections(152, 2), shortcut="A_pooled")
 
 _CIFAR_BOTTLENECK = {"features": (64, 128, 256), "stem_features": 16, "shortcut": "B"}
+_ORIGINAL = {"block": Bottleneck, "block_kwargs": {"stride_on": "1x1"}}
+_add = _rows(ResNet, "He et al. 2016, original units")
+_add("resnet164", 1_704_154, _CIFAR_BOTTLENECK, **_ORIGINAL, **_sections(164, 3))
+_add("resnet1001", 10_328_602, _CIFAR_BOTTLENECK, **_ORIGINAL, **_sections(1001, 3))
 
-_add(
-    {
-        "resnet164": (1_704_154, _sections(164, 3)),
-        "resnet1001": (10_328_602, _sections(1001, 3)),
-    },
-    ResNet,
-    {
-        **_CIFAR_BOTTLENECK,
-        "block": Bottleneck,
-        "block_kwargs": {"stride_on": "1x1"},
-    },
-    "He et al. 2016, original units",
-)
-
-_IMAGENET = {"num_classes": 1000, "image_size": 224}
-_IMAGENET_BASIC = {"stem": "imagenet", "features": (64, 128, 256, 512)}
-_IMAGENET_BOTTLENECK = {
+_BASIC = {"stem": "imagenet", "features": (64, 128, 256, 512)}
+_BASIC_RESIDUAL = {**_BASIC, "shortcut": "B"}
+_BASIC_PLAIN = {**_BASIC, **_PLAIN}
+_WIDE_STAGES = {
     "stem": "imagenet",
     "features": (256, 512, 1024, 2048),
     "stem_features": 64,
     "shortcut": "B",
 }
-_50, _101, _152, _200 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
+_BOTTLENECK = {**_WIDE_STAGES, "block": Bottleneck}
+_18, _50, _101 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3)
+_152, _200 = (3, 8, 36, 3), (3, 24, 36, 3)
 
-_add(
-    {
-        "resnet18": (11_689_512, {"stage_sizes": (2, 2, 2, 2)}),
-        "resnet34": (21_797_672, {"stage_sizes": _50}),
-    },
-    ResNet,
-    {**_IMAGENET_BASIC, "shortcut": "B"},
-    _HE_2015,
-    **_IMAGENET,
+_add = _rows(ResNet, _HE_2015, **_IMAGENET)
+_add("resnet18", 11_689_512, _BASIC_RESIDUAL, stage_sizes=_18)
+_add("resnet34", 21_797_672, _BASIC_RESIDUAL, stage_sizes=_50)
+_add("plain18", 11_515_688, _BASIC_PLAIN, stage_sizes=(4, 4, 4, 4))
+_add("plain34", 21_623_848, _BASIC_PLAIN, stage_sizes=(6, 8, 12, 6))
+_BASIC_POOLED = {**_BASIC_PLAIN, "block_kwargs": {"downsample": "max_pool"}}
+_add_pooled = _rows(
+    ResNet, f"after {_HE_2015}, with max-pooling in place of strides", **_IMAGENET
 )
-_PLAIN = {**_IMAGENET_BASIC, "block": PlainLayer, "shortcut": None}
-_add(
-    {
-        "plain18": (11_515_688, {"stage_sizes": (4, 4, 4, 4)}),
-        "plain34": (21_623_848, {"stage_sizes": (6, 8, 12, 6)}),
-    },
-    ResNet,
-    _PLAIN,
-    _HE_2015,
-    **_IMAGENET,
-)
-_add(
-    {
-        "plain18_max_pool": (11_515_688, {"stage_sizes": (4, 4, 4, 4)}),
-        "plain34_max_pool": (21_623_848, {"stage_sizes": (6, 8, 12, 6)}),
-    },
-    ResNet,
-    {**_PLAIN, "block_kwargs": {"downsample": "max_pool"}},
-    f"after {_HE_2015}, with max-pooling in place of strides",
-    **_IMAGENET,
-)
-_add(
-    {
-        "resnet50": (25_557_032, {"stage_sizes": _50}),
-        "resnet101": (44_549_160, {"stage_sizes": _101}),
-        "resnet152": (60_192_808, {"stage_sizes": _152}),
-    },
-    ResNet,
-    {**_IMAGENET_BOTTLENECK, "block": Bottleneck},
-    _HE_2015,
-    **_IMAGENET,
-)
-_add(
-    {"resnet200": (64_673_832, {"stage_sizes": _200})},
-    ResNet,
-    {**_IMAGENET_BOTTLENECK, "block": Bottleneck},
-    "He et al. 2016, original units",
-    **_IMAGENET,
-)
-_add(
-    {
-        "wide_resnet50_2": (68_883_240, {"stage_sizes": _50}),
-        "wide_resnet101_2": (126_886_696, {"stage_sizes": _101}),
-    },
-    ResNet,
-    {
-        **_IMAGENET_BOTTLENECK,
-        "block": Bottleneck,
-        "block_kwargs": {"base_width": 128},
-    },
-    "torchvision, after Zagoruyko and Komodakis 2016",
-    **_IMAGENET,
-)
+_add_pooled("plain18_max_pool", 11_515_688, _BASIC_POOLED, stage_sizes=(4, 4, 4, 4))
+_add_pooled("plain34_max_pool", 21_623_848, _BASIC_POOLED, stage_sizes=(6, 8, 12, 6))
+_add("resnet50", 25_557_032, _BOTTLENECK, stage_sizes=_50)
+_add("resnet101", 44_549_160, _BOTTLENECK, stage_sizes=_101)
+_add("resnet152", 60_192_808, _BOTTLENECK, stage_sizes=_152)
+
+_add = _rows(ResNet, "He et al. 2016, original units", **_IMAGENET)
+_add("resnet200", 64_673_832, _BOTTLENECK, stage_sizes=_200)
+
+_WIDE = {**_BOTTLENECK, "block_kwargs": {"base_width": 128}}
+_add = _rows(ResNet, "torchvision, after Zagoruyko and Komodakis 2016", **_IMAGENET)
+_add("wide_resnet50_2", 68_883_240, _WIDE, stage_sizes=_50)
+_add("wide_resnet101_2", 126_886_696, _WIDE, stage_sizes=_101)
 
 # --- He et al. 2016 -------------------------------------------------------------------
 
-_TABLE_1 = "He et al. 2016, table 1"
 _110 = _sections(110, 2)
 _GATED = 1_824_186  # a 1x1 convolution with bias in each of 54 units: + 96,224
 
-_add(
-    {
-        "resnet110_scaling_0_1": (
-            1_727_962,
-            {"block_kwargs": {"shortcut_scale": 0.0, "branch_scale": 1.0}},
-        ),
-        "resnet110_scaling_05_1": (
-            1_727_962,
-            {"block_kwargs": {"shortcut_scale": 0.5, "branch_scale": 1.0}},
-        ),
-    },
-    ResNet,
-    {**_110, "block": ConstantScaling},
-    _TABLE_1,
-    expected_to_fail=True,
-)
-_add(
-    {
-        "resnet110_scaling_05_05": (
-            1_727_962,
-            {"block_kwargs": {"shortcut_scale": 0.5, "branch_scale": 0.5}},
-        ),
-    },
-    ResNet,
-    {**_110, "block": ConstantScaling},
-    _TABLE_1,
-)
-_add(
-    {"resnet110_exclusive_gating_0": (_GATED, {"block_kwargs": {"gate_bias": 0.0}})},
-    ResNet,
-    {**_110, "block": ExclusiveGating},
-    _TABLE_1,
-    expected_to_fail=True,
-)
-_add(
-    {
-        "resnet110_exclusive_gating_6": (_GATED, {"block_kwargs": {"gate_bias": -6.0}}),
-        "resnet110_exclusive_gating_7": (_GATED, {"block_kwargs": {"gate_bias": -7.0}}),
-    },
-    ResNet,
-    {**_110, "block": ExclusiveGating},
-    _TABLE_1,
-)
-_add(
-    {
-        "resnet110_shortcut_gating_0": (_GATED, {"block_kwargs": {"gate_bias": 0.0}}),
-        "resnet110_shortcut_gating_6": (_GATED, {"block_kwargs": {"gate_bias": -6.0}}),
-    },
-    ResNet,
-    {**_110, "block": ShortcutOnlyGating},
-    _TABLE_1,
-)
-_add(
-    {"resnet110_conv_shortcut": (1_826_202, {"shortcut": "C"})},
-    ResNet,
-    _110,
-    _TABLE_1,
-)
-_add(
-    {"resnet110_dropout_shortcut": (1_727_962, {})},
-    ResNet,
-    {**_110, "block": DropoutShortcut},
-    _TABLE_1,
-    expected_to_fail=True,
-)
+_add = _rows(ResNet, "He et al. 2016, table 1")
+_add_failing = _rows(ResNet, "He et al. 2016, table 1", expected_to_fail=True)
+for _name, _h, _f, _add_one in (
+    ("0_1", 0.0, 1.0, _add_failing),
+    ("05_1", 0.5, 1.0, _add_failing),
+    ("05_05", 0.5, 0.5, _add),
+):
+    _own = {"block_kwargs": {"shortcut_scale": _h, "branch_scale": _f}}
+    _name = f"resnet110_scaling_{_name}"
+    _add_one(_name, 1_727_962, _110, block=ConstantScaling, **_own)
+for _name, _block, _bias, _add_one in (
+    ("exclusive_gating_0", ExclusiveGating, 0.0, _add_failing),
+    ("exclusive_gating_6", ExclusiveGating, -6.0, _add),
+    ("exclusive_gating_7", ExclusiveGating, -7.0, _add),
+    ("shortcut_gating_0", ShortcutOnlyGating, 0.0, _add),
+    ("shortcut_gating_6", ShortcutOnlyGating, -6.0, _add),
+):
+    _own = {"block_kwargs": {"gate_bias": _bias}}
+    _add_one(f"resnet110_{_name}", _GATED, _110, block=_block, **_own)
+_add("resnet110_conv_shortcut", 1_826_202, _110, shortcut="C")
+_add_failing("resnet110_dropout_shortcut", 1_727_962, _110, block=DropoutShortcut)
 
+_BOTTLENECKS = {"block_kwargs": {"bottleneck": True}}
+_164 = {**_CIFAR_BOTTLENECK, **_BOTTLENECKS, **_sections(164, 3)}
+_add = _rows(ResNet, "He et al. 2016, table 2")
 for _place, _block in (
     ("bn_after_addition", BatchNormAfterAddition),
     ("relu_before_addition", ReluBeforeAddition),
     ("relu_only_preact", ReluOnlyPreactivation),
 ):
-    _add(
-        {
-            f"resnet110_{_place}": (1_727_962, _110),
-            f"resnet164_{_place}": (
-                1_704_154,
-                {
-                    **_CIFAR_BOTTLENECK,
-                    **_sections(164, 3),
-                    "block_kwargs": {"bottleneck": True},
-                },
-            ),
-        },
-        ResNet,
-        {"block": _block},
-        "He et al. 2016, table 2",
-    )
+    _add(f"resnet110_{_place}", 1_727_962, _110, block=_block)
+    _add(f"resnet164_{_place}", 1_704_154, _164, block=_block)
 
 _PREACT = {"block": FullPreactivation}
-_PREACT_BOTTLENECK = {
-    **_PREACT,
-    "shortcut": "B_linear",
-    "block_kwargs": {"bottleneck": True},
-}
+_LINEAR = {**_PREACT, "shortcut": "B_linear"}
+_CIFAR = {**_CIFAR_BOTTLENECK, **_LINEAR, **_BOTTLENECKS}
+_UNITS = {"block_kwargs": {"bottleneck": True, "stride_on": "3x3"}}
+_PREACT_BOTTLENECK = {**_WIDE_STAGES, **_LINEAR, **_UNITS}
 
-_add({"preact_resnet110": (1_727_962, _110)}, ResNet, _PREACT, "He et al. 2016")
-_add(
-    {
-        "preact_resnet164": (1_703_258, _sections(164, 3)),
-        "preact_resnet1001": (10_327_706, _sections(1001, 3)),
-    },
-    ResNet,
-    {**_CIFAR_BOTTLENECK, **_PREACT_BOTTLENECK},
-    "He et al. 2016",
-)
-_add(
-    {
-        "preact_resnet152": (60_185_128, {"stage_sizes": _152}),
-        "preact_resnet200": (64_666_152, {"stage_sizes": _200}),
-    },
-    ResNet,
-    {
-        **_IMAGENET_BOTTLENECK,
-        **_PREACT_BOTTLENECK,
-        "block_kwargs": {"bottleneck": True, "stride_on": "3x3"},
-    },
-    "He et al. 2016",
-    **_IMAGENET,
-)
+_add = _rows(ResNet, "He et al. 2016")
+_add("preact_resnet110", 1_727_962, _PREACT, **_110)
+_add("preact_resnet164", 1_703_258, _CIFAR, **_sections(164, 3))
+_add("preact_resnet1001", 10_327_706, _CIFAR, **_sections(1001, 3))
+_add = _rows(ResNet, "He et al. 2016", **_IMAGENET)
+_add("preact_resnet152", 60_185_128, _PREACT_BOTTLENECK, stage_sizes=_152)
+_add("preact_resnet200", 64_666_152, _PREACT_BOTTLENECK, stage_sizes=_200)
 
-# The same units; timm has no BatchNorm and ReLU in the stem, and so one more in the
-# first unit.
-_TIMM = "timm, after He et al. 2016"
-_add(
-    {
-        "resnetv2_18": (11_687_720, {"stage_sizes": (2, 2, 2, 2)}),
-        "resnetv2_34": (21_795_880, {"stage_sizes": _50}),
-    },
-    ResNet,
-    {**_IMAGENET_BASIC, **_PREACT, "shortcut": "B_linear", "stem": "imagenet_linear"},
-    _TIMM,
-    **_IMAGENET,
-)
-_add(
-    {
-        "resnetv2_50": (25_549_352, {"stage_sizes": _50}),
-        "resnetv2_101": (44_541_480, {"stage_sizes": _101}),
-        "resnetv2_152": (60_185_128, {"stage_sizes": _152}),
-    },
-    ResNet,
-    {**MODELS["preact_resnet152"].arguments, "stem": "imagenet_linear"},
-    _TIMM,
-    **_IMAGENET,
-)
+# The same units with BatchNorm and ReLU in the first unit instead of the stem.
+_V2_BASIC = {**_BASIC, **_LINEAR, "stem": "imagenet_linear"}
+_V2_BOTTLENECK = {**_PREACT_BOTTLENECK, "stem": "imagenet_linear"}
+_add = _rows(ResNet, "timm, after He et al. 2016", **_IMAGENET)
+_add("resnetv2_18", 11_687_720, _V2_BASIC, stage_sizes=_18)
+_add("resnetv2_34", 21_795_880, _V2_BASIC, stage_sizes=_50)
+_add("resnetv2_50", 25_549_352, _V2_BOTTLENECK, stage_sizes=_50)
+_add("resnetv2_101", 44_541_480, _V2_BOTTLENECK, stage_sizes=_101)
+_add("resnetv2_152", 60_185_128, _V2_BOTTLENECK, stage_sizes=_152)
 
 # --- Zagoruyko and Komodakis 2016 -----------------------------------------------------
 
-for _depth, _width, _params in (
-    (16, 8, 10_961_370),
-    (40, 4, 8_949_210),
-    (28, 10, 36_479_194),
+_add = _rows(ResNet, "Zagoruyko and Komodakis 2016")
+for _name, _depth, _width, _params, _own in (
+    ("wrn16_8", 16, 8, 10_961_370, {}),
+    ("wrn40_4", 40, 4, 8_949_210, {}),
+    ("wrn28_10", 28, 10, 36_479_194, {}),
+    ("wrn28_10_dropout", 28, 10, 36_479_194, {"block_kwargs": {"dropout": 0.3}}),
 ):
-    _n = (_depth - 4) // 6
-    _own = {
-        "stage_sizes": (_n,) * 3,
-        "features": tuple(_width * f for f in (16, 32, 64)),
-    }
-    _add(
-        {f"wrn{_depth}_{_width}": (_params, _own)},
-        ResNet,
-        {**_PREACT, "stem_features": 16, "shortcut": "B_linear"},
-        "Zagoruyko and Komodakis 2016",
-    )
-
-_add(
-    {"wrn28_10_dropout": (36_479_194, {"block_kwargs": {"dropout": 0.3}})},
-    ResNet,
-    MODELS["wrn28_10"].arguments,
-    "Zagoruyko and Komodakis 2016",
-)
+    _widths = {"features": tuple(_width * f for f in (16, 32, 64)), "stem_features": 16}
+    _sizes = ((_depth - 4) // 6,) * 3
+    _add(_name, _params, _LINEAR, stage_sizes=_sizes, **_widths, **_own)
 
 # --- Xie et al. 2017 ------------------------------------------------------------------
 
-_XIE = "Xie et al. 2017"
-for _depth, _sizes, _rows in (
-    (
-        50,
-        _50,
-        (
-            (1, 64, 25_557_032),
-            (2, 40, 25_425_000),
-            (4, 24, 25_292_968),
-            (8, 14, 25_603_016),
-            (32, 4, 25_028_904),
-        ),
-    ),
-    (
-        101,
-        _101,
-        (
-            (32, 4, 44_177_704),
-            (2, 64, 84_198_184),
-            (64, 4, 83_455_272),
-            (32, 8, 88_791_336),
-        ),
-    ),
+_add = _rows(build_resnext, "Xie et al. 2017", **_IMAGENET)
+_add_torchvision = _rows(
+    build_resnext, "torchvision, after Xie et al. 2017", **_IMAGENET
+)
+for _depth, _stages, _c, _d, _params in (
+    (50, _50, 1, 64, 25_557_032),
+    (50, _50, 2, 40, 25_425_000),
+    (50, _50, 4, 24, 25_292_968),
+    (50, _50, 8, 14, 25_603_016),
+    (50, _50, 32, 4, 25_028_904),
+    (101, _101, 32, 4, 44_177_704),
+    (101, _101, 2, 64, 84_198_184),
+    (101, _101, 64, 4, 83_455_272),
+    (101, _101, 32, 8, 88_791_336),
 ):
-    for _c, _d, _params in _rows:
-        _own = {"stage_sizes": _sizes, "cardinality": _c, "base_width": _d}
-        _add(
-            {f"resnext{_depth}_{_c}x{_d}d": (_params, _own)},
-            build_resnext,
-            _IMAGENET_BOTTLENECK,
-            f"torchvision, after {_XIE}" if (_c, _d) == (32, 8) else _XIE,
-            **_IMAGENET,
-        )
+    _own = {"stage_sizes": _stages, "cardinality": _c, "base_width": _d}
+    _add_one = _add_torchvision if (_c, _d) == (32, 8) else _add
+    _add_one(f"resnext{_depth}_{_c}x{_d}d", _params, _WIDE_STAGES, **_own)
 
+_RESNEXT_29 = {"features": (256, 512, 1024), "stem_features": 64, "shortcut": "B"}
+_add = _rows(build_resnext, "Xie et al. 2017")
 for _c, _d, _params in (
     (1, 64, 4_914_250),
     (2, 64, 9_130_314),
@@ -417,170 +261,109 @@ for _c, _d, _params in (
     (1, 192, 27_280_970),
 ):
     _own = {**_sections(29, 3), "cardinality": _c, "base_width": _d}
-    _add(
-        {f"resnext29_{_c}x{_d}d": (_params, _own)},
-        build_resnext,
-        {"features": (256, 512, 1024), "stem_features": 64, "shortcut": "B"},
-        _XIE,
-    )
-
+    _add(f"resnext29_{_c}x{_d}d", _params, _RESNEXT_29, **_own)
 
 # --- Huang et al. 2017 ----------------------------------------------------------------
 
-_DENSENET = "Huang et al. 2017"
-for _depth, _k, _params in (
-    (40, 12, 1_019_722),
-    (100, 12, 6_979_642),
-    (100, 24, 27_249_082),
+_BC = {"bottleneck": True, "compression": 0.5}
+_PAPERS = {True: "Huang et al. 2017, the authors' code", False: "Huang et al. 2017"}
+for _name, _depth, _k, _params, _shared, _in_code_alone in (
+    ("densenet", 40, 12, 1_019_722, {}, False),
+    ("densenet", 100, 12, 6_979_642, {}, False),
+    ("densenet", 100, 24, 27_249_082, {}, False),
+    ("densenet_bc", 100, 12, 769_162, _BC, False),
+    ("densenet_bc", 250, 24, 15_324_406, _BC, False),
+    ("densenet_bc", 190, 40, 25_624_430, _BC, False),
+    ("densenet_bc", 40, 36, 1_542_682, _BC, True),
+    ("densenet_bc", 40, 48, 2_733_130, _BC, True),
+    ("densenet_bc", 40, 60, 4_261_690, _BC, True),
 ):
-    _own = {"depth": _depth, "growth_rate": _k}
-    _add({f"densenet{_depth}_{_k}": (_params, _own)}, build_densenet, {}, _DENSENET)
-for _depth, _k, _params in (
-    (100, 12, 769_162),
-    (250, 24, 15_324_406),
-    (190, 40, 25_624_430),
-    (40, 36, 1_542_682),  # the wide ones are in the README of the code alone
-    (40, 48, 2_733_130),
-    (40, 60, 4_261_690),
+    _add = _rows(build_densenet, _PAPERS[_in_code_alone])
+    _add(f"{_name}{_depth}_{_k}", _params, _shared, depth=_depth, growth_rate=_k)
+for _depth, _k, _stages, _params, _in_code_alone in (
+    (121, 32, (6, 12, 24, 16), 7_978_856, False),
+    (169, 32, (6, 12, 32, 32), 14_149_480, False),
+    (201, 32, (6, 12, 48, 32), 20_013_928, False),
+    (264, 32, (6, 12, 64, 48), 33_337_704, False),
+    (161, 48, (6, 12, 36, 24), 28_681_000, True),
 ):
-    _own = {"depth": _depth, "growth_rate": _k}
-    _add(
-        {f"densenet_bc{_depth}_{_k}": (_params, _own)},
-        build_densenet,
-        {"bottleneck": True, "compression": 0.5},
-        f"{_DENSENET}, the authors' code" if _depth == 40 else _DENSENET,
-    )
-for _depth, _k, _sizes, _params in (
-    (121, 32, (6, 12, 24, 16), 7_978_856),
-    (169, 32, (6, 12, 32, 32), 14_149_480),
-    (201, 32, (6, 12, 48, 32), 20_013_928),
-    (264, 32, (6, 12, 64, 48), 33_337_704),
-    (161, 48, (6, 12, 36, 24), 28_681_000),
-):
-    _own = {"stage_sizes": _sizes, "growth_rate": _k, "stem_features": 2 * _k}
-    _add(
-        {f"densenet{_depth}": (_params, _own)},
-        DenseNet,
-        {"stem": "imagenet", "bottleneck": True, "compression": 0.5},
-        f"{_DENSENET}, the authors' code" if _depth == 161 else _DENSENET,
-        **_IMAGENET,
-    )
+    _own = {"stage_sizes": _stages, "growth_rate": _k, "stem_features": 2 * _k}
+    _add = _rows(DenseNet, _PAPERS[_in_code_alone], **_IMAGENET)
+    _add(f"densenet{_depth}", _params, _BC, stem="imagenet", **_own)
 
 # --- Srivastava et al. 2015 -----------------------------------------------------------
 
-_add(
-    {"highway19": (2_256_838, {})},
-    HighwayNet,
-    {},
-    "Srivastava et al. 2015 (1507.06228)",
+_add = _rows(HighwayNet, "Srivastava et al. 2015 (1507.06228)")
+_add("highway19", 2_256_838)
+_add = _rows(
+    HighwayMLP, "Srivastava et al. 2015 (1505.00387)", image_size=28, channels=1
 )
-_add(
-    {
-        "highway10_mnist": (85_660, {"depth": 10, "gate_bias": -1.0}),
-        "highway50_mnist": (289_660, {}),
-    },
-    HighwayMLP,
-    {},
-    "Srivastava et al. 2015 (1505.00387)",
-    image_size=28,
-    channels=1,
-)
+_add("highway10_mnist", 85_660, depth=10, gate_bias=-1.0)
+_add("highway50_mnist", 289_660)
 
 # --- Before residual networks ---------------------------------------------------------
 
-for _depth, _layers, _params, _params_bn in (
+_VGG = "Simonyan and Zisserman 2015"
+_add = _rows(VGG, _VGG, **_IMAGENET)
+_add_torchvision = _rows(VGG, f"torchvision, after {_VGG}", **_IMAGENET)
+for _depth, _stages, _params, _params_bn in (
     (11, (1, 1, 2, 2, 2), 132_863_336, 132_868_840),
     (13, (2, 2, 2, 2, 2), 133_047_848, 133_053_736),
     (16, (2, 2, 3, 3, 3), 138_357_544, 138_365_992),
     (19, (2, 2, 4, 4, 4), 143_667_240, 143_678_248),
 ):
-    _own = {"stage_sizes": _layers}
-    _add(
-        {f"vgg{_depth}": (_params, _own)},
-        VGG,
-        {},
-        "Simonyan and Zisserman 2015",
-        **_IMAGENET,
-    )
-    _add(
-        {f"vgg{_depth}_bn": (_params_bn, _own)},
-        VGG,
-        {"batch_norm": True},
-        "torchvision, after Simonyan and Zisserman 2015",
-        **_IMAGENET,
-    )
-_add(
-    {"vgg15": (14_991_946, {})},
-    VGG,
-    {
-        "stage_sizes": (2, 2, 3, 3, 3),
-        "batch_norm": True,
-        "stem": "small",
-        "conv_dropout": (0.3, 0.4, 0.4, 0.4, 0.4),
-        "norm": _BatchNorm,
-    },
-    "Veit et al. 2016",
+    _own = {"stage_sizes": _stages}
+    _add(f"vgg{_depth}", _params, _own)
+    _add_torchvision(f"vgg{_depth}_bn", _params_bn, _own, batch_norm=True)
+
+_rows(VGG, "Veit et al. 2016")(
+    "vgg15",
+    14_991_946,
+    stage_sizes=(2, 2, 3, 3, 3),
+    batch_norm=True,
+    stem="small",
+    conv_dropout=(0.3, 0.4, 0.4, 0.4, 0.4),
+    norm=_BatchNorm,
 )
-_add(
-    {"googlenet_2014": (13_378_280, {})},
-    GoogLeNet,
-    {},
-    "Szegedy et al. 2015",
-    **_IMAGENET,
+_rows(GoogLeNet, "Szegedy et al. 2015", **_IMAGENET)("googlenet_2014", 13_378_280)
+_rows(GoogLeNet, "torchvision, after Szegedy et al. 2015", **_IMAGENET)(
+    "googlenet",
+    13_004_888,
+    batch_norm=True,
+    large_kernel=3,
+    last_pool=2,
+    aux_grid=4,
+    dropout=0.2,
+    norm=_BatchNorm,
 )
-_add(
-    {"googlenet": (13_004_888, {})},
-    GoogLeNet,
-    {
-        "batch_norm": True,
-        "large_kernel": 3,
-        "last_pool": 2,
-        "aux_grid": 4,
-        "dropout": 0.2,
-        "norm": _BatchNorm,
-    },
-    "torchvision, after Szegedy et al. 2015",
-    **_IMAGENET,
-)
-_add(
-    {"alexnet_2012": (60_965_224, {"towers": 2})},
-    AlexNet,
-    {},
-    "Krizhevsky et al. 2012",
-    **_IMAGENET,
-)
-_add(
-    {"alexnet": (61_100_840, {})},
-    AlexNet,
-    {},
-    "torchvision, after Krizhevsky 2014",
-    **_IMAGENET,
-)
+_add = _rows(AlexNet, "Krizhevsky et al. 2012", **_IMAGENET)
+_add("alexnet_2012", 60_965_224, towers=2)
+_rows(AlexNet, "torchvision, after Krizhevsky 2014", **_IMAGENET)("alexnet", 61_100_840)
 
 
 def create_model(name: str, **kwargs: Any) -> Network:
-    """The network of that name.
+    """Return the network of that name.
 
     Args:
         name: one of `list_models()`.
-        **kwargs: fields of its class, as `num_classes`, `stochastic_depth`, `shortcut`,
-            `axis_name`, `dtype`. `block_kwargs` are added to the name's own.
+        **kwargs: fields of its class, such as `num_classes`, `stochastic_depth`,
+            `shortcut`, `axis_name` or `dtype`. `block_kwargs` are merged with those of
+            the table.
 
     Raises:
-        InputError: unknown name, a field that the class does not have, or a value that
-            the field does not take.
+        InputError: the name or a field is unknown, or a field does not allow its value.
     """
     if name not in MODELS:
         hint = (
-            "list_models() has all, and one of your own has to be registered first, by "
-            "register_model"
+            "list_models() returns all names, and register_model adds a network of "
+            "your own"
         )
         raise unknown_name("model", name, MODELS, hint)
     entry = MODELS[name]
     known = inspect.signature(entry.build).parameters
     if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in known.values()}:
         for field in sorted(set(kwargs) - set(known)):
-            own = set(known) - {"parent", "name"}  # which are Flax's
+            own = set(known) - {"parent", "name"}  # these belong to Flax
             raise unknown_name(f"field of {name}", field, own)
     fields = {"num_classes": entry.num_classes, **entry.arguments, **kwargs}
     try:
@@ -589,29 +372,28 @@ def create_model(name: str, **kwargs: Any) -> Network:
             fields["block_kwargs"] = {**own, **kwargs["block_kwargs"]}
         return entry.build(**fields)
     except TypeError as error:
-        raise InputError(f"{name} cannot be made: {error}.") from error
+        raise InputError(f"{name} cannot be built: {error}.") from error
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` takes, in the order of the table."""
+    """Return the names of all networks, in the order of the table."""
     return list(MODELS)
 
 
 def register_model(name: str, entry: ModelEntry, *, replace: bool = False) -> None:
-    """Adds a network of your own to the table.
+    """Add a network of your own to the table.
 
     Args:
-        name: under which `create_model` makes it.
-        entry: what it is made of.
-        replace: whether it may take the place of another, as in a notebook's cell that
-            is run again.
+        name: its name for `create_model`.
+        entry: row of the table.
+        replace: whether to replace a row of that name, as when a notebook's cell runs
+            again.
 
     Raises:
-        InputError: the name is taken, and `replace` is False.
+        InputError: the name is taken and `replace` is False.
     """
     if name in MODELS and not replace:
         raise InputError(
-            f"A model named {name!r} is in the table already; replace=True puts this "
-            "one in its place."
+            f"The table already has a model named {name!r}; replace=True replaces it."
         )
     MODELS[name] = entry

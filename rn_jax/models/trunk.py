@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk that residual families share: stages of equal blocks, run in a scan.
+"""The trunk shared by residual families: stages of equal blocks, run in a scan.
 
-The blocks of a stage that keep the shape of their input run in one `nn.scan`, their
-variables stacked on axis 0 under `stageS/blocks`; a first block that changes the shape
-stands apart, under `stageS/first`. Compile time is then flat in depth. `unstack` gives
-every block variables of its own, `stack` is its inverse.
+The blocks of a stage that keep the shape of their input run in one `nn.scan`, with
+their variables stacked on axis 0 under `stageS/blocks`. A first block that changes the
+shape is apart, under `stageS/first`. Compile time is then independent of depth.
+`unstack` gives every block variables of its own; `stack` is its inverse.
 """
 
 import re
@@ -27,14 +27,14 @@ class BlockInfo:
     """One block of a network.
 
     Attributes:
-        name: path of its variables in the unstacked layout, as "stage2/block01".
-        stage: stage it belongs to, from 1.
-        index: l - 1, its place in a vector of gates, from 0.
-        same_shape: output and input have one shape.
-        apart: it stands outside its stage's scan, because it changes the shape or, in
-            pre-activation networks, is the first of all.
-        skippable: a gate of 0 acts on it. A layer without a shortcut that changes the
-            shape cannot be skipped and ignores its gate.
+        name: path of its variables in the unstacked layout, such as "stage2/block01".
+        stage: number of its stage, from 1.
+        index: l - 1, its position in a vector of gates, from 0.
+        same_shape: whether output and input have the same shape.
+        apart: whether it is outside its stage's scan, because it changes the shape or
+            is the first unit of a pre-activation network.
+        skippable: whether a gate of 0 closes it. A layer without a shortcut that
+            changes the shape ignores its gate.
     """
 
     name: str
@@ -45,7 +45,7 @@ class BlockInfo:
     skippable: bool
 
 
-# What the backward pass keeps of a block beside its input, by the setting `remat`.
+# What the backward pass keeps of a block besides its input, by the setting `remat`.
 REMAT_POLICIES = {
     "none": None,
     "cheap": jax.checkpoint_policies.save_only_these_names("conv", "statistics"),
@@ -54,7 +54,11 @@ REMAT_POLICIES = {
 
 
 def rematerialised(call: Callable, remat: str) -> Callable:
-    """`call(module, ...)`, of which the backward pass keeps what `remat` says.
+    """Return `call(module, ...)` with the rematerialisation that `remat` names.
+
+    Args:
+        call: function of a module and its inputs.
+        remat: as in `Stage`.
 
     Raises:
         InputError: `remat` is neither "none", "cheap" nor "all".
@@ -70,12 +74,14 @@ class Stage(nn.Module):
     """`size` blocks of one width, the first of them with the stage's stride.
 
     Attributes:
-        block: called as `block(features=..., stride=..., name=...)`; the module it
-            gives is called as `module(x, gate, on_path, train=...)`.
-        first: the same for the first block, where it stands apart.
+        block: called as `block(features=..., stride=..., name=...)`; returns a module
+            that is called as `module(x, gate, on_path, train=...)`.
+        first: the same for a first block that is apart; None: there is none.
+        size: number of blocks.
         features: channels of the stage's output.
-        scan_unroll: blocks laid out one after another per turn of the scan's loop.
-        remat: what is computed again in the backward pass instead of kept: "none";
+        stride: stride of the first block.
+        scan_unroll: number of blocks per iteration of the scan.
+        remat: what the backward pass computes again instead of keeping it: "none";
             "cheap", all but convolutions and statistics; "all", whole blocks.
     """
 
@@ -96,7 +102,14 @@ class Stage(nn.Module):
         *,
         train: bool,
     ) -> jax.Array:
-        """The stage's output; `gates` f32[size(, B)], `paths` the same, or None."""
+        """Return the stage's output: f[B, H, W, C] -> f[B, H', W', features].
+
+        Args:
+            x: f[B, H, W, C].
+            gates: f32[size], f32[size, B], `Subset` or None.
+            paths: f32[size], f32[size, B] or None.
+            train: whether the network is in training.
+        """
 
         def call(block, x, gate, on_path):
             return block(x, gate, on_path, train=train)
@@ -116,6 +129,7 @@ class Stage(nn.Module):
                 unroll=self.scan_unroll,
             )
             rest = slice(int(apart), None)
+            # (B, H', W', features)
             x, _ = scan(blocks, x, _at(gates, rest), _at(paths, rest))
         return x
 
@@ -133,7 +147,16 @@ def block_infos(
     has_shortcut: bool,
     first_apart: bool = False,
 ) -> tuple[BlockInfo, ...]:
-    """The blocks of a trunk in order, from its table of stages."""
+    """Return the blocks of a trunk in order.
+
+    Args:
+        stage_sizes: number of blocks per stage.
+        features: channels per stage.
+        strides: stride of each stage's first block.
+        stem_features: channels of the stem.
+        has_shortcut: whether blocks have a shortcut.
+        first_apart: whether the first block is apart even if it keeps the shape.
+    """
     widths = (stem_features, *features)
 
     def facts(stage, place):
@@ -153,12 +176,12 @@ def number_blocks(
     name: Callable[[int, int], str],
     facts: Callable[[int, int], Mapping[str, bool]],
 ) -> tuple[BlockInfo, ...]:
-    """A `BlockInfo` for every block of a network, in order.
+    """Return a `BlockInfo` for every block of a network, in order.
 
     Args:
-        stage_sizes: blocks per stage.
-        name: (place in the stage, its size) -> the block's name in it.
-        facts: (stage, place in it), both from 1 -> the remaining fields.
+        stage_sizes: number of blocks per stage.
+        name: (position in the stage, its size) -> the block's name in the stage.
+        facts: (stage, position in it), both from 1 -> the other fields.
     """
     places = [
         (stage, place, size)
@@ -176,19 +199,19 @@ def number_blocks(
     )
 
 
-# --- One layout for files and surgery, one for speed ----------------------------------
+# --- The two layouts: one for speed, one for files and surgery ------------------------
 
 
 def unstack(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return variables with a subtree for each block: stage2/block01, ...
 
     Args:
-        variables: collections ("params", "batch_stats", any other) as a model's `init`
-            and `apply` give them. Trees without stages come back as they are. What one
-            collection has of some blocks only, as of those in a scan, stays theirs.
+        variables: collections ("params", "batch_stats", any other) as returned by a
+            model's `init` and `apply`. Trees without stages are unchanged. A collection
+            may have variables of some blocks only, such as those in a scan.
 
     Returns:
-        A new nested dict, whose leaves of block l are slices of the stacked ones.
+        New nested dicts; the leaves of a block are slices of the stacked ones.
     """
     sizes = _stage_sizes(variables)
 
@@ -206,15 +229,15 @@ def unstack(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the inverse of `unstack`: the layout that `model.apply` takes.
+    """Return variables in the layout of `model.apply`, the inverse of `unstack`.
 
     Args:
         variables: collections in the unstacked layout.
-        model: the network they belong to, which knows which blocks share a scan.
+        model: their network, which determines the blocks that share a scan.
 
     Raises:
-        InputError: a stage has another number of blocks than the model; or the
-            variables are stacked already.
+        InputError: a stage and the model have different numbers of blocks, or the
+            variables are already stacked.
     """
     if not any("/block" in block.name for block in model.blocks):
         return {name: unfreeze(tree) for name, tree in variables.items()}  # no scans
@@ -223,13 +246,13 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     found: dict[int, set[str]] = {stage: set() for stage in sizes}
     for stage, tree in _stages(variables):
         if {"first", "blocks"} & set(tree):
-            raise InputError("These variables are stacked already.")
+            raise InputError("These variables are already stacked.")
         found[stage].update(filter(_is_block, tree))
 
     def check(stage, number):
         if number != sizes[stage]:
             raise InputError(
-                f"stage{stage} has {number} blocks, the model {sizes[stage]}."
+                f"stage{stage} has {number} blocks, but {sizes[stage]} in the model."
             )
 
     def stack_stage(stage, tree):
@@ -248,7 +271,7 @@ def stack(variables: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _stacked(*leaves):
-    # JAX would turn NumPy's float64 into float32.
+    # JAX would convert NumPy's float64 to float32.
     in_numpy = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
     return np.stack(leaves) if in_numpy else jnp.stack(leaves)
 
@@ -257,14 +280,14 @@ def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return the variables of one block, by collection, from either layout.
 
     Args:
-        variables: collections of a whole network.
-        index: the block's place in a vector of gates, from 0.
+        variables: collections of a network.
+        index: the block's position in a vector of gates, from 0.
 
     Returns:
         The block's subtree in every collection that has one.
 
     Raises:
-        IndexError: there is no such block.
+        IndexError: there is no block of that index.
     """
     unstacked = unstack(variables)
     places = sorted(
@@ -276,7 +299,7 @@ def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
         }
     )
     if not 0 <= index < len(places):
-        raise IndexError(f"There are {len(places)} blocks, none at {index}.")
+        raise IndexError(f"There are {len(places)} blocks, but none has index {index}.")
     *_, stage, block = places[index]
     return {
         name: tree[stage][block]
@@ -286,7 +309,7 @@ def block_variables(variables: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _stage_sizes(variables):
-    """(blocks, those of them in a scan) of every stage that is stacked."""
+    """Return (number of blocks, number in the scan) of every stacked stage."""
     first: dict[int, bool] = {}
     scanned: dict[int, int] = {}
     for stage, tree in _stages(variables):
@@ -297,14 +320,14 @@ def _stage_sizes(variables):
 
 
 def _stages(variables):
-    """(number, subtree) of every stage in every collection."""
+    """Yield (number, subtree) of every stage in every collection."""
     for tree in variables.values():
         for key in filter(_is_stage, tree):
             yield _number(key), tree[key]
 
 
 def _map_stages(tree, change: Callable):
-    tree = unfreeze(tree)  # new dicts: the caller's stay whole
+    tree = unfreeze(tree)  # new dicts, so that the caller's are unchanged
     return {
         key: change(_number(key), value) if _is_stage(key) else value
         for key, value in tree.items()
@@ -312,12 +335,22 @@ def _map_stages(tree, change: Callable):
 
 
 def block_name(place: int, size: int) -> str:
-    """Name of a scanned stage's block, from 1, with zeros so that names sort."""
+    """Return the name of a block in a scanned stage; zeros make names sort.
+
+    Args:
+        place: position in the stage, from 1.
+        size: number of blocks of the stage.
+    """
     return f"block{place:0{max(2, len(str(size)))}d}"
 
 
 def layer_name(place: int, size: int) -> str:
-    """The same in a stage without a scan, whose layers have names in both layouts."""
+    """Return the name of a layer in a stage without a scan, the same in both layouts.
+
+    Args:
+        place: position in the stage, from 1.
+        size: number of layers of the stage.
+    """
     return block_name(place, size).replace("block", "layer")
 
 

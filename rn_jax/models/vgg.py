@@ -8,28 +8,23 @@ import flax.linen as nn
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer
-from rn_jax.models.layers import (
-    ModuleDef,
-    adaptive_average_pool,
-    flat,
-    max_pool,
-)
-from rn_jax.models.network import Network, check_stem
+from rn_jax.models.layers import ModuleDef, adaptive_average_pool, flat, max_pool
+from rn_jax.models.network import Count, Network, check_stem
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
 
 _normal = nn.initializers.normal(0.01)
 
 
 class VGGLayer(nn.Module):
-    """3x3 convolution, BatchNorm in the networks that have it, ReLU and dropout.
+    """3x3 convolution, optional BatchNorm, ReLU and dropout.
 
     Its gate interpolates between the layer (1) and the identity (0). A layer that
-    changes the number of channels has no identity and ignores its gate.
+    changes the number of channels ignores its gate.
 
     Attributes:
         features: channels of the output.
         conv: called as `conv(features, kernel_size)`.
-        norm: called as `norm()`; None leaves it out.
+        norm: called as `norm()`; None: no normalisation.
         activation: called as `activation(x)`.
         dropout: rate of dropout.
     """
@@ -42,7 +37,7 @@ class VGGLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, gate=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H, W, features]."""
+        """Return the layer's output: f[B, H, W, C] -> f[B, H, W, features]."""
 
         def output(layer, x):
             y = layer.conv(layer.features, 3, name="conv")(x)
@@ -61,7 +56,7 @@ class VGGStage(nn.Module):
     Attributes:
         layer: called as `layer(dropout=..., name=...)`.
         size: number of layers.
-        dropout: rate after each layer but the last.
+        dropout: rate of dropout after each layer but the last.
     """
 
     layer: ModuleDef
@@ -70,7 +65,7 @@ class VGGStage(nn.Module):
 
     @nn.compact
     def __call__(self, x, gates=None, *, train: bool):
-        """f[B, H, W, C] -> f[B, H / 2, W / 2, features]; gates f32[size(, B)]."""
+        """Return f[B, H / 2, W / 2, features] from f[B, H, W, C]; gates f32[size]."""
         for i in range(self.size):
             rate = self.dropout if i + 1 < self.size else 0.0
             layer = self.layer(dropout=rate, name=layer_name(i + 1, self.size))
@@ -84,28 +79,31 @@ class VGG(Network):
     Attributes:
         stage_sizes: convolutions per stage; (2, 2, 3, 3, 3) is column D, VGG-16.
         features: channels of each stage.
-        batch_norm: after every convolution, which then has no use for its bias but, as
-            in torchvision, keeps it.
-        stem: "imagenet": the last map as 7x7 cells, two fully connected layers of 4096,
-            each followed by dropout. "small", for images of 32 pixels: the last map's
-            mean, dropout, one fully connected layer of 512, BatchNorm if `batch_norm`,
-            and dropout. The convolutions are the same.
-        hidden: widths of the fully connected layers, if others.
-        dropout: rate around the fully connected layers.
-        conv_dropout: rate after each convolution of a stage but its last, by stage;
-            none if empty.
+        batch_norm: whether BatchNorm follows every convolution, which keeps its bias,
+            as in torchvision.
+        stem: the layers after the convolutions: "imagenet", 7x7 average pooling and two
+            fully connected layers of 4096, each followed by dropout; or "small", for
+            images of 32 pixels, global average pooling, dropout, a fully connected
+            layer of 512, BatchNorm if `batch_norm`, and dropout.
+        hidden: widths of the fully connected layers, to override those of `stem`.
+        dropout: rate of dropout around the fully connected layers.
+        conv_dropout: by stage, rate of dropout after each convolution but the last;
+            empty: none.
+
+    Raises:
+        InputError: `stem` is unknown, or the number of stages differs between fields.
     """
 
-    stage_sizes: Sequence[int]
-    features: Sequence[int] = (64, 128, 256, 512, 512)
+    stage_sizes: Sequence[Count]
+    features: Sequence[Count] = (64, 128, 256, 512, 512)
     batch_norm: bool = False
     stem: str = "imagenet"
-    hidden: Sequence[int] | None = None
+    hidden: Sequence[Count] | None = None
     dropout: float = 0.5
     conv_dropout: Sequence[float] = ()
 
     def forward(self, images, gates, paths, *, train: bool):
-        """See `Network`."""
+        """Return the logits; see `Network.forward`."""
         stages = len(self.stage_sizes)
         if len(self.features) != stages or len(self.conv_dropout) not in (0, stages):
             raise InputError(

@@ -3,9 +3,11 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import configs
@@ -445,11 +447,22 @@ def test_imagenets_networks_have_their_small_stem_on_small_images(name):
     assert {**load(name).model_kwargs, "stem": "small"} == dict(small)
 
 
-def test_vgg15_has_a_recipe_for_digits_that_learns():
-    """The rate and the dropout by which it did not learn are those of CIFAR."""
-    cifar, digits = load("vgg15"), load("vgg15", "digits")
-    assert "conv_dropout" not in cifar.model_kwargs
-    assert (digits.model_kwargs.conv_dropout, digits.learning_rate) == ((), 0.05)
+def test_vgg15_learns_digits_without_dropout_in_its_convolutions(quick_compile):
+    """30 epochs are too few to learn through the dropout that it has on CIFAR."""
+    recipes = {name: made("vgg15", name) for name in ("cifar10", "digits")}
+    assert recipes["digits"].learning_rate > recipes["cifar10"].learning_rate
+    for name, config in recipes.items():
+        model, shape = setup.network(config)
+        # Without the fully connected layers, whose dropout stays.
+        model = model.copy(features=(4,) * 5, num_classes=None)
+        images = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+        variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+        run = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+        one, other = (
+            run(variables, images, rngs={"dropout": jax.random.key(seed)})[0]
+            for seed in (1, 2)
+        )
+        assert np.array_equal(one, other) == (name == "digits")
 
 
 @pytest.mark.parametrize(

@@ -377,7 +377,7 @@ def test_bad_evaluations(finished, tmp_path, capsys):
     ):
         assert evaluate.main(options) == 2
         assert sentence in capsys.readouterr().err
-    with pytest.raises(InputError, match="Studies take data sets that fit into memory"):
+    with pytest.raises(InputError, match="Studies need a data set that fits"):
         subject.from_run(str(finished))
 
 

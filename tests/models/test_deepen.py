@@ -209,5 +209,5 @@ def test_what_cannot_be_deepened(random_variables):
         "resnet110_relu_before_addition",
     ):
         model = create_model(name).copy(**small)
-        with pytest.raises(InputError, match="cannot be the identity"):
+        with pytest.raises(InputError, match="cannot both be the identity"):
             deepen(model, variables, (2, 2, 2), key=key)

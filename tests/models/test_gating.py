@@ -446,7 +446,7 @@ def test_blocks_of_the_old_form_are_told_what_to_write():
         with pytest.raises(InputError, match=r"^block must be a sub.* residual\("):
             small(block=other)
     for name in ("identity", "basic_branch"):
-        with pytest.raises(ImportError, match=f"^{name} is a method of the blocks now"):
+        with pytest.raises(ImportError, match=f"^{name} is now a method of the blocks"):
             getattr(resnet, name)
     assert not hasattr(resnet, "nothing")
 

@@ -120,7 +120,7 @@ def test_network_by_numpy_and_its_gate_sums(x64, random_variables, model, shape)
 def test_bad_sizes_are_refused():
     x = np.zeros((1, 8, 8, 3), "float32")
     for model in (HighwayMLP(depth=1), HighwayNet(features=(4, 8))):
-        with pytest.raises(InputError, match=r"depth must be|of one length"):
+        with pytest.raises(InputError, match=r"depth must be|the same length"):
             jax.eval_shape(partial(model.init, train=False), jax.random.key(0), x)
 
 

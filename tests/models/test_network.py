@@ -4,6 +4,7 @@
 import copy
 import multiprocessing
 import pickle
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -133,7 +134,7 @@ def test_subsets():
         ((2, 0, 8, 3), "float32", False, "nothing to be classified"),
         ((2, 8, 8, 0), "float32", True, "nothing to be trained on"),
         ((0, 8, 8, 3), "float32", True, "nothing to be trained on"),
-        ((2, 8, 8, 3), "int32", False, "floating point numbers, not int32"),
+        ((2, 8, 8, 3), "int32", False, "floating-point numbers, not int32"),
     ],
 )
 def test_what_are_no_images(shape, dtype, train, match):
@@ -249,6 +250,21 @@ def test_fields_without_a_meaning(fields):
     with pytest.raises(InputError, match=f"^{next(iter(fields))} must be ") as error:
         small(**fields)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+FAMILIES = {type(create_model(name)).__name__: name for name in MODELS}
+
+
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_every_whole_number_of_a_family_is_checked(name):
+    family = type(create_model(name))
+    known = family.__dataclass_fields__
+    counts = [n for n, f in known.items() if re.search(r"\bint\b", str(f.type))]
+    assert "num_classes" in counts
+    sizes = {"stage_sizes": (1,)} if "stage_sizes" in known else {}
+    for count in counts:
+        with pytest.raises(InputError, match=f"^{count} must be a .* at least 1, not"):
+            family(**{**sizes, count: 0})
 
 
 def test_groups_that_do_not_divide_the_channels():

@@ -350,7 +350,7 @@ def test_a_model_of_ones_own():
         assert rn_jax.list_models()[-1] == "mine"
         assert create_model("mine").num_classes == 7
         assert create_model("mine", num_classes=2).num_classes == 2
-        with pytest.raises(InputError, match="'mine' is in the table already"):
+        with pytest.raises(InputError, match="already has a model named 'mine'"):
             rn_jax.register_model("mine", entry)
         other = ModelEntry(ResNet, entry.arguments, num_classes=3)
         rn_jax.register_model("mine", other, replace=True)
@@ -407,7 +407,7 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         ),
         (
             lambda: apply_small(small(stochastic_depth=StochasticDepth()), train=True),
-            r'^In training gates are drawn: give rngs=\{"gates": key\}',
+            r'^Training with stochastic depth needs rngs=\{"gates": key\} or gates',
         ),
         (
             lambda: apply_small(gates=jnp.ones(2)),
@@ -422,14 +422,14 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         ),
         (lambda: apply_small(shape=(2, 6, 6, 1)), "stem_conv takes 3 channels, .* 1"),
         (lambda: apply_small(shape=(6, 6, 3)), r"must be \[B, H, W, C\]"),
-        (lambda: apply_small(dtype="uint8"), "normalised floating point .* uint8"),
+        (lambda: apply_small(dtype="uint8"), "normalised floating-point .* uint8"),
         (
             lambda: apply_small(small(stem="large")),
             '"small", "imagenet" or "imagenet_linear", not \'large\'',
         ),
         (
             lambda: apply_small(small(stem="imagenet_linear")),
-            "to a pre-activation unit; BasicBlock is none",
+            "to a pre-activation unit, which BasicBlock is not",
         ),
         (lambda: apply_small(small(shortcut="D")), "one of A, A_centered.* not 'D'"),
         (lambda: apply_small(small(shortcut=None)), "one of A, .* not None"),

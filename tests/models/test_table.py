@@ -13,7 +13,6 @@ from sizes import narrow, one_of_each
 import rn_jax
 from benchmarks.training_step import make_step
 from rn_jax import create_model
-from rn_jax.analysis.cost import multiply_adds
 from rn_jax.models import MODELS
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
@@ -182,39 +181,6 @@ VARIANTS = [
     ("googlenet", {"large_kernel": 5}, 13_385_816),
 ]
 
-# Multiply-adds of one 224x224 image in 1e9 (torchvision's metadata and arithmetic).
-MULTIPLY_ADDS = [
-    ("resnet18", {}, 1.814),
-    ("resnet18", {"shortcut": "A"}, 1.795),
-    ("plain18", {}, 1.795),
-    ("resnet34", {}, 3.664),
-    ("resnet34", {"shortcut": "A"}, 3.644),
-    ("plain34", {}, 3.644),
-    ("resnet50", {}, 4.089),
-    ("resnet50", {"block_kwargs": {"stride_on": "1x1"}}, 3.858),
-    ("resnet101", {}, 7.801),
-    ("resnet101", {"block_kwargs": {"stride_on": "1x1"}}, 7.570),
-    ("resnet152", {}, 11.514),
-    ("resnet152", {"block_kwargs": {"stride_on": "1x1"}}, 11.282),
-    ("resnet200", {}, 15.007),
-    ("resnet200", {"block_kwargs": {"stride_on": "1x1"}}, 14.776),
-    ("wide_resnet50_2", {}, 11.398),
-    ("wide_resnet101_2", {}, 22.753),
-    ("resnext50_32x4d", {}, 4.230),
-    ("resnext101_32x8d", {}, 16.414),
-    ("resnext101_64x4d", {}, 15.460),
-    ("densenet121", {}, 2.834),
-    ("densenet161", {}, 7.728),
-    ("densenet169", {}, 3.360),
-    ("densenet201", {}, 4.291),
-    ("vgg11", {}, 7.609),
-    ("vgg13_bn", {}, 11.308),
-    ("vgg16", {}, 15.470),
-    ("vgg19_bn", {}, 19.632),
-    ("googlenet", {}, 1.498),
-    ("alexnet", {}, 0.714),
-]
-
 
 def image_shape(name, batch=1):
     """Small where the parameters do not depend on it, as with GoogLeNet's heads."""
@@ -240,16 +206,6 @@ DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121"} ^ {
 }
 
 
-def deep_ones_are_slow(rows, one_of=1):
-    """Sets that begin with a network's name, and all but one of `one_of`."""
-    return [
-        pytest.param(
-            *row, marks=[pytest.mark.slow] * (row[0] in DEEP or i % one_of > 0)
-        )
-        for i, row in enumerate(rows)
-    ]
-
-
 @pytest.fixture(scope="module")
 def shapes():
     """name -> shapes of its variables, traced once."""
@@ -272,7 +228,10 @@ def test_golden_count_and_depth_of_deep_networks(name):
     depth_is_what_the_name_says(name, tree)
 
 
-@pytest.mark.parametrize("name, fields, params", deep_ones_are_slow(VARIANTS))
+@pytest.mark.parametrize(
+    "name, fields, params",
+    [pytest.param(*r, marks=[pytest.mark.slow] * (r[0] in DEEP)) for r in VARIANTS],
+)
 def test_counts_of_variants(name, fields, params):
     assert count(shapes_of(name, **fields)["params"]) == params
 
@@ -312,14 +271,6 @@ def depth_is_what_the_name_says(name, tree):
         layers += projections - 1  # beside the path, and not the classifier
     depth = DEPTH.get(name) or int(re.search(r"\d\d+", name).group())
     assert layers == depth, name
-
-
-@pytest.mark.parametrize(
-    "name, fields, expected", deep_ones_are_slow(MULTIPLY_ADDS, one_of=2)
-)
-def test_multiply_adds(name, fields, expected):
-    found = multiply_adds(create_model(name, **fields), 224)
-    assert round(found / 1e9, 3) == expected
 
 
 # Credits of networks that their paper's tables and figures do not have.

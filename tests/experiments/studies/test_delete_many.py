@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting several blocks: what is drawn and said of given numbers."""
+"""Deleting several blocks: figure and text for given numbers."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def result(base=5.0):
 @pytest.mark.parametrize("base, compared", [(5.0, True), (60.0, False)])
 def test_words(base, compared):
     """With a comparison with the paper, or without, if the network has not learned."""
-    told = STUDY.tell(result(base))
-    assert f"the median error over 3 draws is {base:.2f} % with none deleted" in told
+    told = STUDY.describe(result(base))
+    assert f"over 3 draws is {base:.2f} % with none of 6 blocks deleted" in told
     assert f"{base + 5:.2f} % with 1, {base + 15:.2f} % with 3" in told
     assert ("rises smoothly, as in the paper" in told) == compared
-    assert ("has too little to lose" in told) != compared
+    assert ("is too inaccurate to be compared" in told) != compared
 
 
 def test_figure():

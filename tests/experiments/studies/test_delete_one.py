@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting one block: what is drawn and said of given numbers."""
+"""Deleting one block: figure and text for given numbers."""
 
 import numpy as np
 
@@ -22,22 +22,22 @@ def result(errors, base=5.0, transitions=(), **more):
 
 
 def test_words():
-    robust = STUDY.tell(result([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
-    assert "transitions alone, which agrees with this." in robust
-    unharmed = STUDY.tell(result([5.0, 5.5, 6.0, 4.0], transitions=(2,)))
-    assert "the transitions cost no more than other blocks." in unharmed
-    young = STUDY.tell(result([60.0, 50.0, 90.0], base=50.0, transitions=(2,)))
-    assert "has too little to lose" in young and "transitions alone" not in young
-    assert "costs 0.50 points at the median and 1.00 at most; 3 of them" in robust
-    assert "transitions, whose shortcut stays, cost 25.00 points" in robust
-    needed = STUDY.tell(result([40.0, 5.0, 5.0]))
-    assert "here 1 other blocks cost more than 5 points: stage1/block00." in needed
+    robust = STUDY.describe(result([5.0, 5.5, 30.0, 6.0], transitions=(2,)))
+    assert "only transitions have a visible effect, as here." in robust
+    unharmed = STUDY.describe(result([5.0, 5.5, 6.0, 4.0], transitions=(2,)))
+    assert "here transitions cost no more than other blocks." in unharmed
+    young = STUDY.describe(result([60.0, 50.0, 90.0], base=50.0, transitions=(2,)))
+    assert "is too inaccurate to be" in young and "visible effect" not in young
+    assert "costs 0.50 points in the median and 1.00 at most; 3 of these" in robust
+    assert "transitions, whose shortcut remains, costs 25.00 points" in robust
+    needed = STUDY.describe(result([40.0, 5.0, 5.0]))
+    assert "here these blocks also cost more than 5 points: stage1/block00." in needed
     plain = {"residual": False, "has_shortcuts": False}
-    broken = STUDY.tell(result([None, 90.0, 60.0, 20.0], **plain))
-    assert "2 of 3 deletions bring the error past 48 %" in broken
-    assert "1 layers change the shape" in broken
-    dense = STUDY.tell(result([5.0, 50.0], residual=False))
-    assert "agrees" not in dense and "The paper deletes nothing from such" in dense
+    broken = STUDY.describe(result([None, 90.0, 60.0, 20.0], **plain))
+    assert "2 of 3 deletions raise the error above 48 %" in broken
+    assert "Layers that change the shape cannot be deleted: 1." in broken
+    dense = STUDY.describe(result([5.0, 50.0], residual=False))
+    assert "agrees" not in dense and "The paper has no deletions from such" in dense
 
 
 def test_figure():

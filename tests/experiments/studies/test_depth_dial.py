@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The depth dial: what is drawn and said of given numbers."""
+"""The depth dial: figure and text for given numbers."""
 
 from experiments.studies.depth_dial import STUDY
 
@@ -16,9 +16,9 @@ RESULT = {
 
 
 def test_words():
-    told = STUDY.tell(RESULT)
+    told = STUDY.describe(RESULT)
     assert "Of 6 blocks, 6 can be closed at a cost of 1 point" in told
-    assert "3 if the least likely" in told and "0 at random" in told
+    assert "3 in order of survival" in told and "0 in random order" in told
     assert [cell(RESULT) for cell in STUDY.columns.values()] == ["6"]
 
 
@@ -28,6 +28,9 @@ def test_figure():
     survival, damage, random, whole = left.get_lines()
     assert list(survival.get_ydata()) == [5, 5.5, 20]
     assert list(damage.get_ydata()) == [5, 6, 6]
-    assert list(random.get_ydata()) == [5, 7, 5] and random.get_label().endswith("dom")
+    assert (
+        list(random.get_ydata()) == [5, 7, 5]
+        and random.get_label() == "closed in random order"
+    )
     assert list(random.get_xdata()) == [7, 4, 1] and left.xaxis_inverted()
     assert set(whole.get_ydata()) == {5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies are measured with."""
+"""The network and test images that studies use."""
 
 import jax
 import numpy as np

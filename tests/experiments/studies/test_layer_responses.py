@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses of the layers: measured, drawn and told."""
+"""Responses of the layers: measurement, figure and text."""
 
 from experiments.studies.layer_responses import STUDY
 from rn_jax.models.resnet import ResNet
@@ -16,7 +16,9 @@ def test_every_layer_once(make_lab):
 
 def test_words_and_figure():
     result = {"layers": ["a", "b", "c"], "standard_deviation": [1.0, 3.0, 2.0]}
-    assert "is 2.00 at the median, 1.00 to 3.00 (b)" in STUDY.tell(result)
+    assert "of 3 layers is 2.00; it ranges from 1.00 to 3.00 (b)" in STUDY.describe(
+        result
+    )
     in_order, by_magnitude = STUDY.draw({"net": result}).axes
     assert list(in_order.get_lines()[0].get_ydata()) == [1, 3, 2]
     assert list(by_magnitude.get_lines()[0].get_ydata()) == [3, 2, 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient by path length: what is drawn and said of given numbers."""
+"""Gradient by path length: figure and text for given numbers."""
 
 import numpy as np
 
@@ -17,11 +17,11 @@ def result(mean):
 
 
 def test_words():
-    assert "shrinks by a factor of 2.00" in STUDY.tell(result(1.0))
-    assert "60 % of all paths are there" in STUDY.tell(result(1.0))
-    assert "As in the paper" in STUDY.tell(result(1.5))
-    assert "not by as much as the paper found" in STUDY.tell(result(1.7))
-    assert "here it is not" in STUDY.tell(result(2.0))
+    assert "shrinks by a factor of 2.00" in STUDY.describe(result(1.0))
+    assert "These are 60 % of all paths" in STUDY.describe(result(1.0))
+    assert "As in the paper" in STUDY.describe(result(1.5))
+    assert "not by as much as in the paper" in STUDY.describe(result(1.7))
+    assert "here they are not" in STUDY.describe(result(2.0))
 
 
 def test_figure():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths of paths by the form of stochastic depth, drawn and told."""
+"""Lengths of paths by the form of stochastic depth: figure and text."""
 
 import pytest
 
@@ -26,9 +26,9 @@ def test_lengths(fields, mean_open, mean_length, make_lab):
     assert share == {"from": 1, "to": 2, "share": pytest.approx(6 / 8)}
     if "num_open" in fields:
         assert found["open_blocks"]["weights"] == pytest.approx([0, 0, 1, 0])
-    told = STUDY.tell({**found, "num_blocks": 3})
-    assert "All 2^3 paths: mean 1.5, 95 % within 0 to 3; 1 to 2: 75 %." in told
-    assert f"Blocks open in training: mean {mean_open:.1f}" in told
+    told = STUDY.describe({**found, "num_blocks": 3})
+    assert "All 2^3 paths: mean 1.5, 95 % between 0 and 3; 1 to 2: 75 %." in told
+    assert f"Open blocks in training: mean {mean_open:.1f}" in told
     [axes] = STUDY.draw({"a": found}).axes
     assert [line.get_label().partition(" (")[0] for line in axes.get_lines()] == [
         *("a: all paths", "a: open blocks in training", "a: paths in training")

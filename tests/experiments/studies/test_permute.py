@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another order of the blocks: what is drawn and said of given numbers."""
+"""Reordering the blocks: figure and text for given numbers."""
 
 import pytest
 
@@ -18,13 +18,13 @@ def result(base=5.0):
 @pytest.mark.parametrize("base, compared", [(5.0, True), (60.0, False)])
 def test_words(base, compared):
     """With a comparison with the paper, or without, if the network has not learned."""
-    told = STUDY.tell(result(base))
+    told = STUDY.describe(result(base))
     assert f"{base + 5:.2f} % after 1, {base + 15:.2f} % after 3 random swaps" in told
-    assert "(tau down to 0.70)" in told
-    assert ("the larger the error, as in the paper" in told) == compared
-    assert ("has too little to lose" in told) != compared
-    other = STUDY.tell({**result(base), "residual": False})
-    assert "The paper reorders residual networks alone" in other
+    assert "(smallest tau: 0.70)" in told
+    assert ("grows with the disorder, as in the paper" in told) == compared
+    assert ("is too inaccurate to be compared" in told) != compared
+    other = STUDY.describe({**result(base), "residual": False})
+    assert "The paper reorders only residual networks" in other
 
 
 def test_figure():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Survival probability and damage: what is drawn and said of given numbers."""
+"""Survival probability and damage: figure and text for given numbers."""
 
 from experiments.studies.survival_damage import STUDY
 
@@ -15,11 +15,11 @@ RESULT = {
 
 
 def test_words():
-    told = STUDY.tell(RESULT)
-    assert "Rank correlation of the depth l/L" in told and "is -1.00 (p = 0.01)" in told
-    assert "Where the depth l/L is larger, deleting costs less." in told
+    told = STUDY.describe(RESULT)
+    assert "rank correlation of the depth l/L" in told and "is -1.00 (p = 0.01)" in told
+    assert "The larger the depth l/L, the smaller the damage." in told
     constant = {**RESULT, "by": "p_l", "spearman_without_transitions": None}
-    assert "no rank correlation with the survival probability" in STUDY.tell(constant)
+    assert "with the survival probability p_l is undefined" in STUDY.describe(constant)
 
 
 def test_figure():
