@@ -15,6 +15,8 @@ import numpy as np
 import configs
 from configs.default import Config
 from experiments.training import feed, pretrained, setup
+from experiments.training.network import make_network
+from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
@@ -63,11 +65,11 @@ def plan(config: Config) -> str:
     if config.init_from is not None:
         pretrained.check(config.init_from)
     devices = setup.choose_devices(config)
-    model, image_shape = setup.network(config)
+    model, image_shape = make_network(config)
     examples = feed.count_train(config)
     steps_per_epoch = data.steps_per_epoch(examples, config.batch_size)
-    steps = setup.count_steps(config, steps_per_epoch)
-    setup.make_schedule(config, steps_per_epoch, steps)  # which may be refused
+    steps = count_steps(config, steps_per_epoch)
+    make_schedule(config, steps_per_epoch, steps)  # which may be refused
     rows = table(model, image_shape)
     total = {key: sum(row[key] for row in rows) for key in ("params", "multiply_adds")}
     lines = [f"{'module':<22}{'output':>18}{'parameters':>14}{'multiply-adds':>17}"]
@@ -91,8 +93,8 @@ def plan(config: Config) -> str:
         f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",
-        f"Time: about {duration(seconds)} for convolutions and products, if all of them "
-        "were as fast here as one of 64 channels; the rest comes on top.",
+        f"Time: about {duration(seconds)} for convolutions and matrix products, if all "
+        "were as fast here as one of 64 channels; everything else adds to it.",
     ]
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@ python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir
 
 import dataclasses
 import heapq
-import math
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +17,8 @@ from experiments import cli, report_page
 from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
-from experiments.training import setup, trained
+from experiments.training import trained
+from experiments.training.network import make_network
 from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.errors import InputError, missing_folder
@@ -118,7 +118,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
     )
     if summary is None or not workdir.checkpoints.exists():
-        model, _ = setup.network(config)
+        model, _ = make_network(config)
         if summary:
             reason = "was kept without checkpoints"
         elif record.diverged:
@@ -157,14 +157,14 @@ def _studies(folder):
 
 def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
     """The confusion matrix of the test images, and the worst mistakes."""
-    devices = run.experiment.devices
-    size = math.ceil(run.config.eval_batch_size / len(devices)) * len(devices)
     probabilities = trained.make_probabilities(run)
     classes = dataset_spec(run.config.dataset).num_classes
     confusion = np.zeros((classes, classes), int)
     # A heap, of which the least loss goes first.
     kept: list[tuple[float, int, int, Mistake]] = []
-    batches = run.experiment.feed.eval_batches("test", batch_size=size)
+    batches = run.experiment.feed.eval_batches(
+        "test", batch_size=run.experiment.eval_batch_size
+    )
     for number, batch in enumerate(tqdm(batches, disable=None, leave=False)):
         images, real = batch["image"], batch["mask"]
         views = images if images.ndim == 5 else images[:, None]

@@ -12,6 +12,7 @@ import configs
 from configs import default
 from experiments.config import make_config
 from experiments.training import feed, setup
+from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
 
@@ -140,8 +141,8 @@ def test_no_row_repeats_what_it_starts_from():
 
 def schedule_of(name, steps_per_epoch, **fields):
     config = made(name, **fields)
-    total = setup.count_steps(config, steps_per_epoch)
-    return setup.make_schedule(config, steps_per_epoch, total), total
+    total = count_steps(config, steps_per_epoch)
+    return make_schedule(config, steps_per_epoch, total), total
 
 
 def test_recipe_of_he_2015():
@@ -482,9 +483,9 @@ def test_every_recipe_has_a_sensible_length_on_every_data_set(dataset):
         config = made(name, dataset)
         setup.check(config)
         steps_per_epoch = feed.count_train(config) // config.batch_size
-        total = setup.count_steps(config, steps_per_epoch)
+        total = count_steps(config, steps_per_epoch)
         assert 10 <= total / steps_per_epoch <= most + 0.01, name
-        schedule = setup.make_schedule(config, steps_per_epoch, total)
+        schedule = make_schedule(config, steps_per_epoch, total)
         own = load(name)
         if config.lr_schedule == "piecewise" == own.lr_schedule:
             # All drops of the recipe fall into the run.
@@ -519,9 +520,9 @@ def test_lengths_of_recipes_on_large_data_sets():
     ):
         config = made(name, dataset)
         steps_per_epoch = feed.count_train(config) // config.batch_size
-        total = setup.count_steps(config, steps_per_epoch)
+        total = count_steps(config, steps_per_epoch)
         assert total / steps_per_epoch == pytest.approx(epochs, abs=0.01), name
-        schedule = setup.make_schedule(config, steps_per_epoch, total)
+        schedule = make_schedule(config, steps_per_epoch, total)
         rate, factor = config.learning_rate, config.lr_factor
         for number, drop in enumerate(drops):
             for share, expected in ((drop - 0.01, number), (drop + 0.01, number + 1)):
@@ -533,7 +534,7 @@ def test_lengths_of_recipes_on_large_data_sets():
 def test_short_paths_begin_at_the_first_drop_of_every_data_set(dataset):
     config = made("preact_resnet110_short_paths", dataset)
     steps_per_epoch = feed.count_train(config) // config.batch_size
-    total = setup.count_steps(config, steps_per_epoch)
+    total = count_steps(config, steps_per_epoch)
     unit = {"steps": 1, "fraction": total}[config.lr_drops_unit]
     begins = config.stochastic_depth_from_epoch * steps_per_epoch
     assert abs(begins - config.lr_drops[0] * unit) < steps_per_epoch

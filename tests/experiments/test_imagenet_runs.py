@@ -26,7 +26,7 @@ from tiny import TINY
 from experiments import evaluate, export, predict
 from experiments.config import read_config
 from experiments.studies import subject
-from experiments.training import feed, setup, trained
+from experiments.training import feed, trained
 from experiments.training.feed import ImageNet, test_view
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
@@ -385,12 +385,9 @@ def test_bad_evaluations(finished, tmp_path, capsys):
 def test_networks_with_fixed_heads_are_not_evaluated_densely(
     finished, monkeypatch, capsys
 ):
-    build = setup.build
-
-    def with_vgg(config, **kept):
-        return dataclasses.replace(build(config, **kept), model=create_model("vgg11"))
-
-    monkeypatch.setattr(setup, "build", with_vgg)
+    like = trained.finished(str(finished), num_workers=0)
+    vgg = like._replace(model=create_model("vgg11"))
+    monkeypatch.setattr(trained, "finished", lambda path, **_: vgg)
     assert evaluate.main([f"--workdir={finished}", "--crops=dense"]) == 2
     assert "needs a network that ends in a mean over all pixels" in (
         capsys.readouterr().err

@@ -19,6 +19,7 @@ from experiments.papers import results_page
 from experiments.papers.entries import entries, shorten
 from experiments.papers.tables import TABLES
 from experiments.training import loop, setup
+from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import InputError
 
 ROOT = Path(__file__).parents[2] / "results"
@@ -134,7 +135,7 @@ def test_rows_can_be_built(name):
     dataset = "cifar10" if name == "before_resnets" or "imagenet" in name else None
     for entry in entries(TABLES[name], None, dataset, [], 0.02):
         setup.check(entry.config)
-        setup.make_schedule(entry.config, 390, setup.count_steps(entry.config, 390))
+        make_schedule(entry.config, 390, count_steps(entry.config, 390))
 
 
 def test_protocols_number():
@@ -154,8 +155,8 @@ def test_shortened_schedule_is_the_whole_one_run_through_faster(name):
     steps_per_epoch = 350
     rates = {}
     for label, each in (("whole", config), ("short", short)):
-        total = setup.count_steps(each, steps_per_epoch)
-        schedule = setup.make_schedule(each, steps_per_epoch, total)
+        total = count_steps(each, steps_per_epoch)
+        schedule = make_schedule(each, steps_per_epoch, total)
         places = [(i + 0.5) / 200 for i in range(200)]
         rates[label] = [float(schedule(int(total * place))) for place in places]
         rates[label, "total"] = total

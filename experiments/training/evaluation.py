@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation between the steps of training, and BatchNorm's recomputed statistics."""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.training.feed import Feed
+from rn_jax import metrics, parallel, train
+from rn_jax.data.datasets import Batch
+from rn_jax.models.network import Network
+
+
+class EvalSteps(NamedTuple):
+    """The compiled steps of an evaluation.
+
+    Attributes:
+        evaluate: (variables, batch) -> sums.
+        statistics: (variables, batch, number) -> batch_stats, see
+            `train.make_statistics_step`.
+    """
+
+    evaluate: Callable
+    statistics: Callable
+
+
+def make_eval_steps(
+    model: Network, preprocess: Callable, devices: Sequence[jax.Device], mode: str
+) -> EvalSteps:
+    """Make and compile the steps for a network; `mode` is one of `parallel.MODES`."""
+    parts: dict[str, Any] = {
+        "model": model,
+        "preprocess": preprocess,
+        "axis_name": parallel.axis_name(devices),
+    }
+    return EvalSteps(
+        parallel.compile_eval_step(train.make_eval_step(**parts), devices, mode=mode),
+        parallel.compile_statistics_step(
+            train.make_statistics_step(**parts), devices, mode=mode
+        ),
+    )
+
+
+def variables(state: train.TrainState) -> dict[str, Any]:
+    """Return what a network is applied with."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def evaluate(
+    steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Return the mean loss in nats and the error in percent over some batches."""
+    total: Any = collections.Counter()
+    for batch in batches:
+        sums = jax.device_get(steps.evaluate(variables(state), batch))
+        total.update({name: float(value) for name, value in sums.items()})
+    return metrics.means(total)
+
+
+def measure(
+    steps: EvalSteps, state: train.TrainState, feed: Feed, batch_size: int
+) -> dict[str, float]:
+    """Return what an evaluation adds to a line of metrics.jsonl.
+
+    Args:
+        steps: of the network that is evaluated.
+        state: after the epoch, with its sums of metrics.
+        feed: with the parts "test" and, if examples are held out, "val".
+        batch_size: of the evaluation, over all devices.
+
+    Returns:
+        Loss and error of training and of each part; for a network with blocks also
+        "open_blocks", the mean number of open blocks of a step so far, and
+        "first_gradient", see `train.TrainState.sums`.
+    """
+    sums = jax.device_get(state.sums)
+    means = {"train": metrics.means(sums)}
+    for part in ("val", "test"):
+        if part in feed.parts:
+            batches = feed.eval_batches(part, batch_size=batch_size)
+            means[part] = evaluate(steps, state, batches)
+    line = {f"{p}_{name}": value for p in means for name, value in means[p].items()}
+    opened = np.asarray(state.open_counts)
+    if len(opened):
+        line["open_blocks"] = float(opened.sum() / int(state.step))
+        line["first_gradient"] = float(sums["gradient"] / sums["count"])
+    return line
+
+
+def with_exact_statistics(
+    steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
+) -> train.TrainState:
+    """Return the state with BatchNorm's statistics over some training batches.
+
+    The steps of training that follow are unaffected: they normalise by the statistics
+    of their own batch.
+    """
+    found = variables(state)
+    for number, batch in enumerate(batches, start=1):
+        found["batch_stats"] = steps.statistics(found, batch, np.float32(number))
+    return state.replace(batch_stats=found["batch_stats"])
+
+
+def better(
+    best: Mapping[str, Any] | None, line: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return what is kept of an evaluation if it is the best so far, else None.
+
+    Args:
+        best: what was kept of the best evaluation before; None: there was none.
+        line: this evaluation's line of metrics.jsonl.
+    """
+    error = line.get("val_error_percent")
+    if error is None or (best is not None and error > best["val_error_percent"]):
+        return None
+    return {name: line[name] for name in _KEPT}
+
+
+_KEPT = ("epoch", "val_error_percent", "test_error_percent")
