@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Veit et al. 2016, section 4.3: a network trained on short paths alone, and whole.
+"""Veit et al. 2016, section 4.3: a network trained only on short paths, and as a whole.
 
-From the first drop of the rate on, 23 of the 54 blocks, chosen anew, are open in every
-mini-batch: the paths that get gradient are as short as those that carry most of it in
-the whole network. Unverified: the epoch from which, and the test rule, here that of
-stochastic depth (a branch counts by 23/54).
+From the first drop of the rate on, 23 of the 54 blocks, drawn for every mini-batch, are
+open: the paths that receive gradient are as short as those that carry most of it in the
+whole network. Unverified: the epoch in which this begins, and the test rule, which is
+here that of stochastic depth (a branch is scaled by 23/54).
 
     python -m experiments.run --config=configs/preact_resnet110_short_paths.py
 """
@@ -28,7 +28,7 @@ def on_short_paths(dataset="cifar10"):
 
 
 def _first_drop(config):
-    """Return the epoch of the first drop: where epochs are longer it comes earlier."""
+    """Return the epoch of the first drop, which depends on the length of epochs."""
     drop = config.lr_drops[0]
     if config.lr_drops_unit == "fraction":
         return drop * config.epochs

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The papers' tables: which config each row is, and what is compared.
+"""The papers' tables: the config of each row, and the rows that are compared.
 
-The published errors are those of the configs: `published_error_percent`, and
-`expected_to_fail` for a row that the paper prints as "fail".
+The configs have the published errors: `published_error_percent`, and `expected_to_fail`
+for a row that the paper prints as "fail".
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ class Table:
 
     Attributes:
         title: paper and number of the table.
-        rows: names of configs, by that of the row.
-        datasets: columns of the table. A row is in those that its paper has a number
-            for; in all of them if it has none.
-        statistic: what the paper prints of its runs: "mean" (also of one), "median" or
+        rows: names of configs, by name of the row.
+        datasets: columns of the table. A row is trained on those for which its paper
+            has a number, or on all of them if it has none.
+        statistic: the paper's statistic of its runs: "mean" (also of one), "median" or
             "best".
-        published_of: how many runs the published number is of, and how they were tested
-            where that is not by the single whole image.
-        differences: pairs of rows (a, b) of which a minus b is told.
+        published_of: number of runs of the published number, and how they were tested
+            if not on single whole images.
+        differences: pairs of rows (a, b) whose difference a - b is reported.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Table:
 
 
 def _same(*configs: str) -> dict[str, str]:
-    """Rows named as their configs."""
+    """Return rows named as their configs."""
     return dict(zip(configs, configs, strict=True))
 
 
@@ -81,14 +81,14 @@ TABLES: Mapping[str, Table] = {
             *("plain20", "plain32", "plain44", "plain56", "plain110"),
             *("resnet20", "resnet56"),
         ),
-        published_of="1 run; plain networks are in a figure",
+        published_of="1 run; plain networks only in a figure",
         differences=(
             *(("plain56", "plain20"), ("resnet56", "resnet20")),
             *(("resnet20", "plain20"), ("resnet56", "plain56")),
         ),
     ),
     "digits": Table(
-        "In no paper: deep networks on digits, plain, residual, with stochastic depth",
+        "Not from a paper: plain, residual and stochastic-depth networks on digits",
         _same("plain20", "resnet20", "plain110", "resnet110", "resnet110_sd"),
         datasets=("digits",),
         published_of="none",
@@ -112,7 +112,7 @@ TABLES: Mapping[str, Table] = {
         published_of="median of 5 runs",
     ),
     "preact_activations": Table(
-        "He et al. 2016, table 2: places of the activation on CIFAR-10",
+        "He et al. 2016, table 2: positions of the activation on CIFAR-10",
         {
             "original_110": "resnet110_he2016",
             "bn_after_addition_110": "resnet110_bn_after_addition",
@@ -184,7 +184,7 @@ TABLES: Mapping[str, Table] = {
             "28_10_dropout": "wrn28_10_dropout",
         },
         datasets=_CIFAR,
-        published_of="no published number at hand",
+        published_of="no published number available",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",
@@ -194,7 +194,7 @@ TABLES: Mapping[str, Table] = {
         published_of="best of several runs on CIFAR-10 (mean 7.72)",
     ),
     "short_paths": Table(
-        "Veit et al. 2016: training on short paths alone",
+        "Veit et al. 2016: training on short paths only",
         {"whole": "preact_resnet110_whole", "short": "preact_resnet110_short_paths"},
         differences=(("short", "whole"),),
     ),
@@ -205,7 +205,7 @@ TABLES: Mapping[str, Table] = {
             *("resnet34_c", "resnet50", "resnet101", "resnet152"),
         ),
         datasets=_IMAGENET,
-        published_of="1 run, 10 crops; ours: one crop in the centre",
+        published_of="1 run, 10 crops; ours: one centre crop",
     ),
     "preact_imagenet": Table(
         "He et al. 2016, table 5: pre-activation ResNets on ImageNet",
@@ -235,6 +235,6 @@ TABLES: Mapping[str, Table] = {
         "Krizhevsky et al. 2012, Szegedy et al. 2015, Simonyan and Zisserman 2015",
         _same("alexnet_2012", "googlenet_2014", "vgg11", "vgg13", "vgg16", "vgg19"),
         datasets=_IMAGENET,
-        published_of="1 run, as each config says; ours: one crop in the centre",
+        published_of="1 run, tested as each config says; ours: one centre crop",
     ),
 }
