@@ -41,7 +41,7 @@ class Row:
 
 
 @functools.cache
-def _found() -> dict[str, tuple[ModuleType, Row | None]]:
+def index() -> dict[str, tuple[ModuleType, Row | None]]:
     """Return the file and the row of every name; a file's own name has no row."""
     found: dict[str, tuple[ModuleType, Row | None]] = {}
     for file in sorted(FOLDER.glob("[!_]*.py")):
@@ -57,14 +57,14 @@ def names() -> list[str]:
     """Return the names of all configs that have a network."""
     return [
         name
-        for name, (module, row) in _found().items()
+        for name, (module, row) in index().items()
         if row or module.get_config().model  # a row always has one
     ]
 
 
 def where(name: str) -> str:
     """Return where a config's paper describes it, or the summary of its file."""
-    module, row = _found()[name]
+    module, row = index()[name]
     return row.where if row else (module.__doc__ or name).partition(".\n")[0]
 
 
@@ -78,9 +78,9 @@ def get_config(name: str, dataset: str | None = None) -> ConfigDict:
     Raises:
         InputError: there is no such name; similar ones are listed.
     """
-    if name not in _found():
+    if name not in index():
         raise unknown_name("config", name, names())
-    module, row = _found()[name]
+    module, row = index()[name]
     recipe = (row and row.recipe) or module.get_config
     config = recipe() if dataset is None else recipe(dataset)
     if row is None:

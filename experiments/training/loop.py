@@ -85,7 +85,7 @@ def train(
     try:
         with parallel.together():
             trainer = build(config, mean_image=workdir.mean_image())
-        with _printing_in_the_first_process(), _StopSignal() as stop:
+        with _printing_in_the_first_process(), StopSignal() as stop:
             with parallel.together():
                 run = _Run(trainer, workdir, command)
             with _ending_alone(), contextlib.closing(run):
@@ -167,7 +167,7 @@ class _Run:
         print(f"Run folder: {self.workdir.path}")
         self.workdir.resume_at(self.step)
 
-    def train(self, stop: "_StopSignal", profile_steps: int) -> None:
+    def train(self, stop: "StopSignal", profile_steps: int) -> None:
         """Train to the last step or to a signal, and save in both cases."""
         trainer, config = self.trainer, self.trainer.config
         evaluate_every = (
@@ -362,7 +362,7 @@ def _is_finite(state):
     return all(np.isfinite(array).all() for array in arrays)
 
 
-class _StopSignal:
+class StopSignal:
     """Inside the context, true once SIGTERM or SIGINT has come.
 
     Only a program's main thread can handle signals. In another one, and where a signal

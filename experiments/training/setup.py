@@ -140,7 +140,7 @@ def prepare(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
     """
     check_config(config)
     devices = choose_devices(config)
-    _use_compilation_cache(config.compilation_cache)
+    use_compilation_cache(config.compilation_cache)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
 
     axis_name = parallel.batch_norm_axis(devices, config.batch_norm)
@@ -287,8 +287,8 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
     return augment
 
 
-def _use_compilation_cache(folder):
-    """Use JAX's cache on disk, for programs of any compile time."""
+def use_compilation_cache(folder: str) -> None:
+    """Use a folder as JAX's cache of programs of any compile time; "" uses none."""
     if folder:
         path = os.path.expanduser(folder)
         filesystem.check(path)

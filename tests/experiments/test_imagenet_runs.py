@@ -354,7 +354,7 @@ def test_top_errors_by_hand():
 BAD = {
     "crops": (["--config.image_size=64"], "Crops must fit the images"),
     "test crop": (["--config.eval_size=64"], "Crops must fit the images"),
-    "channel": (["--config.normalization=channel"], "it is mean_image, imagenet_mean"),
+    "channel": (["--config.normalization=channel"], "use mean_image, imagenet_mean"),
     "no mean": (["--config.mean_image_examples=0"], "must be at least 1, not 0"),
     "choice": (["--config.eval_crops=320"], "eval_crops must be one of center, ten"),
 }
@@ -371,7 +371,7 @@ def test_bad_settings(data_dir, tmp_path, monkeypatch, capsys, options, sentence
 def test_bad_evaluations(finished, tmp_path, capsys):
     for options, sentence in (
         ([], "required: --workdir; --help"),
-        ([f"--workdir={tmp_path}"], "is no run"),
+        ([f"--workdir={tmp_path}"], "is not a run"),
         ([f"--workdir={finished}", "--size=300"], "300 does not fit a shorter side of"),
         ([f"--workdir={finished}", "--scales=30"], "must be multiples of 32"),
         ([f"--workdir={finished}", "--images=0"], "--images must be at least 1"),
