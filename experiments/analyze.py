@@ -26,13 +26,8 @@ FACTORS = ("keep", "drop")
 
 # A finished study is kept if these are equal.
 _IDENTITY = (
-    "model",
-    "model_kwargs",
-    "dataset",
-    "normalization",
-    "weights_sha256",
-    "images",
-    "gates",
+    *("model", "model_kwargs", "dataset", "normalization"),
+    *("weights_sha256", "images", "gates"),
 )
 
 

@@ -60,25 +60,14 @@ def reproduce(
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
 
-    Args:
-        arguments: overrides of the configs' fields, see `load_config`.
-        table: one of TABLES.
-        only: names of rows, with commas between; None: all.
-        seeds: number of seeds for every row, or a list, see `seeds.parse`.
-        scale: fraction of each schedule's length, see `entries.shorten`.
-        dataset: data set of all rows; None: those of the table.
-        workdir: folder of the table; None: a new one under runs/.
-        keep: folder of all results, into which finished runs are copied.
-        command: the command line, which the table names.
+    The keywords are the command's options; `arguments` override fields of the configs.
+    The table names the `command`.
 
     Raises:
         InputError: something that the user can mend, in one sentence.
     """
-    if (
-        keep
-        and scale == 1
-        and not any([table, only, seeds, dataset, workdir, *arguments])
-    ):
+    given = [table, only, seeds, dataset, workdir, *arguments]
+    if keep and scale == 1 and not any(given):
         print(f"Page: {results_page.write(epath.Path(keep))}")
         return
     if table is None or table not in TABLES:

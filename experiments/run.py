@@ -59,16 +59,8 @@ def run(
 ) -> None:
     """Train one run, or one for each seed, or print what could be trained.
 
-    Args:
-        arguments: the options of the config, see `load_config`.
-        workdir: folder of the run; None: a new one under runs/.
-        seeds: number of seeds, or a list of them, see `seeds.parse`.
-        profile: number of steps to write a trace of.
-        coordinator, num_processes, process_id, heartbeat_timeout: the place among
-            several processes, see `parallel.join_processes`.
-        dry_run: print the network and the cost of the run instead.
-        list: print models, data sets and configs instead.
-        command: the command line, for the summary.
+    The keywords are the command's options; `arguments` are those of the config, for
+    `load_config`. A `command` is reported in the summary.
 
     Raises:
         InputError: something that the user can mend, in one sentence.

@@ -46,14 +46,10 @@ def sweep(
     seeds: str | None = None,
     command: str = "experiments.sweep.sweep(...)",
 ) -> None:
-    """Train every combination, and write the table and the figure.
+    """Train every combination of values, and write the table and the figure.
 
-    Args:
-        arguments: the options of the config, see `load_config`.
-        grid: fields and their values, see `parse_axis`.
-        workdir: folder of the sweep; None: a new one under runs/.
-        seeds: number of seeds for every combination, or a list, see `seeds.parse`.
-        command: the command line, which the table names.
+    The keywords are the command's options; `arguments` are those of the config, for
+    `load_config`. The table names the `command`.
 
     Raises:
         InputError: something that the user can mend, in one sentence.

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
+from experiments import figures
 from experiments.figures import as_text, save, styled
 
 Values = Mapping[str, Any]
@@ -85,8 +85,7 @@ def as_numbers(rows: Sequence[Values], name: str) -> list[float] | None:
 
 
 def _lines(numbers, kinds, error, spread, label):
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = figures.panels(1, 7)
     [(name, x)] = numbers.items()
     x = np.array(x)
     for kind, places, style in styled(kinds):
@@ -112,8 +111,7 @@ def _heat_maps(rows, numbers, kinds, error, label):
     (across, x), (up, y) = numbers.items()
     columns, levels = sorted(set(x)), sorted(set(y))
     size = (1.6 + len(kinds) * (1 + 0.9 * len(columns)), 1.6 + 0.6 * len(levels))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    figure, panels = figures.panels(len(kinds), *size, sharey=True)
     low, high = np.nanmin(error), np.nanmax(error)
     for axes, (kind, places) in zip(panels, kinds.items(), strict=True):
         grid = np.full((len(levels), len(columns)), np.nan)
@@ -138,13 +136,12 @@ def _heat_maps(rows, numbers, kinds, error, label):
         axes.set_yticks(range(len(levels)), [str(shown[up][v][up]) for v in levels])
         axes.set(xlabel=across, title=kind)
     panels[0].set_ylabel(up)
-    figure.colorbar(image, ax=list(panels), label=label)
+    figure.colorbar(image, ax=panels, label=label)
     return figure
 
 
 def _dots(rows, error, spread, label):
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = figures.panels(1, 8, 1.2 + 0.3 * len(rows))
     names = [", ".join(f"{n} {v}" for n, v in row.items()) for row in rows]
     place = np.arange(len(rows))[::-1]  # the first at the top
     wide = None if np.isnan(spread).all() else spread

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from matplotlib.figure import Figure
 
 from configs.default import Config
 from experiments import figures
@@ -270,8 +269,7 @@ def draw(
             text before a comma are seeds of one row, and have one colour.
         path: file of the PNG.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure, panels = figures.panels(2, 10, 4)
     looks = {
         row: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10]}
         for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
@@ -294,7 +292,5 @@ def draw(
                 label=None if row in named else row,
             )
             named.add(row)
-        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    panels[0].legend()
+        figures.finish(axes, xlabel="epoch", ylabel=label, ylim=(0, None))
     figures.save(figure, path)

@@ -44,18 +44,14 @@ def make_eval_steps(
     )
 
 
-def variables(state: train.TrainState) -> dict[str, Any]:
-    """Return what a network is applied with."""
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
 def evaluate(
     steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Return the mean loss in nats and the error in percent over some batches."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     total: Any = collections.Counter()
     for batch in batches:
-        sums = jax.device_get(steps.evaluate(variables(state), batch))
+        sums = jax.device_get(steps.evaluate(variables, batch))
         total.update({name: float(value) for name, value in sums.items()})
     return metrics.means(total)
 
@@ -63,18 +59,11 @@ def evaluate(
 def measure(
     steps: EvalSteps, state: train.TrainState, feed: Feed, batch_size: int
 ) -> dict[str, float]:
-    """Return what an evaluation adds to a line of metrics.jsonl.
+    """Return what an evaluation adds to metrics.jsonl.
 
-    Args:
-        steps: of the network that is evaluated.
-        state: after the epoch, with its sums of metrics.
-        feed: with the parts "test" and, if examples are held out, "val".
-        batch_size: of the evaluation, over all devices.
-
-    Returns:
-        Loss and error of training and of each part; for a network with blocks also
-        "open_blocks", the mean number of open blocks of a step so far, and
-        "first_gradient", see `train.TrainState.sums`.
+    That is loss and error of training, since the last evaluation, and of the feed's
+    parts "val" and "test". For a network with blocks it is also "open_blocks", the mean
+    number of open blocks so far, and "first_gradient", see `train.TrainState.sums`.
     """
     sums = jax.device_get(state.sums)
     means = {"train": metrics.means(sums)}
@@ -98,10 +87,11 @@ def with_exact_statistics(
     The steps of training that follow are unaffected: they normalise by the statistics
     of their own batch.
     """
-    found = variables(state)
+    stats = state.batch_stats
     for number, batch in enumerate(batches, start=1):
-        found["batch_stats"] = steps.statistics(found, batch, np.float32(number))
-    return state.replace(batch_stats=found["batch_stats"])
+        variables = {"params": state.params, "batch_stats": stats}
+        stats = steps.statistics(variables, batch, np.float32(number))
+    return state.replace(batch_stats=stats)
 
 
 def better(
@@ -109,14 +99,10 @@ def better(
 ) -> dict[str, Any] | None:
     """Return what is kept of an evaluation if it is the best so far, else None.
 
-    Args:
-        best: what was kept of the best evaluation before; None: there was none.
-        line: this evaluation's line of metrics.jsonl.
+    `best` is what was kept before, and `line` is the evaluation's in metrics.jsonl.
     """
     error = line.get("val_error_percent")
     if error is None or (best is not None and error > best["val_error_percent"]):
         return None
-    return {name: line[name] for name in _KEPT}
-
-
-_KEPT = ("epoch", "val_error_percent", "test_error_percent")
+    names = ("epoch", "val_error_percent", "test_error_percent")
+    return {name: line[name] for name in names}

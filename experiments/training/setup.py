@@ -28,18 +28,13 @@ class Experiment:
     """A config made concrete. What depends on other fields is derived here, once.
 
     Attributes:
-        config: the run's.
-        devices: the devices of all processes.
         model: without parameters; the state has them.
         image_shape: (H, W, C) of the training images.
         feed: of batches; it has a part "val" if examples are held out.
         normalization: of the images; None if each image has its own.
         preprocess: pixels to normalised images.
-        steps_per_epoch, total_steps: of training.
         gates_from_step: number of steps before stochastic depth begins.
-        schedule: learning rate by step, but for the factor of `feedback`.
-        feedback: factor of the learning rate from how training goes.
-        tx: the optimiser.
+        schedule: learning rate by step, which the factor of `feedback` multiplies.
         loss_scaling: for float16, else None.
     """
 
@@ -100,8 +95,8 @@ class Trainer(Experiment):
         replicate: a tree of arrays -> the same on all devices.
         key: of all randomness in the training step.
         train_step: (state, batch, key) -> (state, metrics), compiled.
-        test: steps of the network by the test rule of stochastic depth.
-        constant_test: of constant depth, before stochastic depth begins.
+        test: evaluation by the test rule of stochastic depth.
+        constant_test: evaluation before stochastic depth begins.
     """
 
     params: int

@@ -46,11 +46,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the summary of a run that reached its last step.
 
-    Args:
-        ended: what `facts` returned.
-        last: the last line of metrics.jsonl of kind "epoch".
-        best: what `evaluation.better` kept; None without a validation part.
-        images_per_second: mean throughput of training; None if it was not timed.
+    `ended` is what `facts` returned, `last` the last line "epoch" of metrics.jsonl, and
+    `best` what `evaluation.better` kept; it is None if no examples are held out.
     """
     best = best or {}
     return {

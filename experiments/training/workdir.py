@@ -89,7 +89,7 @@ class Workdir:
             self._check_config()  # another run may have begun and ended meanwhile
             fields = as_json(self.config).items()
             written = {name: v for name, v in fields if name not in self._unwritten}
-            self._write("config.json", written)
+        self._write("config.json", written)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -113,14 +113,11 @@ class Workdir:
 
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json; None before the run has ended."""
-        file = self.path / "summary.json"
-        return read_json(file) if file.exists() else None
+        return self._read("summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
-        if self._writes:
-            with self.writing():
-                self._write("summary.json", summary)
+        self._write("summary.json", summary)
 
     def mean_image(self) -> np.ndarray | None:
         """Return the mean image of ImageNet that is kept, f32[size, size, 3], or None.
@@ -149,19 +146,15 @@ class Workdir:
         """Write the mean image, unless it is kept already."""
         if self._writes and not (self.path / _MEAN_IMAGE).exists():
             content = safetensors.numpy.save({"mean": np.ascontiguousarray(image)})
-            with self.writing():
-                replace_file(self.path / _MEAN_IMAGE, content)
+            replace_file(self.path / _MEAN_IMAGE, content)
 
     def diverged(self) -> dict[str, Any] | None:
         """Return diverged.json: where and why the run diverged; None if it did not."""
-        file = self.path / "diverged.json"
-        return read_json(file) if file.exists() else None
+        return self._read("diverged.json")
 
     def note_divergence(self, facts: Mapping[str, Any]) -> None:
         """Write diverged.json, which stays until the run is started again."""
-        if self._writes:
-            with self.writing():
-                self._write("diverged.json", facts)
+        self._write("diverged.json", facts)
 
     def resume_at(self, step: int) -> None:
         """Cut the logs back to `step`, and open the events there."""
@@ -247,5 +240,10 @@ class Workdir:
                 "--workdir, or the config that is there."
             )
 
+    def _read(self, name):
+        file = self.path / name
+        return read_json(file) if file.exists() else None
+
     def _write(self, name, value):
-        replace_file(self.path / name, json.dumps(value, indent=2) + "\n")
+        if self._writes:
+            replace_file(self.path / name, json.dumps(value, indent=2) + "\n")
