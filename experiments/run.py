@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import configs
 from experiments import cli
+from experiments import dry_run as preview
 from experiments.config import load_config
-from experiments.dry_run import listing, plan
 from experiments.training import loop
 from experiments.training import seeds as several
 from rn_jax import parallel
@@ -66,13 +66,13 @@ def run(
         InputError: something that the user can mend, in one sentence.
     """
     if list:
-        print(listing())
+        print(preview.listing())
         return
     name, config = load_config(arguments)
     if profile < 0 or (profile and seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
     if dry_run:
-        print(plan(config))
+        print(preview.plan(config))
         return
     joined = parallel.join_processes(
         coordinator=coordinator,
