@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with a checkpoint after every epoch against training with none.
+"""Training with a checkpoint after every epoch, compared to training without any.
 
     python -m benchmarks.checkpointing [--config=configs/resnet110.py:digits]
         [--epochs=3] [--rounds=7] [--config.FIELD=VALUE ...]
 
-Both sides take a run's own training steps; one of them saves as the loop does,
-asynchronously, so that the next epoch's steps go on while it is written. What is still
-to be written after the last epoch is waited for. Nothing is evaluated.
+Both sides take a run's own training steps. One of them saves as the loop does,
+asynchronously, while the next epoch is trained; it ends when all is written. Nothing is
+evaluated.
 """
 
 import statistics
@@ -30,10 +30,10 @@ class Training:
     def __init__(self, config):
         self.experiment = build(config)
         self.state = self.experiment.initial_state
-        self.step = 0  # of the state; on the host, where asking costs nothing
+        self.step = 0  # the state's, on the host
 
     def take(self, steps: int) -> None:
-        """So many steps; returns when they are done."""
+        """Take a number of steps, and wait for them."""
         exp = self.experiment
         for batch in exp.feed.train_batches(self.step, self.step + steps):
             self.state, _ = exp.train_step(self.state, batch, exp.key)
@@ -42,11 +42,11 @@ class Training:
 
 
 class Saving:
-    """Saves states into a folder and notes the seconds that each took.
+    """Checkpoints in a folder, and the seconds that each took.
 
     Attributes:
-        blocked: seconds until training could go on.
-        written: seconds until a checkpoint was on disk, with nothing else to do.
+        blocked: seconds until training could continue.
+        written: seconds until a checkpoint was on disk, without training meanwhile.
     """
 
     def __init__(self, folder: str):
@@ -55,32 +55,32 @@ class Saving:
         self.blocked, self.written = [], []
 
     def save(self, state) -> None:
-        """As the loop does after an epoch."""
+        """Save a state as the loop does after an epoch."""
         start = time.perf_counter()
         self.checkpoints.save(state, {"wall_seconds": 0.0})
         self.blocked.append(time.perf_counter() - start)
 
     def save_and_wait(self, state) -> None:
-        """Returns when the checkpoint is on disk."""
+        """Save a state, and return when it is on disk."""
         start = time.perf_counter()
         self.checkpoints.save(state, {"wall_seconds": 0.0})
         self.checkpoints.wait()
         self.written.append(time.perf_counter() - start)
 
     def bytes_on_disk(self) -> int:
-        """Of the newest checkpoint."""
+        """Return the size of the newest checkpoint."""
         newest = self.folder / str(self.checkpoints.latest_step())
         return sum(f.stat().st_size for f in newest.rglob("*") if f.is_file())
 
 
 def compare(config, epochs, rounds, folder) -> dict[str, object]:
-    """Times both sides in turn; the result without the options.
+    """Time both sides in turn, and return the result without the options.
 
     Args:
-        config: the fields of configs/default.py.
-        epochs: in each reading.
-        rounds: readings of each side.
-        folder: for the checkpoints.
+        config: the run's.
+        epochs: number of epochs in each reading.
+        rounds: number of readings of each side.
+        folder: folder of the checkpoints.
     """
     training, saving = Training(config), Saving(folder)
     steps = training.experiment.steps_per_epoch
@@ -96,11 +96,11 @@ def compare(config, epochs, rounds, folder) -> dict[str, object]:
         saving.checkpoints.wait()
 
     training.take(1)  # compiles
-    saving.save_and_wait(training.state)  # makes what the first save makes
+    saving.save_and_wait(training.state)  # the first save also makes folders
     sides = {"saved": with_saving, "none": without}
     seconds = measure.alternate(sides, rounds=rounds, warmup=0)
     for _ in range(rounds):
-        training.take(1)  # of one step there is one checkpoint
+        training.take(1)  # a step has one checkpoint
         saving.save_and_wait(training.state)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
     epoch_seconds = {
@@ -113,7 +113,7 @@ def compare(config, epochs, rounds, folder) -> dict[str, object]:
         "saved / none": measure.ratio(seconds["saved"], seconds["none"]),
         "blocked_seconds_per_save": statistics.median(saving.blocked),
         "seconds_to_disk": to_disk,
-        # What a save costs at most: none of its writing is hidden behind steps.
+        # The greatest cost of a save: none of its writing is hidden behind steps.
         "to_disk / epoch": to_disk / epoch_seconds["none"],
         "state_bytes": state_bytes,
         "checkpoint_bytes": saving.bytes_on_disk(),
@@ -123,18 +123,17 @@ def compare(config, epochs, rounds, folder) -> dict[str, object]:
 
 
 def main() -> int:
-    return cli.exit_code(_main)
+    parser = cli.Parser(__doc__, checkpointing)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rounds", type=int)
+    return parser.call(None, interrupted="Interrupted; nothing was written.")
 
 
-def _main():
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=7)
-    options, rest = parser.parse_with_config(sys.argv[1:])
-    rest = rest or ["--config=configs/resnet110.py:digits"]
-    name, config = load_config(rest)
+def checkpointing(arguments, *, epochs: int = 3, rounds: int = 7) -> None:
+    """Compare the sides by a config, print the result and write it to results/."""
+    name, config = load_config(arguments or ["--config=configs/resnet110.py:digits"])
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(config, options.epochs, options.rounds, folder)
+        found = compare(config, epochs, rounds, folder)
     for side, seconds in found["epoch_seconds"].items():
         print(f"{side:5} {seconds:.3f} s an epoch of {found['steps_per_epoch']} steps")
     ratio = found["saved / none"]
@@ -148,7 +147,8 @@ def _main():
         f"{found['seconds_to_disk']:.3f} s to disk, "
         f"{100 * found['to_disk / epoch']:.2f} % of an epoch"
     )
-    result = {"config": name, "dataset": config.dataset, **vars(options), **found}
+    result = {"config": name, "dataset": config.dataset}
+    result |= {"epochs": epochs, "rounds": rounds, **found}
     print(measure.write(f"checkpointing_{jax.devices()[0].platform}", result))
 
 

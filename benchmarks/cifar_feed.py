@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR's feed against what a training step of ResNet-20 consumes.
+"""The rate of CIFAR's feed, compared to that of ResNet-20's training step.
 
     python -m benchmarks.cifar_feed [--batch_size=128] [--rounds=20]
 
-The feed cuts batches of 32x32 images out of 50,000 in memory, on one core, and moves
-them to the device; it must not hold the step up. The aim is ten times the step's rate.
+On one core, the feed cuts batches of 32x32 images out of 50,000 in memory and moves
+them to the device; the step must not wait for it. The aim is ten times the step's rate.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks import measure
 from benchmarks.training_step import Step
 from rn_jax import data
 
-BATCHES = 100  # of the feed in one reading
+BATCHES = 100  # in one reading of the feed
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         "feed_over_step": measure.ratio(seconds["step"], per_batch),
     }
     for name, rate in result["images_per_second"].items():
-        print(f"{name}: {rate:,.0f} images a second")
+        print(f"{name}: {rate:,.0f} images per second")
     platform = step.devices[0].platform
     print(measure.write(f"cifar_feed_{platform}", result))
 

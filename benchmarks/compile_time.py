@@ -3,8 +3,8 @@
 
     python -m benchmarks.compile_time [--models=resnet20,resnet110,resnet1202]
 
-Every network is compiled in a process of its own, without the cache on disk; the
-networks alternate over the rounds.
+Every network is compiled in a process of its own, without the cache on disk. The
+networks alternate.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.training_step import Step
 
 
 def compile_once(model: str, batch_size: int, image_size: int) -> dict[str, float]:
-    """Seconds of the first step, which traces and compiles, and of the next ones."""
+    """Return the seconds of the first step, which is compiled, and of the next one."""
     durations = {"trace": 0.0, "compile": 0.0}
 
     def listen(event, seconds, **kwargs):
@@ -45,7 +45,7 @@ def compile_once(model: str, batch_size: int, image_size: int) -> dict[str, floa
 
 
 def temporary_mib(model: str, batch_size: int, image_size: int) -> dict[str, float]:
-    """MiB of temporary memory of the step on each device, by the setting `remat`."""
+    """Return MiB of the step's temporary memory on each device, by `remat`."""
     found = {}
     for remat in ("none", "cheap", "all"):
         step = Step(model, batch_size=batch_size, image_size=image_size, remat=remat)
@@ -96,7 +96,7 @@ def main() -> None:
         row = table[model]
         print(
             f"{model}: trace {row['trace_seconds']:.2f} s, compile "
-            f"{row['compile_seconds']:.2f} s, together "
+            f"{row['compile_seconds']:.2f} s, in total "
             f"{row[f'ratio_to_{first}']['median']:.2f} times {first}; MiB by remat: "
             + ", ".join(
                 f"{name} {mib:.0f}"

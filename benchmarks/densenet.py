@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of DenseNet's training step, naive and computed again, and its compile time.
+"""Memory of DenseNet's training step with and without remat, and its compile time.
 
     python -m benchmarks.densenet [--models=densenet100_24,densenet_bc190_40]
 
 MiB of temporary memory on one device by `memory_analysis()`, with `remat` "none" and
-"all": XLA plans memory before LLVM sees the program, so LLVM does not optimise here.
-`--compile_only` names networks of which the seconds to trace and to compile the step as
-it is trained are wanted. Every program has a process of its own, ended after
-`--limit` seconds; the result is written after each.
+"all". XLA plans memory before LLVM sees the program, so LLVM does not optimise here.
+`--compile_only` names networks whose fully optimised step is traced and compiled.
+Every program has a process of its own, which ends after `--limit` seconds; the result
+is updated after each.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import jax
 from benchmarks import measure
 from benchmarks.training_step import Step
 
-# What makes XLA's CPU compiler hand programs on unoptimised.
+# Disables optimisation in XLA's CPU compiler.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
 def compiled(model: str, *, optimised: bool, **settings) -> dict[str, float]:
-    """Seconds to trace and to compile the step, and MiB of its temporary memory."""
+    """Return the seconds to trace and compile the step, and MiB of its memory."""
     step = Step(model, num_devices=1, **settings)
     start = time.perf_counter()
     state = jax.eval_shape(step.create_state)
@@ -41,7 +41,7 @@ def compiled(model: str, *, optimised: bool, **settings) -> dict[str, float]:
 
 
 def within(limit: float, model: str, **settings) -> dict[str, float]:
-    """`compiled` in a process of its own; with `stopped_after_seconds` if too slow."""
+    """Run `compiled` in a process; `stopped_after_seconds` is set if it is too slow."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             return pool.apply_async(compiled, (model,), settings).get(limit)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet's host pipeline: pictures a second, next to other loaders and decoders.
+"""Pictures per second of ImageNet's host pipeline, other loaders and decoders.
 
     python -m benchmarks.imagenet_feed [--workers=N] [--peer=torch]
 
 The pictures are 500x375 JPEGs cut from scikit-learn's two photographs, in one
-array_record file that every side reads. A side decodes them, crops them at random by
-area and aspect to 224x224, mirrors half, and hands over batches of uint8; normalising
-is the device's work. "in_process" makes batches in this process, and its seconds are
-those of the processor: one core's rate. "with_workers" has worker processes (threads
-for tf.data) and seconds on the clock, once each worker has handed over two batches; how
-long the first batch of all took is told apart. PyTorch's side is its DataLoader with
-torchvision's transforms on Pillow images; tf.data is timed where TensorFlow is
+array_record file that every side reads. A side decodes them, takes random crops by area
+and aspect of 224x224 pixels, mirrors half of them, and returns batches of uint8;
+normalisation is left to the device. "in_process" makes batches in this process and
+measures processor time, the rate of one core. "with_workers" has worker processes
+(threads for tf.data) and measures wall time after each worker has returned two batches;
+the time to the first batch is reported separately. PyTorch's side is its DataLoader
+with torchvision's transforms on Pillow images. tf.data is timed if TensorFlow is
 installed.
 """
 
@@ -40,7 +40,7 @@ HEIGHT, WIDTH, SIZE = 375, 500, 224
 
 
 def make_jpegs(count: int, quality: int) -> list[bytes]:
-    """Windows of the photographs, of random size and place, resized to 500x375."""
+    """Return random windows of the photographs, resized to 500x375."""
     rng = np.random.default_rng(0)
     photographs = load_sample_images().images
     encoded = []
@@ -59,7 +59,7 @@ def make_jpegs(count: int, quality: int) -> list[bytes]:
 
 
 def write_records(path: Path, jpegs: list[bytes]) -> None:
-    """As tensorflow-datasets writes them."""
+    """Write records as tensorflow-datasets does."""
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for label, encoded in enumerate(jpegs):
         example = tf_example_pb2.Example()
@@ -77,7 +77,7 @@ def train_transform(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def by_rn_jax(path: Path, *, batches: int, batch_size: int, workers: int):
-    """This project's feed."""
+    """Return batches of this project's feed."""
     records = imagenet.Records("benchmark", ArrayRecordDataSource(str(path)))
     source = imagenet.Source(
         parts={"train": records},
@@ -91,7 +91,7 @@ def by_rn_jax(path: Path, *, batches: int, batch_size: int, workers: int):
 
 
 def by_torch(path: Path, *, batches: int, batch_size: int, workers: int):
-    """PyTorch's DataLoader, as its ImageNet example has it."""
+    """Return batches of PyTorch's DataLoader, as in its ImageNet example."""
     import torch
 
     from benchmarks import torch_peer
@@ -104,7 +104,7 @@ def by_torch(path: Path, *, batches: int, batch_size: int, workers: int):
     )
 
     class Pictures(torch.utils.data.Dataset):
-        """The records as images of Pillow, transformed."""
+        """The records as transformed Pillow images."""
 
         source = ArrayRecordDataSource(str(path))  # its files are opened in the workers
 
@@ -128,7 +128,7 @@ def by_torch(path: Path, *, batches: int, batch_size: int, workers: int):
 
 
 def by_tf_data(path: Path, *, batches: int, batch_size: int, workers: int):
-    """tf.data on bytes in memory, decoding no more than the window."""
+    """Return batches of tf.data from bytes in memory, decoding only the window."""
     import tensorflow as tf
 
     source = ArrayRecordDataSource(str(path))
@@ -165,7 +165,7 @@ def by_tf_data(path: Path, *, batches: int, batch_size: int, workers: int):
 
 
 def time_feed(side, clock, *, batches: int, workers: int, **options):
-    """Seconds until the first batch, and of each picture once all workers work."""
+    """Return the seconds to the first batch, and per picture after a warm-up."""
     start = time.perf_counter()
     warmup = 1 + 2 * workers
     feed = side(batches=warmup + batches, workers=workers, **options)
@@ -183,7 +183,7 @@ def time_feed(side, clock, *, batches: int, workers: int, **options):
 
 
 def compare_feeds(sides, clock, rounds: int, **options) -> dict[str, object]:
-    """Medians over rounds in which the sides take turns, and ratios to this project."""
+    """Return medians over alternating rounds, and ratios to this project."""
     found = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -213,14 +213,14 @@ def by_pillow(encoded: bytes) -> np.ndarray:
 
 
 def by_pillow_draft(encoded: bytes) -> np.ndarray:
-    """At the smallest scale of the JPEG's own that still holds the shorter 256."""
+    """Decode at the smallest JPEG scale with a shorter side of at least 256."""
     image = Image.open(io.BytesIO(encoded))
     image.draft("RGB", (256, 256))
     return np.asarray(image.convert("RGB"))
 
 
 def decoders(jpegs: list[bytes]) -> tuple[dict[str, object], dict[str, str]]:
-    """Those that work here by name, and why the others do not."""
+    """Return the decoders that work here by name, and why the others do not."""
     found = {
         "opencv": transforms.decode_jpeg,
         "pillow": by_pillow,
@@ -260,7 +260,7 @@ def _torchvision():
 
 
 def compare_decoders(jpegs: list[bytes], rounds: int) -> dict[str, object]:
-    """Milliseconds of the processor for a picture, and how far its pixels are off."""
+    """Return milliseconds of processor time per picture, and errors of pixels."""
     found, absent = decoders(jpegs)
     seconds = {name: [] for name in found}
     for _ in range(rounds):
@@ -291,14 +291,16 @@ def compare_decoders(jpegs: list[bytes], rounds: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=256)
-    parser.add_argument("--quality", type=int, default=92, help="of the JPEGs")
+    parser.add_argument("--quality", type=int, default=92, help="quality of the JPEGs")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=32, help="timed in a round")
+    parser.add_argument(
+        "--batches", type=int, default=32, help="timed batches in a round"
+    )
     parser.add_argument("--workers", type=int, default=parallel.cpu_cores())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", choices=("torch",))
     options = parser.parse_args()
-    cv2.setNumThreads(0)  # here too, as in the workers
+    cv2.setNumThreads(0)  # as in the workers
 
     sides, absent = {"rn_jax": by_rn_jax}, []
     if options.peer:
@@ -336,9 +338,9 @@ def main() -> None:
     }
     for kind, table in (("in process", in_process), ("with workers", with_workers)):
         for name, rate in table["pictures_per_second"].items():
-            print(f"{kind}, {name}: {rate:.0f} pictures a second")
+            print(f"{kind}, {name}: {rate:.0f} pictures per second")
     for name, milliseconds in result["decoders"]["milliseconds"].items():
-        print(f"decoding, {name}: {milliseconds:.2f} ms a picture")
+        print(f"decoding, {name}: {milliseconds:.2f} ms per picture")
     packages = ("grain", "opencv-python-headless", "pillow", "simplejpeg")
     packages += ("torch", "torchvision", "tensorflow", "tensorflow-cpu")
     print(measure.write("imagenet_feed", result, *packages))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting each block in turn: by gates, by edited parameters, and in PyTorch.
+"""The time to delete each block in turn: by gates, by editing parameters, in PyTorch.
 
     python -m benchmarks.lesion --model=resnet32 [--images=500] [--rounds=4]
 
-One round of a side is the whole study, every block deleted once over all images.
-"gates" is what `experiments.analyze` runs: one compiled function, closed blocks
-skipped, images on the devices. "edited" is the naive way: the block's last BatchNorm
-set to zero in a copy of the parameters, batches from the host, everything computed.
-"torch" leaves the branch out of an eager PyTorch network.
+One round is a whole study, with every block deleted once over all images. "gates" is
+what `experiments.analyze` runs: one compiled function that skips closed blocks, with
+images on the devices. "edited" is the naive way: the block's last BatchNorm is set to
+zero in a copy of the parameters, batches come from the host, and everything is
+computed. "torch" removes the branch from an eager PyTorch network.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def preprocess(images: jax.Array) -> jax.Array:
 
 
 class ByGates:
-    """The study by gates."""
+    """A study by gates."""
 
     def __init__(self, model, variables, batches, devices):
         self.variables = parallel.replicate(variables, devices)
@@ -37,14 +37,14 @@ class ByGates:
         self.gates = np.ones(model.num_blocks, np.float32)
 
     def __call__(self) -> list[int]:
-        """Errors of all lesions."""
+        """Return the number of errors of each lesion."""
         every = range(len(self.gates))
         gates = (lesion.without(self.gates, [block]) for block in every)
         return [int(self.count(self.variables, g, self.batches)) for g in gates]
 
 
 class ByEditing:
-    """The study by a copy of the parameters for each lesion."""
+    """A study by a copy of the parameters for each lesion."""
 
     def __init__(self, model, variables, batches, devices):
         self.model, self.batches, self.devices = model, batches, devices
@@ -59,7 +59,7 @@ class ByEditing:
         self.count = count
 
     def __call__(self) -> list[int]:
-        """Errors of all lesions."""
+        """Return the number of errors of each lesion."""
         errors = []
         for block in self.model.blocks:
             wrong = 0
@@ -81,7 +81,7 @@ class ByEditing:
 
 
 def by_torch(model, batches):
-    """The study in PyTorch, in evaluation mode without gradients."""
+    """Return the study in PyTorch, in evaluation mode without gradients."""
     import torch
     from torch import nn
 
@@ -119,7 +119,9 @@ def by_torch(model, batches):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="resnet32", help="CIFAR, of basic blocks")
+    parser.add_argument(
+        "--model", default="resnet32", help="a CIFAR ResNet with basic blocks"
+    )
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing that holds on a shared machine: sides in turn, medians, ratios and spread."""
+"""Timing for shared machines: alternating sides, medians, ratios and spread."""
 
 import json
 import statistics
@@ -17,12 +17,12 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 def alternate(
     sides: Mapping[str, Callable[[], None]], *, rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of every call, the sides in turn so that a slow moment meets them all.
+    """Return the seconds of every call; sides alternate, so slow moments affect all.
 
     Args:
         sides: functions that return when their work is done.
-        rounds: calls of each that count.
-        warmup: calls of each before them.
+        rounds: number of timed calls of each.
+        warmup: number of calls of each before them.
     """
     for _ in range(warmup):
         for call in sides.values():
@@ -37,14 +37,14 @@ def alternate(
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Median of the pairwise ratios, and the middle half of them."""
+    """Return the median of the pairwise ratios, and the quartiles."""
     ratios = [a / b for a, b in zip(over, under, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"median": middle, "quartile_1": low, "quartile_3": high}
 
 
 def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
-    """Writes results/NAME.json with machine, versions and the command that made it."""
+    """Write results/NAME.json with machine, versions and command."""
     module = sys.modules["__main__"].__spec__.name
     command = " ".join(["python -m", module, *sys.argv[1:]])
     RESULTS.mkdir(exist_ok=True)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a training step goes, by kind of work.
+"""The time of a training step by kind of work.
 
     python -m benchmarks.profile [--model=resnet110] [--open=K]
 
-Times are those of JAX's profiler, summed over the devices and divided by their number,
-beside the same step's time on the clock. With --open=K, K blocks are open, spread
-evenly.
+Times are means over the devices from JAX's profiler, beside the wall time of the same
+step. With --open=K, K evenly spread blocks are open.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from benchmarks import measure
 from benchmarks.skip import exactly_open
 from benchmarks.training_step import Step
 
-# First match wins, tried on the operation's name and on where it comes from.
+# Patterns for an operation's name and its source; the first match counts.
 KINDS = {
     "waiting for another device": r"Wait: pending|Rendezvous",
     "collectives": r"all[-_]reduce|all[-_]gather|psum|pmean",
@@ -37,7 +36,7 @@ REST = "other"
 
 
 def operations(hlo: str) -> dict[str, str]:
-    """Name of every operation of a compiled program -> where it comes from."""
+    """Return name -> source of every operation of a compiled program."""
     found = {}
     for line in hlo.splitlines():
         if name := re.match(r"\s*(?:ROOT )?%([\w.\-]+) = ", line):
@@ -47,13 +46,13 @@ def operations(hlo: str) -> dict[str, str]:
 
 
 def kind_of(name: str, sources: dict[str, str]) -> str:
-    """Which of `KINDS` an event of the profiler is."""
+    """Return the kind, of `KINDS`, of an event of the profiler."""
     text = f"{name} {sources.get(name, '')}"
     return next((kind for kind, p in KINDS.items() if re.search(p, text)), REST)
 
 
 def self_times(events) -> collections.Counter:
-    """Seconds by event name on one thread, without those of the events inside."""
+    """Return seconds by event name on one thread, without those of nested events."""
     spans = sorted(
         ((e.start_ns, e.start_ns + e.duration_ns, e.name) for e in events),
         key=lambda span: (span[0], -span[1]),
@@ -70,7 +69,7 @@ def self_times(events) -> collections.Counter:
 
 
 def profile(step: Step, steps: int) -> tuple[dict[str, float], float]:
-    """Seconds a step and device by kind of work, and seconds on the clock."""
+    """Return seconds per step and device by kind of work, and the wall time."""
     compiled = step.step.lower(step.state, step.batch, step.key).compile()
     sources = operations(compiled.as_text())
     for _ in range(3):
@@ -102,7 +101,9 @@ def main() -> None:
     parser.add_argument("--model", default="resnet110")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--open", type=int, help="blocks that are open; else no gates")
+    parser.add_argument(
+        "--open", type=int, help="number of open blocks; default: no gates"
+    )
     parser.add_argument("--remat", choices=("none", "cheap", "all"), default="cheap")
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicted efficiency of training on many devices: bytes counted, the rest assumed.
+"""Predicted efficiency of training on many devices, from counted bytes.
 
     python -m benchmarks.scaling [--step_seconds=resnet50:0.013,resnet110:0.021]
 
-What the devices say to each other is counted in the traced training step. A step's
-seconds on one device are measured ones where `--step_seconds` gives them, for the batch
-in `BATCH_PER_DEVICE`; for the other networks they are computed from multiply-adds and
-`--flops`, a rate that is assumed. Writes results/scaling.json and prints the tables of
+Communication between devices is counted in the traced training step. The seconds of a
+step on one device, with the batch in `BATCH_PER_DEVICE`, are measured ones if
+`--step_seconds` has them; for other networks they are computed from multiply-adds and
+`--flops`, an assumed rate. Writes results/scaling.json and prints the tables of
 docs/scaling.md. Nothing is compiled or run.
 """
 
@@ -29,9 +29,9 @@ from rn_jax.models import MODELS
 
 DEVICES = (8, 64, 512)
 DEVICES_PER_HOST = 8
-# The paper's batch on one device, for ImageNet on eight.
+# The paper's batch on one device; for ImageNet, an eighth of it.
 BATCH_PER_DEVICE = {"resnet110": 128, "resnet50": 32, "densenet_bc190_40": 64}
-# The backward pass takes two products for each of the forward pass.
+# The backward pass has two products for each product of the forward pass.
 FLOPS_PER_MULTIPLY_ADD = 6
 BACKWARD = 2 / 3
 
@@ -44,8 +44,8 @@ class Meeting(NamedTuple):
 
     Attributes:
         primitive: "psum" or "all_gather".
-        size: bytes that each device gives.
-        times: how often it runs in a step.
+        size: bytes that each device sends.
+        times: number of calls in a step.
     """
 
     primitive: str
@@ -54,14 +54,14 @@ class Meeting(NamedTuple):
 
 
 def meetings(equations: Sequence[Any], times: int = 1) -> list[Meeting]:
-    """The collectives over `parallel.AXIS` in the order of the program.
+    """Return the collectives over `parallel.AXIS` in the order of the program.
 
-    A scan's count as often as it runs, of a conditional those of the branch that sends
-    most.
+    Those of a scan count as often as it runs; of a conditional, the branch that sends
+    most counts.
 
     Args:
-        equations: of a jaxpr.
-        times: how often they run.
+        equations: equations of a jaxpr.
+        times: number of times that they run.
 
     Raises:
         ValueError: a collective of another kind, or in a loop of unknown length.
@@ -86,7 +86,7 @@ def meetings(equations: Sequence[Any], times: int = 1) -> list[Meeting]:
 
 
 def total_bytes(found: Sequence[Meeting]) -> int:
-    """Bytes that a device gives in them."""
+    """Return the bytes that a device sends."""
     return sum(m.size * m.times for m in found)
 
 
@@ -101,12 +101,13 @@ def _programs(params):
 def step_and_shapes(
     model: Any, image_shape: tuple[int, int, int], batch_size: int = 2
 ) -> tuple[Callable, tuple[Any, ...]]:
-    """The training step over several devices, and its arguments as shapes alone.
+    """Return the training step over several devices, and its arguments as shapes.
 
     Args:
-        model: of constant depth; its `axis_name` says how BatchNorm is synchronised.
+        model: a network of constant depth; its `axis_name` decides how BatchNorm is
+            synchronised.
         image_shape: (H, W, C).
-        batch_size: of the batch's shapes; what devices give does not depend on it.
+        batch_size: size of the batch; communication does not depend on it.
     """
     step, create = make_step(model, image_shape, axis_name=parallel.AXIS)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -121,15 +122,15 @@ def step_and_shapes(
 def collectives(
     model: Any, image_shape: tuple[int, int, int]
 ) -> dict[str, dict[str, int]]:
-    """Calls and bytes a device gives in one training step, by what they are for.
+    """Return calls and bytes sent by a device in one training step, by purpose.
 
     Args:
         model, image_shape: as for `step_and_shapes`.
     """
     step, shapes = step_and_shapes(model, image_shape)
-    # How many devices there are does not change what each of them gives.
+    # The number of devices does not change what each of them sends.
     program = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 2)])(*shapes)
-    # The step's own barrier, before which devices meet in BatchNorm alone.
+    # The step's own barrier; before it only BatchNorm communicates.
     end = max(
         i
         for i, equation in enumerate(program.eqns)
@@ -153,10 +154,10 @@ def collectives(
 
 
 class Link(NamedTuple):
-    """A way between members of a group.
+    """A link between members of a group.
 
     Attributes:
-        bandwidth: bytes a second that a member sends while it receives as many.
+        bandwidth: bytes per second that a member sends while it receives as many.
         latency: seconds of one hop.
     """
 
@@ -165,10 +166,10 @@ class Link(NamedTuple):
 
 
 class Interconnect(NamedTuple):
-    """What joins the devices.
+    """The links between devices.
 
     Attributes:
-        inside: between the devices of a host; of all, if `between` is None.
+        inside: between the devices of a host; between all devices if `between` is None.
         between: between hosts, shared by the devices of each.
     """
 
@@ -176,14 +177,14 @@ class Interconnect(NamedTuple):
     between: Link | None = None
 
     def groups(self, devices: int) -> tuple[int, int]:
-        """Devices that `inside` joins, and groups of them."""
+        """Return the number of devices that `inside` joins, and of such groups."""
         inside = min(devices, DEVICES_PER_HOST) if self.between else devices
         return inside, devices // inside
 
 
 # Bandwidths are the vendors', latencies assumed.
 NVLINK = Link(450e9, 2e-6)  # the fourth generation's, of an H100 or H200
-ICI = Link(200e9, 1e-6)  # a TPU v5e's, all four ways together
+ICI = Link(200e9, 1e-6)  # a TPU v5e's, all four links together
 INTERCONNECTS = {
     "NVLink 4": Interconnect(NVLINK),
     "ICI of TPU v5e": Interconnect(ICI),
@@ -193,24 +194,24 @@ INTERCONNECTS = {
 
 
 def reduce_seconds(size: float, members: int, link: Link) -> float:
-    """Seconds until `members` have the sum of `size` bytes.
+    """Return the seconds until `members` have the sum of `size` bytes.
 
-    A member sends what it sends in a ring, over the hops of a tree: what libraries come
-    near to by halving and doubling or by trees in pieces. A plain ring has
-    2 (members - 1) hops.
+    The bytes are those of a ring and the hops those of a tree, which libraries approach
+    by halving and doubling or by pipelined trees. A plain ring has 2 (members - 1)
+    hops.
     """
     hops = 2 * math.ceil(math.log2(members))
     return 2 * (members - 1) / members * size / link.bandwidth + hops * link.latency
 
 
 def gather_seconds(size: float, members: int, link: Link) -> float:
-    """Seconds until `members` have the `size` bytes of each, by doubling."""
+    """Return the seconds until `members` have the `size` bytes of each, by doubling."""
     hops = math.ceil(math.log2(members))
     return (members - 1) * size / link.bandwidth + hops * link.latency
 
 
 def all_reduce_seconds(size: float, devices: int, joined: Interconnect) -> float:
-    """Seconds of an all-reduce: within the hosts, then between them."""
+    """Return the seconds of an all-reduce: within hosts, then between them."""
     inside, groups = joined.groups(devices)
     seconds = reduce_seconds(size, inside, joined.inside)
     if groups > 1:
@@ -219,7 +220,7 @@ def all_reduce_seconds(size: float, devices: int, joined: Interconnect) -> float
 
 
 def all_gather_seconds(size: float, devices: int, joined: Interconnect) -> float:
-    """Seconds of an all-gather: a host's part goes between hosts as a whole."""
+    """Return the seconds of an all-gather: within hosts, then between them."""
     inside, groups = joined.groups(devices)
     seconds = gather_seconds(size, inside, joined.inside)
     if groups > 1:
@@ -233,18 +234,18 @@ def efficiency(
     devices: int,
     joined: Interconnect,
 ) -> dict[str, float]:
-    """Share of a step in which devices compute, with a constant batch for each.
+    """Return the share of a step in which devices compute, with a constant batch each.
 
     Args:
-        step_seconds: of one device by itself.
-        sent: of `collectives`.
-        devices: how many.
-        joined: by what.
+        step_seconds: seconds of a step on one device alone.
+        sent: as returned by `collectives`.
+        devices: number of devices.
+        joined: the links between them.
 
     Returns:
         "as_built", with the gradients summed after the backward pass; "overlapped", the
-        bound if their sum hid behind it; "batch_norm_seconds" and "gradient_seconds",
-        of communication.
+        bound if that sum overlapped with it; "batch_norm_seconds" and
+        "gradient_seconds", the time of communication.
     """
     seconds = 0.0
     if calls := sent[FORWARD]["calls"]:
@@ -266,12 +267,12 @@ def efficiency(
 
 
 def network(name: str, flops: float, measured: float | None) -> dict[str, Any]:
-    """What is predicted for a network.
+    """Return the prediction for a network.
 
     Args:
-        name: of `BATCH_PER_DEVICE`.
-        flops: of one device, floating point operations a second; assumed.
-        measured: seconds of its step on one device; None computes them from `flops`.
+        name: one of `BATCH_PER_DEVICE`.
+        flops: assumed floating point operations per second of one device.
+        measured: seconds of its step on one device; None: computed from `flops`.
     """
     entry, batch = MODELS[name], BATCH_PER_DEVICE[name]
     shape = (entry.image_size, entry.image_size, entry.channels)
@@ -302,18 +303,18 @@ def network(name: str, flops: float, measured: float | None) -> dict[str, Any]:
     return result
 
 
-# Bytes of ImageNet's training archive over its pictures; benchmarks/imagenet_feed.py
-# makes smaller ones.
+# Mean size of a picture in ImageNet's training archive; those of
+# benchmarks/imagenet_feed.py are smaller.
 IMAGENET_BYTES = 137.9e9 / 1_281_167
 CORES_PER_HOST = (96, 128)
 
 
 def feeding(networks: Mapping[str, Any], storage: float) -> dict[str, Any]:
-    """Which devices the hosts can feed, at the rate that each network takes.
+    """Return the number of devices that hosts can feed, at each network's rate.
 
     Args:
-        networks: of `network`, by name.
-        storage: bytes a second that all hosts together read; assumed.
+        networks: as returned by `network`, by name.
+        storage: assumed bytes per second that all hosts together read.
     """
     decoded, path = _result("imagenet_feed")
     per_core = decoded["with_workers"]["pictures_per_second_and_worker"]["rn_jax"]
@@ -354,7 +355,7 @@ def _result(name):
 
 
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
-    """The tables of docs/scaling.md by name, in Markdown, from results/scaling.json."""
+    """Return the tables of docs/scaling.md by name, from results/scaling.json."""
     return {
         "bytes": _bytes_table(result["networks"]),
         "steps": _steps_table(result["networks"]),
@@ -378,11 +379,11 @@ def _bytes_table(networks):
             cells = [f"{s['bytes']:,} in {s['calls']:,}" for s in sent]
             total = sum(s["bytes"] for s in sent)
             rows.append([name, batch_norm, *cells, f"{total:,}"])
-    return _table(["network", "batch_norm", *kinds, "together"], rows, words=2)
+    return _table(["network", "batch_norm", *kinds, "total"], rows, words=2)
 
 
 def _steps_table(networks):
-    header = ["network", "images", "milliseconds", "images a second", "they are"]
+    header = ["network", "images", "milliseconds", "images per second", "source"]
     rows = [
         [
             name,
@@ -397,7 +398,7 @@ def _steps_table(networks):
 
 
 def _interconnects_table(interconnects):
-    header = ["joined by", "in a host", "of latency", "between hosts", "of latency"]
+    header = ["links", "within a host", "latency", "between hosts", "latency"]
     rows = []
     for joined, links in interconnects.items():
         row = [joined]
@@ -414,7 +415,7 @@ def _interconnects_table(interconnects):
 
 
 def _efficiency_table(networks):
-    header = ["network", "batch_norm", "joined by", *(f"{n} devices" for n in DEVICES)]
+    header = ["network", "batch_norm", "links", *(f"{n} devices" for n in DEVICES)]
     rows = []
     for name, found in networks.items():
         for batch_norm, part in found["batch_norm"].items():
@@ -428,7 +429,7 @@ def _efficiency_table(networks):
 
 
 def _seconds_table(networks):
-    header = ["network", "joined by", *(f"{n} devices" for n in DEVICES)]
+    header = ["network", "links", *(f"{n} devices" for n in DEVICES)]
     rows = []
     for name, found in networks.items():
         for joined, by_devices in found["batch_norm"]["global"]["efficiency"].items():
@@ -445,44 +446,50 @@ def _feeding_table(found):
     pictures, cifar = found["imagenet"], found["cifar"]
     rows = [
         [
-            "pictures a core decodes a second",
+            "pictures per second that a core decodes",
             f"{pictures['pictures_per_second_and_core']:,.0f}",
         ],
         [
-            "pictures a device takes a second in resnet50",
+            "pictures per second that a device needs for resnet50",
             f"{pictures['pictures_per_second_and_device']:,.0f}",
         ],
-        ["cores for each device", f"{pictures['cores_per_device']:.1f}"],
+        ["cores per device", f"{pictures['cores_per_device']:.1f}"],
         *(
             [f"devices that a host of {cores} cores feeds", f"{devices:.1f}"]
             for cores, devices in pictures["devices_fed_by_host"].items()
         ),
         *(
-            [f"gigabytes read a second by {devices} devices", f"{read / 1e9:.1f}"]
+            [f"gigabytes per second read for {devices} devices", f"{read / 1e9:.1f}"]
             for devices, read in pictures["bytes_read_per_second"].items()
         ),
         [
-            "devices that a storage of "
+            "devices that storage of "
             f"{pictures['storage_bytes_per_second'] / 1e9:g} GB/s feeds",
             f"{pictures['devices_fed_by_storage']:.0f}",
         ],
         [
-            "images of CIFAR a process cuts a second",
+            "CIFAR images per second of a process",
             f"{cifar['images_per_second_and_process']:,.0f}",
         ],
         *(
-            [f"devices that this process feeds in {name}", f"{devices:.1f}"]
+            [f"devices that this process feeds for {name}", f"{devices:.1f}"]
             for name, devices in cifar["devices_fed_by_process"].items()
         ),
     ]
-    return _table(["what", "number"], rows)
+    return _table(["quantity", "number"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--step_seconds", default="", help="measured, by network")
-    parser.add_argument("--flops", type=float, default=60e12, help="assumed rate")
-    parser.add_argument("--storage", type=float, default=10e9, help="bytes a second")
+    parser.add_argument(
+        "--step_seconds", default="", help="measured seconds by network"
+    )
+    parser.add_argument(
+        "--flops", type=float, default=60e12, help="assumed FLOP/s of a device"
+    )
+    parser.add_argument(
+        "--storage", type=float, default=10e9, help="assumed bytes per second"
+    )
     options = parser.parse_args()
     try:
         pairs = [p.split(":") for p in options.step_seconds.split(",") if p]

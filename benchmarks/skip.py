@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What skipping closed blocks saves of a training step.
+"""The time of a training step that skipping closed blocks saves.
 
     python -m benchmarks.skip [--model=resnet110] [--batch_size=32]
 
-Steps with none to all of the blocks open (0, 14, 27, 40 and 54 of ResNet-110's)
-alternate with the step of constant depth; a line through their medians says which share
-of the step skipping removes, and the time expected at a survival probability. Drawn
-gates are timed besides, and subsets of the examples against their fraction.
+Steps with none to all blocks open (0, 14, 27, 40 and 54 of ResNet-110) alternate with
+the step of constant depth. A line through their medians gives the share of the step
+that skipping removes, and the expected time at a survival probability. Steps with
+random gates, and with subsets of the examples, are timed as well.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rn_jax import StochasticDepth
 
 
 def exactly_open(count: int, num_blocks: int) -> StochasticDepth:
-    """Always the same `count` blocks open, spread evenly; the program cannot know."""
+    """Keep `count` evenly spread blocks open, without the compiler knowing which."""
     places = set(np.linspace(0, num_blocks - 1, count).round().astype(int))
     return StochasticDepth(
         schedule=tuple(1.0 if i in places else 1e-9 for i in range(num_blocks))
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--draws", type=int, default=5, help="drawn steps a round")
+    parser.add_argument("--draws", type=int, default=5, help="random steps per round")
     options = parser.parse_args()
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
 
@@ -102,8 +102,8 @@ def main() -> None:
     print(f"line: {floor:.3f} + {slope * num_blocks:.3f} k / {num_blocks}")
     for name, found in expected.items():
         print(
-            f"{name}: {found['ratio_on_the_line']:.2f} expected on the line, "
-            f"{found['ratio_drawn']['median']:.2f} drawn"
+            f"{name}: {found['ratio_on_the_line']:.2f} expected from the line, "
+            f"{found['ratio_drawn']['median']:.2f} with random gates"
         )
     name = f"skip_{options.model}_{jax.devices()[0].platform}"
     result = {
@@ -130,10 +130,10 @@ def _plot(opens, ratios, line, path, model):
     axes.errorbar(opens, middle, spread, fmt="ko", capsize=3, label="measured")
     floor, slope = line
     ends = np.array([0, opens[-1]])
-    axes.plot(ends, floor + slope * ends, "k--", label="line fitted")
+    axes.plot(ends, floor + slope * ends, "k--", label="fitted line")
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(
-        title=f"Training step of {model} by open blocks",
+        title=f"Time of a training step of {model} by open blocks",
         xlabel="open blocks",
         ylabel="time / time at constant depth",
         ylim=(0, None),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds per training step, constant and stochastic depth, beside PyTorch.
+"""Seconds per training step with constant and stochastic depth, and in PyTorch.
 
     python -m benchmarks.step_time --model=resnet110 --batch_size=32 [--peer=torch]
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Times the sides in turn, prints their ratios and writes them to results/."""
+    """Time the sides in turn, print their ratios and write them to results/."""
     size = {"batch_size": options.batch_size, "image_size": options.image_size}
     depth = StochasticDepth(options.last_survival)
     sides = {

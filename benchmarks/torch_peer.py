@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same networks in PyTorch, as a peer to be timed against. An optional install."""
+"""The same networks in PyTorch, for comparison. Needs optional dependencies."""
 
 import contextlib
 
@@ -13,11 +13,11 @@ from rn_jax.errors import InputError
 
 @contextlib.contextmanager
 def importable_torchvision():
-    """Let torchvision, and timm which imports it, be imported with a CPU-only torch.
+    """Allow the import of torchvision, and of timm, with a CPU-only torch.
 
-    The wheel on PyPI is built for CUDA. It registers shape rules for operators of its
-    extension, which a CPU-only torch cannot load. Nothing here uses these operators, so
-    the rules are skipped. With any other torch nothing is changed.
+    The wheel on PyPI is built for CUDA, and registers shape rules for operators that a
+    CPU-only torch cannot load. These operators are not used here, so the rules are
+    skipped. With any other torch nothing changes.
     """
     if torch.version.cuda is not None:
         yield
@@ -33,7 +33,7 @@ def importable_torchvision():
 
 
 class Block(nn.Module):
-    """Basic block with shortcut A; timm's DropPath on the branch if its rate is set."""
+    """A basic block with shortcut A, and timm's DropPath if its rate is not 0."""
 
     def __init__(self, channels: int, features: int, stride: int, drop: float):
         super().__init__()
@@ -49,13 +49,13 @@ class Block(nn.Module):
             self.drop_path = DropPath(drop)
 
     def forward(self, x):
-        """[B, C, H, W] in channels_last memory."""
+        """Apply the block to [B, C, H, W] in channels_last memory."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.drop_path(self.bn2(self.conv2(y)))
         return F.relu(self.shortcut(x) + y)
 
     def shortcut(self, x):
-        """Of the block's stride, with zeros for the new channels."""
+        """Return x with the block's stride, and zeros for new channels."""
         if not self.extra:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 with shortcut A."""
+    """A ResNet of depth 6n + 2 with shortcut A."""
 
     def __init__(self, n: int, last_survival: float | None):
         super().__init__()
@@ -82,15 +82,15 @@ class CifarResNet(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x):
-        """Logits of [B, 3, H, W]."""
+        """Return the logits of [B, 3, H, W]."""
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
 
 
 def build(model: str, last_survival: float | None) -> nn.Module:
-    """The network of that name: a CIFAR ResNet of basic blocks, or torchvision's.
+    """Build a network by its name: a CIFAR ResNet of basic blocks, or torchvision's.
 
     Raises:
-        InputError: there is no peer of that name, or none with stochastic depth.
+        InputError: there is no such network, or none with stochastic depth.
     """
     if model in {f"resnet{6 * n + 2}" for n in (3, 5, 7, 9, 18, 200)}:
         depth = int(model.removeprefix("resnet"))
@@ -106,15 +106,15 @@ def build(model: str, last_survival: float | None) -> nn.Module:
 
 
 class Step:
-    """A training step on random images; calling it takes one and waits.
+    """A training step on random images; a call takes one step and waits for it.
 
     Args:
         model: see `build`.
         batch_size: images per step.
         image_size: side of the images in pixels.
         last_survival: 1 - the last DropPath's rate; None for constant depth.
-        dtype: "float32" (TF32 where the device has it) or "bfloat16" by autocast.
-        compiled: through torch.compile.
+        dtype: "float32" (TF32 if the device has it) or "bfloat16" by autocast.
+        compiled: whether to use torch.compile.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Step:
         self.dtype = {"float32": None, "bfloat16": torch.bfloat16}[dtype]
 
     def __call__(self) -> None:
-        """One step."""
+        """Take one step."""
         images = (self.images.to(self.device).float() - 128) / 64
         labels = self.labels.to(self.device)
         with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps to be timed, by the same factories that experiments use."""
+"""Training steps to time, made by the factories that experiments use."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -14,7 +14,7 @@ from rn_jax import data, optim, parallel, train
 
 
 def make_batch(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
-    """Random images and labels."""
+    """Return random images and labels."""
     rng = np.random.default_rng(0)
     shape = (batch_size, image_size, image_size, 3)
     return {
@@ -31,11 +31,13 @@ def make_step(
     learning_rate: float = 0.01,
     axis_name: str | None = None,
 ) -> tuple[Callable, Callable]:
-    """The training step by SGD with Nesterov momentum, and key -> its first state.
+    """Return a training step with Nesterov's momentum, and key -> its first state.
 
     Args:
+        model: without parameters.
         image_shape: (H, W, C).
-        axis_name: as for `train.make_train_step`.
+        learning_rate: constant learning rate.
+        axis_name: see `train.make_train_step`.
     """
     tx = optim.sgd(
         optim.piecewise_schedule(learning_rate),
@@ -88,11 +90,11 @@ class Step:
 
     @cached_property
     def state(self) -> train.TrainState:
-        """On all devices; made when it is first asked for."""
+        """The state on all devices, created on first use."""
         return parallel.replicate(self.create_state(), self.devices)
 
     def __call__(self) -> None:
-        """One step."""
+        """Take one step."""
         self.state, sums = self.step(self.state, self.batch, self.key)
         jax.block_until_ready(self.state)
         self.open_shares.append(float(sums["open"].mean()))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes of papers, over the fields of default.py, and the rows of their tables.
+"""The recipes of papers, which change fields of default.py, and rows of their tables.
 
-A file is a recipe with a table `ROWS` of the networks that were trained by it, or one
-config. `--config=configs/NAME.py` takes the name of either.
+A file is a recipe, with a table `ROWS` of the networks that were trained by it, or one
+config. `--config=configs/NAME.py` accepts the name of a file or of a row.
 """
 
 import copy
@@ -29,9 +29,9 @@ class Row:
     Attributes:
         where: the table, figure or section of the paper.
         published: test errors in percent by data set.
-        fields: what the row has otherwise than the recipe; the model, if it has another
-            name than the row.
-        recipe: another than the file's `get_config`.
+        fields: fields in which the row differs from the recipe; "model", if its name is
+            not the row's.
+        recipe: the recipe, if it is not the file's `get_config`.
     """
 
     where: str
@@ -41,8 +41,8 @@ class Row:
 
 
 @functools.cache
-def _found() -> dict[str, tuple[ModuleType, Row | None]]:
-    """The file and the row of every name; a file's own name has no row."""
+def index() -> dict[str, tuple[ModuleType, Row | None]]:
+    """Return the file and the row of every name; a file's own name has no row."""
     found: dict[str, tuple[ModuleType, Row | None]] = {}
     for file in sorted(FOLDER.glob("[!_]*.py")):
         module = importlib.import_module(f"configs.{file.stem}")
@@ -54,33 +54,33 @@ def _found() -> dict[str, tuple[ModuleType, Row | None]]:
 
 @functools.cache
 def names() -> list[str]:
-    """Names of all configs that have a network."""
+    """Return the names of all configs that have a network."""
     return [
         name
-        for name, (module, row) in _found().items()
+        for name, (module, row) in index().items()
         if row or module.get_config().model  # a row always has one
     ]
 
 
 def where(name: str) -> str:
-    """Where a config's paper has it, or what its file says of it."""
-    module, row = _found()[name]
+    """Return where a config's paper describes it, or the summary of its file."""
+    module, row = index()[name]
     return row.where if row else (module.__doc__ or name).partition(".\n")[0]
 
 
 def get_config(name: str, dataset: str | None = None) -> ConfigDict:
-    """A config by its name.
+    """Return a config by its name.
 
     Args:
-        name: of a row, as "resnet20", or of a file here.
-        dataset: that it is for; None: the first one of its paper.
+        name: name of a row, as "resnet20", or of a file here.
+        dataset: name of the data set; None: the first one of the paper.
 
     Raises:
-        InputError: no such name; those near it are listed.
+        InputError: there is no such name; similar ones are listed.
     """
-    if name not in _found():
+    if name not in index():
         raise unknown_name("config", name, names())
-    module, row = _found()[name]
+    module, row = index()[name]
     recipe = (row and row.recipe) or module.get_config
     config = recipe() if dataset is None else recipe(dataset)
     if row is None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet, GoogLeNet and VGG on ImageNet, by the recipes of their papers.
 
-The errors are top-1: of VGG dense, at one scale of 256, of AlexNet ten crops. Of
-GoogLeNet the paper has top-5 alone, 10.07 % of one model and one crop; of VGG-11 and
-VGG-13 this project's sources have no number. The rate is divided when the validation
-error stops falling, within 370,000 iterations (VGG) or some 90 epochs (AlexNet), on
-crops of images whose shorter side is 256. That of GoogLeNet falls by 4 % every 8
-epochs; where it starts, the batch, the decay and the length are those of the
-re-training in Caffe. Not as in the paper: it averages the weights over time and trained
+Errors are top-1: of VGG dense, at one scale of 256; of AlexNet over ten crops. For
+GoogLeNet the paper has only a top-5 error, 10.07 % of one model and one crop; for
+VGG-11 and VGG-13 no number was available. The rate is divided when the validation error
+stops falling, within 370,000 iterations (VGG) or about 90 epochs (AlexNet), on crops of
+images whose shorter side is 256. The rate of GoogLeNet falls by 4 % every 8 epochs; its
+initial value, the batch size, the weight decay and the length are those of the
+re-training in Caffe. Unlike here, the paper averages weights over time and trains
 asynchronously.
 
     python -m experiments.run --config=configs/vgg16.py
@@ -38,7 +38,7 @@ def of_alexnet(dataset="imagenet2012"):
     config.steps = None
     config.batch_size = 128
     config.train_scales = (256, 256)
-    if dataset == "imagenet2012":  # elsewhere it divides, and its weights are small
+    if dataset == "imagenet2012":  # elsewhere it also divides by a number
         config.normalization = "mean_image"
     return default.with_dataset(config)
 

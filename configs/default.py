@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every field of an experiment, once, with the recipe of He et al. 2015 on CIFAR-10.
+"""All fields of an experiment, with the recipe of He et al. 2015 on CIFAR-10.
 
-Not to be run itself: the other files here change what their paper has differently.
-He et al. subtract the mean image alone. "mean_image" also divides by one number, to
-which a network with BatchNorm after its first convolution is indifferent; on ImageNet
-it does not, and its mean is that of a sample's centre crops, kept with the run.
+It has no network: the other files here set one, and what their paper does differently.
+He et al. only subtract the mean image. "mean_image" also divides by one number, which
+does not matter to a network with BatchNorm after its first convolution; on ImageNet it
+does not divide, and the mean is that of a sample's centre crops, kept with the run.
 """
 
 import math
@@ -35,8 +35,8 @@ class Range:
 
 LARGEST_SIDE = 4096  # of an image, in pixels
 
-# Types with their limits. What would take all memory, or as many processes, before
-# anything else fails has an upper one.
+# Types with their limits. Numbers that would exhaust memory or processes before
+# anything else fails have an upper limit.
 Count = Annotated[int, Range(1)]
 Number = Annotated[int, Range(0)]
 Amount = Annotated[float, Range(0)]
@@ -49,7 +49,7 @@ MatmulPrecision = Literal["bfloat16", "tensorfloat32", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The fields of an experiment: type, choices or limits, default."""
+    """The fields of an experiment: types, choices or limits, and defaults."""
 
     # Network
     model: str | None = None  # a name of rn_jax.list_models()
@@ -63,9 +63,9 @@ class Config:
     # Data
     dataset: str = "cifar10"  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
     data_dir: str | None = None  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    damaged_records: Literal["stop", "skip"] = "stop"  # skip: report on stderr, go on
+    damaged_records: Literal["stop", "skip"] = "stop"  # skip: report them on stderr
     protocol: Literal["full", "45k5k"] = "full"  # 45k5k: hold out a tenth to validate
-    split_seed: Number = 0  # which examples are held out
+    split_seed: Number = 0  # selects the held-out examples
     normalization: Annotated[str, data.NORMALIZATIONS] = "mean_image"  # of pixels
     augment: bool = True  # zero-pad and crop, flip, and change colours
     augment_pad: Number | None = None  # pixels; None: what suits the data set
@@ -73,21 +73,21 @@ class Config:
     color_jitter: Amount = 0.0  # strength: 0.4 in fb.resnet.torch
     pca_noise: Amount = 0.0  # std: 0.1 in Krizhevsky et al. 2012
 
-    # Data of imagenet2012 alone, which is decoded and cropped by worker processes
-    train_crop: Literal["area", "scale"] = "area"  # 8 to 100 %; scale: of a random size
+    # Data of imagenet2012 only, which worker processes decode and crop
+    train_crop: Literal["area", "scale"] = "area"  # 8 to 100 %; scale: after resizing
     train_scales: tuple[int, int] = (256, 480)  # shorter side before a crop of "scale"
-    image_size: Pixels = 224  # of the crops trained on
-    eval_resize: Pixels = 256  # shorter side before the crops evaluated on
-    eval_size: Pixels = 224  # of the crops evaluated on
+    image_size: Pixels = 224  # of training crops
+    eval_resize: Pixels = 256  # shorter side before evaluation crops
+    eval_size: Pixels = 224  # of evaluation crops
     eval_crops: Literal["center", "ten"] = "center"  # ten: corners, centre, mirrored
-    mean_image_examples: Count = 10_000  # training images that mean_image is taken over
+    mean_image_examples: Count = 10_000  # training images for mean_image
     num_workers: Annotated[int, Range(0, 1024)] | None = None  # None: one per core
 
     # Length: whichever ends first
-    epochs: Count | None = None  # None: as many as `steps` allows
-    steps: Count | None = 64_000  # None: as many as `epochs` needs
+    epochs: Count | None = None  # None: `steps` is the length
+    steps: Count | None = 64_000  # None: `epochs` is the length
     batch_size: Batch = 128  # over all devices
-    eval_batch_size: Batch = 500  # over all devices; changes speed and memory only
+    eval_batch_size: Batch = 500  # over all devices; affects speed and memory only
 
     # Optimiser
     learning_rate: Amount = 0.1  # after the warm-up, before the first drop
@@ -97,32 +97,32 @@ class Config:
     lr_factor: Annotated[float, Range(0, 1)] = 0.1  # of the rate at a drop or plateau
     plateau_patience: Count = 5  # evaluations without a lower validation error
     plateau_drops: Count = 3  # at most
-    warmup: Amount = 0.0  # how long the rate is warmup_learning_rate at the start
+    warmup: Amount = 0.0  # time at warmup_learning_rate at the start
     warmup_unit: Unit = "steps"  # of warmup
-    warmup_until_error: Percent | None = None  # in training; then warmup=0
-    warmup_learning_rate: Amount = 0.01  # of He et al. 2015 for ResNet-110
+    warmup_until_error: Percent | None = None  # training error; needs warmup=0
+    warmup_learning_rate: Amount = 0.01  # as in He et al. 2015 for ResNet-110
     momentum: Amount = 0.9  # of the running sum of gradients
     momentum_form: Annotated[str, optim.MOMENTUM_FORMS] = "caffe"  # rate in velocity
     nesterov: bool = False  # True: Nesterov's momentum, as in the Torch codes
     weight_decay: Amount = 1e-4  # factor of the L2 penalty's gradient
-    aux_loss_weight: Amount = 0.3  # of each auxiliary head's loss; GoogLeNet's alone
+    aux_loss_weight: Amount = 0.3  # of each auxiliary head's loss, in GoogLeNet
     weight_decay_on: Literal["kernels", "all"] = "kernels"  # all: biases too
     bias_rate: Amount = 1.0  # factor of the rate for biases; 2 in the Caffe codes
-    micro_batches: Count = 1  # parts of a batch, one after another, to save memory
+    micro_batches: Count = 1  # sequential parts of a batch; also named accum_steps
 
     # Randomness and devices
     seed: Number = 0  # of the parameters, the order of examples, augmentation and gates
-    num_devices: Annotated[int, Range(1, 1024)] | None = None  # on a CPU one per core
+    num_devices: Annotated[int, Range(1, 1024)] | None = None  # None: all, or CPU cores
     parallelism: Annotated[str, parallel.MODES] = "pmap"  # shard_map: the same program
-    batch_norm: Literal["global", "device"] = "global"  # device: statistics of each
-    batch_norm_at_test: Literal["moving", "exact"] = "moving"  # exact: recomputed then
+    batch_norm: Literal["global", "device"] = "global"  # device: statistics per device
+    batch_norm_at_test: Literal["moving", "exact"] = "moving"  # exact: recomputed
     batch_norm_examples: Count = 10_000  # training examples for exact statistics
 
     # While it runs
-    eval_every_epochs: Count = 1  # evaluation and checkpoint; also at the end
-    eval_every_steps: Number = 0  # if not 0, evaluation by steps instead of epochs
-    checkpoint_every_steps: Number = 0  # more checkpoints between those; 0: none
-    log_every_steps: Number = 100  # lines of single steps in metrics.jsonl; 0: none
+    eval_every_epochs: Count = 1  # evaluate and save; always done at the end
+    eval_every_steps: Number = 0  # if not 0, replaces eval_every_epochs
+    checkpoint_every_steps: Number = 0  # save between evaluations too; 0: never
+    log_every_steps: Number = 100  # log a step in metrics.jsonl; 0: never
     compilation_cache: str = "~/.cache/rn_jax/compilation"  # "": no cache on disk
 
     # What the paper reports, for comparison only
@@ -132,13 +132,13 @@ class Config:
 
 
 class Field(NamedTuple):
-    """What the line of a field says of its values.
+    """The values that a field can have.
 
     Attributes:
         kind: bool, int, float, str, tuple, or Mapping.
-        optional: whether it may be None.
-        choices: all values that it may have; None: any.
-        limits: of a number.
+        optional: whether the field can be None.
+        choices: all values; None: any value of that kind.
+        limits: the range of a number.
     """
 
     kind: type
@@ -162,6 +162,9 @@ def _field(hint: Any) -> Field:
     return Field(get_origin(hint) or hint, optional, choices, limits)
 
 
+# Other names by which fields can be set.
+ALIASES = {"accum_steps": "micro_batches"}
+
 FIELDS: Mapping[str, Field] = {
     name: _field(hint)
     for name, hint in get_type_hints(Config, include_extras=True).items()
@@ -169,7 +172,7 @@ FIELDS: Mapping[str, Field] = {
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
-    """The defaults, for the data set named after the colon of --config=FILE:DATASET."""
+    """Return the defaults for the data set that --config=FILE:DATASET names."""
     config = ConfigDict()
     for name, value in vars(Config(dataset=dataset)).items():
         kind = FIELDS[name].kind
@@ -180,21 +183,20 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     return config
 
 
-# Of the large data sets the examples to train on, and the least and most epochs of a
-# recipe: 64,000 steps are 164 epochs of CIFAR and 6 of ImageNet, and 500 epochs of SVHN
-# are twelve times the work of 500 of CIFAR. Huang et al. 2016 train for 50 epochs of
-# SVHN; the longest recipe that was made for ImageNet, GoogLeNet's in Caffe, has 250.
+# The number of training examples of large data sets, and the least and most epochs of a
+# recipe on them: 64,000 steps are 164 epochs of CIFAR and 6 of ImageNet, and 500 epochs
+# of SVHN are twelve times the work of 500 of CIFAR. Huang et al. 2016 train for 50
+# epochs on SVHN; the longest recipe made for ImageNet, GoogLeNet's in Caffe, has 250.
 _EPOCHS = {"svhn_cropped": (604_388, 10, 50), "imagenet2012": (1_281_167, 30, 250)}
 
 
 def with_dataset(config: ConfigDict) -> ConfigDict:
-    """Return the recipe adapted to its data set where the paper's would not do.
+    """Return the recipe, adapted to its data set where the paper's does not suit it.
 
-    `digits` has 1,437 images of 8x8 pixels: 22 steps an epoch. At the papers' rate of
-    0.1 the deep networks do not begin to learn within a run of that size. On the large
-    data sets a recipe has at least and at most as many epochs as `_EPOCHS` says; its
-    drops and its warm-up in epochs move in proportion. Normalisation is one that the
-    data set can have.
+    `digits` has 1,437 images of 8x8 pixels, 22 steps an epoch. At the papers' rate of
+    0.1, deep networks do not begin to learn in so few steps. On large data sets, the
+    number of epochs is limited to the range in `_EPOCHS`; drops, and a warm-up in
+    epochs, move in proportion. The normalisation is one that the data set supports.
     """
     if config.dataset in _EPOCHS:
         _limit_epochs(config, *_EPOCHS[config.dataset])

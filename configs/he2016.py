@@ -2,10 +2,10 @@
 """He et al. 2016: identity mappings, on CIFAR and on ImageNet.
 
 On CIFAR the recipe is that of 2015 with a warm-up of 400 iterations in every run, and
-the errors are medians of 5 runs. The paper prints "fail" for a test error above 20 %;
+errors are medians of 5 runs. The paper prints "fail" for a test error above 20 %;
 exclusive gating fails for b_g from 0 to -5. On ImageNet the recipe is that of
-fb.resnet.torch, with crops of random scale and without warm-up; the errors are of one
-crop of 320 pixels.
+fb.resnet.torch, with crops of random scale and without warm-up; errors are of one crop
+of 320 pixels.
 
     python -m experiments.run --config=configs/preact_resnet164.py[:DATASET]
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huang et al. 2016: stochastic depth, beside constant depth by the same recipe.
+"""Huang et al. 2016: stochastic depth, and constant depth by the same recipe.
 
-The recipe is that of resnet110.py; errors are those at the best validation error.
-On SVHN of each class 400 images of "train" and 200 of "extra" are held out, and looked
-at every 200 iterations. On ImageNet the errors are those after 120 epochs; after 90
-they are 23.38 % with stochastic depth and 23.06 % without: the last 30 are at 0.0001.
+The recipe is that of resnet110.py; errors are those at the best validation error. On
+SVHN, 400 images of "train" and 200 of "extra" are held out per class, and evaluated
+every 200 iterations. On ImageNet, errors are those after 120 epochs; after 90 they are
+23.38 % with stochastic depth and 23.06 % without. The last 30 have a rate of 0.0001.
 
     python -m experiments.run --config=configs/resnet152_svhn_sd.py
 """
@@ -49,7 +49,7 @@ _1202 = {
     "warmup_unit": "epochs",
 }
 
-# resnet110 and resnet110_sd, rows of table 1, are files.
+# resnet110 and resnet110_sd, also in table 1, have files of their own.
 ROWS = {
     "resnet110_not_augmented": Row(
         "table 1", {"cifar10": 13.63, "cifar100": 44.74}, _RAW, resnet110.get_config

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Huang et al. 2017: DenseNets on CIFAR and SVHN (table 2) and on ImageNet.
 
-The errors on CIFAR are those with augmentation. Without it, dropout comes in; the paper
-has no such result of the DenseNet-BC of 190 layers. On ImageNet the recipe is that of
-fb.resnet.torch, and the errors are of one crop of 224 pixels.
+Errors on CIFAR are those with augmentation. Without it the networks have dropout; the
+paper has no such result for the DenseNet-BC of 190 layers. On ImageNet the recipe is
+that of fb.resnet.torch, and errors are of one crop of 224 pixels.
 
     python -m experiments.run --config=configs/densenet40_12.py[:DATASET]
 """
@@ -22,7 +22,7 @@ def get_config(dataset="cifar10"):
     config.momentum_form = "torch"
     config.nesterov = True
     config.weight_decay_on = "all"
-    if dataset == "svhn_cropped":  # train and extra, less 6,000 to choose the epoch by
+    if dataset == "svhn_cropped":  # 6,000 of train and extra are held out
         config.epochs = 40
         config.protocol = "45k5k"
         config.normalization = "unit"

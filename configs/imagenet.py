@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """He et al. 2015 on ImageNet, section 3.4: ResNets and plain networks.
 
-Its errors are those of 10 crops, which `python -m experiments.evaluate --crops=ten`
-gives for a finished run. The rate is divided when the validation error plateaus, within
-600,000 iterations. BatchNorm is tested with averages over training images, as in the
-released networks. The mean image, which is subtracted, is that of the centre crops of
-`mean_image_examples` training images. So that the images that errors are reported on
-choose nothing, 50,000 training images are held out for that.
+Errors are those of 10 crops, which `python -m experiments.evaluate --crops=ten`
+measures for a finished run. The rate is divided when the validation error plateaus,
+within 600,000 iterations. BatchNorm is tested with averages over training images, as in
+the released networks. The mean image is that of the centre crops of
+`mean_image_examples` training images. 50,000 training images are held out for
+validation, so that the test images choose nothing.
 
-With the name of another data set after the colon it trains on that, with the stem for
-small images, and for as many epochs as on ImageNet: 120, and not 600,000 iterations.
+On another data set, named after the colon, the network has the stem for small images
+and trains for as many epochs as on ImageNet: 120 instead of 600,000 iterations.
 
     python -m experiments.run --config=configs/resnet34_a.py[:DATASET]
 """
@@ -33,7 +33,7 @@ def get_config(dataset="imagenet2012"):
 
 
 def set_iterations(config, steps):
-    """Set the length to so many steps on ImageNet; elsewhere to as many epochs."""
+    """Set the length to a number of steps on ImageNet, elsewhere to as many epochs."""
     config.steps = steps
     if config.dataset != "imagenet2012":
         config.epochs = round(steps * config.batch_size / 1_281_167)

@@ -2,10 +2,9 @@
 """ResNet-110 of constant depth by the recipe of Huang et al. 2016, table 1.
 
 The twin of resnet110_sd.py. The published errors are those at the best validation
-epoch. By the recipe of He et al. 2015 it is trained by configs/resnet110_he2015.py, a
-row of he2015.py. Not as in the authors' code: its convolutions have biases, without
-effect before a BatchNorm; --config.model_kwargs.conv_bias=True adds them (1,732,010
-parameters).
+epoch. configs/resnet110_he2015.py, a row of he2015.py, has the recipe of He et al.
+2015. In the authors' code convolutions also have biases, which have no effect before a
+BatchNorm; --config.model_kwargs.conv_bias=True adds them (1,732,010 parameters).
 
     python -m experiments.run --config=configs/resnet110.py[:DATASET]
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet-110 with stochastic depth (Huang et al. 2016, table 1), p_L = 0.5.
 
-The published errors are those at the best validation epoch. More rows of the paper are
-in huang2016.py.
+The published errors are those at the best validation epoch. huang2016.py has other rows
+of the paper.
 
     python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
 """

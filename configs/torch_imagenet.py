@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of fb.resnet.torch on ImageNet. Not to be run itself.
+"""The recipe of fb.resnet.torch on ImageNet, without a network.
 
-The Torch codes of pre-activation ResNets, ResNeXt, DenseNet and stochastic depth start
-from it.
+The Torch codes of pre-activation ResNets, ResNeXt, DenseNet and stochastic depth are
+based on it.
 """
 
 from configs import default, imagenet

@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Veit et al. 2016, section 4.3: a network trained on short paths alone, and whole.
+"""Veit et al. 2016, section 4.3: a network trained only on short paths, and as a whole.
 
-From the first drop of the rate on, 23 of the 54 blocks, chosen anew, are open in every
-mini-batch: the paths that get gradient are as short as those that carry most of it in
-the whole network. Unverified: the epoch from which, and the test rule, here that of
-stochastic depth (a branch counts by 23/54).
+From the first drop of the rate on, 23 of the 54 blocks, drawn for every mini-batch, are
+open: the paths that receive gradient are as short as those that carry most of it in the
+whole network. Unverified: the epoch in which this begins, and the test rule, which is
+here that of stochastic depth (a branch is scaled by 23/54).
 
     python -m experiments.run --config=configs/preact_resnet110_short_paths.py
 """
 
 from configs import Row, he2016
-
-# The epoch of the first drop: it is at another one where an epoch has other steps.
-_FIRST_DROP = {
-    "digits": 15,
-    "mnist": 68,
-    "fashion_mnist": 68,
-    "svhn_cropped": 7,
-    "imagenet2012": 15,
-}
+from rn_jax import data
+from rn_jax.data import imagenet
 
 
 def get_config(dataset="cifar10"):
@@ -30,8 +23,18 @@ def get_config(dataset="cifar10"):
 def on_short_paths(dataset="cifar10"):
     config = get_config(dataset)
     config.stochastic_depth = {"num_open": 23, "schedule": "uniform"}
-    config.stochastic_depth_from_epoch = _FIRST_DROP.get(dataset, 82)
+    config.stochastic_depth_from_epoch = round(_first_drop(config))
     return config
+
+
+def _first_drop(config):
+    """Return the epoch of the first drop, which depends on the length of epochs."""
+    drop = config.lr_drops[0]
+    if config.lr_drops_unit == "fraction":
+        return drop * config.epochs
+    on_imagenet = config.dataset == imagenet.SPEC.name
+    spec = imagenet.SPEC if on_imagenet else data.get_spec(config.dataset)
+    return drop * config.batch_size / (spec.num_train or 50_000)
 
 
 _NETWORK = {"model": "preact_resnet110"}

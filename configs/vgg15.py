@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG of 15 layers for CIFAR, which Veit et al. 2016 take layers out of.
+"""VGG of 15 layers for CIFAR, from which Veit et al. 2016 delete layers.
 
-Published: no error of the whole network. Their recipe is not known; this is that of the
-residual networks which it is laid beside.
+They publish no error of the whole network and no recipe; this is the recipe of the
+residual networks to which it is compared.
 
 On digits it has no dropout after its convolutions, and a rate of 0.05 instead of 0.01:
-30 epochs are too few to learn through that dropout.
+30 epochs are too few to learn with that dropout.
 
     python -m experiments.run --config=configs/vgg15.py[:DATASET]
 """

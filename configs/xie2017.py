@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xie et al. 2017: ResNeXt on CIFAR and on ImageNet.
 
-On CIFAR the errors are means of 10 runs; the baseline with one group is a point of
-figure 7, without a number. On ImageNet the recipe is that of fb.resnet.torch, and the
-errors are of one crop of 224 pixels. The paper divides the rate three times; as in its
-code, every 30 of 100 epochs.
+On CIFAR, errors are means of 10 runs; the baseline with one group is a point in figure
+7, without a number. On ImageNet the recipe is that of fb.resnet.torch, and errors are
+of one crop of 224 pixels. The paper divides the rate three times; its code does so
+every 30 of 100 epochs.
 
     python -m experiments.run --config=configs/resnext29_8x64d.py[:DATASET]
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zagoruyko and Komodakis 2016: wide ResNets on CIFAR.
 
-This project's sources have no numbers of theirs.
+Their published errors were not available to this project.
 
     python -m experiments.run --config=configs/wrn28_10.py[:DATASET]
 """

@@ -47,7 +47,10 @@ ROOMS = {
     ),
     "figures, markdown": (0.1, ["experiments.figures", "experiments.markdown"]),
     "configs": (0.3, ["configs"]),
-    "rn_jax, interop, weights": (0.5, ["rn_jax", "rn_jax.interop", "rn_jax.weights"]),
+    "rn_jax, interop, weights": (
+        0.5,
+        ["rn_jax", "rn_jax.interop", "rn_jax.weights", "rn_jax.weight_files"],
+    ),
     "rn_jax.analysis": (0.7, ["rn_jax.analysis"]),
     "train, optim, metrics": (0.3, ["rn_jax.train", "rn_jax.optim", "rn_jax.metrics"]),
     "rn_jax.models": (0.58, ["rn_jax.models"]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Studies of a trained network, ours or imported, with figures and a report.
+"""Study a trained network, ours or imported, with figures and a report.
 
 python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
     [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...] [--compare=RUN3]
@@ -24,15 +24,10 @@ from rn_jax.filesystem import make_folder, read_json, replace_file
 
 FACTORS = ("keep", "drop")
 
-# What must be equal for a finished study to be taken as it is.
+# A finished study is kept if these are equal.
 _IDENTITY = (
-    "model",
-    "model_kwargs",
-    "dataset",
-    "normalization",
-    "weights_sha256",
-    "images",
-    "gates",
+    *("model", "model_kwargs", "dataset", "normalization"),
+    *("weights_sha256", "images", "gates"),
 )
 
 
@@ -41,24 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(__doc__, analyze)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", help="folder of a finished run")
-    add("--model", help="name of rn_jax.list_models(), for imported weights")
-    path("--weights", help="name that rn_jax.load takes, or a file: .safetensors, ...")
-    add("--dataset", help="name of the imported weights' data set")
-    add("--model_kwargs", type=_dict, help="more fields of that model, as a dict")
-    add("--normalization", help="of that model's images; default: imagenet")
-    path("--data_dir", help="of the data set; default: the run's, or as TFDS finds it")
-    add("--study", type=_names, dest="studies", help=f"{', '.join(STUDIES)}; or all")
+    add("--model", help="name in rn_jax.list_models(), for imported weights")
+    path("--weights", help="name for rn_jax.load, or a file: .safetensors, ...")
+    add("--dataset", help="data set of the imported weights")
+    add("--model_kwargs", type=_dict, help="other fields of that model, as a dict")
+    add("--normalization", help="normalisation of its images; default: imagenet")
+    path("--data_dir", help="folder of the data set; default: the run's or TFDS's")
+    add("--study", type=_names, dest="studies", help=f"{', '.join(STUDIES)}, or all")
     path("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
-    add("--images", type=int, help="test images; default: all, on a CPU 2,000")
-    add("--draws", type=int, help="random draws for each point; default: 10")
-    add("--seed", type=int, help="of the draws; default: 0")
-    add("--factors", help="keep, which is the default, or drop p_l at test")
-    add("--bounds", type=_bounds, help="path lengths whose share is told")
+    add(
+        "--images", type=int, help="number of test images; default: all, on a CPU 2,000"
+    )
+    add("--draws", type=int, help="number of random draws per point; default: 10")
+    add("--seed", type=int, help="seed of the draws; default: 0")
+    add("--factors", help="keep (the default) or drop p_l at test")
+    add("--bounds", type=_bounds, help="ranges of path lengths to report the share of")
     add("--batch_size", type=int, help="test images at a time; default: 250")
-    add("--compare", action="extend", type=_folders, help="runs, or analyses' folders")
-    add("--force", action="store_true", help="do finished studies again")
+    add("--compare", action="extend", type=_folders, help="folders of runs or analyses")
+    add("--force", action="store_true", help="repeat finished studies")
     return parser.call(
-        argv, interrupted="Interrupted; the same command goes on with the next study."
+        argv, interrupted="Interrupted; the same command continues with the next study."
     )
 
 
@@ -87,7 +84,7 @@ def _bounds(text):
 
 
 def _folders(text):
-    """The folders of one --compare: a folder whose name has commas, or a list."""
+    """Return the folders of one --compare: one whose name has commas, or a list."""
     whole = cli.path(text)
     if epath.Path(whole).exists():
         return [whole]
@@ -115,33 +112,33 @@ def analyze(
     force: bool = False,
     command: str = "experiments.analyze.analyze(...)",
 ) -> dict[str, Results]:
-    """Do the studies that are not done yet, then draw and tell all of them.
+    """Do the studies that are not done yet, then report all of them.
 
     Args:
         workdir: folder of a finished run, or else:
-        weights: name that `rn_jax.load` takes, or a file of weights.
-        model: name of `list_models()`, for imported weights.
-        dataset: name of the imported weights' data set.
-        model_kwargs: more fields of that model.
-        normalization: of that model's images; None: that of ImageNet.
+        weights: name for `rn_jax.load`, or a file of weights.
+        model: name in `list_models()`, for imported weights.
+        dataset: data set of the imported weights.
+        model_kwargs: other fields of that model.
+        normalization: normalisation of that model's images; None: that of ImageNet.
         data_dir: folder of the data set; None: the run's, or as TFDS finds it.
-        studies: names of `STUDIES`; None: all.
+        studies: names in `STUDIES`; None: all.
         out: folder of the report; None: RUN/analysis or runs/analysis-FILE.
-        images: test images; None: all, on a CPU 2,000.
-        draws: random draws for each point.
-        seed: of the draws.
+        images: number of test images; None: all, on a CPU 2,000.
+        draws: number of random draws for each point.
+        seed: seed of the draws.
         factors: "keep" or "drop" the survival probabilities at test.
-        bounds: ranges of path lengths, both ends included, whose share is told.
+        bounds: ranges of path lengths, both ends included, to report the share of.
         batch_size: test images at a time.
-        compare: folders of finished runs, or of analyses, to lay over the network.
-        force: do finished studies again.
-        command: that the report names.
+        compare: folders of finished runs or of analyses to draw in the same figures.
+        force: repeat finished studies.
+        command: the command line, which the report names.
 
     Returns:
-        Label of each network -> study -> what its JSON holds.
+        Label of each network -> study -> the content of its JSON.
 
     Raises:
-        InputError: what the user can mend, in one sentence.
+        InputError: something that the user can mend, in one sentence.
     """
     names = list(STUDIES) if studies is None else list(studies)
     for name in names:
@@ -208,7 +205,7 @@ def analyze(
                     text = json.dumps(result, indent=1)
                     replace_file(folder / f"{name}.json", text + "\n")
                     print(f"{label} {name}: {result['seconds']:.0f} s", flush=True)
-    finally:  # also of what there is when it is interrupted
+    finally:  # also when it is interrupted
         found = {label: lab.earlier for label, (lab, _) in labs.items()} | finished
         done = {name for results in found.values() for name in results}
         shown = [name for name in STUDIES if name in done.union(names)]
@@ -224,10 +221,10 @@ def _default_out(workdir, weights):
 
 
 def _analysis(folder):
-    """Label of a network that was studied before, and its studies by name.
+    """Return the label of a network studied before, and its studies by name.
 
     Raises:
-        InputError: the folder has none.
+        InputError: the folder has no studies.
     """
     results = {n: found for n in STUDIES if (found := _read(folder, n)) is not None}
     if not results:
@@ -238,10 +235,10 @@ def _analysis(folder):
 
 
 def _finished(lab, folder, names, force):
-    """The studies of a folder that are of the lab's network and options.
+    """Return the studies in a folder that have the lab's network and options.
 
     Raises:
-        InputError: a study that is wanted is there, of other settings.
+        InputError: a study that is requested exists with other settings.
     """
     earlier = {}
     for name, study in STUDIES.items():
@@ -257,8 +254,8 @@ def _finished(lab, folder, names, force):
                 f"{f} {found.get(f)} there and {lab.facts[f]} here" for f in differ
             )
             raise InputError(
-                f"{folder / name}.json is a finished study of other settings "
-                f"({shown}); choose another --out, or --force to do it again."
+                f"{folder / name}.json is a finished study with other settings "
+                f"({shown}); choose another --out, or --force to repeat it."
             )
     return earlier
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: options, the line as it was typed, exit codes."""
+"""Shared parts of the commands: options, the command line, exit codes."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from configs.default import FIELDS
+from configs.default import ALIASES, FIELDS
 from experiments import streams
 from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError, unknown_name
@@ -26,30 +26,31 @@ COMMANDS = (
     *("report", "reproduce", "run", "sweep"),
 )
 
-# What `ast.literal_eval` raises for text that is no literal.
+# What `ast.literal_eval` raises for text that is not a literal.
 NOT_A_LITERAL = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 
-# Characters of a sentence on stderr, which may quote what was typed.
+# Most characters of an error on stderr, which may quote the command line.
 _LONGEST = 4000
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's own options, with one sentence for what it cannot take.
+    """A command's own options, with one sentence for an option that it cannot accept.
 
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under
             python -OO it is None, and argparse writes a usage of its own.
-        function: what the command calls; its keywords are the options, and have its
-            defaults. A keyword `command` is given the line that was typed.
+        function: the function to call. Its keywords are the options, with its defaults.
+            A keyword `arguments` receives the options of the config, for
+            `load_config`, and a keyword `command` the command line.
     """
 
-    def __init__(self, doc: str | None, function: Callable | None = None):
+    def __init__(self, doc: str | None, function: Callable):
         first, _, usage = (doc or "").partition("\n\n")
         super().__init__(
             description=first,
             usage=usage or None,
             allow_abbrev=False,
-            argument_default=None if function is None else argparse.SUPPRESS,
+            argument_default=argparse.SUPPRESS,
         )
         self._function = function
 
@@ -59,39 +60,42 @@ class Parser(argparse.ArgumentParser):
         Returns the exit code. `interrupted` is the sentence after Ctrl-C.
         """
         typed = sys.argv[1:] if argv is None else argv
-        function = self._function
-        assert function is not None
+        keywords = inspect.signature(self._function).parameters
 
         def run():
-            options = vars(self.parse_args(typed))
-            if "command" in inspect.signature(function).parameters:
-                options["command"] = as_typed(function.__name__, typed)
-            function(**options)
+            if "arguments" in keywords:
+                options, rest = self.parse_with_config(typed)
+                options.arguments = rest
+            else:
+                options = self.parse_args(typed)
+            if "command" in keywords:
+                options.command = as_typed(self._function.__name__, typed)
+            self._function(**vars(options))
 
         return exit_code(run, interrupted=interrupted)
 
     def error(self, message):
-        """What argparse has to say, as an `InputError`."""
+        """Raise argparse's error as an `InputError`."""
         raise InputError(
             f"{message[0].upper()}{message[1:]}; --help shows all options."
         )
 
     def add_path(self, name: str, **settings: Any) -> None:
-        """Add an option for a path, which begins with "~" or "~user" also after "="."""
+        """Add an option for a path, in which "~" and "~user" are expanded."""
         self.add_argument(name, type=path, **settings)
 
     def parse_with_config(
         self, argv: Sequence[str]
     ) -> tuple[argparse.Namespace, list[str]]:
-        """The command's own options, and those of the config for `load_config`.
+        """Return the command's own options, and those of the config for `load_config`.
 
         Raises:
-            InputError: an option that is neither.
+            InputError: an option is neither.
         """
         options, rest = self.parse_known_args(argv)
         for argument in rest:
             name = argument.partition("=")[0]
-            if name.startswith("-") and name.lstrip("-") in FIELDS:
+            if name.startswith("-") and name.lstrip("-") in {*FIELDS, *ALIASES}:
                 raise InputError(
                     f"{name} is a field of the config: --config.{argument.lstrip('-')}."
                 )
@@ -107,7 +111,7 @@ def at_least(least: int, **values: int | None) -> None:
     """Check values of options, by name.
 
     Raises:
-        InputError: one is given, and below `least`.
+        InputError: one is given and is below `least`.
     """
     for name, value in values.items():
         if value is not None and value < least:
@@ -115,7 +119,7 @@ def at_least(least: int, **values: int | None) -> None:
 
 
 def expanded(path: str) -> str:
-    """Return a path that was typed, with "~" and "~user" as home folders.
+    """Return a path with "~" and "~user" expanded.
 
     Raises:
         InputError: no file can have this path.
@@ -126,51 +130,31 @@ def expanded(path: str) -> str:
 
 
 def path(text: str) -> str:
-    """Return `expanded(text)`; for argparse, as the type of an option."""
+    """Return `expanded(text)`; the type of an option for argparse."""
     try:
         return expanded(text)
-    except InputError as error:  # argparse takes it for a type's ValueError
+    except InputError as error:  # argparse would drop its sentence
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
-def join_processes(options: argparse.Namespace) -> None:
-    """Joins the other processes of a run, as the options say.
-
-    Raises:
-        InputError: as `parallel.join_processes`; or several processes without a common
-            folder.
-    """
-    several = parallel.join_processes(
-        coordinator=options.coordinator,
-        num_processes=options.num_processes,
-        process_id=options.process_id,
-        heartbeat_timeout=options.heartbeat_timeout,
-    )
-    if several and options.workdir is None:
-        raise InputError(
-            "Several processes need the same --workdir, on a file system that all of "
-            "them see."
-        )
-
-
 def as_typed(name: str, argv: Sequence[str]) -> str:
-    """The line that calls a command again; that of the script, where one called it.
+    """Return the line that calls a command, or the script around it, again.
 
     Args:
-        name: of COMMANDS.
+        name: one of COMMANDS.
         argv: the command's arguments.
     """
     typed = sys.orig_argv[1:]
-    # Called with others than typed, or by a program without a file.
+    # Called with other arguments, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
         typed = ["-m", f"experiments.{name}", *argv]
     return " ".join(map(filesystem.quoted, ["python", *typed]))
 
 
 def of_script() -> int:
-    """Runs the command that a script's first argument names; returns its exit code.
+    """Run the command that a script's first argument names; return its exit code.
 
-    For scripts that register networks or data sets of their own before.
+    For scripts that first register networks or data sets of their own.
     """
 
     def check():
@@ -191,24 +175,23 @@ def exit_code(
     *,
     interrupted: str = "Interrupted before the first step.",
 ) -> int:
-    """Runs a command and returns its exit code, with one sentence if that is not 0.
+    """Run a command and return its exit code, with one sentence if that is not 0.
 
-    It is 2 after bad input or Ctrl-C, and 75 (that of BSD's sysexits for "try again")
-    after a signal to a run, which is saved and to be started again. A command finishes
-    its work even if standard output is closed. If its output cannot be stored, it says
-    so at the end and the exit code is 2.
+    The exit code is 2 after bad input or Ctrl-C, and 75 (BSD's sysexits for "try
+    again") after a signal to a run, which is saved and can be resumed. A command
+    finishes its work even if standard output is closed. If its output cannot be stored,
+    it reports that at the end, and the exit code is 2.
     """
-    logging.set_verbosity(logging.FATAL)  # what Orbax says of errors, we say too
+    logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that we report
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     with streams.always_writable() as output:
         code = _exit_code(command, interrupted)
         output.flush()
-        closed = (type(None), BrokenPipeError, ValueError)  # nobody wants to read it
+        closed = (type(None), BrokenPipeError, ValueError)  # nobody reads it
         if not isinstance(output.error, closed):
             _say(
-                f"Standard output cannot be written to ({output.error}): what the "
-                "command prints is lost, and nothing else. Make room, or name another "
-                "file."
+                f"Standard output cannot be written to ({output.error}): only what the "
+                "command prints is lost. Make room, or choose another file."
             )
             return code or 2
     return code
@@ -221,7 +204,7 @@ def _exit_code(command, interrupted):
     except InputError as error:
         _say(str(error))
         if isinstance(error, parallel.AloneError):
-            # On the usual way out JAX waits for the others, and they may wait for this.
+            # A normal exit waits for the other processes, which may wait for this one.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(error.exit_code)
@@ -239,7 +222,7 @@ def _say(sentence):
 
 
 def _printable(text):
-    """One line, not endless, without what a terminal would take for commands."""
+    """Return one line of limited length, without control characters."""
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text.strip()
@@ -249,9 +232,9 @@ def _printable(text):
 
 @contextlib.contextmanager
 def _quiet_after_a_failed_write():
-    """Lets what follows a failed write in TensorStore, which has a sentence, be unsaid.
+    """Silence follow-up errors of a failed write in TensorStore, which is reported.
 
-    Its other writes end later, find Orbax's event loop closed, and would each print so.
+    Its other writes end later and would each print that Orbax's event loop is closed.
     """
     before = sys.unraisablehook
 
@@ -267,6 +250,6 @@ def _quiet_after_a_failed_write():
 
 
 def new_workdir(name: str) -> str:
-    """A folder under runs/ named by what runs there and the time."""
+    """Return a new folder under runs/, with a name and the time."""
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return os.path.join("runs", f"{name}-{time}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A config: loaded from its file with overrides, read back from a run, and checked.
+"""Load a config from its file with overrides, read it back from a run, and check it.
 
-It is what config.json can hold, and small: numbers, text, lists and dicts.
+Its values are those that config.json can hold: numbers, text, lists and dicts.
 """
 
 import ast
@@ -17,32 +17,32 @@ from typing import Any
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 import configs
-from configs.default import FIELDS, LARGEST_SIDE, Config, Field
+from configs.default import ALIASES, FIELDS, LARGEST_SIDE, Config, Field
 from experiments.cli import NOT_A_LITERAL
 from rn_jax import data, filesystem
 from rn_jax.data import imagenet
 from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.filesystem import read_json
 
-# What a config says of its file's network in a paper, and what is said of another.
+# Fields that describe the network of a config's file, and their values for another one.
 OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}
-# What runs did that were begun before a field was there, whose config.json lacks it.
+# What runs did that are older than a field, which their config.json lacks.
 BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
-# The same of fields that need not be known to read a run, on whatever machine.
+# The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {
     **dict.fromkeys(["num_devices", "num_workers", "init_from", "data_dir"]),
     "micro_batches": 1,
 }
 
-_HINT = "configs/default.py has them all."
-# Fields that are dicts of any fields: single entries are set here, because
-# ml_collections sets no entry that is not there yet.
+_HINT = "configs/default.py lists them."
+# Fields that are dicts with any entries. Single entries are set here, because
+# ml_collections cannot add an entry.
 _ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
 
-# What a value or a config file that cannot be read raises in absl or ml_collections.
+# What absl and ml_collections raise for a value or a config file that they cannot read.
 _UNREADABLE = (
     *(flags.Error, OSError, TypeError, ValueError, ArithmeticError),
     *(SyntaxError, MemoryError, RecursionError),
@@ -58,15 +58,16 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
     Args:
         arguments: --config=FILE[:DATASET], and --config.FIELD=VALUE or, in
             stochastic_depth and model_kwargs, --config.FIELD.ENTRY=VALUE. FILE may be
-            configs/ROW.py for a row that has no file of its own. Of the same field the
-            last one counts, and entries come after the whole field. Those in OF_NETWORK
-            do not hold for another model, unless they are given too.
+            configs/ROW.py for a row that has no file of its own. The last value of a
+            field counts, and entries are set after the whole field. Overriding the
+            model clears the fields in OF_NETWORK, unless they are given too.
 
     Returns:
         The name of the file without ".py", and the config, each field checked.
 
     Raises:
-        InputError: no such file or field, or a value of a wrong type.
+        InputError: there is no such file or field, a value has a wrong type, or a field
+            is set to two values by its two names.
     """
     typed, others, rest = None, [], iter(arguments)
     entries, names = [], []
@@ -86,18 +87,28 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
     config = _from_file(file, *(names[-1:] or dataset))
     model = config.get("model")
     if others:  # ml_collections writes the whole config as text, which is slow
+        for alias, name in ALIASES.items():
+            config[alias] = FieldReference(None, field_type=FIELDS[name].kind)
         _override(config, others)
     fields = config.to_dict()
     for field, text in entries:
         _set_entry(fields, field, text)
     given = {line.partition("=")[0] for line in overrides(arguments)}
+    for alias, name in ALIASES.items():
+        if (value := fields.pop(alias, None)) is not None:
+            if name in given and fields[name] != value:
+                raise InputError(
+                    f"{alias}={value} and {name}={fields[name]} are the same field: "
+                    "give one of them."
+                )
+            fields[name] = value
     if "model" in given and fields["model"] != model:
         fields |= {name: none for name, none in OF_NETWORK.items() if name not in given}
     return Path(file).stem, make_config(fields)
 
 
 def _override(config, arguments):
-    """Set fields of a ConfigDict as --config.FIELD=VALUE says, by their types."""
+    """Set fields of a ConfigDict by --config.FIELD=VALUE, converted to their types."""
     values, argv = flags.FlagValues(), ["", *arguments]
     try:
         config_flags.DEFINE_config_dict(
@@ -105,7 +116,7 @@ def _override(config, arguments):
         )
         for unknown in values(argv)[1:]:
             raise InputError(f"Unexpected argument {unknown!r}: options begin with --.")
-    except (AttributeError, KeyError) as error:  # of ConfigDict; a hint is on line 2
+    except (AttributeError, KeyError) as error:  # ConfigDict's hint is on line 2
         reason: Any = error
         while isinstance(reason, Exception):
             reason = reason.args[0]
@@ -120,7 +131,7 @@ def _override(config, arguments):
 
 
 def _file_and_data_set(typed):
-    """Split FILE[:DATASET], of which FILE may have colons too."""
+    """Split FILE[:DATASET], where FILE may have colons too."""
     file, colon, dataset = typed.rpartition(":")
     if not colon or os.path.exists(typed):
         return typed, []
@@ -155,14 +166,16 @@ def _from_file(file, *dataset):
 def _no_config(file, folder):
     near = difflib.get_close_matches(Path(file).stem, configs.names(), n=5, cutoff=0.6)
     paths = ", ".join(f"{folder / name}.py" for name in near)
-    told = f"; near it: {paths}" if near and os.path.isdir(folder) else ""
+    hint = f"; near it: {paths}" if near and os.path.isdir(folder) else ""
     return InputError(
-        f"There is no config {file}{told}; python -m experiments.run --list names all."
+        f"There is no config {file}{hint}; python -m experiments.run --list lists all."
     )
 
 
 def _no_entries(field):
-    return InputError(f"{field} cannot be set: {field.rpartition('.')[0]} is no dict.")
+    return InputError(
+        f"{field} cannot be set: {field.rpartition('.')[0]} is not a dict."
+    )
 
 
 def _set_entry(config, field, text):
@@ -181,7 +194,7 @@ def _set_entry(config, field, text):
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """The overrides among the arguments, as "epochs=3"."""
+    """Return the overrides among the arguments, as "epochs=3"."""
     return [
         argument.partition("config.")[2]
         for argument in arguments
@@ -190,12 +203,12 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def field_of(config: Config, field: str) -> Any:
-    """The value of a field, or of an entry such as stochastic_depth.last_survival.
+    """Return the value of a field, or of an entry as stochastic_depth.last_survival.
 
-    It is None where there is none.
+    It is None if there is none.
     """
     found: Any = vars(config)
-    for part in field.split("."):
+    for part in ALIASES.get(field, field).split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
 
@@ -204,7 +217,7 @@ def field_of(config: Config, field: str) -> Any:
 
 
 def read_fields(file: epath.Path) -> dict[str, Any]:
-    """Read a run's config.json, with what runs did before a field was there.
+    """Read a run's config.json, and add the fields that it is too old to have.
 
     Raises:
         InputError: the file is damaged.
@@ -216,7 +229,7 @@ def read_config(folder: epath.Path) -> Config:
     """Read the config of a run.
 
     Raises:
-        InputError: the folder is no run's, or that of an older version.
+        InputError: the folder is not a run, or is a run of an older version.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -225,7 +238,7 @@ def read_config(folder: epath.Path) -> Config:
             names = ", ".join(map(str, inside[:3]))
             raise InputError(f"{folder} holds several runs: name one, such as {names}.")
         raise InputError(
-            f"{folder} is no run: python -m experiments.run --config=FILE "
+            f"{folder} is not a run: python -m experiments.run --config=FILE "
             f"--workdir={filesystem.quoted(str(folder))} makes one."
         )
     fields = read_fields(file)
@@ -237,7 +250,7 @@ def read_config(folder: epath.Path) -> Config:
 
 
 def as_json(config: Config) -> dict[str, Any]:
-    """The fields as config.json holds them: by name, with lists for tuples."""
+    """Return the fields as config.json holds them: by name, with lists for tuples."""
     return json.loads(json.dumps(dict(sorted(vars(config).items()))))
 
 
@@ -260,11 +273,11 @@ _KINDS: dict[type, tuple[str, Any]] = {
 
 
 def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
-    """Make a config of all its fields, and check each by itself.
+    """Make a config from all its fields, and check each by itself.
 
     Raises:
-        InputError: a field that is missing or unknown, or a value of another type or
-            out of range.
+        InputError: a field is missing or unknown, or a value has another type or is out
+            of range.
     """
     if isinstance(fields, ConfigDict):
         fields = fields.to_dict()
@@ -284,7 +297,7 @@ def check_config(config: Config) -> None:
     """Check each field, and those that depend on each other or on the data set.
 
     Raises:
-        InputError: as `make_config`; or fields that do not go together.
+        InputError: as `make_config`, or fields contradict each other.
     """
     make_config(vars(config))
     if config.batch_size % config.micro_batches:
@@ -304,16 +317,16 @@ def check_config(config: Config) -> None:
         raise InputError("warmup_until_error needs a learning_rate above 0.")
     if config.warmup_until_error is not None and config.warmup:
         raise InputError(
-            "Set either warmup, a length, or warmup_until_error, and the other to its "
-            "default, 0 or None."
+            "Set either warmup, a length, or warmup_until_error; leave the other one "
+            "at its default, 0 or None."
         )
     if config.lr_schedule == "plateau" and config.protocol == "full":
         raise InputError(
-            "lr_schedule=plateau needs a validation part, as protocol=45k5k has it: "
-            "the test set is not used to choose anything."
+            "lr_schedule=plateau needs held-out examples, as with protocol=45k5k: the "
+            "test set is not used to choose anything."
         )
     if config.epochs is None and config.steps is None:
-        raise InputError("Set epochs or steps: how long the run is.")
+        raise InputError("Set epochs or steps: the length of the run.")
 
 
 def _check_images(config, spec):
@@ -326,8 +339,8 @@ def _check_images(config, spec):
     if spec is imagenet.SPEC:
         if config.normalization == "channel":
             raise InputError(
-                "normalization=channel is taken from images in memory; for "
-                f"{spec.name} it is mean_image, imagenet_mean, imagenet, unit or "
+                "normalization=channel needs the images in memory; for "
+                f"{spec.name}, use mean_image, imagenet_mean, imagenet, unit or "
                 "contrast."
             )
         low, high = config.train_scales
@@ -341,20 +354,20 @@ def _check_images(config, spec):
         return
     if config.normalization.startswith("imagenet"):
         raise InputError(
-            f"normalization={config.normalization} needs colours, which {spec.name} "
-            "has not: take channel or mean_image."
+            f"normalization={config.normalization} needs RGB images; {spec.name} is "
+            "grayscale: use channel or mean_image."
         )
     if config.augment and (config.color_jitter or config.pca_noise):
         raise InputError(
-            f"color_jitter and pca_noise need colours, which {spec.name} has not."
+            f"color_jitter and pca_noise need RGB images; {spec.name} is grayscale."
         )
 
 
 def dataset_spec(name: str) -> data.DatasetSpec:
-    """What is known of a data set, in memory or not, before it is read.
+    """Return what is known of a data set before it is read.
 
     Raises:
-        InputError: no such name; those near it are listed.
+        InputError: there is no such data set; similar names are listed.
     """
     if name == imagenet.SPEC.name:
         return imagenet.SPEC
@@ -389,7 +402,7 @@ def _check_field(name: str, value: Any, field: Field) -> None:
 
 
 def _check_plain(name, value, depth=0):
-    """Raises an InputError unless config.json can hold the value, and it is small."""
+    """Raise an InputError unless the value is small and config.json can hold it."""
     if isinstance(value, bool | None):
         return
     if isinstance(value, int):
@@ -409,7 +422,7 @@ def _check_plain(name, value, depth=0):
         if len(value) > _LONGEST or "\0" in value:
             raise InputError(
                 f"{name} must be text of at most {_LONGEST:,} characters without "
-                f"zeros, not {shown(value)}."
+                f"zero bytes, not {shown(value)}."
             )
     elif isinstance(value, list | tuple | Mapping):
         if len(value) > _LONGEST or depth == _DEEPEST:
@@ -420,11 +433,11 @@ def _check_plain(name, value, depth=0):
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, entry in entries:
             if isinstance(value, Mapping) and not isinstance(key, str):
-                raise InputError(f"{name} must have names, not {shown(key)}.")
+                raise InputError(f"{name} must have text as keys, not {shown(key)}.")
             _check_plain(f"{name}.{key}", entry, depth + 1)
     else:
         raise InputError(
-            f"{name} must be made of numbers, text, lists and dicts, which config.json "
+            f"{name} must consist of numbers, text, lists and dicts, which config.json "
             f"can hold, not {shown(value)}."
         )
 
@@ -438,9 +451,7 @@ def _check_entries(config):
     if not all(map(_is_number, drops)) or any(drop < 0 for drop in drops):
         raise InputError(f"lr_drops must be numbers of 0 or more, not {shown(drops)}.")
     if list(drops) != sorted(set(drops)):
-        raise InputError(
-            f"lr_drops must come one after another, not as {shown(drops)}."
-        )
+        raise InputError(f"lr_drops must increase, unlike {shown(drops)}.")
     scales = config["train_scales"]
     if len(scales) != 2 or not all(
         _is_number(s) and isinstance(s, int) and 1 <= s <= LARGEST_SIDE for s in scales

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `experiments.run` prints instead of training: `--list` and `--dry_run`."""
+"""The output of `experiments.run` with `--list` and `--dry_run`."""
 
 import collections
 import math
@@ -15,18 +15,20 @@ import numpy as np
 import configs
 from configs.default import Config
 from experiments.training import feed, pretrained, setup
+from experiments.training.network import make_network
+from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
 from rn_jax.models import MODELS
 
-# The backward pass takes two products for each of the forward pass; two operations in
-# a multiply-add.
+# The backward pass has two products for each product of the forward pass, and a
+# multiply-add is two operations.
 _OPERATIONS = 6
 
 
 def listing() -> str:
-    """All models, data sets and configs, a line each; the configs by paper."""
+    """Return a line for each model, data set and config; the configs by paper."""
     lines = ["Models (--config.model):"]
     for name, entry in MODELS.items():
         size = "" if entry.params is None else f"{entry.params:>13,}"
@@ -39,9 +41,9 @@ def listing() -> str:
     for name in configs.names():
         config = configs.get_config(name)
         errors = config.published_error_percent.items()
-        told = ["fails"] if config.expected_to_fail else []
-        told += [f"{error:.2f} % on {on}" for on, error in errors]
-        text = ": ".join([configs.where(name), *filter(None, [", ".join(told)])])
+        parts = ["fails"] if config.expected_to_fail else []
+        parts += [f"{error:.2f} % on {on}" for on, error in errors]
+        text = ": ".join([configs.where(name), *filter(None, [", ".join(parts)])])
         papers[config.paper].append(f"  {name:<32} {text}")
     lines += ["", "Configs (--config=configs/NAME.py) and published test errors:"]
     for paper in sorted(papers):
@@ -50,11 +52,11 @@ def listing() -> str:
 
 
 def plan(config: Config) -> str:
-    """The network's table, and what a run would take, without a step of it or its data.
+    """Return the network's table and the cost of a run, without its data or any step.
 
-    Memory is what a device keeps between the passes of a training step, by its shapes;
-    time is that of convolutions and products alone, of the blocks that are expected to
-    be open, at the rate of one convolution measured now on all devices together.
+    Memory is the size of the arrays that a device keeps for the backward pass. Time is
+    that of convolutions and matrix products in the blocks that are expected to be open,
+    at the rate of one convolution, measured now on all devices together.
 
     Raises:
         InputError: a value that cannot be used, in one sentence.
@@ -63,11 +65,11 @@ def plan(config: Config) -> str:
     if config.init_from is not None:
         pretrained.check(config.init_from)
     devices = setup.choose_devices(config)
-    model, image_shape = setup.network(config)
+    model, image_shape = make_network(config)
     examples = feed.count_train(config)
     steps_per_epoch = data.steps_per_epoch(examples, config.batch_size)
-    steps = setup.count_steps(config, steps_per_epoch)
-    setup.make_schedule(config, steps_per_epoch, steps)  # which may be refused
+    steps = count_steps(config, steps_per_epoch)
+    make_schedule(config, steps_per_epoch, steps)  # checks it
     rows = table(model, image_shape)
     total = {key: sum(row[key] for row in rows) for key in ("params", "multiply_adds")}
     lines = [f"{'module':<22}{'output':>18}{'parameters':>14}{'multiply-adds':>17}"]
@@ -91,17 +93,17 @@ def plan(config: Config) -> str:
         f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
         f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
         f"batch of {share}.",
-        f"Time: about {duration(seconds)} for convolutions and products, if all of them "
-        "were as fast here as one of 64 channels; the rest comes on top.",
+        f"Time: about {duration(seconds)} for convolutions and matrix products, if all "
+        "were as fast here as one of 64 channels; everything else adds to it.",
     ]
     return "\n".join(lines)
 
 
 def table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
-    """A row for each part of a network: "name", "output", "params", "multiply_adds".
+    """Return "name", "output", "params" and "multiply_adds" of each part of a network.
 
-    The blocks of a stage that run in a scan are one row. A row's multiply-adds are for
-    one image, and all its blocks together.
+    The blocks of a stage that run in a scan are one row. Multiply-adds are for one
+    image, over all blocks of a row.
 
     Args:
         model: without parameters.
@@ -141,19 +143,19 @@ def table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[dict[str,
 
 
 def _part(path):
-    """The row that a module belongs to; the blocks of a scan have one of their own."""
+    """Return the row of a module; the blocks of a scan have one of their own."""
     return path[: 2 if path[1:2] in (("first",), ("blocks",)) else 1]
 
 
 def residual_bytes(model: nn.Module, images_shape: tuple[int, ...]) -> int:
-    """What the forward pass of a training step keeps for the backward pass, in bytes.
+    """Return the bytes that the forward pass of a step keeps for the backward pass.
 
-    Parameters are not counted. Gates of stochastic depth change nothing here: the
-    memory is there for every block.
+    Parameters are not counted. Stochastic depth makes no difference: memory is reserved
+    for every block.
 
     Args:
         model: without parameters and without `axis_name`.
-        images_shape: (B, H, W, C), of a device's share of the batch.
+        images_shape: (B, H, W, C) of a device's share of the batch.
     """
     model = model.clone(stochastic_depth=None)
     images = jax.ShapeDtypeStruct(images_shape, jnp.float32)
@@ -185,12 +187,12 @@ def residual_bytes(model: nn.Module, images_shape: tuple[int, ...]) -> int:
 
 
 def _shapes(tree):
-    """How many arrays there are of each shape and dtype."""
+    """Return the number of arrays of each shape and dtype."""
     return collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(tree))
 
 
 def _computed(model):
-    """Share of the blocks' work that is expected to be done in a step."""
+    """Return the expected share of the blocks' work that a step computes."""
     settings = model.stochastic_depth
     if settings is None or settings.closed_statistics == "updated":
         return 1.0
@@ -200,11 +202,13 @@ def _computed(model):
 
 
 def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
-    """Operations a second of one 3x3 convolution with 64 channels, by its best of five.
+    """Measure the operations per second of a 3x3 convolution with 64 channels.
+
+    It is the best of five measurements.
 
     Args:
-        devices: which do their shares of it at the same time.
-        dtype: of images and kernel.
+        devices: devices that compute their shares at the same time.
+        dtype: dtype of images and kernel.
     """
     images = np.ones((16 * len(devices), 32, 32, 64), dtype)
     images = parallel.split_examples(images, devices)
@@ -224,7 +228,7 @@ def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which there are at least two."""
+    """Return a duration in the largest unit of which it has at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a finished run's network into one file, for use outside the experiments.
+"""Write a finished run's network into one file, for use outside the experiments.
 
 python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors]
     [--out=FILE] [--data_dir=DIR]
 
-safetensors is what rn_jax.load reads: the network and its weights. stablehlo is one
-program, uint8[B, H, W, C] -> logits f32[B, K] for any B, normalisation and weights
-included, for CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
+safetensors is the network and its weights, for rn_jax.load. stablehlo is one program,
+uint8[B, H, W, C] -> logits f32[B, K] for any B, with normalisation and weights, for
+CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
 """
 
 import json
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
     add("--format", help="stablehlo, which is the default, or safetensors")
-    path("--out", help="the file; default: in the run, named by the network")
+    path("--out", help="file; default: in the run, named after the network")
     path("--data_dir", help="folder of the data set; default: the run's")
     return parser.call(argv, interrupted="Interrupted; nothing was written.")
 
@@ -52,15 +52,15 @@ def export(
 
     Args:
         workdir: folder of a finished run.
-        format: of FORMATS.
-        out: the file; None: in the run, named by the network.
+        format: one of FORMATS.
+        out: the file; None: in the run, named after the network.
         data_dir: folder of the data set; None: the run's.
 
     Returns:
         The file.
 
     Raises:
-        InputError: no finished run, or a file that cannot be written.
+        InputError: there is no finished run, or the file cannot be written.
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
@@ -91,7 +91,7 @@ def export(
 
 
 def facts(run: trained.Finished) -> dict[str, Any]:
-    """Return what someone with the weights alone needs to know, as JSON can say it."""
+    """Return what someone who has only the weights needs to know, as JSON."""
     config, summary = run.config, run.summary
     normalization: dict[str, Any] = {"kind": config.normalization}
     if (found := run.experiment.normalization) is not None:
@@ -111,7 +111,7 @@ def facts(run: trained.Finished) -> dict[str, Any]:
 
 
 def _image_shape(run):
-    """Of the images that it was tested on."""
+    """Return the shape of a run's test images."""
     if isinstance(run.experiment.feed, InMemory):
         return run.experiment.image_shape
     return (run.config.eval_size, run.config.eval_size, 3)

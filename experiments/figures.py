@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What figures share: how lines over each other look, labels, and the file.
+"""Shared parts of figures: styles of lines, labels, and the file.
 
-Lines differ by grey, dashes and markers, so that they can be told apart in black and
+Lines differ by grey, dashes and markers, so that they can be distinguished in black and
 white. Figures are drawn without a display.
 """
 
@@ -37,7 +37,7 @@ def styled(values: Mapping[str, T]) -> Iterator[tuple[str, T, dict[str, Any]]]:
 def panels(
     count: int = 1, width: float = 8, height: float = 4.5, **sharing: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure, in inches, and its panels, which stand in a row."""
+    """Return a figure, with its size in inches, and its panels in a row."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, **sharing)[0])
 
@@ -50,20 +50,20 @@ def finish(axes: Axes, **settings: Any) -> None:
 
 
 def as_text(label: str) -> str:
-    """Return a label that Matplotlib shows as it is, which may be any folder's name.
+    """Escape a label, such as a folder's name, so that Matplotlib shows it unchanged.
 
-    It takes what stands between two "$" for mathematics, and leaves labels that begin
-    with "_" out of legends.
+    Text between two "$" would be mathematics, and a label that begins with "_" would be
+    left out of legends.
     """
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def save(figure: Figure, path: epath.PathLike) -> None:
-    """Write the PNG, and make the folder it lies in."""
+    """Write a figure as PNG, and make its folder."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file, warnings.catch_warnings():
-        # A folder's name, in a legend, may have characters that the font has not.
+        # A folder's name in a legend may have characters that the font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(file, format="png", dpi=120)

@@ -11,9 +11,9 @@ def table(
 
     Args:
         head: names of the columns.
-        rows: cells, as text of any kind.
-        words: the first so many columns are words, and the others numbers, which are
-            aligned on the right; None: all are words.
+        rows: cells of each row, which may be any text.
+        words: number of columns, from the first, that are words; the others are
+            numbers, which are aligned on the right. None: all are words.
     """
     number = len(head) if words is None else words
     marks = ["---"] * number + ["---:"] * (len(head) - number)
@@ -21,7 +21,7 @@ def table(
 
 
 def row(cells: Sequence[str]) -> str:
-    """Return the line of one row, whose cells may be text of any kind."""
+    """Return the line of one row, whose cells may be any text."""
     return _line([" ".join(cell.replace("|", r"\|").split()) for cell in cells])
 
 

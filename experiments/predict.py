@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the classes that a finished run's network sees in pictures.
+"""Print the classes that a finished run's network sees in pictures.
 
 python -m experiments.predict --workdir=RUN IMAGE... [--top=3] [--data_dir=DIR]
 """
@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(__doc__, predict)
     add, path = parser.add_argument, parser.add_path
     path("--workdir", required=True, help="folder of a finished run")
-    add("--top", type=int, help="classes to print of each picture; default: 3")
+    add("--top", type=int, help="number of classes to print; default: 3")
     path("--data_dir", help="folder of the data set; default: the run's")
-    path("images", nargs="+", metavar="IMAGE", help="a picture's file")
+    path("images", nargs="+", metavar="IMAGE", help="file of a picture")
     return parser.call(argv, interrupted="Interrupted.")
 
 
@@ -37,15 +37,15 @@ def predict(
 
     Args:
         workdir: folder of a finished run.
-        images: files of pictures; see `read_picture`.
-        top: how many classes of each picture.
+        images: files of pictures, see `read_picture`.
+        top: number of classes for each picture.
         data_dir: folder of the data set; None: the run's.
 
     Returns:
-        For each picture the probabilities by class name, the most likely first.
+        The probabilities of each picture by class name, the most likely first.
 
     Raises:
-        InputError: no finished run, or a file that is no picture.
+        InputError: there is no finished run, or a file is not a picture.
     """
     run = trained.finished(workdir, data_dir=data_dir)
     spec = dataset_spec(run.config.dataset)
@@ -58,18 +58,18 @@ def predict(
     for file, found in zip(images, probabilities, strict=True):
         best = np.argsort(-found, kind="stable")[:top]
         results.append({names[k]: float(found[k]) for k in best})
-        told = ", ".join(f"{name} {100 * p:.2f} %" for name, p in results[-1].items())
-        print(f"{file}: {told}")
+        shown = (f"{name} {100 * p:.2f} %" for name, p in results[-1].items())
+        print(f"{file}: {', '.join(shown)}")
     return results
 
 
 def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
-    """Read a picture as uint8[H, W, C] of the size and colours that a network takes.
+    """Read a picture as uint8[H, W, C], with the size and colours of a network's input.
 
     Args:
         file: its path.
         config: the run's.
-        experiment: made of it.
+        experiment: the run's.
 
     Raises:
         InputError: as `read_picture`.
@@ -88,33 +88,33 @@ def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
 
 
 def read_picture(file: str, channels: int) -> np.ndarray:
-    """Return a picture of any kind that Pillow reads, with 8 bits per channel.
+    """Read a picture in any format of Pillow, and convert it to 8 bits per channel.
 
-    - Of an animation or a file of several pages, the first is taken.
+    - Only the first image of an animation or a file of several pages is read.
     - The orientation in the Exif data is applied; colour profiles are not.
     - Integers of more than 8 bits are scaled by their depth, so that the largest of
-      that type is 255. Signed ones are scaled in the same way from 0.
-    - Floating-point numbers from 0 to 1 are multiplied by 255; where any is above 1,
-      all are taken as numbers from 0 to 255.
-    - Transparent parts are laid over white, with a word on stderr.
+      that type is 255. Signed integers are scaled in the same way from 0.
+    - Floating-point numbers from 0 to 1 are multiplied by 255; if any is above 1, all
+      are taken as numbers from 0 to 255.
+    - A transparent picture is composited onto white, and a line on stderr says so.
 
     Args:
         file: its path.
-        channels: 1 for greyscale, 3 for RGB.
+        channels: 1 for grayscale, 3 for RGB.
 
     Returns:
         uint8[H, W, channels].
 
     Raises:
-        InputError: the file cannot be read, is no picture, or is too large to be
-            decoded safely; or it has numbers without a meaning by these rules:
-            negative, not finite, floating-point above 255, or deeper integers of which
-            none is above 255, which would all be black.
+        InputError: the file cannot be read, is not a picture, or is too large to be
+            decoded safely; or it has numbers that these rules do not cover: negative,
+            not finite, floating-point above 255, or integers of more than 8 bits of
+            which none is above 255, which would all be black.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # By its path, Pillow would map a TIFF into memory and not turn it rightly.
+            # From a path, Pillow would map a TIFF into memory and not rotate it.
             with open(file, "rb") as stream, Image.open(stream) as picture:
                 tags = getattr(picture, "tag_v2", {})
                 kind = picture.format
@@ -126,14 +126,13 @@ def read_picture(file: str, channels: int) -> np.ndarray:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{file} is too large: pictures of at most {Image.MAX_IMAGE_PIXELS:,} "
-            "pixels are taken."
+            f"{file} is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels."
         ) from error
     except Exception as error:  # whatever a damaged picture makes Pillow raise
-        reason = "is no picture"
+        reason = "is not a picture"
         if isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError):
             reason = f"cannot be read ({error.strerror or error})"
-        raise InputError(f"{file} {reason}: take a PNG or JPEG.") from error
+        raise InputError(f"{file} {reason}: use a PNG or JPEG.") from error
     if channels == 1:
         picture = picture.convert("L")
     return np.array(picture).reshape(picture.height, picture.width, channels)
@@ -148,19 +147,19 @@ def _is_signed(tags):
 
 
 def _is_deep(mode, tags):
-    """Whether it has one channel of other numbers than 0 to 255."""
+    """Return whether a picture has one channel, with numbers other than 0 to 255."""
     return mode[0] in "IF" or (mode == "L" and _is_signed(tags))
 
 
 def _shallow(file, picture, kind, tags):
-    """Such a picture in mode L, or LA where one of its values means transparent."""
+    """Convert such a picture to mode L, or LA if one of its values is transparent."""
     values = np.asarray(picture)
     transparent = values == picture.info.get("transparency", -1)
     if picture.mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
             raise InputError(
                 f"{file} has floating-point numbers that are negative, above 255 or "
-                "not finite: scale them to between 0 and 1."
+                "not finite: scale them to the range from 0 to 1."
             )
         largest = 1 if values.max() <= 1 else 255
     else:
@@ -180,7 +179,7 @@ def _shallow(file, picture, kind, tags):
             )
     grey = np.rint(values * (255 / largest)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and picture.mode != "L":
-        grey = 255 - grey  # Pillow inverts 8 bits and fewer alone
+        grey = 255 - grey  # Pillow inverts only 8 bits and fewer
     shallow = Image.fromarray(grey)
     if transparent.any():
         shallow.putalpha(Image.fromarray(np.uint8(255) * ~transparent))
@@ -188,12 +187,12 @@ def _shallow(file, picture, kind, tags):
 
 
 def _over_white(file, picture):
-    """In mode RGB."""
-    if picture.mode in ("LAB", "La"):  # which go to RGBA by way of others alone
+    """Composite a picture onto white, in mode RGB."""
+    if picture.mode in ("LAB", "La"):  # cannot be converted to RGBA directly
         picture = picture.convert("RGB" if picture.mode == "LAB" else "LA")
     picture = picture.convert("RGBA")
     if picture.getchannel("A").getextrema() != (255, 255):
-        print(f"{file}: its transparent parts are laid over white.", file=sys.stderr)
+        print(f"{file} is transparent: composited onto white.", file=sys.stderr)
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")

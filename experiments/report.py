@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one HTML page about a run, or several beside each other, ended or not.
+"""Write one HTML page about a run, or about several side by side, ended or not.
 
 python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir=DIR]
 """
 
 import dataclasses
 import heapq
-import math
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +17,8 @@ from experiments import cli, report_page
 from experiments.config import dataset_spec, read_config
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
-from experiments.training import setup, trained
+from experiments.training import trained
+from experiments.training.network import make_network
 from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.errors import InputError, missing_folder
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add, path = parser.add_argument, parser.add_path
     path("runs", nargs="+", metavar="RUN", help="folder of a run")
     path("--out", help="file; default: report.html in the first run's folder")
-    add("--worst", type=int, help="images shown, by their loss; default: 24")
+    add(
+        "--worst", type=int, help="number of images with the greatest loss; default: 24"
+    )
     path("--data_dir", help="folder of the data set; default: the run's")
     return parser.call(argv, interrupted="Interrupted.")
 
@@ -44,24 +46,24 @@ def report(
     data_dir: str | None = None,
     command: str = "experiments.report.report(...)",
 ) -> epath.Path:
-    """Read the runs, test the networks of those that have them, and write the page.
+    """Read the runs, test the networks of finished ones, and write the page.
 
     Args:
-        runs: their folders, of which the first comes first.
+        runs: folders of the runs, in the order of the page.
         out: the page's file; None: report.html in the first run's folder.
-        worst: how many of the worst mistakes are shown.
+        worst: number of the worst mistakes to show.
         data_dir: folder of the data set; None: each run's.
-        command: that the page names.
+        command: the command line, which the page names.
 
     Returns:
         The page's file.
 
     Raises:
-        InputError: a folder that is no run's, or a file that cannot be written.
+        InputError: a folder is not a run, or the file cannot be written.
     """
     cli.at_least(0, worst=worst)
     file = epath.Path(out or epath.Path(runs[0]) / "report.html")
-    if out and not file.parent.exists():  # said before the networks are tested
+    if out and not file.parent.exists():  # raised before the networks are tested
         raise missing_folder(file)
     parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
     records = [
@@ -74,14 +76,14 @@ def report(
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """Names of the runs' folders, with as much of the path as tells them apart.
+    """Return the names of the runs' folders, with as much of the path as is needed.
 
     Raises:
         InputError: a folder is named twice.
     """
     parts = [epath.Path(path).resolve().parts for path in paths]
     if len(set(parts)) < len(parts):
-        raise InputError("A run is named twice; once will do.")
+        raise InputError("A run is named twice: name it once.")
     for length in range(1, max(map(len, parts)) + 1):
         found = ["/".join(part[-length:]) for part in parts]
         if len(set(found)) == len(found):
@@ -90,16 +92,16 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 
 def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> Record:
-    """A run's files, and what its network says of the test images if that is there.
+    """Read a run's files, and test its network if it has ended.
 
     Args:
-        path: of its folder, which is only read.
-        label: for legends.
-        worst: how many mistakes to keep.
-        data_dir: of the data set; None: as in training.
+        path: the run's folder, which is only read.
+        label: name of the run in legends.
+        worst: number of the worst mistakes to keep.
+        data_dir: folder of the data set; None: as in training.
 
     Raises:
-        InputError: no run, or files of it that are damaged or of another version.
+        InputError: there is no run, or its files are damaged or of another version.
     """
     folder = epath.Path(path)
     config = read_config(folder)
@@ -118,7 +120,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
     )
     if summary is None or not workdir.checkpoints.exists():
-        model, _ = setup.network(config)
+        model, _ = make_network(config)
         if summary:
             reason = "was kept without checkpoints"
         elif record.diverged:
@@ -156,15 +158,15 @@ def _studies(folder):
 
 
 def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
-    """The confusion matrix of the test images, and the worst mistakes."""
-    devices = run.experiment.devices
-    size = math.ceil(run.config.eval_batch_size / len(devices)) * len(devices)
+    """Return the confusion matrix of the test images, and the worst mistakes."""
     probabilities = trained.make_probabilities(run)
     classes = dataset_spec(run.config.dataset).num_classes
     confusion = np.zeros((classes, classes), int)
-    # A heap, of which the least loss goes first.
+    # A heap: the mistake with the least loss is dropped first.
     kept: list[tuple[float, int, int, Mistake]] = []
-    batches = run.experiment.feed.eval_batches("test", batch_size=size)
+    batches = run.experiment.feed.eval_batches(
+        "test", batch_size=run.experiment.eval_batch_size
+    )
     for number, batch in enumerate(tqdm(batches, disable=None, leave=False)):
         images, real = batch["image"], batch["mask"]
         views = images if images.ndim == 5 else images[:, None]

@@ -18,15 +18,15 @@ from plotly.subplots import make_subplots
 from configs.default import Config
 from experiments.config import as_json
 
-# Okabe and Ito 2008: told apart by nearly all readers.
+# Okabe and Ito 2008: nearly all readers can distinguish them.
 _COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7"),
     *("#e69f00", "#56b4e9", "#000000"),
 )
 _DASHES = {"train": "dash", "val": "dot", "test": "solid"}
-# Classes up to which a confusion matrix is drawn, and up to which it has its numbers.
+# The most classes for which a confusion matrix is drawn, and drawn with its numbers.
 _DRAWN, _NUMBERED = 100, 20
-_PAIRS = 10  # of classes, listed by how often one is taken for the other
+_PAIRS = 10  # pairs of classes that are confused most often
 _THUMBNAIL = 96  # pixels
 # Heights of figures, in pixels.
 _SHORT, _TALL = 380, 720
@@ -51,12 +51,12 @@ figure { margin: 0; }
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the network is wrong about.
+    """A test image that the network misclassifies.
 
     Attributes:
         image: uint8[H, W, C].
-        label, taken_for: classes.
-        probability: of the class that it is taken for.
+        label, taken_for: the true class and the predicted one.
+        probability: probability of the predicted class.
         loss: cross-entropy in nats.
     """
 
@@ -72,20 +72,20 @@ class Record:
     """A run as the page shows it.
 
     Attributes:
-        label: short, in legends.
-        config: its fields.
-        summary: None if it has not ended.
+        label: short name in legends.
+        config: the run's.
+        summary: None if the run has not ended.
         epochs, timing: lines of metrics.jsonl of kind "epoch", and of timing.jsonl.
-        figures: title and PNG of its studies, in order.
-        class_names: by label.
+        figures: title and PNG of each of its studies, in order.
+        class_names: class names by label.
         survival: f[L], p_l; None for constant depth.
         opened: f[L], share of the steps in which block l was open; None for constant
             depth, or if it is unknown.
-        confusion: i[K, K], test images by class and by what they were taken for; None
-            if it is unknown.
-        mistakes: those with the greatest loss first.
-        unknown: why what takes the trained network is, as a sentence without its stop.
-        diverged: diverged.json, if the run ended so.
+        confusion: i[K, K], number of test images by true and predicted class; None if
+            it is unknown.
+        mistakes: mistakes with the greatest loss first.
+        unknown: why network-dependent results are missing, without final period.
+        diverged: diverged.json, if the run diverged.
     """
 
     label: str
@@ -104,16 +104,16 @@ class Record:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the run noted when it ended, however it did."""
+        """What the run reported when it ended, finished or diverged."""
         return self.summary or self.diverged or {}
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
-        records: of the runs, of which the first comes first.
-        command: that made it.
+        records: records of the runs, in the order of the page.
+        command: the command line that made the page.
     """
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
@@ -155,19 +155,19 @@ def _results(records):
 
 
 def _result(record: Record) -> dict[str, str]:
-    """What came out, beside what the paper has."""
+    """Return the results of a run beside the paper's."""
     config, facts = record.config, record.facts
     last = record.epochs[-1] if record.epochs else {}
     error = facts.get("test_error_percent", last.get("test_error_percent"))
     paper, published = _published(record)
     if record.summary:
-        state = "has ended"
+        state = "finished"
     elif record.diverged:
         state = f"diverged at step {record.diverged['steps']}"
     elif last:
-        state = f"has not ended: as of epoch {last['epoch']}"
+        state = f"not finished: at epoch {last['epoch']}"
     else:
-        state = "has not ended, and was not tested yet"
+        state = "not finished, and not tested yet"
     return {
         "run": state,
         "network": config.model,
@@ -192,7 +192,7 @@ def _result(record: Record) -> dict[str, str]:
 
 
 def _published(record):
-    """Of which paper the recipe is, and its test error on this data set or None."""
+    """Return the paper of a recipe, and its test error on this data set or None."""
     config = record.config
     return config.paper, config.published_error_percent.get(config.dataset)
 
@@ -202,7 +202,7 @@ def _number(value, form, unit=""):
 
 
 def _configs(records):
-    """Fields that the runs have otherwise; those of one run, other than the default."""
+    """Return the fields in which the runs differ, or one run from the defaults."""
     columns = {record.label: _flat(as_json(record.config)) for record in records}
     if len(records) == 1:
         columns = {"default": _flat(as_json(Config())), **columns}
@@ -213,19 +213,19 @@ def _configs(records):
         if len({json.dumps(c.get(name)) for c in columns.values()}) > 1
     ]
     what = "in which the runs differ" if len(records) > 1 else "other than the default"
-    told = f"<p>Fields {what}:</p>\n{_table(['', *columns], rows)}"
+    table = f"<p>Fields {what}:</p>\n{_table(['', *columns], rows)}"
     if not rows:
-        told = f"<p>There are no fields {what}.</p>"
+        table = f"<p>There are no fields {what}.</p>"
     whole = "\n".join(
-        f"<details><summary>All of {escape(r.label)}</summary>\n"
+        f"<details><summary>All fields of {escape(r.label)}</summary>\n"
         f"<pre>{escape(json.dumps(as_json(r.config), indent=2))}</pre></details>"
         for r in records
     )
-    return f"{told}\n{whole}"
+    return f"{table}\n{whole}"
 
 
 def _flat(config, prefix=""):
-    """Entries of dicts as fields of their own, as they are set on the command line."""
+    """Return entries of dicts as fields, as they are set on the command line."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -263,14 +263,14 @@ def _machine(facts):
 
 
 def _drawn(figure, name, height=_SHORT):
-    """A figure as HTML, in a div of that name."""
+    """Return a figure as HTML, in a div of that name."""
     figure.update_layout(
         template="simple_white",
         height=height,
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         hovermode="closest",
     )
-    # Without the button that sends a figure to Plotly's servers, or links to them.
+    # Without links to Plotly's servers or the button that sends a figure there.
     return figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -303,7 +303,7 @@ def _learning_curves(records):
     for place, (quantity, axis) in enumerate(quantities.items()):
         where = {"row": place // 2 + 1, "col": place % 2 + 1}
         figure.update_yaxes(title=axis, **where)
-        # An epoch's line has the rate with which the epoch ended.
+        # An epoch's line has the rate at the end of the epoch.
         shape = "vh" if quantity == "learning_rate" else "linear"
         for i, record in enumerate(records):
             for part, name, dash in _curves(quantity):
@@ -315,7 +315,7 @@ def _learning_curves(records):
                     y=[line[name] for line in lines],
                     mode="lines" if len(lines) > 1 else "markers",
                     name=f"{escape(record.label, quote=False)}: {part}",
-                    # One entry for all quantities, which hides and shows all of them.
+                    # One entry hides and shows all quantities.
                     legendgroup=f"{i} {part}",
                     showlegend=quantity == "error_percent",
                     line={"color": _colour(i), "dash": dash, "shape": shape},
@@ -339,14 +339,14 @@ def _learning_curves(records):
 
 
 def _curves(quantity):
-    """(part, name in metrics.jsonl, dashes) of a quantity's lines."""
+    """Return (part, name in metrics.jsonl, dashes) of a quantity's lines."""
     if quantity in ("loss", "error_percent"):
         return [(part, f"{part}_{quantity}", dash) for part, dash in _DASHES.items()]
     return [("test", quantity, "solid")]
 
 
 def _scale_buttons():
-    """Linear or logarithmic axes of loss and error."""
+    """Return the buttons for linear or logarithmic axes of loss and error."""
     return {
         "type": "buttons",
         "direction": "right",
@@ -368,17 +368,17 @@ def _gates(records):
     if not with_gates:
         return "<p>All blocks were open in all steps.</p>"
     figure = graph_objects.Figure()
-    told = ""
+    text = ""
     for i, record in with_gates:
         blocks = list(range(1, len(record.survival) + 1))
         expected = f"{record.survival.sum():.2f} of {len(blocks)} blocks are expected"
         if record.opened is None:
-            told += f"<p>{escape(record.label)}: {expected} to be open.</p>"
-            told += _unknown(record)
+            text += f"<p>{escape(record.label)}: {expected} to be open.</p>"
+            text += _unknown(record)
         else:
-            told += (
-                f"<p>{escape(record.label)}: {expected} to be open; in the mean of all "
-                f"steps {record.opened.sum():.2f} were.</p>"
+            text += (
+                f"<p>{escape(record.label)}: {expected} to be open; the mean over all "
+                f"steps is {record.opened.sum():.2f}.</p>"
             )
             figure.add_bar(
                 x=blocks,
@@ -395,15 +395,15 @@ def _gates(records):
         )
     figure.update_xaxes(title="block")
     figure.update_yaxes(title="share of the steps open", range=[0, 1.05])
-    return told + _drawn(figure, "gates")
+    return text + _drawn(figure, "gates")
 
 
 def _unknown(record):
-    return f"<p>Not known: {escape(record.unknown)}.</p>"
+    return f"<p>Not available: {escape(record.unknown)}.</p>"
 
 
 def _each(records, section):
-    """A section's content for one run after another."""
+    """Return a section's content for one run after another."""
     return "\n".join(
         f"<h3>{escape(record.label)}</h3>\n{section(record, i)}"
         for i, record in enumerate(records)
@@ -415,22 +415,22 @@ def _confusions(record, index):
         return _unknown(record)
     counts, names = record.confusion, record.class_names
     errors = counts - np.diag(np.diag(counts))
-    told = (
-        f"<p>{errors.sum():,} of {counts.sum():,} test images are taken for another "
-        f"class: {100 * errors.sum() / counts.sum():.2f} %.</p>"
+    text = (
+        f"<p>{errors.sum():,} of {counts.sum():,} test images are misclassified: "
+        f"{100 * errors.sum() / counts.sum():.2f} %.</p>"
     )
     most = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
     pairs = [divmod(int(k), len(counts)) for k in most if errors.flat[k]]
     rows = [[names[a], names[b], errors[a, b], counts[a].sum()] for a, b in pairs]
     if rows:
-        told += _table(["class", "taken for", "images", "of"], rows)
+        text += _table(["class", "taken for", "images", "of"], rows)
     if len(counts) > _DRAWN:
-        return told
+        return text
     figure = graph_objects.Figure(
         graph_objects.Heatmap(
             x=names,
             y=names,
-            z=errors.tolist(),  # the right ones would outshine them
+            z=errors.tolist(),  # without the correct ones, which are far more
             text=counts.tolist(),
             texttemplate="%{text}" if len(counts) <= _NUMBERED else None,
             hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
@@ -440,7 +440,7 @@ def _confusions(record, index):
     )
     figure.update_xaxes(title="taken for", type="category")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
-    return told + _drawn(figure, f"confusion_{index}", _TALL)
+    return text + _drawn(figure, f"confusion_{index}", _TALL)
 
 
 def _mistakes(record, index):
@@ -448,7 +448,7 @@ def _mistakes(record, index):
         return _unknown(record)
     if not record.mistakes:
         wrong = record.confusion.sum() - record.confusion.trace()
-        return f"<p>{wrong:,} images are wrong, and none is shown.</p>"
+        return f"<p>{wrong:,} images are misclassified; none is shown.</p>"
     shown = "\n".join(_mistake(m, record.class_names) for m in record.mistakes)
     return f'<div class="mistakes">\n{shown}\n</div>'
 
@@ -477,7 +477,7 @@ def _image(png: bytes, alternative: str) -> str:
 def _studies(record, index):
     if not record.figures:
         return (
-            "<p>None yet: python -m experiments.analyze --workdir=RUN makes them, once "
+            "<p>None yet: python -m experiments.analyze --workdir=RUN makes them once "
             "the run has ended.</p>"
         )
     return "\n".join(
@@ -503,9 +503,9 @@ def _timing(records):
             ]
         )
     header = ["", "wall time", "images per second", "peak memory"]
-    told = _table([*header, "median step", "99 % of the steps within"], rows)
+    table = _table([*header, "median step", "99th percentile of steps"], rows)
     if not any(record.timing for record in records):
-        return told
+        return table
     figure = make_subplots(1, 2)
     quantities = {
         "images_per_second": "images per second",
@@ -525,7 +525,7 @@ def _timing(records):
         figure.update_yaxes(title=axis, rangemode="tozero", row=1, col=column)
     figure.update_xaxes(title="step")
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return f"{told}\n{_drawn(figure, 'timing')}"
+    return f"{table}\n{_drawn(figure, 'timing')}"
 
 
 def _milliseconds(line, name):

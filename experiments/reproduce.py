@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the rows of a paper's table, and writes it with our numbers beside.
+"""Train the rows of a paper's table, and write our numbers beside the paper's.
 
 python -m experiments.reproduce --table=NAME [--only=ROWS] [--seeds=N]
     [--scale=FRACTION] [--dataset=NAME] [--workdir=DIR] [--keep=DIR]
@@ -26,64 +26,79 @@ from experiments.papers.entries import (
     published_cell,
 )
 from experiments.papers.tables import TABLES, Table
-from experiments.training import many_runs, seeds
+from experiments.training import many_runs
+from experiments.training import seeds as several
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return cli.exit_code(
-        lambda: _reproduce(argv), interrupted="Interrupted before the first run."
-    )
-
-
-def _reproduce(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, reproduce)
     add, path = parser.add_argument, parser.add_path
-    add("--table", help=f"of {', '.join(TABLES)}")
-    add("--only", help="names of rows; default: all")
-    add("--seeds", help="so many seeds, or a list, of every row")
-    add("--scale", type=float, default=1.0, help="of the schedules' length: rehearses")
-    add("--dataset", help="instead of the table's own")
+    add("--table", help=f"one of {', '.join(TABLES)}")
+    add("--only", help="names of rows, with commas between; default: all")
+    add("--seeds", help="number of seeds for every row, or a list of them")
+    add("--scale", type=float, help="fraction of each schedule's length, to rehearse")
+    add("--dataset", help="data set of all rows; default: the table's own")
     path("--workdir", help="folder of the table; default: a new one under runs/")
-    path("--keep", help="folder of all tables, results: the runs' JSON goes there too")
-    options, rest = parser.parse_with_config(argv)
-    if options.keep and len(argv) == 1 + (argv[0] == "--keep"):
-        print(f"Page: {results_page.write(epath.Path(options.keep))}")
+    path("--keep", help="folder of all results, into which finished runs are copied")
+    return parser.call(argv, interrupted="Interrupted before the first run.")
+
+
+def reproduce(
+    arguments: Sequence[str] = (),
+    *,
+    table: str | None = None,
+    only: str | None = None,
+    seeds: str | None = None,
+    scale: float = 1.0,
+    dataset: str | None = None,
+    workdir: str | None = None,
+    keep: str | None = None,
+    command: str = "experiments.reproduce.reproduce(...)",
+) -> None:
+    """Train the rows of a table; with `keep` alone, write the page of all results.
+
+    The keywords are the command's options; `arguments` override fields of the configs.
+    The table names the `command`.
+
+    Raises:
+        InputError: something that the user can mend, in one sentence.
+    """
+    given = [table, only, seeds, dataset, workdir, *arguments]
+    if keep and scale == 1 and not any(given):
+        print(f"Page: {results_page.write(epath.Path(keep))}")
         return
-    if options.table not in TABLES:
-        raise unknown_name("table", options.table or "", TABLES)
-    if not 0 < options.scale <= 1:
-        raise InputError(f"--scale must be in (0, 1], not {options.scale:g}.")
-    chosen = None if options.seeds is None else seeds.parse(options.seeds)
-    table = TABLES[options.table]
-    found = entries(table, options.only, options.dataset, rest, options.scale)
-    jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in found]
-    workdir = options.workdir or cli.new_workdir(f"reproduce-{options.table}")
-    line = cli.as_typed("reproduce", argv)
+    if table is None or table not in TABLES:
+        raise unknown_name("table", table or "", TABLES)
+    if not 0 < scale <= 1:
+        raise InputError(f"--scale must be in (0, 1], not {scale:g}.")
+    chosen = None if seeds is None else several.parse(seeds)
+    rows = entries(TABLES[table], only, dataset, arguments, scale)
+    jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in rows]
+    folder = workdir or cli.new_workdir(f"reproduce-{table}")
     header = {
-        "command": line,
-        "table": options.table,
-        "title": table.title,
-        "published": table.published_of,
-        "scale": options.scale,
-        "overrides": overrides(rest),
+        "command": command,
+        "table": table,
+        "title": TABLES[table].title,
+        "published": TABLES[table].published_of,
+        "scale": scale,
+        "overrides": overrides(arguments),
         "seeds": chosen,
     }
 
     def report(results):
-        write(epath.Path(workdir), header, table, found, results)
-        if options.keep:
-            runs = [run for job in jobs for run in many_runs.runs(job, workdir, chosen)]
-            results_page.keep(runs, workdir, options.table, epath.Path(options.keep))
+        write(epath.Path(folder), header, TABLES[table], rows, results)
+        if keep:
+            runs = [run for job in jobs for run in many_runs.runs(job, folder, chosen)]
+            results_page.keep(runs, folder, table, epath.Path(keep))
 
-    many_runs.train(jobs, workdir, seeds=chosen, command=line, report=report)
-    results = many_runs.results(jobs, workdir, chosen)
-    for compared in differences(table, found, results):
-        print(compared["says"], "A rehearsal." if options.scale != 1 else "")
-    print(f"Table: {epath.Path(workdir) / 'table.md'}")
+    many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
+    results = many_runs.results(jobs, folder, chosen)
+    for compared in differences(TABLES[table], rows, results):
+        print(compared["says"], "A rehearsal." if scale != 1 else "")
+    print(f"Table: {epath.Path(folder) / 'table.md'}")
 
 
 def write(
@@ -93,14 +108,14 @@ def write(
     found: Sequence[Entry],
     results: Sequence[many_runs.Result],
 ) -> None:
-    """Writes table.md and table.json.
+    """Write table.md and table.json.
 
     Args:
-        folder: where they go.
-        header: what table.json begins with: command, title, scale, overrides, ...
-        table: of TABLES.
+        folder: where the files go.
+        header: first fields of table.json: command, title, scale, overrides, ...
+        table: one of TABLES.
         found: the rows.
-        results: of `many_runs.results`, in the same order.
+        results: their `many_runs.results`, in the same order.
     """
     make_folder(folder)
     shortened = header["scale"] != 1
@@ -146,7 +161,8 @@ def write(
         many_runs.LAST: "after the last epoch",
         many_runs.AT_BEST: "at the epoch of the best validation error",
     }
-    lines += ["", f"Ours are test errors {_and(protocols[e.error] for e in found)}."]
+    said = ", or ".join(dict.fromkeys(protocols[entry.error] for entry in found))
+    lines += ["", f"Ours are test errors {said}."]
     if shortened:
         lines += [
             "",
@@ -154,13 +170,9 @@ def write(
             "its length. These numbers say nothing about the paper's.",
         ]
     if header["overrides"]:
-        said = ", ".join(header["overrides"])
-        lines += ["", f"\\* Otherwise than in the paper: {said}."]
+        changes = ", ".join(header["overrides"])
+        lines += ["", f"\\* Unlike the paper: {changes}."]
     replace_file(folder / "table.md", "\n".join([*lines, ""]))
-
-
-def _and(parts):
-    return ", or ".join(dict.fromkeys(parts))
 
 
 if __name__ == "__main__":

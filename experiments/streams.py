@@ -12,14 +12,14 @@ from typing import Any, TextIO
 class Stream:
     """A text stream that cannot end a command.
 
-    After the first error of writing, nothing more is written. What the encoding does
-    not have is written as an escape, such as "\\xb1".
+    After the first error of writing, nothing more is written. Characters that the
+    encoding lacks are written as escapes, such as "\\xb1".
 
     Args:
-        stream: the stream itself; None where the program has none, as a daemon.
+        stream: the stream itself; None if the program has none, as a daemon.
 
     Attributes:
-        error: the first error of writing; None while there is none.
+        error: the first error of writing; None if there was none.
     """
 
     def __init__(self, stream: TextIO | None):
@@ -32,12 +32,12 @@ class Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, unless an earlier one could not be written."""
+        """Write a text, unless an earlier one failed."""
         self._try(self._write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, unless a text could not be written."""
+        """Flush the stream, unless an earlier write failed."""
         self._try(self._stream.flush)
 
     def _write(self, text):
@@ -53,13 +53,13 @@ class Stream:
             return
         try:
             function(*arguments)
-        except (OSError, ValueError) as error:  # ValueError: closed meanwhile
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.error = error
             self._drop_buffer()
 
     def _drop_buffer(self):
-        """Let what could not be written go, or Python would try again at its end."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # has no file
+        """Drop what could not be written; Python would try again when it exits."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no file
             descriptor = self._stream.fileno()
             before = os.dup(descriptor)
             null = os.open(os.devnull, os.O_WRONLY)
@@ -79,7 +79,7 @@ def always_writable() -> Iterator[Stream]:
     Yields:
         The output.
     """
-    # Descriptors 0 to 2 are not for the run's files: XLA writes its warnings to 2.
+    # Keep descriptors 0 to 2 from the run's files: XLA writes its warnings to 2.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

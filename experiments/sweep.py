@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains all combinations of some fields' values, into one table and one picture.
+"""Train all combinations of some fields' values, into one table and one figure.
 
 python -m experiments.sweep --config=FILE[:DATASET]
     --grid config.FIELD=VALUE,VALUE,... [--grid ...]
@@ -22,39 +22,51 @@ from configs.default import Config
 from experiments import cli, sweep_plots
 from experiments.config import field_of, load_config, overrides
 from experiments.markdown import table
-from experiments.training import many_runs, seeds
+from experiments.training import many_runs
+from experiments.training import seeds as several
 from rn_jax.errors import InputError
 from rn_jax.filesystem import make_folder, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return cli.exit_code(
-        lambda: _sweep(argv), interrupted="Interrupted before the first run."
-    )
-
-
-def _sweep(argv):
-    parser = cli.Parser(__doc__)
+    """Run the command and return its exit code."""
+    parser = cli.Parser(__doc__, sweep)
     add, path = parser.add_argument, parser.add_path
-    add("--grid", action="append", default=[], help="a field and its values")
+    add("--grid", action="append", help="a field and its values; may be repeated")
     path("--workdir", help="folder of the sweep; default: a new one under runs/")
-    add("--seeds", help="so many seeds, or a list, of every combination")
-    options, rest = parser.parse_with_config(argv)
-    chosen = None if options.seeds is None else seeds.parse(options.seeds)
-    name, base = load_config(rest)
-    axes = [parse_axis(text) for text in options.grid]
+    add("--seeds", help="number of seeds for every combination, or a list of them")
+    return parser.call(argv, interrupted="Interrupted before the first run.")
+
+
+def sweep(
+    arguments: Sequence[str] = (),
+    *,
+    grid: Sequence[str] = (),
+    workdir: str | None = None,
+    seeds: str | None = None,
+    command: str = "experiments.sweep.sweep(...)",
+) -> None:
+    """Train every combination of values, and write the table and the figure.
+
+    The keywords are the command's options; `arguments` are those of the config, for
+    `load_config`. The table names the `command`.
+
+    Raises:
+        InputError: something that the user can mend, in one sentence.
+    """
+    chosen = None if seeds is None else several.parse(seeds)
+    name, base = load_config(arguments)
+    axes = [parse_axis(text) for text in grid]
     if not axes:
         raise InputError("Name a field to vary, as --grid config.batch_size=64,128.")
     if chosen is not None and "seed" in dict(axes):
-        raise InputError("Seeds come by --seeds or by --grid config.seed, not by both.")
-    rows = combinations(rest, axes)
+        raise InputError("Set seeds by --seeds or by --grid config.seed, not by both.")
+    rows = combinations(arguments, axes)
     jobs = [many_runs.Job(folder_name(values), config) for values, config in rows]
-    workdir = options.workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
-    title = ", ".join([f"{name} on {base.dataset}", *overrides(rest)])
-    line = cli.as_typed("sweep", argv)
-    header = {"command": line, "config": name, "dataset": base.dataset, "seeds": chosen}
+    workdir = workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
+    title = ", ".join([f"{name} on {base.dataset}", *overrides(arguments)])
+    header: dict[str, Any] = {"command": command, "config": name}
+    header |= {"dataset": base.dataset, "seeds": chosen}
 
     def report(results):
         shown = [
@@ -63,17 +75,17 @@ def _sweep(argv):
         ]
         write(epath.Path(workdir), header, shown, title)
 
-    many_runs.train(jobs, workdir, seeds=chosen, command=line, report=report)
+    many_runs.train(jobs, workdir, seeds=chosen, command=command, report=report)
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
 
 
 def parse_axis(text: str) -> tuple[str, list[str]]:
-    """A field and its values from "config.FIELD=a,b,c".
+    """Return the field and the values of "config.FIELD=a,b,c".
 
-    Commas within brackets do not divide: "(0.5,0.75),(0.3,0.6)" is two values.
+    Commas within brackets do not separate values: "(0.5,0.75),(0.3,0.6)" is two.
 
     Raises:
-        InputError: it is not of that form, or a value is empty.
+        InputError: the text has another form, or a value is empty.
     """
     found = re.fullmatch(r"(?:--)?config\.([\w.]+)=(.*)", text, re.S)
     values = [""]
@@ -96,18 +108,18 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
 def combinations(
     arguments: Sequence[str], axes: Sequence[tuple[str, list[str]]]
 ) -> list[tuple[dict[str, Any], Config]]:
-    """All combinations, the last field changing fastest.
+    """Return all combinations, the last field changing fastest.
 
     Args:
-        arguments: of the config, for `load_config`.
-        axes: fields and their values, as typed.
+        arguments: the options of the config, for `load_config`.
+        axes: fields and their values, as text.
 
     Returns:
-        For each its value by field, and its config.
+        The values by field, and the config, of each combination.
 
     Raises:
-        InputError: a field that is not there, that is named twice, or that has a value
-            twice or one of a wrong type.
+        InputError: a field does not exist or is named twice, or has the same value
+            twice or a value of a wrong type.
     """
     names = [field for field, _ in axes]
     for field, texts in axes:
@@ -131,7 +143,7 @@ def _with(arguments, values):
 
 
 def folder_name(values: dict[str, Any]) -> str:
-    """Of one combination, as "model=resnet20,stochastic_depth.last_survival=0.5"."""
+    """Return a name as "model=resnet20,stochastic_depth.last_survival=0.5"."""
     parts = (f"{field}={value}" for field, value in values.items())
     return ",".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
 
@@ -142,13 +154,13 @@ def write(
     rows: Sequence[dict[str, Any]],
     title: str,
 ) -> None:
-    """Writes sweep.json, table.md and, once a run has ended, sweep.png.
+    """Write sweep.json, table.md and, once a run has ended, sweep.png.
 
     Args:
-        folder: where they go.
-        header: what sweep.json begins with: command, config, dataset, seeds.
-        rows: of each combination its values by field, and what `many_runs.results` has.
-        title: of table and picture.
+        folder: where the files go.
+        header: first fields of sweep.json: command, config, dataset, seeds.
+        rows: the values of each combination by field, and its `many_runs.results`.
+        title: title of the table and the figure.
     """
     make_folder(folder)
     text = json.dumps({**header, "rows": list(rows)}, indent=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a sweep: lines, a heat map or dots, by how many fields are numbers."""
+"""The figure of a sweep: lines, a heat map or dots, by the number of numeric fields."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
+from experiments import figures
 from experiments.figures import as_text, save, styled
 
 Values = Mapping[str, Any]
@@ -23,25 +23,26 @@ def draw(
     title: str,
     label: str,
 ) -> None:
-    """Draws the error over one field, over two, or of each combination.
+    """Draw the error over one field, over two, or of each combination.
 
-    One field of numbers: the error over it, a line for each combination of the others.
-    Two: a heat map for each combination of the others. Else a dot for each combination.
+    With one numeric field, draw the error over it, with a line for each combination of
+    the others; with two, a heat map for each combination of the others; else a dot for
+    each combination.
 
     Args:
-        rows: each combination's value by field.
-        means: error of each; None: not there yet.
-        deviations: standard deviation of each; None: of a single run.
-        path: of the PNG.
-        title: of the figure.
-        label: of the error.
+        rows: values of each combination by field.
+        means: error of each combination; None: it has not ended.
+        deviations: standard deviation of each error; None: it is of a single run.
+        path: file of the PNG.
+        title: title of the figure.
+        label: label of the error.
     """
     rows = [
         {n: as_text(v) if isinstance(v, str) else v for n, v in r.items()} for r in rows
     ]
     error = np.array([np.nan if mean is None else mean for mean in means])
     spread = np.array([np.nan if std is None else std for std in deviations])
-    numbers = {name: found for name in rows[0] if (found := _numbers(rows, name))}
+    numbers = {name: found for name in rows[0] if (found := as_numbers(rows, name))}
     others = [n for n in rows[0] if n not in numbers and len(_distinct(rows, n)) > 1]
     kinds: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -57,14 +58,15 @@ def draw(
 
 
 def _distinct(rows, name):
-    """The values of a field, in the order of the first time."""
+    """Return the values of a field without repetitions."""
     return list({repr(row[name]): row[name] for row in rows}.values())
 
 
-def _numbers(rows, name):
-    """A number for each row, if the field is one of several numbers.
+def as_numbers(rows: Sequence[Values], name: str) -> list[float] | None:
+    """Return the number of a field in each row; None if the field is not numeric.
 
-    Names that differ in one number alone, as resnet20 and resnet32, count by it.
+    Names that differ only in one number, as resnet20 and resnet32, count as it. A field
+    with a single value is not numeric.
     """
     values = [row[name] for row in rows]
     if len(_distinct(rows, name)) < 2:
@@ -83,8 +85,7 @@ def _numbers(rows, name):
 
 
 def _lines(numbers, kinds, error, spread, label):
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = figures.panels(1, 7)
     [(name, x)] = numbers.items()
     x = np.array(x)
     for kind, places, style in styled(kinds):
@@ -106,12 +107,11 @@ def _lines(numbers, kinds, error, spread, label):
 
 
 def _heat_maps(rows, numbers, kinds, error, label):
-    """The first field to the right, the second upwards, a panel for each kind."""
+    """Draw the first field rightwards and the second upwards, a panel for each kind."""
     (across, x), (up, y) = numbers.items()
     columns, levels = sorted(set(x)), sorted(set(y))
     size = (1.6 + len(kinds) * (1 + 0.9 * len(columns)), 1.6 + 0.6 * len(levels))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    figure, panels = figures.panels(len(kinds), *size, sharey=True)
     low, high = np.nanmin(error), np.nanmax(error)
     for axes, (kind, places) in zip(panels, kinds.items(), strict=True):
         grid = np.full((len(levels), len(columns)), np.nan)
@@ -136,15 +136,14 @@ def _heat_maps(rows, numbers, kinds, error, label):
         axes.set_yticks(range(len(levels)), [str(shown[up][v][up]) for v in levels])
         axes.set(xlabel=across, title=kind)
     panels[0].set_ylabel(up)
-    figure.colorbar(image, ax=list(panels), label=label)
+    figure.colorbar(image, ax=panels, label=label)
     return figure
 
 
 def _dots(rows, error, spread, label):
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = figures.panels(1, 8, 1.2 + 0.3 * len(rows))
     names = [", ".join(f"{n} {v}" for n, v in row.items()) for row in rows]
-    place = np.arange(len(rows))[::-1]  # the first on top
+    place = np.arange(len(rows))[::-1]  # the first at the top
     wide = None if np.isnan(spread).all() else spread
     axes.errorbar(error, place, xerr=wide, fmt="ko", markersize=4, capsize=3)
     axes.set_yticks(place, names, fontsize="small")

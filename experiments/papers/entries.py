@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the papers' tables as they are trained, and what a table compares."""
+"""The rows of the papers' tables as they are trained, and comparisons of rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ FAIL = 20
 
 @dataclass(frozen=True)
 class Entry:
-    """A row on one of its data sets, as it is to be trained."""
+    """A row on one of its data sets, as it is trained."""
 
     row: str
     dataset: str
@@ -26,12 +26,12 @@ class Entry:
 
     @property
     def published(self) -> float | None:
-        """The paper's test error in percent, if it has a number."""
+        """The paper's test error in percent; None if it has no number."""
         return self.config.published_error_percent.get(self.dataset)
 
     @property
     def error(self) -> str:
-        """Which of our errors the protocol compares with it."""
+        """The name of our error that the protocol compares with it."""
         return many_runs.LAST if self.config.protocol == "full" else many_runs.AT_BEST
 
 
@@ -42,17 +42,17 @@ def entries(
     arguments: Sequence[str],
     scale: float,
 ) -> list[Entry]:
-    """The rows of a table that are wanted, one for each data set.
+    """Return the rows of a table, one entry for each data set.
 
     Args:
-        table: of TABLES.
-        only: names of rows with commas between; None: all.
-        dataset: the one for all rows; None: those that each row has.
-        arguments: overrides, as for `load_config`; they come after the rows'.
+        table: one of TABLES.
+        only: names of rows, with commas between; None: all.
+        dataset: data set of all rows; None: each row's own.
+        arguments: overrides of the rows' fields, see `load_config`.
         scale: see `shorten`.
 
     Raises:
-        InputError: an unknown row, or bad overrides.
+        InputError: a row is unknown, or an override is bad.
     """
     names = list(table.rows) if only is None else only.split(",")
     for name in names:
@@ -75,21 +75,21 @@ def _config(name, dataset, arguments):
     _, config = load_config([f"--config={file}:{dataset}", *arguments])
     if config.dataset != dataset:
         raise InputError("Name the data set by --dataset, not by --config.dataset.")
-    of_paper = configs.get_config(name).to_dict()  # whatever the arguments change
+    of_paper = configs.get_config(name).to_dict()  # whatever is overridden
     return replace(config, **{field: of_paper[field] for field in OF_NETWORK})
 
 
 def shorten(config: Config, scale: float) -> Config:
-    """The config with a schedule shorter in proportion, for a rehearsal.
+    """Return the config with a schedule that is shorter in proportion, to rehearse it.
 
     The length, drops and warm-up in steps or epochs, the epoch in which stochastic
-    depth begins and the patience with a plateau shrink alike; what is a fraction of the
-    run is one as before. An epoch and a step are the least; what is given in epochs
-    then shrinks as the epochs do. How often is evaluated stays.
+    depth begins and the patience with a plateau all shrink; fractions of the run are
+    unchanged. The length is at least one epoch or step, and what is given in epochs
+    shrinks as much as the rounded number of epochs. Evaluation frequency is unchanged.
 
     Args:
-        config: of a whole run.
-        scale: in (0, 1]; 1 leaves the config as it is.
+        config: config of a whole run.
+        scale: in (0, 1]; 1 leaves the config unchanged.
 
     Raises:
         InputError: two drops would fall on one step.
@@ -127,17 +127,17 @@ def shorten(config: Config, scale: float) -> Config:
 def differences(
     table: Table, found: Sequence[Entry], results: Sequence[many_runs.Result]
 ) -> list[dict[str, Any]]:
-    """What the table compares, with its sign, ours and the paper's.
+    """Return the differences between rows that a table compares.
 
     Args:
-        table: of TABLES.
+        table: one of TABLES.
         found: the rows.
-        results: of `many_runs.results`, in the same order.
+        results: their `many_runs.results`, in the same order.
 
     Returns:
-        For each pair of rows that have ended on a data set: rows, dataset, ours_points
-        and published_points (points of test error, None if the paper has none), and
-        says, the sentence.
+        A dict for each pair of rows that have ended on a data set: rows, dataset,
+        ours_points and published_points (points of test error; None if the paper has
+        none), and says, a sentence.
     """
     ours, published = {}, {}
     for entry, result in zip(found, results, strict=True):
@@ -177,13 +177,13 @@ def _minus(errors, pair):
 
 
 def our_error(table: Table, entry: Entry, result: many_runs.Result) -> float | None:
-    """The number that stands against the paper's; None if no run has ended."""
+    """Return our error that compares with the paper's; None if no run has ended."""
     described = result.get(entry.error)
     return described and described[table.statistic]
 
 
 def published_cell(entry: Entry) -> str:
-    """The paper's number as it is printed in a table."""
+    """Return the paper's number as a table prints it."""
     if entry.config.expected_to_fail:
         return f"fail (> {FAIL} %)"
     return "-" if entry.published is None else f"{entry.published:.2f}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of all results: every row of `TABLES` beside the runs that are kept of it.
+"""The page of all results: every row of `TABLES` beside its runs.
 
-Of a run that has ended config.json, metrics.jsonl and summary.json, or diverged.json,
-are kept, in FOLDER/runs/TABLE/ROW-DATASET/seedN.
+FOLDER/runs/TABLE/ROW-DATASET/seedN keeps config.json, metrics.jsonl and summary.json,
+or diverged.json, of a run that has ended.
 """
 
 import json
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from matplotlib.figure import Figure
 
 from configs.default import Config
 from experiments import figures
@@ -31,23 +30,24 @@ from rn_jax.filesystem import make_folder, read_json, replace_file
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
-# Fields in which the runs of a row may differ without a word.
+# Fields in which the runs of a row may differ without a remark.
 _FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
 
 _HEADER = """# Results
 
-Written by `python -m experiments.reproduce --keep=results` from the summaries in
-[runs](runs), and again by every command below. Rows not run yet are empty. Errors are
-what the paper prints of its own runs (mean, median or best), "±" is the standard
-deviation; train losses, weight penalty aside, and times are means. A star: the schedule
-was shortened in proportion, to the epochs in its column, or the row says what else is
-otherwise, and the number says nothing about the paper's.
-[Reproduction](../docs/reproduction.md) says what holds and what does not yet;
+`python -m experiments.reproduce --keep=results` writes this page from the summaries in
+[runs](runs); every command below updates it. Rows without numbers have not been run.
+Errors are the statistic that the paper prints of its own runs (mean, median or best),
+and "±" is the standard deviation. Training losses, without the weight penalty, and
+times are means. A star marks a schedule that was shortened in proportion, to the epochs
+in its column, or other changes that are listed below the table: such a number says
+nothing about the paper's.
+[Reproduction](../docs/reproduction.md) discusses what is reproduced so far;
 [measurements](measurements.md) has times, memory and studies.
 """
 
 _COLUMNS = (
-    *("train loss", "runs", "epochs of the paper's", "hardware", "time of a run"),
+    *("train loss", "runs", "epochs", "hardware", "time of a run"),
     *("command", "commit"),
 )
 
@@ -55,16 +55,16 @@ _COLUMNS = (
 def keep(
     runs: Sequence[tuple[str, Config]], workdir: str, table: str, folder: epath.Path
 ) -> None:
-    """Copies what is kept of runs that have ended, and writes the page again.
+    """Copy the kept files of runs that have ended, and update the page.
 
-    They take the place of runs of another config, unless those are longer; one that
-    diverged never that of one that did not.
+    They replace runs of another config, unless those are longer. A run that diverged
+    never replaces one that finished.
 
     Args:
-        runs: folder and config of each, as of `many_runs.runs`.
-        workdir: in which their folders lie.
+        runs: folder and config of each run, see `many_runs.runs`.
+        workdir: the folder that holds their folders.
         table: name in TABLES.
-        folder: of the page.
+        folder: folder of the page.
     """
     for path, config in runs:
         source = epath.Path(path)
@@ -75,10 +75,10 @@ def keep(
         others = [there for c, there in _kept(row) if _differing(config, c)]
         ended = [other for other in others if "reason" not in other]
         if "reason" in end and (ended or (place / "summary.json").exists()):
-            print(f"{row} holds runs that have ended, and {path} diverged: they stay.")
+            print(f"{row} keeps its finished runs: {path} diverged.")
             continue
         if any(other["steps"] > end["steps"] for other in ended):
-            print(f"{row} holds longer runs, which stay; remove it to keep {path}.")
+            print(f"{row} keeps its longer runs; remove it to keep {path} instead.")
             continue
         if others:
             row.rmtree()
@@ -92,10 +92,10 @@ def keep(
 
 
 def write(folder: epath.Path) -> epath.Path:
-    """Writes the page, README.md, and a picture of every table with kept runs.
+    """Write the page, README.md, and a figure of every table with runs.
 
     Args:
-        folder: with the kept runs.
+        folder: folder of the runs and the page.
 
     Returns:
         The page's path.
@@ -114,7 +114,7 @@ def write(folder: epath.Path) -> epath.Path:
 
 
 def page(folder: epath.Path) -> str:
-    """The text of README.md for the runs that are kept in the folder."""
+    """Return the text of README.md for the runs in the folder."""
     parts = [_HEADER]
     for name, table in TABLES.items():
         found = entries(table, None, None, [], 1)
@@ -135,13 +135,13 @@ def page(folder: epath.Path) -> str:
         for line in differences(table, found, results):
             pair = {(row, line["dataset"]) for row in line["rows"]}
             parts += ["", f"- {line['says']}{_mark(bool(pair & shortened))}"]
-        said: dict[str, list[str]] = {}
+        changes: dict[str, list[str]] = {}
         for entry, runs in zip(found, kept, strict=True):
             if runs and (other := _otherwise(entry, runs[0][0])):
                 what = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
-                said.setdefault(what, []).append(f"{entry.row} ({entry.dataset})")
-        for what, rows in said.items():
-            parts += ["", f"- {', '.join(rows)}: otherwise {what}."]
+                changes.setdefault(what, []).append(f"{entry.row} ({entry.dataset})")
+        for what, rows in changes.items():
+            parts += ["", f"- {', '.join(rows)}: with {what}."]
         if any(kept):
             parts += ["", f"![Loss and error by epoch](runs/{name}/curves.png)"]
         parts.append("")
@@ -149,7 +149,7 @@ def page(folder: epath.Path) -> str:
 
 
 def rows_with_runs(folder: epath.Path) -> str:
-    """The rows that have been run, as a table for newcomers."""
+    """Return a table of the rows that have been run."""
     body = []
     for name, table in TABLES.items():
         for entry in entries(table, None, None, [], 1):
@@ -165,17 +165,17 @@ def _row(folder, table, entry):
 
 
 def _places(row):
-    """Folders of the runs of a row."""
+    """Return the folders of the runs of a row."""
     return [place for place in _below(row) if place.name.startswith("seed")]
 
 
 def _below(folder):
-    """What a folder holds; nothing where there is none."""
+    """Return the contents of a folder; none if it does not exist."""
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _kept(row):
-    """Config, and summary or how it diverged, of each run of a row."""
+    """Return the config, and the summary or the divergence, of each run of a row."""
     return [
         (read_fields(place / "config.json"), end)
         for place in _places(row)
@@ -184,7 +184,7 @@ def _kept(row):
 
 
 def _end(folder):
-    """What summary.json says, or else diverged.json; None of a run in progress."""
+    """Return summary.json, or else diverged.json; None for a run in progress."""
     for name in ("summary.json", "diverged.json"):
         if (folder / name).exists():
             return read_json(folder / name)
@@ -192,7 +192,7 @@ def _end(folder):
 
 
 def _together(runs):
-    """What the runs of a row say together, as of `many_runs.results`."""
+    """Combine the runs of a row, as `many_runs.results` does."""
     diverged = [end for _, end in runs if "reason" in end]
     found = many_runs.together([end for _, end in runs if "reason" not in end])
     return {"state": "diverged" if diverged else "finished", **found}
@@ -204,7 +204,7 @@ def _epochs(place):
 
 
 def _differing(config: Config, fields):
-    """Fields by which a run of a config trains otherwise than one of other fields."""
+    """Return the fields in which the training of two configs differs."""
     here = as_json(config)
     return {
         field
@@ -214,7 +214,7 @@ def _differing(config: Config, fields):
 
 
 def _otherwise(entry: Entry, fields):
-    """Fields that differ beside those that are shortened in proportion."""
+    """Return the fields that differ, except those that are shortened in proportion."""
     unit = "steps" if entry.config.steps else "epochs"
     scale = (fields[unit] or 0) / getattr(entry.config, unit)
     if not 0 < scale < 1:
@@ -227,7 +227,7 @@ def _mark(shortened):
 
 
 def _cells(table: Table, entry: Entry, runs, result):
-    """Of one row."""
+    """Return the cells of one row."""
     start = [entry.row, entry.dataset, published_cell(entry)]
     epochs = entry.config.epochs
     if epochs is None:
@@ -235,7 +235,7 @@ def _cells(table: Table, entry: Entry, runs, result):
         epochs = round(examples / count_train(entry.config))
     if not runs:
         return [*start, "", "", "0", f"0 of {epochs}", "", "", "", ""]
-    config, summary = min(runs, key=lambda run: "reason" in run[1])  # one that ended
+    config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
     mark = _mark(bool(_differing(entry.config, config)))
     loss = result.get("train_loss")
@@ -253,7 +253,7 @@ def _cells(table: Table, entry: Entry, runs, result):
 
 
 def _hardware(summary):
-    machine = summary.get("machine")  # earlier runs did not note it
+    machine = summary.get("machine")  # older runs lack it
     if machine is None or "accelerator" in machine:
         return summary["devices"]
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
@@ -262,16 +262,15 @@ def _hardware(summary):
 def draw(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], path: epath.PathLike
 ) -> None:
-    """Training loss and test error by epoch of several runs.
+    """Draw training loss and test error by epoch of several runs.
 
     Args:
-        curves: their lines "epoch" of metrics.jsonl, by name; those whose names begin
-            alike, up to a comma, are seeds of one row and have one colour.
-        path: of the PNG.
+        curves: lines "epoch" of metrics.jsonl, by name of the run. Names with the same
+            text before a comma are seeds of one row, and have one colour.
+        path: file of the PNG.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    looks = {
+    figure, panels = figures.panels(2, 10, 4)
+    looks: dict[str, dict[str, Any]] = {
         row: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10]}
         for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
     }
@@ -293,7 +292,5 @@ def draw(
                 label=None if row in named else row,
             )
             named.add(row)
-        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    panels[0].legend()
+        figures.finish(axes, xlabel="epoch", ylabel=label, ylim=(0, None))
     figures.save(figure, path)

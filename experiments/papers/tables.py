@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The papers' tables: which config each row is, and what is compared.
+"""The papers' tables: the config of each row, and the rows that are compared.
 
-The published errors are those of the configs: `published_error_percent`, and
-`expected_to_fail` for a row that the paper prints as "fail".
+The configs have the published errors: `published_error_percent`, and `expected_to_fail`
+for a row that the paper prints as "fail".
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ class Table:
 
     Attributes:
         title: paper and number of the table.
-        rows: names of configs, by that of the row.
-        datasets: columns of the table. A row is in those that its paper has a number
-            for; in all of them if it has none.
-        statistic: what the paper prints of its runs: "mean" (also of one), "median" or
+        rows: names of configs, by name of the row.
+        datasets: columns of the table. A row is trained on those for which its paper
+            has a number, or on all of them if it has none.
+        statistic: the paper's statistic of its runs: "mean" (also of one), "median" or
             "best".
-        published_of: how many runs the published number is of, and how they were tested
-            where that is not by the single whole image.
-        differences: pairs of rows (a, b) of which a minus b is told.
+        published_of: number of runs of the published number, and how they were tested
+            if not on single whole images.
+        differences: pairs of rows (a, b) whose difference a - b is reported.
     """
 
     title: str
@@ -33,9 +33,9 @@ class Table:
     differences: tuple[tuple[str, str], ...] = ()
 
 
-def _same(*configs: str) -> dict[str, str]:
-    """Rows named as their configs."""
-    return dict(zip(configs, configs, strict=True))
+def _rows(*names: str, prefix: str = "") -> dict[str, str]:
+    """Return rows whose configs have the same names, after a prefix."""
+    return {name: prefix + name for name in names}
 
 
 _CIFAR = ("cifar10", "cifar100")
@@ -68,7 +68,7 @@ TABLES: Mapping[str, Table] = {
     "resnet_cifar": Table(
         "He et al. 2015, table 6: ResNets on CIFAR-10",
         {
-            **_same("resnet20", "resnet32", "resnet44", "resnet56"),
+            **_rows("resnet20", "resnet32", "resnet44", "resnet56"),
             "resnet110": "resnet110_he2015",
             "resnet1202": "resnet1202",
         },
@@ -77,19 +77,19 @@ TABLES: Mapping[str, Table] = {
     ),
     "degradation": Table(
         "He et al. 2015, figure 6: plain networks beside ResNets on CIFAR-10",
-        _same(
+        _rows(
             *("plain20", "plain32", "plain44", "plain56", "plain110"),
             *("resnet20", "resnet56"),
         ),
-        published_of="1 run; plain networks are in a figure",
+        published_of="1 run; plain networks only in a figure",
         differences=(
             *(("plain56", "plain20"), ("resnet56", "resnet20")),
             *(("resnet20", "plain20"), ("resnet56", "plain56")),
         ),
     ),
     "digits": Table(
-        "In no paper: deep networks on digits, plain, residual, with stochastic depth",
-        _same("plain20", "resnet20", "plain110", "resnet110", "resnet110_sd"),
+        "Not from a paper: plain, residual and stochastic-depth networks on digits",
+        _rows("plain20", "resnet20", "plain110", "resnet110", "resnet110_sd"),
         datasets=("digits",),
         published_of="none",
         differences=(("plain110", "resnet110"), ("resnet110_sd", "resnet110")),
@@ -98,21 +98,19 @@ TABLES: Mapping[str, Table] = {
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",
         {
             "original": "resnet110_he2016",
-            **{
-                row: f"resnet110_{row}"
-                for row in (
-                    *("scaling_0_1", "scaling_05_1", "scaling_05_05"),
-                    *("exclusive_gating_0", "exclusive_gating_6", "exclusive_gating_7"),
-                    *("shortcut_gating_0", "shortcut_gating_6"),
-                    *("conv_shortcut", "dropout_shortcut"),
-                )
-            },
+            **_rows(
+                *("scaling_0_1", "scaling_05_1", "scaling_05_05"),
+                *("exclusive_gating_0", "exclusive_gating_6", "exclusive_gating_7"),
+                *("shortcut_gating_0", "shortcut_gating_6"),
+                *("conv_shortcut", "dropout_shortcut"),
+                prefix="resnet110_",
+            ),
         },
         statistic="median",
         published_of="median of 5 runs",
     ),
     "preact_activations": Table(
-        "He et al. 2016, table 2: places of the activation on CIFAR-10",
+        "He et al. 2016, table 2: positions of the activation on CIFAR-10",
         {
             "original_110": "resnet110_he2016",
             "bn_after_addition_110": "resnet110_bn_after_addition",
@@ -151,71 +149,62 @@ TABLES: Mapping[str, Table] = {
     "densenet": Table(
         "Huang et al. 2017, table 2: DenseNets on CIFAR and SVHN",
         {
-            "40_12": "densenet40_12",
-            "100_12": "densenet100_12",
-            "100_24": "densenet100_24",
-            "bc100_12": "densenet_bc100_12",
-            "bc250_24": "densenet_bc250_24",
-            "bc190_40": "densenet_bc190_40",
-            "40_12_not_augmented": "densenet40_12_not_augmented",
-            "100_12_not_augmented": "densenet100_12_not_augmented",
-            "100_24_not_augmented": "densenet100_24_not_augmented",
-            "bc100_12_not_augmented": "densenet_bc100_12_not_augmented",
-            "bc250_24_not_augmented": "densenet_bc250_24_not_augmented",
+            **_rows("40_12", "100_12", "100_24", prefix="densenet"),
+            **_rows("bc100_12", "bc250_24", "bc190_40", prefix="densenet_"),
+            **_rows(
+                *("40_12_not_augmented", "100_12_not_augmented"),
+                "100_24_not_augmented",
+                prefix="densenet",
+            ),
+            **_rows(
+                *("bc100_12_not_augmented", "bc250_24_not_augmented"),
+                prefix="densenet_",
+            ),
         },
         datasets=(*_CIFAR, "svhn_cropped"),
     ),
     "resnext_cifar": Table(
         "Xie et al. 2017, table 7: ResNeXt-29 on CIFAR",
-        {
-            "1x64d": "resnext29_1x64d",
-            "8x64d": "resnext29_8x64d",
-            "16x64d": "resnext29_16x64d",
-        },
+        _rows("1x64d", "8x64d", "16x64d", prefix="resnext29_"),
         datasets=_CIFAR,
         published_of="mean of 10 runs",
     ),
     "wide_resnet": Table(
         "Zagoruyko and Komodakis 2016: wide ResNets on CIFAR",
-        {
-            "16_8": "wrn16_8",
-            "40_4": "wrn40_4",
-            "28_10": "wrn28_10",
-            "28_10_dropout": "wrn28_10_dropout",
-        },
+        _rows("16_8", "40_4", "28_10", "28_10_dropout", prefix="wrn"),
         datasets=_CIFAR,
-        published_of="no published number at hand",
+        published_of="no published number available",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",
-        _same("highway19"),
+        _rows("highway19"),
         datasets=_CIFAR,
         statistic="best",
         published_of="best of several runs on CIFAR-10 (mean 7.72)",
     ),
     "short_paths": Table(
-        "Veit et al. 2016: training on short paths alone",
+        "Veit et al. 2016: training on short paths only",
         {"whole": "preact_resnet110_whole", "short": "preact_resnet110_short_paths"},
         differences=(("short", "whole"),),
     ),
     "resnet_imagenet": Table(
         "He et al. 2015, tables 2 and 3: plain networks and ResNets on ImageNet",
-        _same(
+        _rows(
             *("plain18", "plain34", "resnet18", "resnet34_a", "resnet34_b"),
             *("resnet34_c", "resnet50", "resnet101", "resnet152"),
         ),
         datasets=_IMAGENET,
-        published_of="1 run, 10 crops; ours: one crop in the centre",
+        published_of="1 run, 10 crops; ours: one centre crop",
     ),
     "preact_imagenet": Table(
         "He et al. 2016, table 5: pre-activation ResNets on ImageNet",
-        _same("preact_resnet152", "preact_resnet200"),
+        _rows("preact_resnet152", "preact_resnet200"),
         datasets=_IMAGENET,
         published_of="1 run, a crop of 320",
     ),
     "resnext_imagenet": Table(
         "Xie et al. 2017, tables 3 and 4: ResNeXt on ImageNet",
-        _same(
+        _rows(
             *("resnext50_1x64d", "resnext50_2x40d", "resnext50_4x24d"),
             *("resnext50_8x14d", "resnext50_32x4d", "resnext101_32x4d"),
             *("resnext101_2x64d", "resnext101_64x4d"),
@@ -225,7 +214,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "densenet_imagenet": Table(
         "Huang et al. 2017, table 3, and (161) the authors' code: DenseNets",
-        _same(
+        _rows(
             *("densenet121", "densenet169", "densenet201", "densenet264"), "densenet161"
         ),
         datasets=_IMAGENET,
@@ -233,8 +222,8 @@ TABLES: Mapping[str, Table] = {
     ),
     "before_resnets": Table(
         "Krizhevsky et al. 2012, Szegedy et al. 2015, Simonyan and Zisserman 2015",
-        _same("alexnet_2012", "googlenet_2014", "vgg11", "vgg13", "vgg16", "vgg19"),
+        _rows("alexnet_2012", "googlenet_2014", "vgg11", "vgg13", "vgg16", "vgg19"),
         datasets=_IMAGENET,
-        published_of="1 run, as each config says; ours: one crop in the centre",
+        published_of="1 run, tested as each config says; ours: one centre crop",
     ),
 }

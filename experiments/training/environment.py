@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a result was made with: machine, versions, revision."""
+"""The machine, versions and revision that a result was made with."""
 
 import importlib.metadata
 import os
@@ -14,11 +14,11 @@ from rn_jax import parallel
 
 
 def machine() -> dict[str, object]:
-    """Model, cores and memory of this machine, and its accelerators if there are any.
+    """Return the facts of this machine that decide how fast it is.
 
     Returns:
-        A dict with cpu, cores, memory_gib and, where JAX's devices are not the CPU,
-        accelerator: number and kind.
+        A dict with cpu, cores, memory_gib and, if JAX's devices are not the CPU,
+        accelerator (their number and kind).
     """
     device = jax.devices()[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -43,7 +43,7 @@ def _cpu_model() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Versions of Python and of the packages; None of one that is not installed."""
+    """Return the versions of Python and of packages; None for one not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -54,14 +54,14 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout this file lies in; None outside one."""
+    """Return the revision of the checkout that has this file; None outside one."""
     try:
         return (
             subprocess.run(
                 ["git", "rev-parse", "HEAD"],
                 cwd=Path(__file__).parent,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # in the language of whoever calls it
+                stderr=subprocess.DEVNULL,  # in the user's language
                 check=True,
             )
             .stdout.decode("ascii")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lines of a run as TensorBoard's events.
 
-Imported when a run begins: tensorboardX imports PyTorch where that is installed, which
-takes seconds.
+Imported when a run begins: tensorboardX imports PyTorch if it is installed, which takes
+seconds.
 """
 
 import os
@@ -16,13 +16,13 @@ from tensorboardX.summary import scalar
 
 
 class Events:
-    """Appends to a file of its own, written at once.
+    """Append events to a file, which is written at once.
 
-    There is no thread as SummaryWriter has one, which would hang once a disk is full.
+    Unlike SummaryWriter it has no thread, which would hang once a disk is full.
 
     Args:
-        folder: exists.
-        step: what interrupted runs logged at or beyond it, TensorBoard drops.
+        folder: an existing folder.
+        step: TensorBoard drops what interrupted runs logged at this step or later.
     """
 
     def __init__(self, folder: os.PathLike, step: int):
@@ -30,14 +30,14 @@ class Events:
         self._add(step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, prefix: str, line: Mapping[str, Any]) -> None:
-        """Adds the numbers of a line that has a "step"."""
+        """Add the numbers of a line that has a "step"."""
         for field, value in line.items():
             if field not in ("step", "epoch", "kind") and value is not None:
                 self._add(line["step"], summary=scalar(f"{prefix}/{field}", value))
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         self._writer.close()
 
     def _add(self, step, **content):

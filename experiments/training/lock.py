@@ -16,22 +16,22 @@ from etils import epath
 
 from rn_jax.errors import InputError
 
-# Seconds between signs of life in the file.
+# Seconds between renewals of the file.
 _REFRESH = 60
 
 
 class Lock:
-    """The file lock.json with host, process and time of whoever holds the folder.
+    """The file lock.json with host, process and time of the process that has the lock.
 
-    Processes of one machine are told apart by the kernel, which ends the lock of one
-    that dies. A holder on another machine, or of a bucket, is watched: its process
-    changes the file every minute, and when two and a half pass without a change, the
-    lock is stale.
+    Between processes of one machine the kernel decides, and it releases the lock of a
+    process that dies. A holder on another machine, or of a folder in a bucket, renews
+    the file every minute; after two and a half minutes without a change, the lock is
+    stale.
 
     Args:
-        folder: which is there.
-        report: takes a sentence that the user should read.
-        refresh: seconds between changes of the file.
+        folder: an existing folder.
+        report: called with a sentence that the user should read.
+        refresh: seconds between renewals of the file.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Lock:
         self._keeper: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Takes the lock, until `release`.
+        """Take the lock, until `release`.
 
         Raises:
-            InputError: another run has it.
+            InputError: another run has the lock.
             OSError: the file cannot be written.
         """
         by_kernel = not self._is_remote() and self._open_alone()
@@ -71,7 +71,7 @@ class Lock:
         self._keeper.start()
 
     def release(self) -> None:
-        """Gives the lock back, if it was taken."""
+        """Release the lock, if it was taken."""
         if self._keeper is None:
             return
         self._released.set()
@@ -84,7 +84,7 @@ class Lock:
         return "://" in os.fspath(self._path)
 
     def _open_alone(self):
-        """Opens the file and locks it; False where the file system has no such locks.
+        """Open the file and lock it; return False if the file system has no locks.
 
         Raises:
             InputError: a process of this machine has the lock.
@@ -99,7 +99,7 @@ class Lock:
             except OSError:
                 file.close()
                 return False
-            # The one who had it may have removed the file since it was opened.
+            # Its last holder may have removed the file since it was opened.
             if self._path.exists() and os.path.samestat(
                 os.fstat(file.fileno()), os.stat(self._path)
             ):
@@ -111,11 +111,11 @@ class Lock:
         try:
             holder = json.loads(self._path.read_bytes())
             return holder if {"host", "process", "since"} <= set(holder) else None
-        except (OSError, ValueError, TypeError):  # not there, or not whole
+        except (OSError, ValueError, TypeError):  # missing or incomplete
             return None
 
     def _shows_life(self, holder):
-        self._report(f"Looking whether {_name(holder)} is still at work here.")
+        self._report(f"Checking whether {_name(holder)} is still running here.")
         end = time.monotonic() + 2.5 * self._refresh
         while time.monotonic() < end:
             time.sleep(self._refresh / 20)
@@ -126,13 +126,13 @@ class Lock:
     def _refusal(self, holder):
         who = "another run" if holder is None else _name(holder)
         return InputError(
-            f"{self._path.parent} is in use by {who}; wait for its end, stop it, or "
+            f"{self._path.parent} is in use by {who}; wait until it ends, stop it, or "
             "choose another --workdir."
         )
 
     def _keep(self):
         while not self._released.wait(self._refresh):
-            with contextlib.suppress(OSError):  # a full disk is told by who needs it
+            with contextlib.suppress(OSError):  # the run reports a full disk
                 self._write()
 
     def _write(self):
@@ -142,11 +142,11 @@ class Lock:
             "since": self._since,
             "renewed": time.time(),
         }
-        text = json.dumps(holder).ljust(511) + "\n"  # always as long
+        text = json.dumps(holder).ljust(511) + "\n"  # of constant length
         if self._file is None:
             self._path.write_bytes(text.encode())
             return
-        # Over the old text: at no time is the file empty, or another one.
+        # Written over the old text: the file is never empty or another one.
         os.pwrite(self._file.fileno(), text.encode(), 0)
         os.truncate(self._file.fileno(), len(text))
 

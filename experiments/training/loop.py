@@ -5,9 +5,7 @@ import collections
 import contextlib
 import io
 import math
-import resource
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -18,20 +16,30 @@ import numpy as np
 from configs.default import Config
 from experiments.config import BEFORE
 from experiments.figures import save
-from experiments.training import environment, plots, pretrained
+from experiments.training import plots, pretrained
+from experiments.training.evaluation import better, measure, with_exact_statistics
 from experiments.training.progress import Progress
-from experiments.training.setup import Experiment, build
-from experiments.training.timing import Pace, Profile
+from experiments.training.setup import Trainer, build
+from experiments.training.summary import facts, sentence, summarize, whole
+from experiments.training.timing import Clock, Profile
 from experiments.training.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.train import ZERO_SUMS
 
-# Steps handed to the device before the first of them is looked at.
+# Steps handed to the devices before the metrics of the first of them are looked at.
 _IN_FLIGHT = 4
-# Whose versions the summary has.
-_PACKAGES = "rn_jax jax jaxlib flax optax orbax-checkpoint numpy".split()
+
+
+class StoppedError(InputError):
+    """A signal stopped the run, whose state is saved: the same command resumes it."""
+
+    exit_code = 75
+
+
+class NotFiniteError(InputError):
+    """Training diverged: the loss, its gradient or a parameter is not finite."""
 
 
 def train(
@@ -42,56 +50,57 @@ def train(
     resumed_by: str | None = None,
     profile_steps: int = 0,
 ) -> dict[str, Any]:
-    """Trains by a config, or goes on where the run in that folder stopped.
+    """Train by a config, or resume the run that stopped in the folder.
 
     Args:
-        config: of the run.
+        config: the run's.
         path: the run's folder.
-        command: that began or resumed it, for the summary.
-        resumed_by: what --workdir must be to go on, if not that folder.
-        profile_steps: of which a trace is written, to the folder `profile` of the run.
+        command: the command that began or resumed the run, for the summary.
+        resumed_by: the --workdir that resumes the run, if it is not `path`.
+        profile_steps: number of steps whose trace is written to the folder `profile`
+            of the run.
 
     Returns:
         The summary.
 
     Raises:
-        StoppedError: by a signal, and saved.
-        InputError: what the user can mend, in one sentence.
+        StoppedError: a signal came, and the state is saved.
+        NotFiniteError: training diverged.
+        InputError: something that the user can mend, in one sentence.
     """
     workdir = Workdir(path, config)
     for name in BEFORE:
         value = getattr(workdir.config, name)
         if value != getattr(config, name) and parallel.is_first_process():
             print(
-                f"The run in {path} was begun by an earlier version: it goes on with "
+                f"The run in {path} was begun by an earlier version: it continues with "
                 f"{name}={value}."
             )
     config = workdir.config
     if summary := workdir.summary():
         if parallel.is_first_process():
             print(f"{path} holds the finished run of this config.")
-            _print_result(config, summary)
+            print(sentence(config, summary))
         return summary
     try:
         with parallel.together():
-            experiment = build(config, mean_image=workdir.mean_image())
-        with _printing_in_the_first_process(), _StopSignal() as stop:
+            trainer = build(config, mean_image=workdir.mean_image())
+        with _printing_in_the_first_process(), StopSignal() as stop:
             with parallel.together():
-                run = _Run(experiment, workdir, command)
+                run = _Run(trainer, workdir, command)
             with _ending_alone(), contextlib.closing(run):
                 run.resume()
                 run.train(stop, profile_steps)
-                if run.step < experiment.total_steps:
+                if run.step < trainer.total_steps:
                     by = stop.name or "a signal to another process"
                     raise StoppedError(
                         f"Stopped by {by} and saved at step {run.step} of "
-                        f"{experiment.total_steps}; the same command with "
-                        f"--workdir={filesystem.quoted(resumed_by or path)} goes on "
+                        f"{trainer.total_steps}; the same command with "
+                        f"--workdir={filesystem.quoted(resumed_by or path)} resumes "
                         "from there."
                     )
-                summary = run.summarize()
-            if parallel.is_first_process():
-                _print_result(config, summary)
+                summary = run.finish()
+            print(sentence(config, summary))
             return summary
     finally:
         workdir.close()
@@ -99,7 +108,7 @@ def train(
 
 @contextlib.contextmanager
 def _ending_alone():
-    """Around what one process of several may fail in while the others go on."""
+    """Turn what ends one process of several, but not the others, into an AloneError."""
     try:
         yield
     except (StoppedError, NotFiniteError):  # in all of them at the same step
@@ -109,11 +118,11 @@ def _ending_alone():
             raise
         if isinstance(error, InputError):
             raise parallel.AloneError(str(error)) from error
-        # Of a collective, most often, since another process has ended.
+        # Most often from a collective, since another process has ended.
         raise parallel.AloneError(
-            f"Process {jax.process_index()} of {jax.process_count()} cannot go on "
-            f"({str(error).splitlines()[0]}); all started again by the same commands, "
-            "they go on from the last checkpoint."
+            f"Process {jax.process_index()} of {jax.process_count()} cannot continue "
+            f"({str(error).splitlines()[0]}); start all of them again by the same "
+            "commands to resume from the last checkpoint."
         ) from error
 
 
@@ -123,109 +132,74 @@ def _printing_in_the_first_process():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-class StoppedError(InputError):
-    """A signal stopped the run, whose state is saved: the same command goes on."""
-
-    exit_code = 75
-
-
-class NotFiniteError(InputError):
-    """Training diverged: the loss, its gradient or a parameter is no number."""
-
-
 class _Run:
     """A run in progress: the state on the devices and what the host knows of it."""
 
-    def __init__(self, experiment: Experiment, workdir: Workdir, command: str | None):
-        self.experiment = experiment
-        self.workdir = workdir
-        self.command = command
+    def __init__(self, trainer: Trainer, workdir: Workdir, command: str | None):
+        self.trainer, self.workdir, self.command = trainer, workdir, command
         self.step = 0
+        self.best: dict[str, Any] | None = None  # the evaluation with the least error
         self.checkpoints: Any = None  # until `resume`
-        # What resuming needs beside the state; saved with every checkpoint.
-        self.record: dict[str, Any] = {
-            "wall_seconds": 0.0,
-            "timed_seconds": 0.0,
-            "timed_images": 0,
-            "best": None,
-        }
         self._begun = workdir.checkpoints.exists()
-        if not self._begun:  # a bad init_from is said before anything is written
-            self.state = self._first_state()
+        if not self._begun:  # a bad init_from is reported before anything is written
+            self.state = _first_state(trainer)
         workdir.open(writes=parallel.is_first_process())
-        if experiment.mean_image is not None:
-            workdir.keep_mean_image(experiment.mean_image)
+        if trainer.mean_image is not None:
+            workdir.keep_mean_image(trainer.mean_image)
+        # Metrics of steps that were handed to the devices and not looked at yet.
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
-        self._factor = 1.0  # of the learning rate in the last step looked at
-        # Step and time since which training is timed.
-        self._timed_from: tuple[int, float] | None = None
-        self._pace = Pace()
+        self._rate_factor = 1.0  # of the last step looked at
 
     def resume(self) -> None:
-        """Goes to the newest checkpoint, if there is one."""
-        exp = self.experiment
+        """Go to the newest checkpoint, if there is one."""
+        trainer = self.trainer
+        self.clock = Clock(trainer.config.batch_size)
         self.checkpoints = Checkpoints(self.workdir.checkpoints)
-        if restored := self.checkpoints.restore(exp.initial_state):
-            state, self.record = restored
+        if restored := self.checkpoints.restore(trainer.initial_state):
+            state, record = restored
+            self.best = record.pop("best")
+            self.clock.totals = record
             self.step = int(state.step)
-            self.state = exp.replicate(state)
-            print(f"Resumed at step {self.step} of {exp.total_steps}.")
+            self.state = trainer.replicate(state)
+            print(f"Resumed at step {self.step} of {trainer.total_steps}.")
         elif self._begun:
-            self.state = self._first_state()
+            self.state = _first_state(trainer)
         print(f"Run folder: {self.workdir.path}")
         self.workdir.resume_at(self.step)
-        self._clock = time.perf_counter()
 
-    def close(self) -> None:
-        """Ends the threads that save."""
-        # Among several processes that would be to wait for one that may have ended.
-        if self.checkpoints is not None and jax.process_count() == 1:
-            with contextlib.suppress(InputError):  # which has been told
-                self.checkpoints.close()
-
-    def _first_state(self):
-        exp = self.experiment
-        if exp.config.init_from is None:
-            return exp.initial_state
-        state = pretrained.initialise(exp.initial_state, exp.config)
-        return exp.replicate(state)
-
-    def train(self, stop: "_StopSignal", profile_steps: int) -> None:
-        """Runs to the last step, or to a signal. Saves in both cases."""
-        exp, config = self.experiment, self.experiment.config
+    def train(self, stop: "StopSignal", profile_steps: int) -> None:
+        """Train to the last step or to a signal, and save in both cases."""
+        trainer, config = self.trainer, self.trainer.config
+        evaluate_every = (
+            config.eval_every_steps
+            or config.eval_every_epochs * trainer.steps_per_epoch
+        )
         self.progress = Progress(
-            total=exp.total_steps,
+            total=trainer.total_steps,
             done=self.step,
             batch_size=config.batch_size,
             shown=parallel.is_first_process(),
         )
-        batches = exp.feed.train_batches(self.step, exp.total_steps)
+        batches = trainer.feed.train_batches(self.step, trainer.total_steps)
         stops = parallel.Agreement()
         profile = Profile(
             self.workdir.path / "profile",
             profile_steps if parallel.is_first_process() else 0,
         )
         try:
-            while self.step < exp.total_steps and not stops.any(bool(stop)):
-                with self._pace.waiting():
-                    batch = next(batches)
-                self.state, sums = exp.train_step(self.state, batch, exp.key)
+            while self.step < trainer.total_steps and not stops.any(bool(stop)):
+                batch = self.clock.next(batches)
+                self.state, sums = trainer.train_step(self.state, batch, trainer.key)
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._account(leave=_IN_FLIGHT)
-                if self._timed_from is None:  # the first step, which was compiled
-                    self._start_timing()
+                self.clock.start(self.state)
                 profile.after_step(self.state)
-                by_epochs = config.eval_every_epochs * exp.steps_per_epoch
-                every = config.eval_every_steps or by_epochs
-                if self.step == exp.total_steps or self._is_due(every):
-                    self._account(leave=0)
-                    self._end_epoch()
+                if self.step == trainer.total_steps or self._is_due(evaluate_every):
+                    self._evaluate()
                 elif self._is_due(config.checkpoint_every_steps):
-                    self._account(leave=0)
                     self._save()
-            if self.step < exp.total_steps:
-                self._account(leave=0)
+            if self.step < trainer.total_steps:
                 self._save()
             self.checkpoints.wait()
         finally:
@@ -236,247 +210,160 @@ class _Run:
     def _is_due(self, every):
         return every and self.step % every == 0
 
-    def _account(self, *, leave: int):
-        """Looks at the metrics of the steps in flight, all but the last `leave`."""
-        config = self.experiment.config
+    def _account(self, *, leave: int = 0):
+        """Look at the metrics of the steps in flight, all but the last `leave`."""
+        every = self.trainer.config.log_every_steps
         while len(self._in_flight) > leave:
             step, sums = self._in_flight.popleft()
             sums = jax.device_get(sums)
-            self._pace.step_ended()
+            self.clock.step_ended()
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
-                self._stop_not_finite(step)
-            self._factor = sums["rate_factor"]
+                self._diverge(step)
+            self._rate_factor = sums["rate_factor"]
             mean = metrics.means(sums)
-            epoch = math.ceil(step / self.experiment.steps_per_epoch)
+            epoch = math.ceil(step / self.trainer.steps_per_epoch)
             self.progress.step(epoch, mean["loss"], mean["error_percent"])
-            every = config.log_every_steps
             if every and step % every == 0:
-                self.workdir.log(
-                    "metrics",
-                    {
-                        "kind": "step",
-                        "step": step,
-                        "epoch": epoch,
-                        "train_loss": mean["loss"],
-                        "train_error_percent": mean["error_percent"],
-                        "grad_norm": float(sums["grad_norm"]),
-                        "learning_rate": self._learning_rate(step, sums["rate_factor"]),
-                        "open_blocks": float(sums["open"].sum()),
-                    },
-                )
+                line = {
+                    "kind": "step",
+                    "step": step,
+                    "epoch": epoch,
+                    "train_loss": mean["loss"],
+                    "train_error_percent": mean["error_percent"],
+                    "grad_norm": float(sums["grad_norm"]),
+                    "learning_rate": self._learning_rate(step),
+                    "open_blocks": float(sums["open"].sum()),
+                }
+                self.workdir.log("metrics", line)
 
-    def _learning_rate(self, step, factor):
-        """With which the step was taken that led to `step`."""
-        return float(self.experiment.schedule(step - 1) * factor)
+    def _learning_rate(self, step):
+        """Return the rate of the step that led to `step`, the last one looked at."""
+        return float(self.trainer.schedule(step - 1) * self._rate_factor)
 
-    def _stop_not_finite(self, step):
+    def _evaluate(self):
+        """Evaluate, log, adapt the learning rate, and save."""
+        trainer, config = self.trainer, self.trainer.config
+        self._account()
+        self.clock.stop(self.state)
+        started = time.perf_counter()
+        steps = trainer.eval_steps(self.step)
+        if config.batch_norm_at_test == "exact":
+            batches = trainer.feed.train_batches(0, trainer.statistics_batches)
+            self.state = with_exact_statistics(steps, self.state, batches)
+        line = {
+            "kind": "epoch",
+            "step": self.step,
+            "epoch": whole(self.step / trainer.steps_per_epoch),
+            "learning_rate": self._learning_rate(self.step),
+            **measure(steps, self.state, trainer.feed, trainer.eval_batch_size),
+        }
+        losses = [line[name] for name in line if name.endswith("_loss")]
+        if not all(map(math.isfinite, losses)):
+            self._diverge(self.step)
+        self.workdir.log("metrics", line)
+        best = better(self.best, line)
+        self.best = best or self.best
+        self.state = _next_epoch(trainer, self.state, line.get("val_error_percent"))
+        self._save(best is not None, eval_seconds=time.perf_counter() - started)
+        errors = [
+            f"{part} error {line[f'{part}_error_percent']:.2f} %"
+            for part in ("train", "val", "test")
+            if f"{part}_error_percent" in line
+        ]
+        shown = ", ".join([f"train loss {line['train_loss']:.4f}", *errors])
+        self.progress.say(f"epoch {line['epoch']}: {shown}")
+
+    def _save(self, is_best=False, **timing):
+        """Save a checkpoint, and log what was timed since the one before."""
+        self._account()
+        self.clock.stop(self.state)
+        if not _is_finite(self.state):  # the update after a loss that was finite
+            self._diverge(self.step)
+        self.workdir.log("timing", {"step": self.step, **self.clock.read(), **timing})
+        record = {**self.clock.totals, "best": self.best}
+        self.checkpoints.save(self.state, record, best=is_best)
+        self.clock.start(self.state)
+
+    def _diverge(self, step):
+        """End the run at a step whose loss, gradient or parameters are not finite."""
         self.checkpoints.wait()
         last = self.checkpoints.latest_step()
         kept = (
             "there is no checkpoint yet"
             if last is None
-            else (f"the last good checkpoint, of step {last}, is kept")
+            else f"the last good checkpoint, of step {last}, is kept"
         )
         reason = (
             f"The loss or its gradient is not finite at step {step} (learning rate "
-            f"{self._learning_rate(step, self._factor):g}); {kept}. Try a lower "
-            "learning_rate or a longer warmup, in a new --workdir."
+            f"{self._learning_rate(step):g}); {kept}. Try a lower learning_rate or a "
+            "longer warmup, in a new --workdir."
         )
         self.workdir.note_divergence({"reason": reason, **self._facts(step)})
         raise NotFiniteError(reason)
 
-    def _end_epoch(self):
-        """Evaluates, logs, resets the epoch's sums, and saves."""
-        exp = self.experiment
-        self._stop_timing()
-        started = time.perf_counter()
-        if exp.config.batch_norm_at_test == "exact":
-            self._recompute_statistics()
-        state = self.state
-        epoch = _whole(self.step / exp.steps_per_epoch)
-        line = {
-            "kind": "epoch",
-            "step": self.step,
-            "epoch": epoch,
-            "learning_rate": self._learning_rate(self.step, self._factor),
-        }
-        sums = jax.device_get(state.sums)
-        train_mean = metrics.means(sums)
-        line |= {f"train_{name}": value for name, value in train_mean.items()}
-        for part in ("val", "test"):
-            if part in exp.feed.parts:
-                mean = metrics.means(self._evaluate(part))
-                line |= {f"{part}_{name}": value for name, value in mean.items()}
-        opened = np.asarray(state.open_counts)
-        if len(opened):
-            line["open_blocks"] = float(opened.sum() / self.step)
-            line["first_gradient"] = float(sums["gradient"] / sums["count"])
-        if not all(
-            math.isfinite(line[name]) for name in line if name.endswith("_loss")
-        ):
-            self._stop_not_finite(self.step)
-        self.workdir.log("metrics", line)
-
-        val_error, best = line.get("val_error_percent"), self.record["best"]
-        is_best = val_error is not None and (
-            best is None or val_error <= best["val_error_percent"]
-        )
-        if is_best:
-            self.record["best"] = {
-                "epoch": epoch,
-                "val_error_percent": val_error,
-                "test_error_percent": line["test_error_percent"],
-            }
-        feedback = jax.device_get(state.feedback)
-        if val_error is not None:
-            feedback = exp.feedback.after_evaluation(feedback, val_error)
-        fresh = {"sums": jax.tree.map(np.float32, ZERO_SUMS), "feedback": feedback}
-        self.state = state.replace(**exp.replicate(fresh))
-        self._save(is_best, eval_seconds=time.perf_counter() - started)
-        shown = [f"train loss {line['train_loss']:.4f}"] + [
-            f"{part} error {line[f'{part}_error_percent']:.2f} %"
-            for part in ("train", "val", "test")
-            if f"{part}_error_percent" in line
-        ]
-        self.progress.say(f"epoch {epoch}: {', '.join(shown)}")
-
-    @property
-    def _test(self):
-        begun = self.step > self.experiment.gates_from_step
-        return self.experiment.test if begun else self.experiment.constant_test
-
-    def _recompute_statistics(self):
-        """Puts BatchNorm's statistics over training examples into the state.
-
-        The steps to come do not see the difference: they take those of their batch.
-        """
-        exp, config = self.experiment, self.experiment.config
-        size = config.batch_size
-        number = min(config.batch_norm_examples // size, exp.steps_per_epoch)
-        variables = self._variables()
-        for i, batch in enumerate(exp.feed.train_batches(0, max(1, number))):
-            variables["batch_stats"] = self._test.statistics(
-                variables, batch, np.float32(i + 1)
-            )
-        self.state = self.state.replace(batch_stats=variables["batch_stats"])
-
-    def _variables(self):
-        state = self.state
-        return {"params": state.params, "batch_stats": state.batch_stats}
-
-    def _evaluate(self, part):
-        exp, config = self.experiment, self.experiment.config
-        variables = self._variables()
-        size = math.ceil(config.eval_batch_size / len(exp.devices))
-        total: collections.Counter[str] = collections.Counter()
-        batch_size = size * len(exp.devices)  # every device has as many rows
-        for batch in exp.feed.eval_batches(part, batch_size=batch_size):
-            sums = jax.device_get(self._test.evaluate(variables, batch))
-            total.update({name: float(value) for name, value in sums.items()})
-        return total
-
-    def _start_timing(self):
-        jax.block_until_ready(self.state)
-        self._timed_from = (self.step, time.perf_counter())
-        self._pace.start()
-
-    def _stop_timing(self):
-        if self._timed_from is not None:
-            jax.block_until_ready(self.state)
-            step, since = self._timed_from
-            images = (self.step - step) * self.experiment.config.batch_size
-            self.record["timed_seconds"] += time.perf_counter() - since
-            self.record["timed_images"] += images
-            self._timed_from = None
-
-    def _save(self, is_best=False, **timing):
-        self._stop_timing()
-        if not _is_finite(self.state):  # the update after a loss that was finite
-            self._stop_not_finite(self.step)
-        now = time.perf_counter()
-        self.record["wall_seconds"] += now - self._clock
-        self._clock = now
-        self.workdir.log(
-            "timing",
-            {
-                "step": self.step,
-                "wall_seconds": self.record["wall_seconds"],
-                "images_per_second": self._images_per_second(),
-                "peak_memory_mib": _peak_memory_mib(),
-                **self._pace.readings(),
-                **timing,
-            },
-        )
-        self.checkpoints.save(self.state, dict(self.record), best=is_best)
-        self._start_timing()
-
-    def _images_per_second(self):
-        seconds = self.record["timed_seconds"]
-        return self.record["timed_images"] / seconds if seconds else None
-
-    def summarize(self) -> dict[str, Any]:
-        """Draws the figures and writes summary.json; the first process, for all."""
+    def finish(self) -> dict[str, Any]:
+        """Draw the figures and write the summary; return it in every process."""
         self.checkpoints.close()
         if parallel.is_first_process():
+            lines = self.workdir.lines("metrics.jsonl")
+            epochs = [line for line in lines if line["kind"] == "epoch"]
             with self.workdir.writing():
-                summary = self._summary()
-            self.workdir.finish(summary)
+                self._draw(epochs)
+            ended, speed = self._facts(self.step), self.clock.images_per_second()
+            self.workdir.finish(summarize(ended, epochs[-1], self.best, speed))
         parallel.wait_for_all()
         return filesystem.read_json(self.workdir.path / "summary.json")
 
-    def _summary(self):
-        exp, config = self.experiment, self.experiment.config
-        epoch_lines = [
-            ln for ln in self.workdir.lines("metrics.jsonl") if ln["kind"] == "epoch"
-        ]
+    def _draw(self, epochs):
+        config, model = self.trainer.config, self.trainer.model
         figures = self.workdir.path / "figures"
         title = f"{config.model} on {config.dataset}"
-        curves = plots.learning_curves(epoch_lines, title=title)
+        curves = plots.learning_curves(epochs, title=title)
         save(curves, figures / "learning_curves.png")
-        if exp.stochastic_depth is not None:
+        if model.stochastic_depth is not None:
             survival = plots.survival(
-                survival_probs(exp.stochastic_depth, exp.model.num_blocks),
+                survival_probs(model.stochastic_depth, model.num_blocks),
                 np.asarray(self.state.open_counts) / self.step,
                 title=f"{title}, {self.step} steps",
             )
             save(survival, figures / "survival.png")
-        best = self.record["best"] or {}
-        return {
-            **self._facts(self.step),
-            "train_loss": epoch_lines[-1]["train_loss"],
-            "test_error_percent": epoch_lines[-1]["test_error_percent"],
-            "val_error_percent": epoch_lines[-1].get("val_error_percent"),
-            "best_epoch": best.get("epoch"),
-            "best_val_error_percent": best.get("val_error_percent"),
-            "test_error_at_best_val_percent": best.get("test_error_percent"),
-            "images_per_second": self._images_per_second(),
-        }
 
     def _facts(self, step):
-        """What a run is and was made with, however it ended."""
-        exp, config = self.experiment, self.experiment.config
-        since = time.perf_counter() - self._clock
-        return {
-            "model": config.model,
-            "dataset": config.dataset,
-            "params": exp.params,
-            "num_blocks": exp.model.num_blocks,
-            "epochs": _whole(step / exp.steps_per_epoch),
-            "steps": step,
-            "seed": config.seed,
-            "protocol": config.protocol,
-            "wall_seconds": self.record["wall_seconds"] + since,
-            "devices": f"{len(exp.devices)} x {exp.devices[0].device_kind}",
-            "processes": jax.process_count(),
-            "machine": environment.machine(),
-            "versions": environment.versions(_PACKAGES),
-            "git_revision": environment.git_revision(),
-            "command": self.command,
-        }
+        seconds = self.clock.wall_seconds()
+        return facts(self.trainer, step, seconds, self.command)
+
+    def close(self) -> None:
+        """End the threads that save."""
+        # Among several processes that would be to wait for one that may have ended.
+        if self.checkpoints is not None and jax.process_count() == 1:
+            with contextlib.suppress(InputError):  # it was reported already
+                self.checkpoints.close()
 
 
-class _StopSignal:
-    """True once SIGTERM or SIGINT has come, while it is entered.
+def _first_state(trainer):
+    if trainer.config.init_from is None:
+        return trainer.initial_state
+    state = pretrained.initialise(trainer.initial_state, trainer.config)
+    return trainer.replicate(state)
+
+
+def _next_epoch(trainer, state, val_error):
+    """Return the state with sums of zero, and the error given to its controller."""
+    feedback = jax.device_get(state.feedback)
+    if val_error is not None:
+        feedback = trainer.feedback.after_evaluation(feedback, val_error)
+    fresh = {"sums": jax.tree.map(np.float32, ZERO_SUMS), "feedback": feedback}
+    return state.replace(**trainer.replicate(fresh))
+
+
+def _is_finite(state):
+    trained = (state.params, state.batch_stats, state.opt_state)
+    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(trained))
+    return all(np.isfinite(array).all() for array in arrays)
+
+
+class StopSignal:
+    """Inside the context, true once SIGTERM or SIGINT has come.
 
     Only a program's main thread can handle signals. In another one, and where a signal
     has a handler that is not Python's, this stays False.
@@ -502,36 +389,3 @@ class _StopSignal:
 
     def __bool__(self):
         return self.name is not None
-
-
-def _print_result(config, summary):
-    published = config.published_error_percent.get(summary["dataset"])
-    if published is None:
-        on = f"{config.model} on {summary['dataset']}"
-        beside = f"the config has no published figure for {on}"
-    else:
-        beside = f"{config.paper}: {published:.2f} %"
-    at_best = summary["test_error_at_best_val_percent"]
-    middle = (
-        "" if at_best is None else f", {at_best:.2f} % at the best validation epoch"
-    )
-    print(f"Test error {summary['test_error_percent']:.2f} %{middle} ({beside}).")
-
-
-def _whole(epochs):
-    """As an integer if it is one."""
-    return int(epochs) if epochs == int(epochs) else round(epochs, 2)
-
-
-def _is_finite(state):
-    trained = (state.params, state.batch_stats, state.opt_state)
-    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(trained))
-    return all(np.isfinite(array).all() for array in arrays)
-
-
-def _peak_memory_mib():
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 2**20
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if sys.platform == "darwin" else 2**10)

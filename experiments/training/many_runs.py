@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many runs, one after another, each resumable, into one table."""
+"""Train many runs, one after another, and collect their results."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ LAST = "test_error_percent"
 
 @dataclass(frozen=True)
 class Job:
-    """A config, and the name of the folder in which it is trained."""
+    """A config and the name of the folder in which it is trained."""
 
     name: str
     config: Config
@@ -38,27 +38,27 @@ def train(
     command: str,
     report: Callable[[list[Result]], None],
 ) -> None:
-    """Trains every job in turn, in a folder of its own.
+    """Train every job in turn, in a folder of its own.
 
-    What is finished is not trained again, and what was stopped goes on. A run that
-    diverges has a diverged.json, and the next one begins.
+    A finished run is not trained again, and a stopped one is resumed. After a run that
+    diverges, and so has a diverged.json, the next one begins.
 
     Args:
-        jobs: no two of the same name.
-        path: the folder in which theirs lie.
-        seeds: each job is trained with all of these; None: with its own.
-        command: that trains them all, for the summary of each.
+        jobs: the jobs, each with a name of its own.
+        path: the folder that holds their folders.
+        seeds: seeds with which each job is trained; None: its own.
+        command: the command line, for the summary of each run.
         report: called with `results` before the first job and after every one.
 
     Raises:
         StoppedError: a signal stopped a run.
-        InputError: what the user can mend, if it can be known before the first step of
-            all; Ctrl-C between the runs.
+        InputError: something that the user can mend and that is known before the first
+            step of all runs; or Ctrl-C between runs.
     """
     for job in jobs:
         setup.check(job.config)
         for folder, config in runs(job, path, seeds):
-            Workdir(folder, config)  # refuses a folder of another config
+            Workdir(folder, config)  # raises for a folder of another config
     report(results(jobs, path, seeds))
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
@@ -69,7 +69,7 @@ def train(
         except KeyboardInterrupt:
             raise InputError(
                 "Interrupted; the same command with "
-                f"--workdir={filesystem.quoted(path)} goes on from there."
+                f"--workdir={filesystem.quoted(path)} resumes from there."
             ) from None
         finally:
             report(results(jobs, path, seeds))
@@ -77,24 +77,25 @@ def train(
 
 def _train(job, path, seeds, command):
     folder = str(epath.Path(path) / job.name)
-    told = {"command": command, "resumed_by": path}
+    named = {"command": command, "resumed_by": path}
     if seeds is None:
-        loop.train(job.config, folder, **told)
+        loop.train(job.config, folder, **named)
     else:
-        several.train(job.config, folder, seeds, **told)
+        several.train(job.config, folder, seeds, **named)
 
 
 def results(
     jobs: Sequence[Job], path: str, seeds: Sequence[int] | None
 ) -> list[Result]:
-    """What the folders of the jobs hold.
+    """Return what the folders of the jobs hold.
 
     Returns:
         A dict for each job: state ("finished", "unfinished", "not begun" or
-        "diverged"), n finished runs and, if there are any, test_error_percent and,
-        with a validation part, test_error_at_best_val_percent as `seeds.describe` has
-        them; params, epochs and steps of a run; means of train_loss, wall_seconds and
-        images_per_second; devices, versions and git_revision of the first.
+        "diverged") and n, the number of finished runs. If there are any, also the
+        `seeds.describe` of test_error_percent and, with held-out examples, of
+        test_error_at_best_val_percent; params, epochs and steps of a run; means of
+        train_loss, wall_seconds and images_per_second; devices, versions and
+        git_revision of the first run.
     """
     return [_result(job, path, seeds) for job in jobs]
 
@@ -115,10 +116,10 @@ def _result(job, path, seeds):
 
 
 def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
-    """What the summaries of the same config under several seeds say of it.
+    """Combine the summaries of one config under several seeds.
 
     Returns:
-        What `results` has, without the state.
+        A dict as `results` has it, without the state.
     """
     result: Result = {"n": len(summaries)}
     if not summaries:
@@ -135,7 +136,7 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
 
 
 def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Config]]:
-    """The folder and the config of every run of a job, as for `train`."""
+    """Return the folder and the config of every run of a job, as `train` has them."""
     folder = str(epath.Path(path) / job.name)
     if seeds is None:
         return [(folder, job.config)]
@@ -148,13 +149,13 @@ def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Co
 def error_cell(
     result: Result, name: str = LAST, statistic: str = "mean", mark: str = ""
 ) -> str:
-    """An error in percent, with the deviation of several runs, or why there is none.
+    """Return an error in percent, with its deviation, or the state of the runs.
 
     Args:
-        result: of `results`.
+        result: one of `results`.
         name: LAST or AT_BEST.
-        statistic: mean, median or best of the runs.
-        mark: put after the number.
+        statistic: "mean", "median" or "best" of the runs.
+        mark: text after the number.
     """
     found = result.get(name)
     if found is None:
@@ -167,7 +168,7 @@ def error_cell(
 
 
 def size_cells(result: Result) -> list[str]:
-    """Runs, epochs, parameters, seconds and images per second, as `SIZE_HEAD`."""
+    """Return the cells below `SIZE_HEAD`."""
     if not result["n"]:
         return ["0", *["-"] * (len(SIZE_HEAD) - 1)]
     speed = result["images_per_second"]

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.figures import finish, panels
+
 _LINE_STYLES = {"train": "--", "val": ":", "test": "-"}
 
 
@@ -19,11 +21,11 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figur
         epochs: the lines of metrics.jsonl of kind "epoch".
         title: of the figure.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure, both = panels(2, 10, 4)
     figure.suptitle(title)
     at = [line["epoch"] for line in epochs]
     for axes, quantity, label in zip(
-        figure.subplots(1, 2),
+        both,
         ("loss", "error_percent"),
         ("loss (nats)", "error (%)"),
         strict=True,
@@ -34,8 +36,7 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figur
                 values = [line[name] for line in epochs]
                 marker = "o" if len(at) == 1 else None
                 axes.plot(at, values, style, color="black", marker=marker, label=part)
-        axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axes.grid(alpha=0.3)
+        finish(axes, xlabel="epoch", ylabel=label, ylim=(0, None))
         for before, after in itertools.pairwise(epochs):
             if after["learning_rate"] != before["learning_rate"]:
                 axes.axvline(before["epoch"], color="grey", linewidth=0.8)
@@ -47,7 +48,6 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figur
                     fontsize="small",
                     color="grey",
                 )
-        axes.legend()
     return figure
 
 
@@ -61,8 +61,7 @@ def survival(
         opened: f[L], share of the training steps in which block l was open.
         title: of the figure.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = panels(1, 7, 4)
     blocks = np.arange(1, len(opened) + 1)
     axes.bar(blocks, opened, color="lightgrey", edgecolor="grey", label="measured")
     axes.plot(blocks, probabilities, "k-", label="survival probability $p_l$")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training that starts from the weights of another run, or from a file of weights."""
+"""Start training from the weights of another run, or from a file of weights."""
 
 import logging
 import os
@@ -25,27 +25,26 @@ _logger = logging.getLogger(__name__)
 
 
 def initialise(state: TrainState, config: Config) -> TrainState:
-    """The state before the first step, with the weights that `init_from` names.
+    """Return the state before the first step, with the weights named by `init_from`.
 
-    Parameters and BatchNorm's statistics are taken over, but for the classifier, the
-    layers named "head" and those of auxiliary heads, which stay as they are: new. So do
-    the fully connected layers before it, if the weights have neither. The optimiser
-    begins afresh.
+    Parameters and BatchNorm's statistics are replaced, except those of the classifier
+    (the layer "head") and of auxiliary heads, which stay new. So do the fully connected
+    layers before the classifier, if the weights have neither. The optimiser's state is
+    unchanged.
 
-    If one network reads grey images and the other images of n channels, the kernel of
-    the first convolution is adapted, and a warning is logged: it is summed over the
-    channels for grey images (as in timm), or repeated n times and divided by n. Either
-    way an image whose channels are equal gives the same features.
+    If one network reads grayscale images and the other images of n channels, the kernel
+    of the first convolution is adapted, and a warning is logged: it is summed over the
+    channels for grayscale images (as in timm), or repeated n times and divided by n.
+    Either way, an image with equal channels has the same features.
 
     Args:
-        state: of a new network.
-        config: of the run; its `init_from` is the folder of a run, of which the last
-            checkpoint is taken, a name of `list_weights()`, a file of `rn_jax.save`,
-            or one of PyTorch projects that `interop.read_weights` reads. A path may
-            begin with "~".
+        state: state of a new network.
+        config: the run's; its `init_from` is the folder of a run (the last checkpoint
+            is read), a name in `list_weights()`, a file of `rn_jax.save`, or a file of
+            a PyTorch project that `interop.read_weights` reads. "~" is expanded.
 
     Raises:
-        InputError: nothing there, or weights of another network.
+        InputError: there are no such weights, or they are of another network.
     """
     source = os.path.expanduser(str(config.init_from))
     size = sum(leaf.size for leaf in jax.tree.leaves(state))
@@ -62,12 +61,12 @@ def initialise(state: TrainState, config: Config) -> TrainState:
 
 
 def check(source: str) -> None:
-    """Looks whether `init_from` names a run or a file, and reads nothing.
+    """Check that `init_from` names a run or a file, without reading it.
 
-    What a file holds, and names of the Hugging Face Hub, are not looked at.
+    The contents of a file, and names on the Hugging Face Hub, are not checked.
 
     Raises:
-        InputError: nothing there, or a folder that is no run with a checkpoint.
+        InputError: there is no such file, or the folder is not a run with a checkpoint.
     """
     source = os.path.expanduser(source)
     if _is_run(source):
@@ -77,13 +76,13 @@ def check(source: str) -> None:
 
 
 def _is_run(source):
-    """Whether it is a folder, which is then that of a run."""
+    """Return whether a path is a folder, which must then be a run's."""
     filesystem.check(source)
     folder = epath.Path(source)
     try:
         if not folder.is_dir():
             return False
-    except OSError as error:  # a name too long, a bucket that does not answer
+    except OSError as error:  # a long name, or a bucket that does not answer
         raise InputError(f"init_from {source} cannot be read: {error}.") from None
     if not (folder / "config.json").exists():
         raise InputError(f"init_from {folder} is not the folder of a run.")
@@ -92,7 +91,7 @@ def _is_run(source):
     return True
 
 
-# Times as many numbers as ours another run's state may have: its head may be larger.
+# The largest size of another run's state, relative to ours: its head may be larger.
 _TIMES_OURS = 16
 
 
@@ -122,18 +121,18 @@ def _of_file(file, config):
 
 
 def _replaced(new, old, source, config, has_head):
-    """The tree `new` with the leaves of `old` but for those of the heads."""
+    """Return the tree `new` with the leaves of `old`, except those of heads."""
     new = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(new))
     old = flax.traverse_util.flatten_dict(old)
     if stem := other_channels(new, old):
         channels = new[stem].shape[2]
-        told = f"init_from {source}: its images have {old[stem].shape[2]} channels"
+        theirs = f"init_from {source}: its images have {old[stem].shape[2]} channels"
         if 1 not in (channels, old[stem].shape[2]):
             raise InputError(
-                f"{told}, those of {config.dataset} {channels}: name weights of as "
-                "many channels, or of grey images."
+                f"{theirs}, those of {config.dataset} {channels}: name weights for "
+                f"{channels} channels, or for grayscale images."
             )
-        _logger.warning("%s; its first convolution is adapted to %d.", told, channels)
+        _logger.warning("%s; its first convolution is adapted to %d.", theirs, channels)
         kernel = np.asarray(old[stem], np.float32).sum(2, keepdims=True)
         old[stem] = kernel.repeat(channels, 2) / channels
     for path, leaf in new.items():
@@ -155,14 +154,13 @@ def _replaced(new, old, source, config, has_head):
 def other_channels(
     new: Mapping[tuple[str, ...], Any], old: Mapping[tuple[str, ...], Any]
 ) -> tuple[str, ...] | None:
-    """The path of the first convolution, if the two differ in the images' channels.
+    """Return the path of the first convolution if only the images' channels differ.
 
-    It is then the only array of another shape, heads aside. None, if they are equal in
-    shape or differ otherwise.
+    It is then the only array with another shape, apart from heads. Return None if all
+    shapes are equal or other arrays differ.
 
     Args:
-        new, old: path -> array or its shape, as `flax.traverse_util.flatten_dict` gives
-            them.
+        new, old: path -> array or its shape, see `flax.traverse_util.flatten_dict`.
     """
     shapes = {
         path: (leaf.shape, old[path].shape)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while a run goes on: a bar on a terminal, lines elsewhere."""
+"""The progress that a person sees: a bar on a terminal, lines elsewhere."""
 
 import sys
 
@@ -7,13 +7,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar with epoch, loss, error, images/s and time left; or a line an epoch.
+    """A bar with epoch, loss, error, images/s and time left, or a line per epoch.
 
     Args:
-        total: steps of the whole run.
-        done: steps done before, where it is resumed.
+        total: number of steps of the whole run.
+        done: number of steps before the run was resumed.
         batch_size: images per step.
-        shown: False for no bar, on a terminal too.
+        shown: False for no bar, even on a terminal.
     """
 
     def __init__(self, *, total: int, done: int, batch_size: int, shown: bool):
@@ -27,7 +27,7 @@ class Progress:
         )
 
     def step(self, epoch: int, loss: float, error_percent: float) -> None:
-        """One step has ended."""
+        """Show that a step has ended."""
         if self._bar.disable:
             return
         self._bar.set_description(f"epoch {epoch}", refresh=False)
@@ -40,10 +40,10 @@ class Progress:
         self._bar.update()
 
     def say(self, sentence: str) -> None:
-        """Prints a line without disturbing the bar."""
+        """Print a line without disturbing the bar."""
         with self._bar.external_write_mode():
             print(sentence, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Leave the terminal as it was."""
         self._bar.close()

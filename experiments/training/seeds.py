@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same config under several seeds, as the papers report it.
+"""Train one config under several seeds, as the papers do.
 
 He et al. 2015 give the best of 5 runs and their mean and standard deviation, He et al.
 2016 the median of 5.
@@ -21,16 +21,16 @@ from rn_jax.filesystem import replace_file
 
 
 def parse(text: str) -> list[int]:
-    """Seeds from a list, "0,3,7", or from their number, "5" for 0 to 4.
+    """Return the seeds of a list, "0,3,7", or of a number, "5" for 0 to 4.
 
     Raises:
-        InputError: it is neither, or a seed is there twice.
+        InputError: the text is neither, or has a seed twice.
     """
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts) or text == "0":
         raise InputError(
-            f"--seeds must be how many seeds, as 5, or a list of them, as 0,3,7, not "
-            f"{text!r}."
+            f"--seeds must be a number of seeds, as 5, or a list of them, as 0,3,7, "
+            f"not {text!r}."
         )
     seeds = [int(part) for part in parts]
     if len(seeds) == 1:
@@ -48,21 +48,20 @@ def train(
     command: str | None = None,
     resumed_by: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains every seed in turn, in a folder of its own, then sums up.
+    """Train every seed in turn, in a folder of its own, then summarize them.
 
-    A seed that is finished is not trained again, and one that was stopped goes on. When
-    all are done, seeds.json has the errors of each and their best, median, mean and
-    standard deviation.
+    A finished seed is not trained again, and a stopped one is resumed. When all have
+    ended, seeds.json has the error of each and the best, median, mean and standard
+    deviation.
 
     Args:
-        config: of all; its seed is not used.
-        path: the folder in which seed0, seed1, ... lie.
-        seeds: of the parameters, the order of examples, augmentation and gates.
-        command: see `loop.train`.
-        resumed_by: what --workdir must be to go on, if not that folder.
+        config: config of all runs; its seed is not used.
+        path: the folder of the folders seed0, seed1, ...
+        seeds: seeds of the parameters, the order of examples, augmentation and gates.
+        command, resumed_by: see `loop.train`.
 
     Returns:
-        The summary of each.
+        The summary of each run.
 
     Raises:
         InputError: as `loop.train`.
@@ -76,7 +75,7 @@ def train(
                 run, place(path, seed), command=command, resumed_by=resumed_by or path
             )
         except loop.NotFiniteError as error:
-            diverged = error  # told once the others are trained
+            diverged = error  # raised once the others are trained
             continue
         summaries.append(summary)
     if diverged is not None:
@@ -100,14 +99,14 @@ def train(
 
 
 def place(path: str, seed: int) -> str:
-    """The folder of one seed."""
+    """Return the folder of one seed."""
     return str(epath.Path(path) / f"seed{seed}")
 
 
 def describe(values: Sequence[float]) -> dict[str, Any]:
-    """Each value, and their best, median, mean and standard deviation (of n - 1).
+    """Return the values and their best, median, mean and standard deviation.
 
-    The deviation of a single value is None.
+    The deviation has n - 1 in its denominator, and is None for a single value.
     """
     return {
         "each": list(values),

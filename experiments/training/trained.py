@@ -15,7 +15,7 @@ from configs.default import Config
 from experiments.config import ANYWHERE, read_config
 from experiments.training import setup
 from experiments.training.workdir import Workdir
-from rn_jax import filesystem, parallel
+from rn_jax import parallel
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
@@ -27,8 +27,8 @@ class Finished(NamedTuple):
 
     Attributes:
         config: its fields, as it was trained.
-        experiment: made of them, on the devices that are here now.
-        model: without synchronised BatchNorm.
+        experiment: made of them, on the devices that are available now.
+        model: the network without synchronised BatchNorm.
         variables: after the last epoch, in host memory.
         opened: f[L], the share of the steps in which block l was open; f[0] without
             gates.
@@ -50,38 +50,37 @@ def finished(
 
     Args:
         path: the run's folder, which is only read.
-        data_dir: of the data set; None: as in training.
-        num_workers: of ImageNet's feed; None: one per core.
+        data_dir: folder of the data set; None: as in training.
+        num_workers: processes of ImageNet's feed; None: one per core.
 
     Raises:
-        InputError: no such run, one that has not ended, or one that cannot be read.
+        InputError: there is no such run, or it has not ended or cannot be read.
     """
     folder = epath.Path(path)
     config = read_config(folder)
     workdir = Workdir(path, config)
-    if (diverged := workdir.diverged()) and workdir.summary() is None:
+    summary = workdir.summary()
+    if summary is None and (diverged := workdir.diverged()):
         raise InputError(f"The run {path} diverged: {diverged['reason']}")
-    if not (folder / "summary.json").exists():
+    if summary is None:
         raise InputError(
             f"The run {path} has not ended: a finished one has a summary.json; the "
-            "command that began it goes on with it."
+            "command that began it resumes it."
         )
-    summary = filesystem.read_json(folder / "summary.json")
-    # On the devices that are here now; what is computed does not depend on them.
+    # On the devices that are available now; what is computed does not depend on them.
     here: dict[str, Any] = {**ANYWHERE, "num_workers": num_workers}
     here["data_dir"] = data_dir or config.data_dir
-    experiment = setup.build(
+    experiment = setup.prepare(
         dataclasses.replace(config, **here), mean_image=workdir.mean_image()
     )
     steps = summary.get("steps")
     if not isinstance(steps, int):
         raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
-    state = _last_state(folder, steps, experiment.initial_state)
-    if steps <= experiment.gates_from_step:  # it ended before they began
+    like = jax.eval_shape(experiment.create_state, jax.random.key(0))
+    state = _last_state(folder, steps, like)
+    if steps <= experiment.gates_from_step:  # it ended before stochastic depth began
         constant = experiment.model.clone(stochastic_depth=None)
-        experiment = dataclasses.replace(
-            experiment, model=constant, stochastic_depth=None
-        )
+        experiment = dataclasses.replace(experiment, model=constant)
     return Finished(
         config,
         experiment,
@@ -95,7 +94,7 @@ def finished(
 def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
     """Make the function from uint8[B, V, H, W, C] to the softmax f64[B, K].
 
-    It is the mean over the V views of each image, and computed on all devices.
+    The softmax is the mean over the V views of an image, computed on all devices.
     """
     experiment, model = run.experiment, run.model
     devices = experiment.devices

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events;
-diverged.json in the place of summary.json where training ended so, and ImageNet's mean
-image, mean_image.safetensors, where images are normalised with it.
+"""The files of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, events.
 
-metrics.jsonl is a function of the config and of the devices' kind and number; clock and
-memory readings go to timing.jsonl. On resume both are cut back to the restored step, so
-no line is there twice and none is missing.
+A run that diverged has diverged.json instead of summary.json, and one that normalises
+ImageNet by its mean image has mean_image.safetensors.
+
+metrics.jsonl depends only on the config and on the kind and number of the devices;
+clock and memory readings go to timing.jsonl. When a run is resumed, both are cut back
+to the restored step, so that no line is repeated or missing.
 """
 
 import contextlib
@@ -25,8 +26,8 @@ from rn_jax import filesystem
 from rn_jax.errors import InputError
 from rn_jax.filesystem import read_json, replace_file
 
-# Fields that may differ when a run is continued: they do not change what is computed,
-# but for the rounding of sums over another number of devices.
+# Fields that may differ when a run is resumed: they do not change what is computed,
+# except for the rounding of sums over another number of devices.
 FREE = {
     "compilation_cache",
     "data_dir",
@@ -48,15 +49,15 @@ class Workdir:
     Nothing is written before `open`.
 
     Args:
-        path: of the folder.
-        config: of the run.
+        path: the folder.
+        config: the run's.
 
     Attributes:
-        config: the same, as read back from config.json. For a field that a run begun by
-            an earlier version lacks it says what that version did.
+        config: the same, as read back from config.json. A field that the run is too old
+            to have has the value that describes what older versions did.
 
     Raises:
-        InputError: the folder holds a run of another config, and is left as it is; or
+        InputError: the folder holds a run of another config, and is left unchanged; or
             no folder can have this path.
     """
 
@@ -71,10 +72,10 @@ class Workdir:
         self._events: Any = None
 
     def open(self, *, writes: bool = True) -> None:
-        """Makes and locks the folder, and writes config.json, until `close`.
+        """Make and lock the folder, and write config.json; `close` releases the lock.
 
         Args:
-            writes: False in all processes of a run but the first: nothing is written.
+            writes: False in all processes but the first, which write nothing.
 
         Raises:
             InputError: another run has the folder, or it cannot be written to.
@@ -85,44 +86,41 @@ class Workdir:
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            self._check_config()  # by now another run may have begun and ended there
+            self._check_config()  # another run may have begun and ended meanwhile
             fields = as_json(self.config).items()
             written = {name: v for name, v in fields if name not in self._unwritten}
-            self._write("config.json", written)
+        self._write("config.json", written)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Around what writes into the folder.
+        """Turn errors of writing into the folder into a sentence.
 
         Raises:
-            InputError: it cannot be written to, as when the disk is full.
+            InputError: the folder cannot be written to, as when the disk is full.
         """
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written to ({error}). Checkpoints that are "
-                "there are kept: make room, and the same command goes on."
+                f"{self.path} cannot be written to ({error}). Checkpoints are kept: "
+                "make room, and the same command resumes the run."
             ) from error
 
     @property
     def checkpoints(self) -> epath.Path:
-        """Folder of the checkpoints."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, which is there once the run has ended."""
-        file = self.path / "summary.json"
-        return read_json(file) if file.exists() else None
+        """Return summary.json; None before the run has ended."""
+        return self._read("summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json."""
-        if self._writes:
-            with self.writing():
-                self._write("summary.json", summary)
+        """Write summary.json."""
+        self._write("summary.json", summary)
 
     def mean_image(self) -> np.ndarray | None:
-        """The mean image of ImageNet that the run was begun with, f32[size, size, 3].
+        """Return the mean image of ImageNet that is kept, f32[size, size, 3], or None.
 
         Raises:
             InputError: its file is damaged.
@@ -139,31 +137,27 @@ class Workdir:
             np.isfinite(image).all()
         ):
             raise InputError(
-                f"{file} is damaged: restore it, or remove it, and the mean image is "
-                "taken again."
+                f"{file} is damaged: restore it, or remove it to have the mean image "
+                "computed again."
             )
         return image
 
     def keep_mean_image(self, image: np.ndarray) -> None:
-        """Writes the mean image, unless it is there."""
+        """Write the mean image, unless it is kept already."""
         if self._writes and not (self.path / _MEAN_IMAGE).exists():
             content = safetensors.numpy.save({"mean": np.ascontiguousarray(image)})
-            with self.writing():
-                replace_file(self.path / _MEAN_IMAGE, content)
+            replace_file(self.path / _MEAN_IMAGE, content)
 
     def diverged(self) -> dict[str, Any] | None:
-        """diverged.json: where and why the last try ended, if it was not finite."""
-        file = self.path / "diverged.json"
-        return read_json(file) if file.exists() else None
+        """Return diverged.json: where and why the run diverged; None if it did not."""
+        return self._read("diverged.json")
 
     def note_divergence(self, facts: Mapping[str, Any]) -> None:
-        """Writes diverged.json, which stays until the run is tried again."""
-        if self._writes:
-            with self.writing():
-                self._write("diverged.json", facts)
+        """Write diverged.json, which stays until the run is started again."""
+        self._write("diverged.json", facts)
 
     def resume_at(self, step: int) -> None:
-        """Cuts the logs back to `step` and opens the events there."""
+        """Cut the logs back to `step`, and open the events there."""
         if not self._writes:
             return
         with self.writing():
@@ -178,7 +172,7 @@ class Workdir:
             self._events = Events(self.path / "events", step + 1)
 
     def log(self, name: str, line: Mapping[str, Any]) -> None:
-        """Appends a line with a "step" to metrics.jsonl or timing.jsonl, and as events.
+        """Append a line with a "step" to metrics.jsonl or timing.jsonl and the events.
 
         Args:
             name: "metrics" or "timing".
@@ -193,7 +187,7 @@ class Workdir:
             self._events.log(prefix, line)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a .jsonl file; a killed run may leave half a line."""
+        """Return the lines of a .jsonl file, without an incomplete last one."""
         file = self.path / name
         lines = []
         for text in file.read_bytes().splitlines() if file.exists() else []:
@@ -207,13 +201,13 @@ class Workdir:
         return lines
 
     def close(self) -> None:
-        """Closes the events and gives the folder free."""
+        """Close the events, and release the lock."""
         events, self._events = self._events, None
         try:
             if events is not None:
                 events.close()
         except OSError:
-            pass  # the disk is full, which was told when a line was written
+            pass  # the disk is full, as was reported when a line was written
         finally:
             self._lock.release()
 
@@ -228,7 +222,7 @@ class Workdir:
                     "choose another --workdir."
                 )
             return
-        # The run goes on as it began, also when it is started a third time.
+        # The run continues as it began, each time that it is resumed.
         self._unwritten = BEFORE.keys() - read_json(file).keys()
         there = read_fields(file)
         begun = {name: BEFORE[name] for name in self._unwritten}
@@ -246,5 +240,10 @@ class Workdir:
                 "--workdir, or the config that is there."
             )
 
+    def _read(self, name):
+        file = self.path / name
+        return read_json(file) if file.exists() else None
+
     def _write(self, name, value):
-        replace_file(self.path / name, json.dumps(value, indent=2) + "\n")
+        if self._writes:
+            replace_file(self.path / name, json.dumps(value, indent=2) + "\n")

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small network that the command trains here, in the table for these tests only."""
 
+import jax
+import numpy as np
 import pytest
 from driver import train_tiny
 from tiny import TINY
 
+from experiments.studies import subject
 from rn_jax.models import MODELS
 
 
@@ -19,3 +22,13 @@ def run(tmp_path_factory, quick_compile_module):
     path = tmp_path_factory.mktemp("run") / "tiny_sd"
     train_tiny(str(path))
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    """The run's logits of the test images, by the code that studies use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", TINY)
+        found = subject.from_run(str(run))
+    logits = jax.jit(lambda x: found.model.apply(found.variables, x, train=False))
+    return np.asarray(logits(found.preprocess(found.test.images))), found.test

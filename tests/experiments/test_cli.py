@@ -116,7 +116,7 @@ def test_programs_get_the_error_of_the_import_itself():
 
 
 def test_without_docstrings_there_is_a_usage_all_the_same(capsys):
-    parser = cli.Parser(None)
+    parser = cli.Parser(None, dict)
     parser.add_argument("--workdir")
     assert "[--workdir WORKDIR]" in parser.format_help()
 
@@ -216,7 +216,7 @@ def test_a_tilde_is_the_home_folder_also_after_an_equals_sign(
     typed, meant, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = cli.Parser("Does something.\n\nusage")
+    parser = cli.Parser("Does something.\n\nusage", dict)
     parser.add_path("--workdir")
     meant = meant.replace("HOME", str(tmp_path))
     assert parser.parse_args([f"--workdir={typed}"]).workdir == meant
@@ -330,7 +330,7 @@ def test_a_run_in_a_folder_of_any_name_goes_on(
         stop_after(patch, 6)
         assert in_process(monkeypatch, argv) == 75
     error = capsys.readouterr().err
-    typed = error.partition("with --workdir=")[2].partition(" goes on")[0]
+    typed = error.partition("with --workdir=")[2].partition(" resumes")[0]
     if relative:  # one without a newline, which shlex knows
         assert shlex.split(typed) == [place]
     assert error.count("\n") == 1

@@ -14,7 +14,13 @@ from etils import epath
 
 import configs
 from configs.default import FIELDS, Config
-from experiments.config import as_json, load_config, make_config, read_config
+from experiments.config import (
+    as_json,
+    field_of,
+    load_config,
+    make_config,
+    read_config,
+)
 from experiments.training import setup
 from rn_jax.errors import InputError
 
@@ -189,3 +195,18 @@ def test_a_field_that_is_missing_or_unknown(config):
         InputError, match="field of the config 'epoch'; near it: epochs"
     ):
         make_config({**vars(config), "epoch": 3})
+
+
+def test_accum_steps_is_another_name_of_micro_batches():
+    file = f"--config={ROOT}/configs/resnet20.py:digits"
+    ours, theirs = "--config.micro_batches=4", "--config.accum_steps=4"
+    _, expected = load_config([file, ours])
+    for given in ([theirs], ["--config.accum_steps", "4"], [ours, theirs]):
+        assert load_config([file, *given])[1] == expected
+    assert as_json(expected)["micro_batches"] == 4
+    assert "accum_steps" not in as_json(expected)
+    assert field_of(expected, "accum_steps") == 4
+    with pytest.raises(InputError, match="accum_steps=2 and micro_batches=4 are the s"):
+        load_config([file, ours, "--config.accum_steps=2"])
+    with pytest.raises(InputError, match="micro_batches must be at least 1, not 0"):
+        load_config([file, "--config.accum_steps=0"])

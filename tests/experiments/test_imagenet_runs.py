@@ -26,7 +26,7 @@ from tiny import TINY
 from experiments import evaluate, export, predict
 from experiments.config import read_config
 from experiments.studies import subject
-from experiments.training import feed, setup, trained
+from experiments.training import feed, trained
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS
@@ -353,7 +353,7 @@ def test_top_errors_by_hand():
 BAD = {
     "crops": (["--config.image_size=64"], "Crops must fit the images"),
     "test crop": (["--config.eval_size=64"], "Crops must fit the images"),
-    "channel": (["--config.normalization=channel"], "it is mean_image, imagenet_mean"),
+    "channel": (["--config.normalization=channel"], "use mean_image, imagenet_mean"),
     "no mean": (["--config.mean_image_examples=0"], "must be at least 1, not 0"),
     "choice": (["--config.eval_crops=320"], "eval_crops must be one of center, ten"),
 }
@@ -370,7 +370,7 @@ def test_bad_settings(data_dir, tmp_path, monkeypatch, capsys, options, sentence
 def test_bad_evaluations(finished, tmp_path, capsys):
     for options, sentence in (
         ([], "required: --workdir; --help"),
-        ([f"--workdir={tmp_path}"], "is no run"),
+        ([f"--workdir={tmp_path}"], "is not a run"),
         ([f"--workdir={finished}", "--size=300"], "300 does not fit a shorter side of"),
         ([f"--workdir={finished}", "--scales=30"], "must be multiples of 32"),
         ([f"--workdir={finished}", "--images=0"], "--images must be at least 1"),
@@ -384,12 +384,9 @@ def test_bad_evaluations(finished, tmp_path, capsys):
 def test_networks_with_fixed_heads_are_not_evaluated_densely(
     finished, monkeypatch, capsys
 ):
-    build = setup.build
-
-    def with_vgg(config, **kept):
-        return dataclasses.replace(build(config, **kept), model=create_model("vgg11"))
-
-    monkeypatch.setattr(setup, "build", with_vgg)
+    like = trained.finished(str(finished), num_workers=0)
+    vgg = like._replace(model=create_model("vgg11"))
+    monkeypatch.setattr(trained, "finished", lambda path, **_: vgg)
     assert evaluate.main([f"--workdir={finished}", "--crops=dense"]) == 2
     assert "needs a network that ends in a mean over all pixels" in (
         capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_numbers_are_those_of_the_runs(page, run, stopped):
         f"{summary['test_error_percent']:.2f} %",
         f"{first['test_error_percent']:.2f} %",
     ]
-    assert rows["run"] == ["has ended", "has not ended: as of epoch 1"]
+    assert rows["run"] == ["finished", "not finished: at epoch 1"]
     assert rows["published"] == ["-", "8.75 % (He et al. 2015)"]
     assert rows["ours - published"] == [
         "-",
@@ -133,7 +133,7 @@ def test_confusions_and_worst_mistakes_are_those_of_the_network(run):
         np.testing.assert_array_equal(mistake.image, found.test.images[i])
     none = report.read(str(run), "run", worst=0)
     assert none.mistakes == []
-    told = f"<p>{(guess != labels).sum()} images are wrong, and none is shown.</p>"
+    told = f"<p>{(guess != labels).sum()} images are misclassified; none is shown.</p>"
     assert told in report.report_page.page([none], command="")
 
 
@@ -149,7 +149,7 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
         assert record.survival.tolist() == [0.875, 0.75, 0.625, 0.5]
         assert record.confusion is None and record.opened is None
         text = report.report_page.page([record], command="")
-        assert text.count(f"<p>Not known: it {reason}.</p>") == 3
+        assert text.count(f"<p>Not available: it {reason}.</p>") == 3
         assert "2.75 of 4 blocks are expected to be open.</p>" in text
     rows = {row[0]: row[1:] for row in Tables(text).rows}
     summary = json.loads((run / "summary.json").read_text())
@@ -159,7 +159,7 @@ def test_of_a_run_without_its_network_the_rest_is_told(run, stopped, tmp_path):
     facts = summary | {"steps": 7, "reason": "The loss is not finite at step 7."}
     (kept / "diverged.json").write_text(json.dumps(facts))
     text = report.report_page.page([report.read(str(kept), "it", worst=5)], command="")
-    assert "<p>Not known: it diverged at step 7.</p>" in text
+    assert "<p>Not available: it diverged at step 7.</p>" in text
     again = {row[0]: row[1:] for row in Tables(text).rows}
     assert again["run"] == ["diverged at step 7"]
     for name in ("parameters", "blocks", "devices", "cores", "jax"):
@@ -201,7 +201,7 @@ def test_names_of_runs_are_as_long_as_tells_them_apart():
 @pytest.mark.parametrize(
     "argv, match",
     [
-        (["{}/nowhere"], "nowhere is no run: python -m experiments.run"),
+        (["{}/nowhere"], "nowhere is not a run: python -m experiments.run"),
         (["{}"], r"holds several runs: name one, such as .*/stopped"),
         (["{}/tiny_sd", "{}/tiny_sd/"], "A run is named twice"),
         (["{}/tiny_sd", "--worst=-1"], "--worst must be at least 0, not -1"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from driver import ROOT, in_process
 
-from experiments import sweep, sweep_plots
+from experiments import sweep
 from experiments.training import loop
 from rn_jax import InputError
 
@@ -133,7 +133,7 @@ def test_every_combination_has_a_folder_and_is_trained_once(
         monkeypatch, by_survival_and_epochs, at=3, ends=KeyboardInterrupt()
     )
     assert in_process(monkeypatch, argv, sweep) == 2
-    said = f"Interrupted; the same command with --workdir={tmp_path} goes on from there"
+    said = f"the same command with --workdir={tmp_path} resumes from there"
     assert said in capsys.readouterr().err
     states = [row["state"] for row in rows(tmp_path)]
     assert states == ["finished", "finished", "unfinished", "not begun"]
@@ -206,58 +206,3 @@ def test_seeds_of_every_combination(tmp_path, monkeypatch):
         assert row["test_error_percent"]["std"] == pytest.approx(std)
         assert line[1:4] == [f"13.00 ± {std:.2f}", f"14.00 ± {std:.2f}", "3"]
     assert (tmp_path / "epochs=3" / "seed2" / "summary.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("values", "numbers"),
-    [
-        ([0.2, 1.0], [0.2, 1.0]),
-        (["resnet20", "resnet110"], [20, 110]),
-        (["a_6_b", "a_10_b"], [6, 10]),
-        (["wrn16_8", "wrn40_4"], None),
-        (["resnet20", "plain20"], None),
-        ([True, False], None),
-        ([None, 1], None),
-        ([3, 3], None),
-    ],
-)
-def test_which_fields_are_numbers(values, numbers):
-    rows = [{"field": value} for value in values]
-    assert sweep_plots._numbers(rows, "field") == numbers
-
-
-def draw(monkeypatch, rows, means):
-    figures = []
-    monkeypatch.setattr(
-        sweep_plots, "save", lambda figure, path: figures.append(figure)
-    )
-    none = [None] * len(rows)
-    sweep_plots.draw(rows, means, none, "x.png", title="t", label="error")
-    return figures[0]
-
-
-def test_picture_of_one_number_is_lines(monkeypatch):
-    rows = [{"p": p, "rule": r} for p in (0.5, 0.1) for r in ("linear", "uniform")]
-    [axes] = draw(monkeypatch, rows, [1, 2, 3, None]).axes
-    lines = {c.get_label(): c[0].get_xydata().tolist() for c in axes.containers}
-    assert lines["rule linear"] == [[0.1, 3], [0.5, 1]]
-    assert lines["rule uniform"][1] == [0.5, 2]
-    assert np.isnan(lines["rule uniform"][0][1])
-
-
-def test_picture_of_two_numbers_is_a_heat_map(monkeypatch):
-    rows = [{"p": p, "net": n} for p in (0.5, 0.1) for n in ("r110", "r20")]
-    axes = draw(monkeypatch, rows, [1, 2, 3, None]).axes[0]
-    grid = axes.images[0].get_array()  # p to the right, the depth upwards
-    np.testing.assert_array_equal(grid.filled(-1), [[-1, 2], [3, 1]])
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["r20", "r110"]
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.1", "0.5"]
-
-
-def test_picture_without_numbers_is_dots(monkeypatch):
-    rows = [{"rule": "linear"}, {"rule": "uniform"}]
-    [axes] = draw(monkeypatch, rows, [1, 2]).axes
-    assert [t.get_text() for t in axes.get_yticklabels()] == [
-        *("rule linear", "rule uniform")
-    ]
-    assert axes.containers[0][0].get_xdata().tolist() == [1, 2]

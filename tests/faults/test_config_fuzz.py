@@ -89,7 +89,7 @@ def shapes_alone():
         patch.setitem(MODELS, "tiny", entry)
         patch.setattr(train, "create_state", create_state)
         patch.setattr(parallel, "replicate", lambda tree, devices, mode: tree)
-        patch.setattr(setup, "_use_compilation_cache", lambda folder: None)
+        patch.setattr(setup, "use_compilation_cache", lambda folder: None)
         yield
 
 

@@ -143,7 +143,7 @@ def ends_without(other, index):
     # JAX may end a process before it does so itself, if that takes part in nothing.
     assert other.returncode in (2, -signal.SIGABRT)
     if other.returncode == 2:
-        assert f"rn_jax: Process {index} of 2 cannot go on (" in err
+        assert f"rn_jax: Process {index} of 2 cannot continue (" in err
     return other.returncode
 
 

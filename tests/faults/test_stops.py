@@ -74,7 +74,7 @@ def test_signal_saves_at_the_current_step(server, whole, tmp_path, faults, numbe
     assert run.code == 75
     said = re.fullmatch(
         rf"rn_jax: Stopped by {number.name} and saved at step (\d+) of 30; the same "
-        rf"command with --workdir={workdir} goes on from there\.\n",
+        rf"command with --workdir={workdir} resumes from there\.\n",
         run.err,
     )
     assert checkpoints(workdir)[-1] == int(said[1])
@@ -131,8 +131,8 @@ def test_no_room_for_a_file(server, whole, tmp_path, faults, what):
         "checkpoint": rf"rn_jax: A checkpoint cannot be written to {workdir}/check"
         rf"points \(.*\); step {before[-1]} is kept\. Make room there, and continue "
         r"with the same command\.\n",
-        "metrics": rf"rn_jax: {workdir} cannot be written to \(.*\)\. Checkpoints that "
-        r"are there are kept: make room, and the same command goes on\.\n",
+        "metrics": rf"rn_jax: {workdir} cannot be written to \(.*\)\. Checkpoints "
+        r"are kept: make room, and the same command resumes the run\.\n",
     }[what]
     assert re.fullmatch(sentence, run.err), run.err
     assert checkpoints(workdir)[-1] == before[-1]

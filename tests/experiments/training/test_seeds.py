@@ -15,7 +15,7 @@ def test_parse():
     assert seeds.parse("5") == [0, 1, 2, 3, 4]
     assert seeds.parse("7,0,3") == [7, 0, 3]
     for text in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,"):
-        with pytest.raises(InputError, match="--seeds must be how many seeds"):
+        with pytest.raises(InputError, match="--seeds must be a number of seeds"):
             seeds.parse(text)
     with pytest.raises(InputError, match="a seed twice: 1,2,1"):
         seeds.parse("1,2,1")
@@ -82,5 +82,5 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
 def test_bad_seeds_are_one_sentence(tmp_path, monkeypatch, capsys):
     argv = arguments(tmp_path / "new", "--seeds=many")
     assert in_process(monkeypatch, argv) == 2
-    assert "--seeds must be how many seeds, as 5" in capsys.readouterr().err
+    assert "--seeds must be a number of seeds, as 5" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -1,120 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the papers' protocols ask of a run beyond its steps, through the command."""
+"""Runs that start from the weights of another run or of a file."""
 
 import dataclasses
-import json
 
 import flax
 import jax
 import numpy as np
+import optax
 import pytest
-from driver import (
-    arguments,
-    assert_same_run,
-    final_state,
-    in_process,
-    lines,
-    stop_after,
-)
+from driver import final_state
 from etils import epath
+from safetensors.numpy import save_file
 
 import rn_jax
 from configs.default import Config
 from experiments.config import read_config
 from experiments.training import pretrained, setup, trained
-from rn_jax import InputError, data, train
-from rn_jax.models import MODELS
-
-PROTOCOL = [
-    "--config.protocol=45k5k",
-    "--config.eval_every_steps=3",
-    "--config.lr_schedule=plateau",
-    "--config.plateau_patience=1",
-    "--config.lr_factor=0.5",
-    "--config.learning_rate=0.3",
-    "--config.warmup_until_error=85",
-    "--config.batch_norm_at_test=exact",
-    "--config.batch_norm_examples=480",
-    "--config.micro_batches=2",
-    "--config.epochs=4",
-    "--config.log_every_steps=1",
-]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compile_module):
-    """A run of 20 steps in 4 epochs, looked at every 3 steps."""
-    workdir = tmp_path_factory.mktemp("protocol") / "whole"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        from tiny import TINY
-
-        monkeypatch.setitem(MODELS, "tiny", TINY)
-        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
-    return workdir
-
-
-def test_the_rate_follows_training_and_validation_errors_alone(finished):
-    """Written out once more from the errors that the run logged."""
-    running, warm, scale, best, waited = 100.0, True, 1.0, np.inf, 0
-    seen = []
-    for line in lines(finished):
-        if line["kind"] == "step":
-            rate = (0.01 if warm else 0.3) * scale
-            assert line["learning_rate"] == pytest.approx(rate), line["step"]
-            running = 0.95 * running + 0.05 * line["train_error_percent"]
-            warm = warm and running >= 85
-            seen.append(rate)
-        else:
-            error = line["val_error_percent"]
-            waited = 0 if error < best else waited + 1
-            best = min(best, error)
-            if waited == 1:
-                scale, waited = scale / 2, 0
-    assert len(seen) == 20 and len(set(seen)) > 1  # it did change
-
-
-def test_evaluation_by_steps(finished):
-    epochs = [ln for ln in lines(finished) if ln["kind"] == "epoch"]
-    assert [ln["step"] for ln in epochs] == [3, 6, 9, 12, 15, 18, 20]
-    assert [ln["epoch"] for ln in epochs] == [0.6, 1.2, 1.8, 2.4, 3, 3.6, 4]
-    summary = json.loads((finished / "summary.json").read_text())
-    best = min(epochs, key=lambda ln: (ln["val_error_percent"], -ln["step"]))
-    assert summary["best_epoch"] == best["epoch"]
-    assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
-
-
-@pytest.mark.slow
-def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
-    """Stopped between two evaluations, it goes on bit for bit."""
-    workdir = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        stop_after(patch, 11)
-        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 75
-    assert not (workdir / "summary.json").exists()
-    assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
-    assert_same_run(workdir, finished)
-
-
-def test_saved_statistics_are_those_of_the_examples(finished):
-    """Of the stem's BatchNorm after the last evaluation, by NumPy."""
-    state = final_state(finished)
-    config = read_config(epath.Path(finished))
-    train, _ = data.split_validation(data.load("digits"), seed=config.split_seed)
-    order = data.epoch_permutation(len(train), seed=0, epoch=0)[:480]
-    images = data.normalizer(train, "channel")(train.images[order])
-    stem = jax.lax.conv_general_dilated(
-        images,
-        state["['params']['stem_conv']['kernel']"],
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    found = {n: state[f"['batch_stats']['stem_bn']['{n}']"] for n in ("mean", "var")}
-    np.testing.assert_allclose(found["mean"], stem.mean((0, 1, 2)), atol=1e-5)
-    np.testing.assert_allclose(found["var"], stem.var((0, 1, 2)), rtol=1e-4)
-
-
-# --- Weights to begin with ------------------------------------------------------------
+from rn_jax import InputError, create_model, train
+from rn_jax.interop import from_torch, read_weights, to_torch
 
 
 def built(workdir, *options):
@@ -123,10 +26,10 @@ def built(workdir, *options):
     return setup.build(dataclasses.replace(config, **dict(options)))
 
 
-def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
-    source = final_state(finished)
-    fresh = built(finished, ("seed", 1)).initial_state
-    config = Config(init_from=str(finished), model="tiny")
+def test_a_run_begins_with_the_weights_of_another_but_a_new_head(run):
+    source = final_state(run)
+    fresh = built(run, ("seed", 1)).initial_state
+    config = Config(init_from=str(run), model="tiny")
     begun = pretrained.initialise(fresh, config)
     for part in ("params", "batch_stats"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(begun, part)):
@@ -140,12 +43,12 @@ def test_a_run_begins_with_the_weights_of_another_but_a_new_head(finished):
     assert not any(map(np.any, jax.tree.leaves(begun.opt_state)))  # momentum too
 
 
-def test_weights_that_do_not_fit_are_named(finished, tmp_path):
+def test_weights_that_do_not_fit_are_named(run, tmp_path):
     with pytest.raises(InputError, match=r"is not a tiny .* one of \[.*, 8\] for the"):
-        wide = built(finished, ("model_kwargs", {"features": (16, 16)}))
-        config = Config(init_from=str(finished), model="tiny")
+        wide = built(run, ("model_kwargs", {"features": (16, 16)}))
+        config = Config(init_from=str(run), model="tiny")
         pretrained.initialise(wide.initial_state, config)
-    state = built(finished).initial_state
+    state = built(run).initial_state
     with pytest.raises(InputError, match="is not the folder of a run"):
         pretrained.initialise(state, Config(init_from=str(tmp_path), model="tiny"))
     (tmp_path / "config.json").write_text("{}")
@@ -153,16 +56,16 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path):
         pretrained.initialise(state, Config(init_from=str(tmp_path), model="tiny"))
 
 
-def test_weights_of_a_file_of_ours(finished, tmp_path):
+def test_weights_of_a_file_of_ours(run, tmp_path):
     file = str(tmp_path / "tiny.safetensors")
-    run = trained.finished(str(finished))
-    rn_jax.save(file, run.model, run.variables)
-    fresh = built(finished, ("seed", 1)).initial_state
+    source = trained.finished(str(run))
+    rn_jax.save(file, source.model, source.variables)
+    fresh = built(run, ("seed", 1)).initial_state
 
     def begun(source):
         return pretrained.initialise(fresh, Config(model="tiny", init_from=source))
 
-    of_run, of_file = begun(str(finished)), begun(file)
+    of_run, of_file = begun(str(run)), begun(file)
     jax.tree.map(np.testing.assert_array_equal, of_file, of_run)
     with pytest.raises(InputError, match="resnet20_digits is not a tiny with these"):
         begun("resnet20_digits")
@@ -170,7 +73,6 @@ def test_weights_of_a_file_of_ours(finished, tmp_path):
 
 def zero_state(model, image_shape):
     """The state of a new run with zeros everywhere."""
-    import optax
 
     def create(key):
         tx = optax.sgd(0.1)
@@ -182,10 +84,6 @@ def zero_state(model, image_shape):
 
 def test_weights_of_a_file(tmp_path):
     """A ResNet-18 of torchvision's names, for other classes."""
-    from safetensors.numpy import save_file
-
-    from rn_jax import create_model
-    from rn_jax.interop import from_torch, read_weights
 
     torchvision_names = torch_state(classes=7)
     save_file(torchvision_names, tmp_path / "weights.safetensors")
@@ -220,9 +118,6 @@ def test_weights_of_other_channels_and_without_a_classifier(
     tmp_path, random_variables, caplog, name, fields, theirs, ours, headless
 ):
     """The response to an image whose channels are equal stays that of the weights."""
-    from safetensors.numpy import save_file
-
-    from rn_jax.interop import to_torch
 
     model = rn_jax.create_model(name, num_classes=7, **fields)
     weights = to_torch(model, random_variables(model, (64, 64, theirs)))

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation between the steps of training, and BatchNorm's recomputed statistics."""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rn_jax import metrics, parallel, train
+from rn_jax.data import Feed
+from rn_jax.data.batches import Batch
+from rn_jax.models.network import Network
+
+
+class EvalSteps(NamedTuple):
+    """The compiled steps of an evaluation.
+
+    Attributes:
+        evaluate: (variables, batch) -> sums.
+        statistics: (variables, batch, number) -> batch_stats, see
+            `train.make_statistics_step`.
+    """
+
+    evaluate: Callable
+    statistics: Callable
+
+
+def make_eval_steps(
+    model: Network, preprocess: Callable, devices: Sequence[jax.Device], mode: str
+) -> EvalSteps:
+    """Make and compile the steps for a network; `mode` is one of `parallel.MODES`."""
+    parts: dict[str, Any] = {
+        "model": model,
+        "preprocess": preprocess,
+        "axis_name": parallel.axis_name(devices),
+    }
+    return EvalSteps(
+        parallel.compile_eval_step(train.make_eval_step(**parts), devices, mode=mode),
+        parallel.compile_statistics_step(
+            train.make_statistics_step(**parts), devices, mode=mode
+        ),
+    )
+
+
+def evaluate(
+    steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Return the mean loss in nats and the error in percent over some batches."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    total: Any = collections.Counter()
+    for batch in batches:
+        sums = jax.device_get(steps.evaluate(variables, batch))
+        total.update({name: float(value) for name, value in sums.items()})
+    return metrics.means(total)
+
+
+def measure(
+    steps: EvalSteps, state: train.TrainState, feed: Feed, batch_size: int
+) -> dict[str, float]:
+    """Return what an evaluation adds to metrics.jsonl.
+
+    That is loss and error of training, since the last evaluation, and of the feed's
+    parts "val" and "test". For a network with blocks it is also "open_blocks", the mean
+    number of open blocks so far, and "first_gradient", see `train.TrainState.sums`.
+    """
+    sums = jax.device_get(state.sums)
+    means = {"train": metrics.means(sums)}
+    for part in ("val", "test"):
+        if part in feed.parts:
+            batches = feed.eval_batches(part, batch_size=batch_size)
+            means[part] = evaluate(steps, state, batches)
+    line = {f"{p}_{name}": value for p in means for name, value in means[p].items()}
+    opened = np.asarray(state.open_counts)
+    if len(opened):
+        line["open_blocks"] = float(opened.sum() / int(state.step))
+        line["first_gradient"] = float(sums["gradient"] / sums["count"])
+    return line
+
+
+def with_exact_statistics(
+    steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
+) -> train.TrainState:
+    """Return the state with BatchNorm's statistics over some training batches.
+
+    The steps of training that follow are unaffected: they normalise by the statistics
+    of their own batch.
+    """
+    stats = state.batch_stats
+    for number, batch in enumerate(batches, start=1):
+        variables = {"params": state.params, "batch_stats": stats}
+        stats = steps.statistics(variables, batch, np.float32(number))
+    return state.replace(batch_stats=stats)
+
+
+def better(
+    best: Mapping[str, Any] | None, line: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return what is kept of an evaluation if it is the best so far, else None.
+
+    `best` is what was kept before, and `line` is the evaluation's in metrics.jsonl.
+    """
+    error = line.get("val_error_percent")
+    if error is None or (best is not None and error > best["val_error_percent"]):
+        return None
+    names = ("epoch", "val_error_percent", "test_error_percent")
+    return {name: line[name] for name in names}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of all results: the runs that it keeps, and its numbers."""
+
+import json
+import shutil
+
+import fake
+import numpy as np
+import pytest
+from driver import ROOT as PROJECT
+from driver import in_process
+from etils import epath
+from test_reproduce import PAIR, arguments
+
+from experiments import reproduce
+from experiments.papers import results_page
+from experiments.papers.tables import TABLES
+from experiments.training import loop
+
+ROOT = PROJECT / "results"
+
+
+def page_rows(text):
+    """Cells of every row that is not a head, by the section's title."""
+    found, title = {}, None
+    for line in text.splitlines():
+        if line.startswith("## "):
+            title = line[3:]
+        elif line.startswith("| ") and not line.startswith(("| row |", "| --- |")):
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            found.setdefault(title, []).append(row)
+    return found
+
+
+def test_kept_runs_are_on_the_page_of_all_results(tmp_path, monkeypatch, capsys):
+    """Errors 6, 7 and 11 % at the last epoch, a point more at the best."""
+    errors = {0: 6.0, 1: 7.0, 2: 11.0}
+    fake.use(monkeypatch, lambda config: errors[config.seed])
+    keep = f"--keep={tmp_path / 'results'}"
+    argv = arguments(tmp_path / "run", *PAIR[1:], "--only=constant", "--seeds=3", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    row = tmp_path / "results" / "runs" / "stochastic_depth" / "constant-cifar10"
+    assert sorted(path.name for path in row.rglob("*") if path.is_file()) == sorted(
+        ["config.json", "metrics.jsonl", "summary.json"] * 3
+    )
+    found = page_rows((tmp_path / "results" / "README.md").read_text())
+    assert len(found) == len(TABLES)
+    first, *others = found[TABLES["stochastic_depth"].title]
+    command = " ".join(["python -m experiments.reproduce", *argv])
+    assert first == [
+        *("constant", "cifar10", "6.41", "9.00 ± 2.65", "0.250", "3", "500 of 500"),
+        *("a CPU, 2 cores, 4 GiB", "60 s", f"`{command}`", "0123456"),
+    ]
+    assert all(cells[3:6] == ["", "", "0"] for cells in others)
+    assert (row.parent / "curves.png").exists()
+
+    # A seed twice counts once, and a rehearsal does not take the place of whole runs.
+    again = arguments(tmp_path / "again", *PAIR[1:], "--only=constant", keep)
+    assert in_process(monkeypatch, again, reproduce) == 0
+    short = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
+    assert in_process(monkeypatch, short, reproduce) == 0
+    assert "keeps its longer runs" in capsys.readouterr().out
+    page = (tmp_path / "results" / "README.md").read_text()
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert first[3:7] == ["9.00 ± 2.65", "0.250", "3", "500 of 500"]
+
+    (tmp_path / "results" / "README.md").unlink()
+    assert in_process(monkeypatch, keep.split("="), reproduce) == 0  # from kept files
+    assert (tmp_path / "results" / "README.md").read_text() == page
+
+
+def test_whole_runs_take_the_place_of_a_rehearsal(tmp_path, monkeypatch):
+    fake.use(monkeypatch, lambda config: config.epochs / 100)
+    keep = f"--keep={tmp_path / 'results'}"
+    argv = arguments(tmp_path / "short", *PAIR, "--scale=0.01", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert (first[3], first[6]) == ("1.05\\*", "5 of 500")
+    assert "stochastic minus constant on cifar10: +0.00 points" in page
+    assert "-1.16 in the paper.\\*" in page and "): with " not in page
+    argv = arguments(tmp_path / "whole", *PAIR, "--seeds=2", keep)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    first, *_ = page_rows(page)[TABLES["stochastic_depth"].title]
+    assert (first[3], first[5]) == ("6.00 ± 0.00", "2") and "\\*" not in page
+
+
+def test_a_run_that_diverged_is_on_the_page(tmp_path, monkeypatch):
+    """One of two seeds, then both; when it is tried again with success, no longer."""
+    diverged = loop.NotFiniteError("Not finite at step 3.")
+    page = tmp_path / "results" / "README.md"
+    argv = ["--dataset=cifar10", "--only=constant", f"--keep={page.parent}"]
+
+    def first_row(name, seeds, at=None):
+        fake.use(monkeypatch, at=at, ends=diverged)
+        told = arguments(tmp_path / name, *argv, f"--seeds={seeds}")
+        assert in_process(monkeypatch, told, reproduce) == 0
+        return page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
+
+    row = first_row("a", "0,1", at=1)
+    assert (row[3], row[5]) == ("11.00 (diverged)", "1")
+    kept = page.parent / "runs" / "stochastic_depth" / "constant-cifar10"
+    assert [(kept / f"seed{i}" / "diverged.json").exists() for i in (0, 1)] == [1, 0]
+    shutil.rmtree(kept)
+    row = first_row("b", "1", at=1)
+    assert row[3:7] == ["diverged", "", "0", "500 of 500"] and "--seeds=1" in row[9]
+    assert first_row("b", "1")[3:6] == ["11.00", "0.250", "1"]
+    assert not list(page.parent.rglob("diverged.json"))
+    # What has ended stays, whether the same config or another diverges later.
+    for name, more in (("c", []), ("d", ["--config.warmup=7"])):
+        argv += more
+        assert first_row(name, "1", at=1)[3:6] == ["11.00", "0.250", "1"]
+    argv.pop()
+    (kept / "seed0" / "summary.json").unlink()  # as if writing had been stopped
+    assert first_row("e", "1")[3:6] == ["11.00", "0.250", "1"]
+
+
+def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    changed = ["--config.warmup=7", "--config.eval_every_steps=100"]
+    options = [*PAIR, *changed, f"--keep={tmp_path / 'results'}"]
+    assert in_process(monkeypatch, arguments(tmp_path / "a", *options), reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    says = "with eval_every_steps=100, warmup=7.0."
+    says = f"- constant (cifar10), stochastic (cifar10): {says}"
+    assert says in page
+    row = page_rows(page)[TABLES["stochastic_depth"].title][0]
+    assert row[3] == "11.00\\*"
+
+
+def test_every_figure_of_the_results_comes_from_a_committed_summary():
+    """Read off the page, without what writes it."""
+    text = (ROOT / "README.md").read_text()
+    found = page_rows(text)
+    statistic = {"mean": np.mean, "median": np.median, "best": np.min}
+    seen = set()
+    for name, table in TABLES.items():
+        for row, dataset, _, ours, loss, n, epochs, *rest in found[table.title]:
+            place = ROOT / "runs" / name / f"{row}-{dataset}"
+            files = sorted(place.rglob("summary.json"))
+            assert int(n) == len(files)
+            if not files:
+                if list(
+                    (ROOT / "runs" / name).glob(f"{row}-{dataset}/*/diverged.json")
+                ):
+                    assert ours == "diverged"
+                else:
+                    assert (ours, loss, *rest) == ("",) * 6
+                    assert epochs.startswith("0 of ")
+                continue
+            seen |= set(files)
+            summaries = [json.loads(file.read_text()) for file in files]
+            held_out = summaries[0]["protocol"] == "45k5k"
+            at = "_at_best_val" if held_out else ""
+            error = [summary[f"test_error{at}_percent"] for summary in summaries]
+            ours = ours.removesuffix(" (diverged)").rstrip("\\*")
+            number, _, deviation = ours.partition(" ± ")
+            assert number == f"{statistic[table.statistic](error):.2f}"
+            if deviation:
+                assert deviation == f"{np.std(error, ddof=1):.2f}"
+            seconds = np.mean([summary["wall_seconds"] for summary in summaries])
+            took, unit = rest[1].split()
+            assert float(took) == pytest.approx(
+                seconds / {"s": 1, "min": 60}[unit], abs=0.5
+            )
+            assert float(loss) == pytest.approx(
+                np.mean([summary["train_loss"] for summary in summaries]), abs=5e-4
+            )
+            first = summaries[0]
+            assert epochs.startswith(f"{first['epochs']:g} of ")
+            machine = first.get("machine", {"cpu": first["devices"]})
+            hardware = machine.get("accelerator", machine["cpu"])
+            assert rest[0].startswith(hardware)
+            if "cores" in machine and "accelerator" not in machine:
+                assert f", {machine['cores']} cores, " in rest[0]
+            assert rest[2] == f"`{first['command']}`"
+            assert rest[3] == first["git_revision"][:7]
+    assert seen == set((ROOT / "runs").rglob("summary.json"))
+    assert results_page.page(epath.Path(ROOT)) == text

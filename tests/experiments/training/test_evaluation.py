@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation by the papers' protocols, through the command."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from driver import (
+    arguments,
+    assert_same_run,
+    final_state,
+    in_process,
+    lines,
+    stop_after,
+)
+from etils import epath
+
+from experiments.config import read_config
+from rn_jax import data
+from rn_jax.models import MODELS
+
+PROTOCOL = [
+    "--config.protocol=45k5k",
+    "--config.eval_every_steps=3",
+    "--config.lr_schedule=plateau",
+    "--config.plateau_patience=1",
+    "--config.lr_factor=0.5",
+    "--config.learning_rate=0.3",
+    "--config.warmup_until_error=85",
+    "--config.batch_norm_at_test=exact",
+    "--config.batch_norm_examples=480",
+    "--config.micro_batches=2",
+    "--config.epochs=4",
+    "--config.log_every_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, quick_compile_module):
+    """A run of 20 steps in 4 epochs, looked at every 3 steps."""
+    workdir = tmp_path_factory.mktemp("protocol") / "whole"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        from tiny import TINY
+
+        monkeypatch.setitem(MODELS, "tiny", TINY)
+        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+    return workdir
+
+
+def test_the_rate_follows_training_and_validation_errors_alone(finished):
+    """Written out once more from the errors that the run logged."""
+    running, warm, scale, best, waited = 100.0, True, 1.0, np.inf, 0
+    seen = []
+    for line in lines(finished):
+        if line["kind"] == "step":
+            rate = (0.01 if warm else 0.3) * scale
+            assert line["learning_rate"] == pytest.approx(rate), line["step"]
+            running = 0.95 * running + 0.05 * line["train_error_percent"]
+            warm = warm and running >= 85
+            seen.append(rate)
+        else:
+            error = line["val_error_percent"]
+            waited = 0 if error < best else waited + 1
+            best = min(best, error)
+            if waited == 1:
+                scale, waited = scale / 2, 0
+    assert len(seen) == 20 and len(set(seen)) > 1  # it did change
+
+
+def test_evaluation_by_steps(finished):
+    epochs = [ln for ln in lines(finished) if ln["kind"] == "epoch"]
+    assert [ln["step"] for ln in epochs] == [3, 6, 9, 12, 15, 18, 20]
+    assert [ln["epoch"] for ln in epochs] == [0.6, 1.2, 1.8, 2.4, 3, 3.6, 4]
+    summary = json.loads((finished / "summary.json").read_text())
+    best = min(epochs, key=lambda ln: (ln["val_error_percent"], -ln["step"]))
+    assert summary["best_epoch"] == best["epoch"]
+    assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
+
+
+@pytest.mark.slow
+def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
+    """Stopped between two evaluations, it goes on bit for bit."""
+    workdir = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11)
+        assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 75
+    assert not (workdir / "summary.json").exists()
+    assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
+    assert_same_run(workdir, finished)
+
+
+def test_saved_statistics_are_those_of_the_examples(finished):
+    """Of the stem's BatchNorm after the last evaluation, by NumPy."""
+    state = final_state(finished)
+    config = read_config(epath.Path(finished))
+    train, _ = data.split_validation(data.load("digits"), seed=config.split_seed)
+    order = data.epoch_permutation(len(train), seed=0, epoch=0)[:480]
+    images = data.normalizer(train, "channel")(train.images[order])
+    stem = jax.lax.conv_general_dilated(
+        images,
+        state["['params']['stem_conv']['kernel']"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    found = {n: state[f"['batch_stats']['stem_bn']['{n}']"] for n in ("mean", "var")}
+    np.testing.assert_allclose(found["mean"], stem.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found["var"], stem.var((0, 1, 2)), rtol=1e-4)

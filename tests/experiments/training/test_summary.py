@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run reports when it ends."""
+
+from configs.default import Config
+from experiments.training.evaluation import better
+from experiments.training.summary import sentence, summarize, whole
+
+
+def line(epoch, **errors):
+    return {"epoch": epoch, "train_loss": 1.0} | {
+        f"{part}_error_percent": error for part, error in errors.items()
+    }
+
+
+def test_of_equal_validation_errors_the_last_is_the_best():
+    assert better(None, line(1, test=9.0)) is None  # nothing is held out
+    best = better(None, line(1, val=8.0, test=9.0))
+    assert best == {"epoch": 1, "val_error_percent": 8.0, "test_error_percent": 9.0}
+    assert better(best, line(2, val=8.5, test=7.0)) is None
+    assert better(best, line(3, val=8.0, test=7.0))["epoch"] == 3
+
+
+def test_summary_and_sentence():
+    config = Config(model="resnet20", published_error_percent={"cifar10": 8.75})
+    last = line(3, val=8.0, test=9.5)
+    best = better(None, line(2, val=7.0, test=9.0))
+    summary = summarize({"dataset": "cifar10"}, last, best, None)
+    assert summary["test_error_percent"] == 9.5
+    assert (summary["best_epoch"], summary["best_val_error_percent"]) == (2, 7.0)
+    expected = "Test error 9.50 %, 9.00 % at the best validation epoch "
+    assert sentence(config, summary) == f"{expected}(He et al. 2015: 8.75 %)."
+
+
+def test_whole_epochs_are_integers():
+    assert [whole(epochs) for epochs in (3.0, 2.6, 1 / 3)] == [3, 2.6, 0.33]

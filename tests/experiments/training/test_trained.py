@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished runs, opened for reading."""
+
+import jax
+import numpy as np
+from driver import final_state
+
+from experiments.training import trained
+from rn_jax import train
+
+
+def test_the_last_state_is_read_and_none_is_made(run, monkeypatch):
+    create = train.create_state
+
+    def abstract(key, **parts):
+        assert isinstance(key, jax.core.Tracer)
+        return create(key, **parts)
+
+    monkeypatch.setattr(train, "create_state", abstract)
+    found = trained.finished(str(run))
+    state = final_state(run)
+    for part in ("params", "batch_stats"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found.variables[part]):
+            name = f"['{part}']{jax.tree_util.keystr(path)}"
+            np.testing.assert_array_equal(leaf, state[name], err_msg=name)
+    steps = found.summary["steps"]
+    np.testing.assert_array_equal(found.opened, state["['open_counts']"] / steps)
