@@ -75,7 +75,7 @@ def calls(tmp_path_factory, quick_compile_module):
         sys.setprofile(note)
         try:
             assert run.main(training) == 0
-            assert analyze.main([*study, "--studies=delete_one"]) == 0
+            assert analyze.main([*study, "--study=delete_one"]) == 0
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
