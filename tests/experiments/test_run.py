@@ -113,7 +113,7 @@ BAD_INPUT = {
         r"must be one of None, bfloat16, tensorfloat32, float32, not 'tf32'",
     ),
     "nothing to begin from": (["--config.init_from=x.pt"], r"There is no file x.pt"),
-    "drops": (["--config.lr_drops=(0.7, 0.5)"], r"one after another"),
+    "drops": (["--config.lr_drops=(0.7, 0.5)"], r"lr_drops must increase"),
     "value apart": (["--config.lr_drops_unit", "epoch"], r"lr_drops_unit must be one"),
     "field of the config": (
         ["--epochs=3"],
