@@ -270,7 +270,7 @@ def draw(
         path: file of the PNG.
     """
     figure, panels = figures.panels(2, 10, 4)
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         row: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10]}
         for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
     }
