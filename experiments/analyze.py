@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
@@ -33,28 +33,7 @@ _IDENTITY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, analyze)
-    add, path = parser.add_argument, parser.add_path
-    path("--workdir", help="folder of a finished run")
-    add("--model", help="name in rn_jax.list_models(), for imported weights")
-    path("--weights", help="name for rn_jax.load, or a file: .safetensors, ...")
-    add("--dataset", help="data set of the imported weights")
-    add("--model_kwargs", type=_dict, help="other fields of that model, as a dict")
-    add("--normalization", help="normalisation of its images; default: imagenet")
-    path("--data_dir", help="folder of the data set; default: the run's or TFDS's")
-    add("--study", type=_names, dest="studies", help=f"{', '.join(STUDIES)}, or all")
-    path("--out", help="folder; default: RUN/analysis or runs/analysis-FILE")
-    add(
-        "--images", type=int, help="number of test images; default: all, on a CPU 2,000"
-    )
-    add("--draws", type=int, help="number of random draws per point; default: 10")
-    add("--seed", type=int, help="seed of the draws; default: 0")
-    add("--factors", help="keep (the default) or drop p_l at test")
-    add("--bounds", type=_bounds, help="ranges of path lengths to report the share of")
-    add("--batch_size", type=int, help="test images at a time; default: 250")
-    add("--compare", action="extend", type=_folders, help="folders of runs or analyses")
-    add("--force", action="store_true", help="repeat finished studies")
-    return parser.call(
+    return cli.Parser(__doc__, analyze).call(
         argv, interrupted="Interrupted; the same command continues with the next study."
     )
 
@@ -91,24 +70,32 @@ def _folders(text):
     return [cli.path(part) for part in text.split(",") if part]
 
 
+_STUDY = {
+    "flag": "--study",
+    "type": _names,
+    "help": f"{', '.join(STUDIES)}, or all",
+}
+_COMPARE = {"action": "extend", "type": _folders}
+
+
 def analyze(
     *,
-    workdir: str | None = None,
-    weights: str | None = None,
+    workdir: cli.Path | None = None,
+    weights: cli.Path | None = None,
     model: str | None = None,
     dataset: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Annotated[Mapping[str, Any] | None, _dict] = None,
     normalization: str | None = None,
-    data_dir: str | None = None,
-    studies: Iterable[str] | None = None,
-    out: epath.PathLike | None = None,
+    data_dir: cli.Path | None = None,
+    studies: Annotated[Iterable[str] | None, _STUDY] = None,
+    out: cli.AnyPath | None = None,
     images: int | None = None,
     draws: int = 10,
     seed: int = 0,
     factors: str = "keep",
-    bounds: Sequence[tuple[int, int]] = ((5, 17), (19, 35)),
+    bounds: Annotated[Sequence[tuple[int, int]], _bounds] = ((5, 17), (19, 35)),
     batch_size: int = 250,
-    compare: Sequence[str] = (),
+    compare: Annotated[Sequence[str], _COMPARE] = (),
     force: bool = False,
     command: str = "experiments.analyze.analyze(...)",
 ) -> dict[str, Results]:

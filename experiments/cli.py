@@ -11,9 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin, get_type_hints
 
 from absl import logging
+from etils import epath
 
 from configs.default import ALIASES, FIELDS
 from experiments import streams
@@ -34,25 +36,54 @@ _LONGEST = 4000
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's own options, with one sentence for an option that it cannot accept.
+    """The options of a command, which are the keywords of its function.
+
+    An option has its keyword's default, the type in its annotation and the help in the
+    docstring's "Args". `Annotated` adds a function that parses the text, or a dict of
+    settings of `add_argument` and "flag", the option's name if it differs. A sequence
+    without a default is positional.
+    A keyword `arguments` receives the options of the config, for `load_config`, and a
+    keyword `command` the command line.
 
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under
             python -OO it is None, and argparse writes a usage of its own.
-        function: the function to call. Its keywords are the options, with its defaults.
-            A keyword `arguments` receives the options of the config, for
-            `load_config`, and a keyword `command` the command line.
+        function: the function to call.
+        epilog: text at the end of --help.
     """
 
-    def __init__(self, doc: str | None, function: Callable):
+    def __init__(self, doc: str | None, function: Callable, epilog: str | None = None):
         first, _, usage = (doc or "").partition("\n\n")
         super().__init__(
             description=first,
             usage=usage or None,
+            epilog=epilog,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
         self._function = function
+        text = inspect.getdoc(function) or ""
+        section = text.partition("Args:\n")[2].partition("\n\n")[0]
+        helps = dict(re.findall(r"(?ms)^ {4}(\w+): (.+?)(?=\n {4}\w|\Z)", section))
+        hints = get_type_hints(function, include_extras=True)
+        for name, keyword in inspect.signature(function).parameters.items():
+            if name in ("arguments", "command"):
+                continue
+            settings = _settings(hints[name])
+            text = re.sub(r"\bNone\b( for|:)", "default:", helps.get(name, ""))
+            default = keyword.default
+            if default != () and type(default) in (int, float, str, tuple):
+                text = f"{text.strip().rstrip('.')} (default: {default})"
+            settings.setdefault("help", " ".join(text.split()).replace("%", "%%"))
+            flag = settings.pop("flag", f"--{name}")
+            if default is not keyword.empty:
+                self.add_argument(flag, dest=name, **settings)
+            elif get_origin(hints[name]) is Sequence:
+                self.add_argument(
+                    name, nargs="+", metavar=name[:-1].upper(), **settings
+                )
+            else:
+                self.add_argument(flag, required=True, **settings)
 
     def call(self, argv: Sequence[str] | None, *, interrupted: str) -> int:
         """Call the function with the options in `argv`, by default this process's.
@@ -80,10 +111,6 @@ class Parser(argparse.ArgumentParser):
             f"{message[0].upper()}{message[1:]}; --help shows all options."
         )
 
-    def add_path(self, name: str, **settings: Any) -> None:
-        """Add an option for a path, in which "~" and "~user" are expanded."""
-        self.add_argument(name, type=path, **settings)
-
     def parse_with_config(
         self, argv: Sequence[str]
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -105,6 +132,19 @@ class Parser(argparse.ArgumentParser):
                 known = [*self._option_string_actions, "--config"]
                 raise unknown_name("option", name, known)
         return options, rest
+
+
+def _settings(hint):
+    """Return the settings of `add_argument` for an annotation."""
+    if get_origin(hint) is Annotated:
+        added = hint.__metadata__[0]
+        return {"type": added} if callable(added) else dict(added)
+    if hint is bool:
+        return {"action": "store_true"}
+    if hint in (int, float):
+        return {"type": hint}
+    parts = get_args(hint) if get_origin(hint) in (Sequence, Union, UnionType) else ()
+    return {key: value for part in parts for key, value in _settings(part).items()}
 
 
 def at_least(least: int, **values: int | None) -> None:
@@ -135,6 +175,11 @@ def path(text: str) -> str:
         return expanded(text)
     except InputError as error:  # argparse would drop its sentence
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
+# Annotations of options: a path, in which "~" and "~user" are expanded.
+Path = Annotated[str, path]
+AnyPath = Annotated[epath.PathLike, path]
 
 
 def as_typed(name: str, argv: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from etils import epath
@@ -36,18 +36,9 @@ _MULTIPLE = 32
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, evaluate)
-    add, path = parser.add_argument, parser.add_path
-    path("--workdir", required=True, help="folder of a finished run")
-    add("--crops", help="center, which is the default, ten or dense")
-    add("--resize", type=int, help="shorter side before a crop; default: the run's")
-    add("--size", type=int, help="side of a crop in pixels; default: the run's")
-    add("--scales", type=_scales, help="shorter sides of dense images")
-    add("--images", type=int, help="number of the first images; default: all")
-    add("--batch_size", type=int, help="images at a time; default: 64")
-    add("--num_workers", type=int, help="processes; default: one per core")
-    path("--data_dir", help="folder of the data set; default: the run's")
-    return parser.call(argv, interrupted="Interrupted; nothing was written.")
+    return cli.Parser(__doc__, evaluate).call(
+        argv, interrupted="Interrupted; nothing was written."
+    )
 
 
 def _scales(text):
@@ -60,16 +51,16 @@ def _scales(text):
 
 
 def evaluate(
-    workdir: str,
+    workdir: cli.Path,
     *,
     crops: str = "center",
     resize: int | None = None,
     size: int | None = None,
-    scales: tuple[int, ...] = (224, 256, 384, 480, 640),
+    scales: Annotated[tuple[int, ...], _scales] = (224, 256, 384, 480, 640),
     images: int | None = None,
     batch_size: int = 64,
     num_workers: int | None = None,
-    data_dir: str | None = None,
+    data_dir: cli.Path | None = None,
 ) -> dict[str, Any]:
     """Print top-1 and top-5 errors, and write evaluation_CROPS.json into the run.
 

@@ -32,21 +32,17 @@ FORMATS = ("stablehlo", "safetensors")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, export)
-    add, path = parser.add_argument, parser.add_path
-    path("--workdir", required=True, help="folder of a finished run")
-    add("--format", help="stablehlo, which is the default, or safetensors")
-    path("--out", help="file; default: in the run, named after the network")
-    path("--data_dir", help="folder of the data set; default: the run's")
-    return parser.call(argv, interrupted="Interrupted; nothing was written.")
+    return cli.Parser(__doc__, export).call(
+        argv, interrupted="Interrupted; nothing was written."
+    )
 
 
 def export(
-    workdir: str,
+    workdir: cli.Path,
     *,
     format: str = "stablehlo",
-    out: epath.PathLike | None = None,
-    data_dir: str | None = None,
+    out: cli.AnyPath | None = None,
+    data_dir: cli.Path | None = None,
 ) -> epath.Path:
     """Write the file, and print where it is and how to read it.
 

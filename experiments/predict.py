@@ -21,17 +21,15 @@ from rn_jax.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, predict)
-    add, path = parser.add_argument, parser.add_path
-    path("--workdir", required=True, help="folder of a finished run")
-    add("--top", type=int, help="number of classes to print; default: 3")
-    path("--data_dir", help="folder of the data set; default: the run's")
-    path("images", nargs="+", metavar="IMAGE", help="file of a picture")
-    return parser.call(argv, interrupted="Interrupted.")
+    return cli.Parser(__doc__, predict).call(argv, interrupted="Interrupted.")
 
 
 def predict(
-    workdir: str, images: Sequence[str], *, top: int = 3, data_dir: str | None = None
+    workdir: cli.Path,
+    images: Sequence[cli.Path],
+    *,
+    top: int = 3,
+    data_dir: cli.Path | None = None,
 ) -> list[dict[str, float]]:
     """Print a line for each picture: its most likely classes and their probabilities.
 

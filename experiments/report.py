@@ -27,23 +27,15 @@ from rn_jax.filesystem import replace_file
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, report)
-    add, path = parser.add_argument, parser.add_path
-    path("runs", nargs="+", metavar="RUN", help="folder of a run")
-    path("--out", help="file; default: report.html in the first run's folder")
-    add(
-        "--worst", type=int, help="number of images with the greatest loss; default: 24"
-    )
-    path("--data_dir", help="folder of the data set; default: the run's")
-    return parser.call(argv, interrupted="Interrupted.")
+    return cli.Parser(__doc__, report).call(argv, interrupted="Interrupted.")
 
 
 def report(
-    runs: Sequence[str],
+    runs: Sequence[cli.Path],
     *,
-    out: epath.PathLike | None = None,
+    out: cli.AnyPath | None = None,
     worst: int = 24,
-    data_dir: str | None = None,
+    data_dir: cli.Path | None = None,
     command: str = "experiments.report.report(...)",
 ) -> epath.Path:
     """Read the runs, test the networks of finished ones, and write the page.

@@ -10,7 +10,7 @@ python -m experiments.reproduce --keep=DIR
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
@@ -34,34 +34,35 @@ from rn_jax.filesystem import make_folder, replace_file
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, reproduce)
-    add, path = parser.add_argument, parser.add_path
-    add("--table", help=f"one of {', '.join(TABLES)}")
-    add("--only", help="names of rows, with commas between; default: all")
-    add("--seeds", help="number of seeds for every row, or a list of them")
-    add("--scale", type=float, help="fraction of each schedule's length, to rehearse")
-    add("--dataset", help="data set of all rows; default: the table's own")
-    path("--workdir", help="folder of the table; default: a new one under runs/")
-    path("--keep", help="folder of all results, into which finished runs are copied")
-    return parser.call(argv, interrupted="Interrupted before the first run.")
+    return cli.Parser(__doc__, reproduce).call(
+        argv, interrupted="Interrupted before the first run."
+    )
 
 
 def reproduce(
     arguments: Sequence[str] = (),
     *,
-    table: str | None = None,
+    table: Annotated[str | None, {"help": f"one of {', '.join(TABLES)}"}] = None,
     only: str | None = None,
     seeds: str | None = None,
     scale: float = 1.0,
     dataset: str | None = None,
-    workdir: str | None = None,
-    keep: str | None = None,
+    workdir: cli.Path | None = None,
+    keep: cli.Path | None = None,
     command: str = "experiments.reproduce.reproduce(...)",
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
 
-    The keywords are the command's options; `arguments` override fields of the configs.
-    The table names the `command`.
+    Args:
+        arguments: options that override fields of the configs.
+        table: name of the table.
+        only: names of rows, with commas between; None: all.
+        seeds: number of seeds for every row, or a list of them.
+        scale: fraction of each schedule's length, to rehearse.
+        dataset: data set of all rows; None: the table's own.
+        workdir: folder of the table; None: a new one under runs/.
+        keep: folder of all results, into which finished runs are copied.
+        command: the command line, which the table names.
 
     Raises:
         InputError: something that the user can mend, in one sentence.

@@ -24,29 +24,16 @@ from rn_jax.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, run)
-    add, path = parser.add_argument, parser.add_path
-    path("--workdir", help="folder of the run; default: a new one under runs/")
-    add("--seeds", help="number of seeds, or a list of them; each has its own folder")
-    add("--profile", type=int, help="number of steps to write a trace of")
-    add("--coordinator", help="HOST:PORT of process 0, if there are several processes")
-    add("--num_processes", type=int, help="number of processes of the run")
-    add("--process_id", type=int, help="number of this process: 0, 1, ...")
-    add("--heartbeat_timeout", type=int, help="seconds until a process counts as dead")
-    add(
-        "--dry_run",
-        action="store_true",
-        help="print the network and the cost, and stop",
+    epilog = f"configs (in configs/): {', '.join(configs.names())}"
+    return cli.Parser(__doc__, run, epilog).call(
+        argv, interrupted="Interrupted before the first step."
     )
-    add("--list", action="store_true", help="print models, data sets and configs")
-    parser.epilog = f"configs (in configs/): {', '.join(configs.names())}"
-    return parser.call(argv, interrupted="Interrupted before the first step.")
 
 
 def run(
     arguments: Sequence[str] = (),
     *,
-    workdir: str | None = None,
+    workdir: cli.Path | None = None,
     seeds: str | None = None,
     profile: int = 0,
     coordinator: str | None = None,
@@ -59,8 +46,18 @@ def run(
 ) -> None:
     """Train one run, or one for each seed, or print what could be trained.
 
-    The keywords are the command's options; `arguments` are those of the config, for
-    `load_config`. A `command` is reported in the summary.
+    Args:
+        arguments: options of the config, for `load_config`.
+        workdir: folder of the run; None: a new one under runs/.
+        seeds: number of seeds, or a list of them; each has its own folder.
+        profile: number of steps to write a trace of.
+        coordinator: HOST:PORT of process 0, if there are several processes.
+        num_processes: number of processes of the run.
+        process_id: number of this process: 0, 1, ...
+        heartbeat_timeout: seconds until a process counts as dead.
+        dry_run: print the network and the cost, and stop.
+        list: print models, data sets and configs.
+        command: the command line, which the summary names.
 
     Raises:
         InputError: something that the user can mend, in one sentence.

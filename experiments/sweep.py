@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
@@ -30,26 +30,27 @@ from rn_jax.filesystem import make_folder, replace_file
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = cli.Parser(__doc__, sweep)
-    add, path = parser.add_argument, parser.add_path
-    add("--grid", action="append", help="a field and its values; may be repeated")
-    path("--workdir", help="folder of the sweep; default: a new one under runs/")
-    add("--seeds", help="number of seeds for every combination, or a list of them")
-    return parser.call(argv, interrupted="Interrupted before the first run.")
+    return cli.Parser(__doc__, sweep).call(
+        argv, interrupted="Interrupted before the first run."
+    )
 
 
 def sweep(
     arguments: Sequence[str] = (),
     *,
-    grid: Sequence[str] = (),
-    workdir: str | None = None,
+    grid: Annotated[Sequence[str], {"action": "append"}] = (),
+    workdir: cli.Path | None = None,
     seeds: str | None = None,
     command: str = "experiments.sweep.sweep(...)",
 ) -> None:
     """Train every combination of values, and write the table and the figure.
 
-    The keywords are the command's options; `arguments` are those of the config, for
-    `load_config`. The table names the `command`.
+    Args:
+        arguments: options of the config, for `load_config`.
+        grid: a field and its values, FIELD=VALUE,VALUE; the option may be repeated.
+        workdir: folder of the sweep; None: a new one under runs/.
+        seeds: number of seeds for every combination, or a list of them.
+        command: the command line, which the table names.
 
     Raises:
         InputError: something that the user can mend, in one sentence.

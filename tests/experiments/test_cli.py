@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -116,9 +118,56 @@ def test_programs_get_the_error_of_the_import_itself():
 
 
 def test_without_docstrings_there_is_a_usage_all_the_same(capsys):
-    parser = cli.Parser(None, dict)
-    parser.add_argument("--workdir")
-    assert "[--workdir WORKDIR]" in parser.format_help()
+    def work(*, workdir: cli.Path | None = None): ...
+
+    assert "[--workdir WORKDIR]" in cli.Parser(None, work).format_help()
+
+
+def test_options_are_the_keywords_of_a_function(capsys):
+    calls = []
+
+    def work(
+        runs: Sequence[cli.Path],
+        model: str,
+        *,
+        times: int = 3,
+        scale: float | None = None,
+        quick: bool = False,
+        names: Annotated[Sequence[str], {"flag": "--name", "action": "append"}] = (),
+        size: Annotated[tuple[int, ...], lambda text: tuple(map(int, text))] = (1, 2),
+        command: str = "",
+    ):
+        """Work.
+
+        Args:
+            runs: folders of runs.
+            model: name of
+                the model.
+            times: number of times, 100 % of them.
+            scale: a factor; None: the run's.
+        """
+        calls.append(vars() | {"calls": None})
+
+    def call(*argv):
+        return cli.Parser("Work.\n\nusage", work).call(argv, interrupted="No.")
+
+    assert call("a", "b", "--model=m", "--times=4", "--scale=0.5", "--quick") == 0
+    assert call("a", "--model=m", "--name=x", "--name=y", "--size=34") == 0
+    first, second = calls
+    assert (first["runs"], first["times"], first["scale"]) == (["a", "b"], 4, 0.5)
+    assert first["quick"] is True and first["names"] == () and first["size"] == (1, 2)
+    assert (second["times"], second["names"], second["size"]) == (3, ["x", "y"], (3, 4))
+    assert second["command"].endswith("--size=34") and second["quick"] is False
+    assert call("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: usage Work. positional arguments: RUN folders of runs." in text
+    assert "--model MODEL name of the model." in text
+    assert "--times TIMES number of times, 100 % of them (default: 3)" in text
+    assert "--scale SCALE a factor; default: the run's." in text
+    assert call("a") == 2
+    assert "required: --model" in capsys.readouterr().err
+    assert call("a", "--model=m", "--times=x") == 2
+    assert "invalid int value" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -216,8 +265,10 @@ def test_a_tilde_is_the_home_folder_also_after_an_equals_sign(
     typed, meant, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = cli.Parser("Does something.\n\nusage", dict)
-    parser.add_path("--workdir")
+
+    def work(workdir: cli.Path): ...
+
+    parser = cli.Parser("Work.\n\nusage", work)
     meant = meant.replace("HOME", str(tmp_path))
     assert parser.parse_args([f"--workdir={typed}"]).workdir == meant
     assert parser.parse_args(["--workdir", typed]).workdir == meant
