@@ -50,5 +50,5 @@ def test_normalised_images_without_preprocessing(random_variables, quick_compile
 
 
 def test_other_bytes_are_refused():
-    with pytest.raises(InputError, match="no program that jax"):
+    with pytest.raises(InputError, match="not a program that jax"):
         from_stablehlo(b"not a program")

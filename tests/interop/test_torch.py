@@ -539,14 +539,14 @@ def test_survival_probabilities_are_not_dropped_in_silence(scaling):
 
 def test_names_without_a_counterpart():
     for name in ("wrn16_8", "preact_resnet110", "preact_resnet152"):
-        with pytest.raises(InputError, match=f"No PyTorch project .* {name}"):
+        with pytest.raises(InputError, match=f"No supported PyTorch .*{name}"):
             from_torch(name, {"fc.weight": np.ones((3, 2))})
 
 
 def test_what_is_no_state_dict():
     for content in (Akamaster(3), [("w", 1)], None, torch.ones(2), {1: torch.ones(2)}):
         with pytest.raises(
-            InputError, match=r"as model.state_dict\(\) gives them, not"
+            InputError, match=r"as model.state_dict\(\) returns them, not"
         ):
             from_torch("resnet20", content)
 
