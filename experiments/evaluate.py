@@ -122,7 +122,7 @@ def evaluate(
     probabilities = trained.make_probabilities(run)
     bar = tqdm(batches, total=math.ceil(total / at_once), disable=None)
     if dense:
-        labels, scores = _by_shape(bar, total, batch_size, probabilities)
+        labels, scores = by_shape(bar, total, batch_size, probabilities)
     else:
         labels, scores = _by_batch(bar, probabilities)
     if not len(labels):
@@ -169,7 +169,7 @@ def _by_batch(batches: Iterable, probabilities: Callable):
     return np.concatenate(labels), np.concatenate(scores)
 
 
-def _by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
+def by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
     """Return int[N] labels and float[N, K] mean scores of views of different shapes.
 
     Views of one shape are collected until they fill a batch.

@@ -65,7 +65,7 @@ def join_processes(
             f"heartbeat_timeout must be at least 1 second, not {heartbeat_timeout}."
         )
     by_hand = _check_place(coordinator, num_processes, process_id)
-    launched = not by_hand and _launched_with_others(os.environ)
+    launched = not by_hand and launched_with_others(os.environ)
     if not by_hand and not launched and find_spec("libtpu") is None:
         return False
     # A run handles SIGTERM itself, at a step on which all processes agree.
@@ -120,7 +120,7 @@ def _check_place(coordinator, num_processes, process_id):
     return True
 
 
-def _launched_with_others(environ: Mapping[str, str]) -> bool:
+def launched_with_others(environ: Mapping[str, str]) -> bool:
     """Return whether SLURM or Open MPI started this process as one of several.
 
     `jax.distributed` could detect this, but it also tries Kubernetes, which often

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -207,10 +208,10 @@ def test_a_folder_beside_what_its_name_as_a_pattern_matches(tmp_path, monkeypatc
 def test_a_failed_save_names_the_folder_and_not_the_link(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "[c]")
 
-    def save(*args, **kwargs):
-        raise OSError(28, "No space left", str(checkpoints._manager.directory / "1"))
+    def save(self, *args, **kwargs):
+        raise OSError(28, "No space left", str(self.directory / "1"))
 
-    monkeypatch.setattr(checkpoints._manager, "save", save)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     with pytest.raises(
         InputError, match=r"\(.* '.*/\[c\]/1'\); there is none"
     ) as error:
@@ -219,10 +220,13 @@ def test_a_failed_save_names_the_folder_and_not_the_link(tmp_path, monkeypatch):
     checkpoints.close()
 
 
-def test_a_save_is_refused_once_the_link_is_gone(tmp_path):
+def test_a_save_is_refused_once_the_link_is_gone(tmp_path, monkeypatch):
     """As when old temporary files are removed during a run of weeks."""
+    (tmp_path / "links").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "links"))
     checkpoints = Checkpoints(tmp_path / "[c]")
-    checkpoints._literal.unlink()
+    [link] = (path for path in tmp_path.glob("links/**/*") if path.is_symlink())
+    link.unlink()
     with pytest.raises(InputError, match="cannot be written"):
         checkpoints.save(tiny(1), {})
     checkpoints.close()

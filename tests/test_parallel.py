@@ -82,7 +82,7 @@ def test_processes_that_cannot_be(given, says):
     ],
 )
 def test_launchers_of_several_processes(environ, several):
-    assert parallel._launched_with_others(environ) == several
+    assert parallel.launched_with_others(environ) == several
 
 
 @pytest.mark.parametrize("error", [ValueError("no address"), KeyError("OMPI_X")])

@@ -100,7 +100,7 @@ class Records:
                         f"{error}: restore its files, prepare them again, or set "
                         "damaged_records=skip."
                     ) from error
-                _print_once(f"{error} and skipped.")
+                print_once(f"{error} and skipped.")
             else:
                 return image, label, skipped == 0
         raise InputError(
@@ -123,8 +123,9 @@ class Records:
 
 
 @functools.cache
-def _print_once(sentence):
-    with contextlib.suppress(OSError):  # a worker goes on without a terminal
+def print_once(sentence: str) -> None:
+    """Print a sentence to standard error, unless it was printed before."""
+    with contextlib.suppress(OSError):  # a worker continues without a terminal
         print(sentence, file=sys.stderr, flush=True)
 
 

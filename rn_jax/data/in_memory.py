@@ -79,12 +79,13 @@ def load(
     """
     skip = tfds.skips_damaged(damaged_records)
     if get_spec(name).name == "digits":
-        return _load(name, None, False)
-    return _load(name, tfds.resolve_data_dir(data_dir), skip)
+        return load_cached(name, None, False)
+    return load_cached(name, tfds.resolve_data_dir(data_dir), skip)
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, data_dir: str | None, skip_damaged: bool) -> Dataset:
+def load_cached(name: str, data_dir: str | None, skip_damaged: bool) -> Dataset:
+    """Read a data set, or return the one that was read; `load` is its interface."""
     spec = DATASETS[name]
     if data_dir is None:
         *train, test = digits.read()

@@ -377,7 +377,7 @@ INSTEAD = {5: 7, 6: 7, 23: 0}
 @pytest.fixture
 def damaged(own_folder):
     """A source that skips three damaged records of each split."""
-    imagenet._print_once.cache_clear()
+    imagenet.print_once.cache_clear()
     for split, last in (("train", 23), ("validation", 10)):
         (shard,) = own_folder.glob(f"*{split}*")
         spoil = dict(zip((5, 6, last), REASONS, strict=True))

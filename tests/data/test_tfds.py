@@ -82,12 +82,12 @@ def test_a_folder_may_have_any_name(generated_dir, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path / name)
     monkeypatch.setenv("HOME", str(tmp_path / name))
     for data_dir in (tmp_path / name, ".", "~"):
-        in_memory._load.cache_clear()
+        in_memory.load_cached.cache_clear()
         found = data.load("mnist", data_dir=data_dir)
         np.testing.assert_array_equal(found.train.images, expected.train.images)
         np.testing.assert_array_equal(found.test.labels, expected.test.labels)
     shutil.rmtree(tmp_path / name / "mnist")
-    in_memory._load.cache_clear()
+    in_memory.load_cached.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="mnist is not prepared in "):
         data.load("mnist", data_dir=tmp_path / name)
@@ -213,7 +213,7 @@ def test_damaged_files_are_one_sentence(own_cifar10, split, spoil):
 )
 def test_a_damaged_record_is_named_or_left_out(own_cifar10, capsys, how):
     data_dir, folder = own_cifar10
-    before = in_memory._load.__wrapped__("cifar10", str(data_dir), False)
+    before = in_memory.load_cached.__wrapped__("cifar10", str(data_dir), False)
     (shard,) = folder.glob("cifar10-train*")
     generated.spoil_records(shard, {3: how, 22: how})
     message = sentence_of(data_dir)

@@ -15,6 +15,7 @@ import configs
 from configs import default
 from experiments.config import make_config
 from experiments.training import feed, setup
+from experiments.training.network import make_network
 from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
@@ -456,7 +457,7 @@ def test_vgg15_learns_digits_without_dropout_in_its_convolutions(quick_compile):
     usual = made("resnet110", "digits").learning_rate
     assert recipes["digits"].learning_rate > usual
     for name, config in recipes.items():
-        model, shape = setup.network(config)
+        model, shape = make_network(config)
         # Without the fully connected layers, whose dropout stays.
         model = model.copy(features=(4,) * 5, num_classes=None)
         images = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")

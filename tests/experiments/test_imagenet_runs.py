@@ -298,7 +298,7 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
     view = partial(transforms.dense_views, sizes=scales, multiple=32)
     batch = partial(imagenet.eval_batch, records, count=9, batch_size=1, view=view)
     batches = map(batch, range(9))
-    labels, scores = evaluate._by_shape(batches, 9, 4, probabilities)
+    labels, scores = evaluate.by_shape(batches, 9, 4, probabilities)
     for place, (image, label, _) in enumerate(records.decode(np.arange(9))):
         assert labels[place] == label
         lefts, widths = [], []
@@ -321,12 +321,12 @@ def test_damaged_images_have_no_dense_scores():
         return {"image": [pixels], "label": [label], "mask": [intact]}
 
     batches = [batch(1, True), batch(0, False), batch(2, True)]
-    labels, scores = evaluate._by_shape(
+    labels, scores = evaluate.by_shape(
         batches, 3, 2, lambda images: images.mean(axis=(1, 2, 3))
     )
     assert labels.tolist() == [1, 2]
     np.testing.assert_array_equal(scores, [[1, 1, 1], [2, 2, 2]])
-    labels, _ = evaluate._by_shape(batches[1:2], 1, 2, None)
+    labels, _ = evaluate.by_shape(batches[1:2], 1, 2, None)
     assert len(labels) == 0  # which the command refuses
 
 
