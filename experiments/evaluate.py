@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of a finished run on ImageNet, with the crops that papers use.
+"""Evaluate a finished run on ImageNet, with the crops that papers use.
 
 python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
     [--resize=N] [--size=N] [--scales=224,256,384,480,640] [--images=N]
+    [--batch_size=N] [--num_workers=N] [--data_dir=DIR]
 """
 
 import argparse
