@@ -15,47 +15,53 @@ asynchronously.
 
 from configs import Row, default, imagenet
 
-
-def _start(dataset, paper):
-    config = imagenet.get_config(dataset)
-    config.learning_rate = 0.01
-    config.normalization = "imagenet_mean"
-    config.weight_decay = 5e-4
-    config.paper = paper
-    return config
+_SHARED = {"learning_rate": 0.01, "normalization": "imagenet_mean"}
 
 
 def get_config(dataset="imagenet2012"):
-    config = _start(dataset, "Simonyan and Zisserman 2015")
-    imagenet.set_iterations(config, 370_000)
-    config.train_scales = (256, 256)
-    return default.with_dataset(config)
+    return default.recipe(
+        dataset,
+        imagenet.get_config,
+        **_SHARED,
+        **imagenet.length(dataset, 370_000),
+        weight_decay=5e-4,
+        train_scales=(256, 256),
+        paper="Simonyan and Zisserman 2015",
+    )
 
 
 def of_alexnet(dataset="imagenet2012"):
-    config = _start(dataset, "Krizhevsky et al. 2012")
-    config.epochs = 90
-    config.steps = None
-    config.batch_size = 128
-    config.train_scales = (256, 256)
+    config = default.recipe(
+        dataset,
+        imagenet.get_config,
+        **_SHARED,
+        epochs=90,
+        batch_size=128,
+        weight_decay=5e-4,
+        train_scales=(256, 256),
+        paper="Krizhevsky et al. 2012",
+    )
     if dataset == "imagenet2012":  # elsewhere it also divides by a number
         config.normalization = "mean_image"
-    return default.with_dataset(config)
+    return config
 
 
 def of_googlenet(dataset="imagenet2012"):
-    config = _start(dataset, "Szegedy et al. 2015")
-    config.epochs = 250
-    config.steps = None
-    config.batch_size = 32
-    config.lr_schedule = "piecewise"
-    config.lr_drops = tuple(range(8, 250, 8))
-    config.lr_drops_unit = "epochs"
-    config.lr_factor = 0.96
-    config.protocol = "full"
-    config.train_crop = "area"
-    config.weight_decay = 2e-4
-    return default.with_dataset(config)
+    return default.recipe(
+        dataset,
+        imagenet.get_config,
+        **_SHARED,
+        epochs=250,
+        batch_size=32,
+        lr_schedule="piecewise",
+        lr_drops=tuple(range(8, 250, 8)),
+        lr_drops_unit="epochs",
+        lr_factor=0.96,
+        protocol="full",
+        train_crop="area",
+        weight_decay=2e-4,
+        paper="Szegedy et al. 2015",
+    )
 
 
 ROWS = {

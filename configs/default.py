@@ -8,7 +8,7 @@ does not divide, and the mean is that of a sample's centre crops, kept with the 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import (
     Annotated,
@@ -181,6 +181,24 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
             value = FieldReference(value, field_type=kind)
         config[name] = value
     return config
+
+
+# The optimiser of the Torch codes.
+TORCH_SGD = {"momentum_form": "torch", "nesterov": True, "weight_decay_on": "all"}
+
+
+def recipe(
+    dataset: str, base: Callable[[str], ConfigDict] = get_config, **fields: Any
+) -> ConfigDict:
+    """Return the recipe of `base` with these fields, adapted to the data set.
+
+    A length in `epochs` replaces one in steps.
+    """
+    config = base(dataset)
+    if "epochs" in fields:
+        config.steps = None
+    config.update(fields)
+    return with_dataset(config)
 
 
 # The number of training examples of large data sets, and the least and most epochs of a

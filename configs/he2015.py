@@ -13,7 +13,7 @@ from configs import Row, default
 
 
 def get_config(dataset="cifar10"):
-    return default.with_dataset(default.get_config(dataset))
+    return default.recipe(dataset)
 
 
 _WARMUP = {"warmup_until_error": 80.0}

@@ -14,19 +14,12 @@ from configs import Row, default, torch_imagenet
 
 
 def get_config(dataset="cifar10"):
-    config = default.get_config(dataset)
-    config.warmup = 400  # at 0.01
-    config.paper = "He et al. 2016"
-    return default.with_dataset(config)
+    return default.recipe(dataset, warmup=400, paper="He et al. 2016")
 
 
-def on_imagenet(dataset="imagenet2012"):
-    config = torch_imagenet.get_config(dataset)
-    config.train_crop = "scale"
-    config.eval_resize = 320
-    config.eval_size = 320
-    config.paper = "He et al. 2016"
-    return config
+def _imagenet(error):
+    crops = {"train_crop": "scale", "eval_resize": 320, "eval_size": 320}
+    return torch_imagenet.row("table 5", error, paper="He et al. 2016", **crops)
 
 
 _FAILS = {"expected_to_fail": True}
@@ -54,7 +47,7 @@ ROWS = {
     "preact_resnet164": Row("tables 2 and 3", {"cifar10": 5.46, "cifar100": 24.33}),
     "resnet1001": Row("table 3", {"cifar10": 7.61, "cifar100": 27.82}),
     "preact_resnet1001": Row("table 3", {"cifar10": 4.92, "cifar100": 22.71}),
-    "preact_resnet152": Row("table 5", {"imagenet2012": 21.1}, recipe=on_imagenet),
-    "resnet200": Row("table 5", {"imagenet2012": 21.8}, recipe=on_imagenet),
-    "preact_resnet200": Row("table 5", {"imagenet2012": 20.7}, recipe=on_imagenet),
+    "preact_resnet152": _imagenet(21.1),
+    "resnet200": _imagenet(21.8),
+    "preact_resnet200": _imagenet(20.7),
 }

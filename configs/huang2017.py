@@ -12,29 +12,22 @@ from configs import Row, default, torch_imagenet
 
 
 def get_config(dataset="cifar10"):
-    config = default.get_config(dataset)
-    config.normalization = "channel"
-    config.epochs = 300
-    config.steps = None
-    config.batch_size = 64
-    config.lr_drops = (0.5, 0.75)
-    config.lr_drops_unit = "fraction"
-    config.momentum_form = "torch"
-    config.nesterov = True
-    config.weight_decay_on = "all"
+    config = default.recipe(
+        dataset,
+        normalization="channel",
+        epochs=300,
+        batch_size=64,
+        lr_drops=(0.5, 0.75),
+        lr_drops_unit="fraction",
+        **default.TORCH_SGD,
+        paper="Huang et al. 2017",
+    )
     if dataset == "svhn_cropped":  # 6,000 of train and extra are held out
         config.epochs = 40
         config.protocol = "45k5k"
         config.normalization = "unit"
         config.augment = False
         config.model_kwargs.dropout = 0.2
-    config.paper = "Huang et al. 2017"
-    return default.with_dataset(config)
-
-
-def on_imagenet(dataset="imagenet2012"):
-    config = torch_imagenet.get_config(dataset)
-    config.paper = "Huang et al. 2017"
     return config
 
 
@@ -49,7 +42,7 @@ def _not_augmented(model, *errors):
 
 
 def _imagenet(where, error):
-    return Row(where, {"imagenet2012": error}, recipe=on_imagenet)
+    return torch_imagenet.row(where, error, paper="Huang et al. 2017")
 
 
 ROWS = {

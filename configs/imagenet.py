@@ -18,26 +18,25 @@ from configs import Row, default
 
 
 def get_config(dataset="imagenet2012"):
-    config = default.get_config(dataset)
-    config.batch_size = 256
-    set_iterations(config, 600_000)
-    config.lr_schedule = "plateau"
-    config.protocol = "45k5k"
-    config.train_crop = "scale"
-    config.pca_noise = 0.1
-    config.batch_norm_at_test = "exact"
-    if dataset != "imagenet2012":
-        config.model_kwargs.stem = "small"
-        config.pca_noise = 0.0
-    return default.with_dataset(config)
+    of_imagenet = dataset == "imagenet2012"
+    return default.recipe(
+        dataset,
+        batch_size=256,
+        **length(dataset, 600_000),
+        lr_schedule="plateau",
+        protocol="45k5k",
+        train_crop="scale",
+        pca_noise=0.1 if of_imagenet else 0.0,
+        batch_norm_at_test="exact",
+        model_kwargs={} if of_imagenet else {"stem": "small"},
+    )
 
 
-def set_iterations(config, steps):
-    """Set the length to a number of steps on ImageNet, elsewhere to as many epochs."""
-    config.steps = steps
-    if config.dataset != "imagenet2012":
-        config.epochs = round(steps * config.batch_size / 1_281_167)
-        config.steps = None
+def length(dataset, steps):
+    """Return a length in steps of 256 on ImageNet, elsewhere as many epochs."""
+    if dataset == "imagenet2012":
+        return {"steps": steps}
+    return {"epochs": round(steps * 256 / 1_281_167)}
 
 
 def _row(where, error, model=None, **model_kwargs):

@@ -7,11 +7,13 @@ of the paper.
     python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
 """
 
-from configs import resnet110
+from configs import default, resnet110
 
 
 def get_config(dataset="cifar10"):
-    config = resnet110.get_config(dataset)
-    config.stochastic_depth = {"last_survival": 0.5}
-    config.published_error_percent = {"cifar10": 5.25, "cifar100": 24.98}
-    return config
+    return default.recipe(
+        dataset,
+        resnet110.get_config,
+        stochastic_depth={"last_survival": 0.5},
+        published_error_percent={"cifar10": 5.25, "cifar100": 24.98},
+    )

@@ -5,23 +5,26 @@ The Torch codes of pre-activation ResNets, ResNeXt, DenseNet and stochastic dept
 based on it.
 """
 
-from configs import default, imagenet
+from configs import Row, default, imagenet
 
 
 def get_config(dataset="imagenet2012"):
-    config = imagenet.get_config(dataset)
-    config.epochs = 90
-    config.steps = None
-    config.lr_schedule = "piecewise"
-    config.lr_drops = (30, 60)
-    config.lr_drops_unit = "epochs"
-    config.protocol = "full"
-    config.normalization = "imagenet"
-    config.train_crop = "area"
-    if dataset == "imagenet2012":
-        config.color_jitter = 0.4
-    config.batch_norm_at_test = "moving"
-    config.momentum_form = "torch"
-    config.nesterov = True
-    config.weight_decay_on = "all"
-    return default.with_dataset(config)
+    return default.recipe(
+        dataset,
+        imagenet.get_config,
+        epochs=90,
+        lr_schedule="piecewise",
+        lr_drops=(30, 60),
+        lr_drops_unit="epochs",
+        protocol="full",
+        normalization="imagenet",
+        train_crop="area",
+        color_jitter=0.4 if dataset == "imagenet2012" else 0.0,
+        batch_norm_at_test="moving",
+        **default.TORCH_SGD,
+    )
+
+
+def row(where, error, **fields):
+    """Return a row that is trained on ImageNet by this recipe with some changes."""
+    return Row(where, {"imagenet2012": error}, fields, get_config)

@@ -9,15 +9,13 @@ here that of stochastic depth (a branch is scaled by 23/54).
     python -m experiments.run --config=configs/preact_resnet110_short_paths.py
 """
 
-from configs import Row, he2016
+from configs import Row, default, he2016
 from rn_jax import data
 from rn_jax.data import imagenet
 
 
 def get_config(dataset="cifar10"):
-    config = he2016.get_config(dataset)
-    config.paper = "Veit et al. 2016"
-    return config
+    return default.recipe(dataset, he2016.get_config, paper="Veit et al. 2016")
 
 
 def on_short_paths(dataset="cifar10"):

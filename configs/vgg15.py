@@ -14,11 +14,9 @@ from configs import default
 
 
 def get_config(dataset="cifar10"):
-    config = default.get_config(dataset)
-    config.model = "vgg15"
-    config.normalization = "channel"
-    config.paper = "Veit et al. 2016"
-    default.with_dataset(config)
+    config = default.recipe(
+        dataset, model="vgg15", normalization="channel", paper="Veit et al. 2016"
+    )
     if dataset == "digits":
         config.model_kwargs.conv_dropout = ()
         config.learning_rate = 0.05

@@ -13,30 +13,21 @@ from configs import Row, default, torch_imagenet
 
 
 def get_config(dataset="cifar10"):
-    config = default.get_config(dataset)
-    config.normalization = "channel"
-    config.epochs = 300
-    config.steps = None
-    config.lr_drops = (150, 225)
-    config.lr_drops_unit = "epochs"
-    config.momentum_form = "torch"
-    config.nesterov = True
-    config.weight_decay = 5e-4
-    config.weight_decay_on = "all"
-    config.paper = "Xie et al. 2017"
-    return default.with_dataset(config)
-
-
-def on_imagenet(dataset="imagenet2012"):
-    config = torch_imagenet.get_config(dataset)
-    config.epochs = 100
-    config.lr_drops = (30, 60, 90)
-    config.paper = "Xie et al. 2017"
-    return default.with_dataset(config)
+    return default.recipe(
+        dataset,
+        normalization="channel",
+        epochs=300,
+        lr_drops=(150, 225),
+        lr_drops_unit="epochs",
+        weight_decay=5e-4,
+        **default.TORCH_SGD,
+        paper="Xie et al. 2017",
+    )
 
 
 def _imagenet(where, error):
-    return Row(where, {"imagenet2012": error}, recipe=on_imagenet)
+    length = {"epochs": 100, "lr_drops": (30, 60, 90)}
+    return torch_imagenet.row(where, error, paper="Xie et al. 2017", **length)
 
 
 ROWS = {

@@ -10,19 +10,17 @@ from configs import Row, default
 
 
 def get_config(dataset="cifar10"):
-    config = default.get_config(dataset)
-    config.normalization = "channel"
-    config.epochs = 200
-    config.steps = None
-    config.lr_drops = (60, 120, 160)
-    config.lr_drops_unit = "epochs"
-    config.lr_factor = 0.2
-    config.momentum_form = "torch"
-    config.nesterov = True
-    config.weight_decay = 5e-4
-    config.weight_decay_on = "all"
-    config.paper = "Zagoruyko and Komodakis 2016"
-    return default.with_dataset(config)
+    return default.recipe(
+        dataset,
+        normalization="channel",
+        epochs=200,
+        lr_drops=(60, 120, 160),
+        lr_drops_unit="epochs",
+        lr_factor=0.2,
+        weight_decay=5e-4,
+        **default.TORCH_SGD,
+        paper="Zagoruyko and Komodakis 2016",
+    )
 
 
 ROWS = {
