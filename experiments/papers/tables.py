@@ -7,6 +7,9 @@ for a row that the paper prints as "fail".
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
+
+from configs import before_resnets, he2016, huang2017, imagenet, xie2017, zagoruyko2016
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,18 @@ class Table:
     differences: tuple[tuple[str, str], ...] = ()
 
 
-def _rows(*names: str, prefix: str = "") -> dict[str, str]:
-    """Return rows whose configs have the same names, after a prefix."""
-    return {name: prefix + name for name in names}
+def _rows(*names: str) -> dict[str, str]:
+    """Return rows whose configs have the same names."""
+    return {name: name for name in names}
+
+
+def _of(paper: ModuleType, where: str = "", prefix: str = "") -> dict[str, str]:
+    """Return the rows of configs/PAPER.py from some tables; the prefix is dropped."""
+    return {
+        name.removeprefix(prefix).lstrip("_"): name
+        for name, row in paper.ROWS.items()
+        if where in row.where and name.startswith(prefix)
+    }
 
 
 _CIFAR = ("cifar10", "cifar100")
@@ -98,13 +110,7 @@ TABLES: Mapping[str, Table] = {
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",
         {
             "original": "resnet110_he2016",
-            **_rows(
-                *("scaling_0_1", "scaling_05_1", "scaling_05_05"),
-                *("exclusive_gating_0", "exclusive_gating_6", "exclusive_gating_7"),
-                *("shortcut_gating_0", "shortcut_gating_6"),
-                *("conv_shortcut", "dropout_shortcut"),
-                prefix="resnet110_",
-            ),
+            **_of(he2016, "table 1", "resnet110_"),
         },
         statistic="median",
         published_of="median of 5 runs",
@@ -148,30 +154,18 @@ TABLES: Mapping[str, Table] = {
     ),
     "densenet": Table(
         "Huang et al. 2017, table 2: DenseNets on CIFAR and SVHN",
-        {
-            **_rows("40_12", "100_12", "100_24", prefix="densenet"),
-            **_rows("bc100_12", "bc250_24", "bc190_40", prefix="densenet_"),
-            **_rows(
-                *("40_12_not_augmented", "100_12_not_augmented"),
-                "100_24_not_augmented",
-                prefix="densenet",
-            ),
-            **_rows(
-                *("bc100_12_not_augmented", "bc250_24_not_augmented"),
-                prefix="densenet_",
-            ),
-        },
+        _of(huang2017, "table 2", "densenet"),
         datasets=(*_CIFAR, "svhn_cropped"),
     ),
     "resnext_cifar": Table(
         "Xie et al. 2017, table 7: ResNeXt-29 on CIFAR",
-        _rows("1x64d", "8x64d", "16x64d", prefix="resnext29_"),
+        _of(xie2017, prefix="resnext29_"),
         datasets=_CIFAR,
         published_of="mean of 10 runs",
     ),
     "wide_resnet": Table(
         "Zagoruyko and Komodakis 2016: wide ResNets on CIFAR",
-        _rows("16_8", "40_4", "28_10", "28_10_dropout", prefix="wrn"),
+        _of(zagoruyko2016, prefix="wrn"),
         datasets=_CIFAR,
         published_of="no published number available",
     ),
@@ -189,10 +183,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "resnet_imagenet": Table(
         "He et al. 2015, tables 2 and 3: plain networks and ResNets on ImageNet",
-        _rows(
-            *("plain18", "plain34", "resnet18", "resnet34_a", "resnet34_b"),
-            *("resnet34_c", "resnet50", "resnet101", "resnet152"),
-        ),
+        _of(imagenet),
         datasets=_IMAGENET,
         published_of="1 run, 10 crops; ours: one centre crop",
     ),
@@ -204,25 +195,19 @@ TABLES: Mapping[str, Table] = {
     ),
     "resnext_imagenet": Table(
         "Xie et al. 2017, tables 3 and 4: ResNeXt on ImageNet",
-        _rows(
-            *("resnext50_1x64d", "resnext50_2x40d", "resnext50_4x24d"),
-            *("resnext50_8x14d", "resnext50_32x4d", "resnext101_32x4d"),
-            *("resnext101_2x64d", "resnext101_64x4d"),
-        ),
+        {**_of(xie2017, "table 3"), **_of(xie2017, "table 4")},
         datasets=_IMAGENET,
         published_of="1 run, a crop of 224",
     ),
     "densenet_imagenet": Table(
         "Huang et al. 2017, table 3, and (161) the authors' code: DenseNets",
-        _rows(
-            *("densenet121", "densenet169", "densenet201", "densenet264"), "densenet161"
-        ),
+        {**_of(huang2017, "table 3"), **_rows("densenet161")},
         datasets=_IMAGENET,
         published_of="1 run, a crop of 224",
     ),
     "before_resnets": Table(
         "Krizhevsky et al. 2012, Szegedy et al. 2015, Simonyan and Zisserman 2015",
-        _rows("alexnet_2012", "googlenet_2014", "vgg11", "vgg13", "vgg16", "vgg19"),
+        _of(before_resnets),
         datasets=_IMAGENET,
         published_of="1 run, tested as each config says; ours: one centre crop",
     ),
