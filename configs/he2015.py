@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """He et al. 2015 on CIFAR-10: ResNets and plain networks, by the recipe of default.py.
 
-Errors are of one run; that of ResNet-110 is the best of 5 (6.61 ± 0.16). Figure 6
-shows curves of the plain networks without numbers; plain110, above 60 %, is not drawn.
-ResNet-110, and here ResNet-1202 as well, begins at a rate of 0.01 until its training
-error is below 80 %, "about 400 iterations".
+Errors are of one run; that of ResNet-110 is the best of 5. Figure 6 shows curves of the
+plain networks without numbers; plain110, above 60 %, is not drawn. ResNet-110, and here
+ResNet-1202 as well, begins at a rate of 0.01 until its training error is below 80 %,
+"about 400 iterations".
 
     python -m experiments.run --config=configs/resnet20.py[:DATASET]
 """

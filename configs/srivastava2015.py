@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Srivastava et al. 2015: highway networks on CIFAR (1507.06228), MNIST (1505.00387).
 
-On CIFAR-10 the error is the best of several runs (mean 7.72), on CIFAR-100 as others
-quote it. 200,000 iterations, global contrast normalisation and twice the rate on biases
-are those of the authors' solver; the std to which each image is normalised is not
-known, and 1 here. For MNIST the paper has training curves without numbers. It searched
-the rate, its decay, the momentum and the gates' bias at random; we chose simple values
-within its ranges.
+On CIFAR-10 the error is the best of several runs, on CIFAR-100 as others quote it.
+200,000 iterations, global contrast normalisation and twice the rate on biases are those
+of the authors' solver; the std to which each image is normalised is not known, and 1
+here. For MNIST the paper has training curves without numbers. It searched the rate, its
+decay, the momentum and the gates' bias at random; we chose simple values within its
+ranges.
 
     python -m experiments.run --config=configs/highway19.py[:DATASET]
 """

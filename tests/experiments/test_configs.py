@@ -105,9 +105,10 @@ def test_published_errors_are_of_the_data_set_of_the_paper(name):
 
 def test_the_failing_networks_are_expected_to_fail():
     failing = {name for name in NAMES if load(name).expected_to_fail}
-    assert failing == {n for n in NAMES if MODELS[load(n).model].expected_to_fail}
-    models = {load(name).model for name in failing}
-    assert models == {n for n, entry in MODELS.items() if entry.expected_to_fail}
+    assert failing == {
+        *("resnet110_scaling_0_1", "resnet110_scaling_05_1"),
+        *("resnet110_exclusive_gating_0", "resnet110_dropout_shortcut"),
+    }
     assert not any(load(name).published_error_percent for name in failing)
 
 
