@@ -75,7 +75,7 @@ class Config:
 
     # Data of imagenet2012 only, which worker processes decode and crop
     train_crop: Literal["area", "scale"] = "area"  # 8 to 100 %; scale: after resizing
-    train_scales: tuple[int, int] = (256, 480)  # shorter side before a crop of "scale"
+    train_scales: tuple[Pixels, Pixels] = (256, 480)  # shorter side before "scale"
     image_size: Pixels = 224  # of training crops
     eval_resize: Pixels = 256  # shorter side before evaluation crops
     eval_size: Pixels = 224  # of evaluation crops
@@ -92,7 +92,7 @@ class Config:
     # Optimiser
     learning_rate: Amount = 0.1  # after the warm-up, before the first drop
     lr_schedule: Literal["piecewise", "cosine", "plateau"] = "piecewise"  # cosine: to 0
-    lr_drops: tuple[float, ...] = (32_000, 48_000)  # where the rate drops
+    lr_drops: tuple[Amount, ...] = (32_000, 48_000)  # where the rate drops
     lr_drops_unit: Unit = "steps"  # of lr_drops
     lr_factor: Annotated[float, Range(0, 1)] = 0.1  # of the rate at a drop or plateau
     plateau_patience: Count = 5  # evaluations without a lower validation error
@@ -127,7 +127,7 @@ class Config:
 
     # What the paper reports, for comparison only
     paper: str = "He et al. 2015"  # where the recipe comes from
-    published_error_percent: Mapping[str, float] = field(default_factory=dict)  # test
+    published_error_percent: Mapping[str, Percent] = field(default_factory=dict)  # test
     expected_to_fail: bool = False  # True: the paper's network does not train
 
 
@@ -139,19 +139,23 @@ class Field(NamedTuple):
         optional: whether the field can be None.
         choices: all values; None: any value of that kind.
         limits: the range of a number.
+        entry: the values of each entry of a tuple or Mapping; None: any.
+        length: the number of entries of a tuple; None: any.
     """
 
     kind: type
-    optional: bool
-    choices: tuple[str | None, ...] | None
-    limits: Range
+    optional: bool = False
+    choices: tuple[str | None, ...] | None = None
+    limits: Range = Range()
+    entry: "Field | None" = None
+    length: int | None = None
 
 
 def _field(hint: Any) -> Field:
     optional = type(None) in get_args(hint)
     if optional:
         hint = get_args(hint)[0]
-    choices, limits = None, Range()
+    choices, limits, entry, length = None, Range(), None, None
     if get_origin(hint) is Annotated:
         hint, limit = get_args(hint)
         choices, limits = (None, limit) if isinstance(limit, Range) else (limit, limits)
@@ -159,7 +163,12 @@ def _field(hint: Any) -> Field:
         hint, choices = str, get_args(hint)
     if choices and optional:
         choices = (None, *choices)
-    return Field(get_origin(hint) or hint, optional, choices, limits)
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if parts and Any not in parts:  # of tuple[X, ...], tuple[X, X] or Mapping[str, X]
+        entry = _field(parts[kind is Mapping])
+    if kind is tuple and ... not in parts:
+        length = len(parts)
+    return Field(kind, optional, choices, limits, entry, length)
 
 
 # Other names by which fields can be set.
@@ -187,9 +196,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 TORCH_SGD = {"momentum_form": "torch", "nesterov": True, "weight_decay_on": "all"}
 
 
-def recipe(
-    dataset: str, base: Callable[[str], ConfigDict] = get_config, **fields: Any
-) -> ConfigDict:
+def recipe(dataset: str, base: Callable = get_config, **fields: Any) -> ConfigDict:
     """Return the recipe of `base` with these fields, adapted to the data set.
 
     A length in `epochs` replaces one in steps.

@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 import configs
-from configs.default import ALIASES, FIELDS, LARGEST_SIDE, Config, Field
+from configs.default import ALIASES, FIELDS, Config, Field
 from experiments.cli import NOT_A_LITERAL
 from rn_jax import data, filesystem
 from rn_jax.data import imagenet
@@ -288,7 +288,9 @@ def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
         if name not in fields:
             raise InputError(f"The config has no {name}; configs/default.py has it.")
         _check_field(name, fields[name], field)
-    _check_entries(fields)
+    drops = list(fields["lr_drops"])
+    if drops != sorted(set(drops)):
+        raise InputError(f"lr_drops must increase, unlike {shown(drops)}.")
     tuples = {n: tuple(fields[n]) for n in FIELDS if FIELDS[n].kind is tuple}
     return Config(**{**fields, **tuples})
 
@@ -399,6 +401,11 @@ def _check_field(name: str, value: Any, field: Field) -> None:
             raise InputError(f"{name} must be at least {least}, not {value}.")
         if value > most:
             raise InputError(f"{name} must be at most {most:,}, not {value}.")
+    if field.length is not None and len(value) != field.length:
+        raise InputError(f"{name} must have {field.length} entries, not {len(value)}.")
+    if field.entry is not None:
+        for key, entry in _entries(value):
+            _check_field(f"{name}.{key}", entry, field.entry)
 
 
 def _check_plain(name, value, depth=0):
@@ -430,8 +437,7 @@ def _check_plain(name, value, depth=0):
                 f"{name} must have at most {_LONGEST:,} entries and {_DEEPEST} levels, "
                 f"not {shown(value)}."
             )
-        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, entry in entries:
+        for key, entry in _entries(value):
             if isinstance(value, Mapping) and not isinstance(key, str):
                 raise InputError(f"{name} must have text as keys, not {shown(key)}.")
             _check_plain(f"{name}.{key}", entry, depth + 1)
@@ -442,27 +448,5 @@ def _check_plain(name, value, depth=0):
         )
 
 
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_entries(config):
-    drops = config["lr_drops"]
-    if not all(map(_is_number, drops)) or any(drop < 0 for drop in drops):
-        raise InputError(f"lr_drops must be numbers of 0 or more, not {shown(drops)}.")
-    if list(drops) != sorted(set(drops)):
-        raise InputError(f"lr_drops must increase, unlike {shown(drops)}.")
-    scales = config["train_scales"]
-    if len(scales) != 2 or not all(
-        _is_number(s) and isinstance(s, int) and 1 <= s <= LARGEST_SIDE for s in scales
-    ):
-        raise InputError(
-            f"train_scales must be two whole numbers from 1 to {LARGEST_SIDE:,}, not "
-            f"{shown(scales)}."
-        )
-    for name, percent in config["published_error_percent"].items():
-        if not _is_number(percent) or not 0 <= percent <= 100:
-            raise InputError(
-                f"published_error_percent.{name} must be from 0 to 100, not "
-                f"{shown(percent)}."
-            )
+def _entries(value):
+    return value.items() if isinstance(value, Mapping) else enumerate(value)

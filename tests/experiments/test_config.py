@@ -173,13 +173,20 @@ def test_values_of_a_wrong_type_are_refused_in_one_sentence(field, config):
         ({"learning_rate": "0.1"}, "learning_rate must be a number, not '0.1'"),
         ({"eval_batch_size": 10**9}, "eval_batch_size must be at most 65,536, not"),
         ({"augment_pad": 9}, "augment_pad must be at most 8, the side of an image"),
-        ({"lr_drops": (True,)}, "lr_drops must be numbers of 0 or more"),
-        ({"train_scales": (256, 1e9)}, "two whole numbers from 1 to 4,096"),
+        ({"lr_drops": (True,)}, "lr_drops.0 must be a number, not True"),
+        ({"lr_drops": (2, 1)}, r"lr_drops must increase, unlike \[2, 1\]"),
+        ({"train_scales": (256, 1e9)}, "train_scales.1 must be a whole number"),
+        ({"train_scales": (9, 5000)}, "train_scales.1 must be at most 4,096, not 5000"),
+        ({"train_scales": (256,)}, "train_scales must have 2 entries, not 1"),
         ({"model_kwargs": {"features": 2**40}}, r"kwargs.features must be below 16,3"),
         ({"model_kwargs": {"norm": print}}, "which config.json can hold"),
         ({"model_kwargs": {"stage_sizes": "no"}}, "stage_sizes must be a tuple of"),
         ({"stochastic_depth": {"num_open": 1.5}}, "num_open must be a whole number"),
-        ({"published_error_percent": {"digits": "5"}}, "digits must be from 0 to 100"),
+        (
+            {"published_error_percent": {"digits": "5"}},
+            "digits must be a number",
+        ),
+        ({"published_error_percent": {"digits": 101}}, "digits must be at most 100"),
     ],
 )
 def test_sentences(config, changes, sentence):

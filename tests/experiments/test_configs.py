@@ -123,12 +123,16 @@ def test_fields_of_default_have_their_type_choices_and_limits():
     """In the annotation, and the default fits it."""
     make_config(vars(default.Config()))
     fields = default.FIELDS
-    assert fields["epochs"] == (int, True, None, default.Range(1))
+    assert fields["epochs"][:4] == (int, True, None, default.Range(1))
     assert fields["batch_size"].limits == default.Range(1, 2**16)
     assert fields["normalization"].choices == data.NORMALIZATIONS
     assert fields["protocol"].choices == ("full", "45k5k")
     assert fields["matmul_precision"].choices[:2] == (None, "bfloat16")
     assert fields["learning_rate"][:3] == (float, False, None)
+    assert fields["lr_drops"].entry == default.Field(float, limits=default.Range(0))
+    assert (fields["lr_drops"].length, fields["train_scales"].length) == (None, 2)
+    assert fields["published_error_percent"].entry.limits == default.Range(0, 100)
+    assert fields["model_kwargs"].entry is None
     assert {field.kind.__name__ for field in fields.values()} == {
         *("bool", "int", "float", "str", "tuple", "Mapping")
     }
