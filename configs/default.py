@@ -23,6 +23,7 @@ from typing import (
 from ml_collections import ConfigDict, FieldReference
 
 from rn_jax import data, optim, parallel
+from rn_jax.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ MatmulPrecision = Literal["bfloat16", "tensorfloat32", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The fields of an experiment: types, choices or limits, and defaults."""
+    """The fields of an experiment: types, choices or limits, and defaults.
+
+    Values are those that config.json can hold: tuples within fields become lists.
+
+    Raises:
+        InputError: a value has another type or is out of range.
+    """
 
     # Network
     model: str | None = None  # a name of rn_jax.list_models()
@@ -130,6 +137,13 @@ class Config:
     published_error_percent: Mapping[str, Percent] = field(default_factory=dict)  # test
     expected_to_fail: bool = False  # True: the paper's network does not train
 
+    def __post_init__(self) -> None:
+        """Check each field by itself."""
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _checked(name, value, FIELDS[name]))
+        if list(self.lr_drops) != sorted(set(self.lr_drops)):
+            raise InputError(f"lr_drops must increase, unlike {shown(self.lr_drops)}.")
+
 
 class Field(NamedTuple):
     """The values that a field can have.
@@ -193,7 +207,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
 
 
 # The optimiser of the Torch codes.
-TORCH_SGD = {"momentum_form": "torch", "nesterov": True, "weight_decay_on": "all"}
+TORCH_SGD: Any = {"momentum_form": "torch", "nesterov": True, "weight_decay_on": "all"}
 
 
 def recipe(dataset: str, base: Callable = get_config, **fields: Any) -> ConfigDict:
@@ -265,3 +279,97 @@ def _limit_epochs(config, num_train, least, most):
         config.lr_drops = tuple(round(drop * ratio) for drop in config.lr_drops)
     if config.warmup_unit == "epochs":
         config.warmup *= ratio
+
+
+# --- Checks ---------------------------------------------------------------------------
+
+_ANY = Field(object, optional=True)
+
+_LARGEST_INT = 2**31  # int32 holds what is below
+_LARGEST_FLOAT = 1e38  # float32 holds 3.4e38
+_LARGEST_OF_NETWORK = 2**14  # a width, a depth, ... in model_kwargs
+_LONGEST = 4096  # characters of a text, entries of a list or dict
+_DEEPEST = 4  # lists and dicts within each other
+
+_KINDS: dict[type, tuple[str, Any]] = {
+    bool: ("True or False", bool),
+    int: ("a whole number", int),
+    float: ("a number", (int, float)),
+    str: ("text", str),
+    tuple: ("a tuple", (list, tuple)),  # config.json knows lists alone
+    Mapping: ("a dict", Mapping),
+    object: ("anything", object),
+}
+
+
+def _checked(name: str, value: Any, field: Field, depth: int = 0) -> Any:
+    """Return a value of a field, or raise an InputError."""
+    if value is None and field.optional:
+        return None
+    words, accepted = _KINDS[field.kind]
+    is_bool = isinstance(value, bool) and field.kind in (int, float)
+    if is_bool or not isinstance(value, accepted):
+        or_none = " or None" if field.optional else ""
+        raise InputError(f"{name} must be {words}{or_none}, not {shown(value)}.")
+    value = _plain(name, value, field.entry or _ANY, depth)
+    if field.choices is not None and value not in field.choices:
+        raise InputError(
+            f"{name} must be one of {', '.join(map(str, field.choices))}, not "
+            f"{value!r}."
+        )
+    if field.kind in (int, float):
+        least, most = field.limits.least, field.limits.most
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}.")
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, not {value}.")
+    if field.length is not None and len(value) != field.length:
+        raise InputError(f"{name} must have {field.length} entries, not {len(value)}.")
+    return tuple(value) if field.kind is tuple else value
+
+
+def _plain(name, value, entry, depth):
+    """Return a value as config.json holds it, or raise an InputError.
+
+    Its entries, if it has any, are checked as those of the field `entry`.
+    """
+    if isinstance(value, list | tuple | Mapping):
+        if len(value) > _LONGEST or depth == _DEEPEST:
+            raise InputError(
+                f"{name} must have at most {_LONGEST:,} entries and {_DEEPEST} levels, "
+                f"not {shown(value)}."
+            )
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = {}
+        for key, inner in entries:
+            if isinstance(value, Mapping) and not isinstance(key, str):
+                raise InputError(f"{name} must have text as keys, not {shown(key)}.")
+            found[key] = _checked(f"{name}.{key}", inner, entry, depth + 1)
+        return found if isinstance(value, Mapping) else list(found.values())
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, int):
+        most = _LARGEST_INT
+        if name.startswith("model_kwargs"):
+            most = _LARGEST_OF_NETWORK
+        if abs(value) >= most:
+            limit = "2^31" if most == _LARGEST_INT else f"{most:,}"
+            raise InputError(f"{name} must be below {limit}, not {shown(value)}.")
+    elif isinstance(value, float):
+        if not abs(value) <= _LARGEST_FLOAT:  # nan is neither
+            raise InputError(
+                f"{name} must be a finite number of at most {_LARGEST_FLOAT:g}, not "
+                f"{value}."
+            )
+    elif isinstance(value, str):
+        if len(value) > _LONGEST or "\0" in value:
+            raise InputError(
+                f"{name} must be text of at most {_LONGEST:,} characters without "
+                f"zero bytes, not {shown(value)}."
+            )
+    else:
+        raise InputError(
+            f"{name} must consist of numbers, text, lists and dicts, which config.json "
+            f"can hold, not {shown(value)}."
+        )
+    return value

@@ -115,6 +115,19 @@ def test_what_a_config_says_of_its_network_is_not_of_another(name):
     assert given.published_error_percent == {"cifar10": 5.0}
 
 
+def test_a_config_is_checked_when_it_is_made_or_changed(config):
+    with pytest.raises(InputError, match="seed must be a whole number, not 'x'"):
+        Config(seed="x")
+    with pytest.raises(InputError, match="epochs must be at least 1, not 0"):
+        dataclasses.replace(config, epochs=0)
+    sizes = {"stage_sizes": (1, (2,))}
+    made = Config(lr_drops=[1, 2], model_kwargs=sizes)
+    assert made.lr_drops == (1, 2)
+    assert (
+        made.model_kwargs == {"stage_sizes": [1, [2]]} == as_json(made)["model_kwargs"]
+    )
+
+
 def test_what_is_none_can_be_set_and_a_dict_unset():
     file = f"--config={ROOT}/configs/resnet110_sd.py"
     given = ["--config.steps=7", "--config.augment_flip=False", "--config.init_from=x"]
@@ -174,7 +187,7 @@ def test_values_of_a_wrong_type_are_refused_in_one_sentence(field, config):
         ({"eval_batch_size": 10**9}, "eval_batch_size must be at most 65,536, not"),
         ({"augment_pad": 9}, "augment_pad must be at most 8, the side of an image"),
         ({"lr_drops": (True,)}, "lr_drops.0 must be a number, not True"),
-        ({"lr_drops": (2, 1)}, r"lr_drops must increase, unlike \[2, 1\]"),
+        ({"lr_drops": (2, 1)}, r"lr_drops must increase, unlike \(2, 1\)"),
         ({"train_scales": (256, 1e9)}, "train_scales.1 must be a whole number"),
         ({"train_scales": (9, 5000)}, "train_scales.1 must be at most 4,096, not 5000"),
         ({"train_scales": (256,)}, "train_scales must have 2 entries, not 1"),
@@ -196,7 +209,7 @@ def test_sentences(config, changes, sentence):
 
 def test_a_field_that_is_missing_or_unknown(config):
     rest = {name: value for name, value in vars(config).items() if name != "seed"}
-    with pytest.raises(InputError, match="The config has no seed"):
+    with pytest.raises(InputError, match="The config has no seed: add it, as in"):
         make_config(rest)
     with pytest.raises(
         InputError, match="field of the config 'epoch'; near it: epochs"
