@@ -20,7 +20,7 @@ import safetensors.numpy
 from etils import epath
 
 from configs.default import Config
-from experiments.config import BEFORE, as_json, make_config, read_fields
+from experiments.config import BEFORE, as_json, read_fields
 from experiments.training.lock import Lock
 from rn_jax import filesystem
 from rn_jax.errors import InputError
@@ -64,7 +64,7 @@ class Workdir:
     def __init__(self, path: epath.PathLike, config: Config):
         filesystem.check(path)
         self.path = epath.Path(path)
-        self.config = make_config(as_json(config))  # tuples within dicts to lists
+        self.config = config
         self._unwritten: Set[str] = set()
         self._check_config()
         self._writes = False
