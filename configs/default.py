@@ -222,11 +222,11 @@ def recipe(dataset: str, base: Callable = get_config, **fields: Any) -> ConfigDi
     return with_dataset(config)
 
 
-# The number of training examples of large data sets, and the least and most epochs of a
-# recipe on them: 64,000 steps are 164 epochs of CIFAR and 6 of ImageNet, and 500 epochs
-# of SVHN are twelve times the work of 500 of CIFAR. Huang et al. 2016 train for 50
-# epochs on SVHN; the longest recipe made for ImageNet, GoogLeNet's in Caffe, has 250.
-_EPOCHS = {"svhn_cropped": (604_388, 10, 50), "imagenet2012": (1_281_167, 30, 250)}
+# The least and most epochs of a recipe on large data sets: 64,000 steps are 164 epochs
+# of CIFAR and 6 of ImageNet, and 500 epochs of SVHN are twelve times the work of 500 of
+# CIFAR. Huang et al. 2016 train for 50 epochs on SVHN; the longest recipe made for
+# ImageNet, GoogLeNet's in Caffe, has 250.
+_EPOCHS = {"svhn_cropped": (10, 50), "imagenet2012": (30, 250)}
 
 
 def with_dataset(config: ConfigDict) -> ConfigDict:
@@ -262,8 +262,9 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _limit_epochs(config, num_train, least, most):
-    steps_per_epoch = num_train // config.batch_size
+def _limit_epochs(config, least, most):
+    examples = data.get_spec(config.dataset).num_train
+    steps_per_epoch = examples // config.batch_size
     lengths = [config.epochs, config.steps and config.steps / steps_per_epoch]
     epochs = min(length for length in lengths if length)
     ratio = min(max(epochs, least), most) / epochs

@@ -15,6 +15,7 @@ and trains for as many epochs as on ImageNet: 120 instead of 600,000 iterations.
 """
 
 from configs import Row, default
+from rn_jax import data
 
 
 def get_config(dataset="imagenet2012"):
@@ -36,7 +37,7 @@ def length(dataset, steps):
     """Return a length in steps of 256 on ImageNet, elsewhere as many epochs."""
     if dataset == "imagenet2012":
         return {"steps": steps}
-    return {"epochs": round(steps * 256 / 1_281_167)}
+    return {"epochs": round(steps * 256 / data.get_spec("imagenet2012").num_train)}
 
 
 def _row(where, error, model=None, **model_kwargs):

@@ -11,7 +11,6 @@ here that of stochastic depth (a branch is scaled by 23/54).
 
 from configs import Row, default, he2016
 from rn_jax import data
-from rn_jax.data import imagenet
 
 
 def get_config(dataset="cifar10"):
@@ -30,9 +29,8 @@ def _first_drop(config):
     drop = config.lr_drops[0]
     if config.lr_drops_unit == "fraction":
         return drop * config.epochs
-    on_imagenet = config.dataset == imagenet.SPEC.name
-    spec = imagenet.SPEC if on_imagenet else data.get_spec(config.dataset)
-    return drop * config.batch_size / (spec.num_train or 50_000)
+    examples = data.get_spec(config.dataset).num_train or 50_000
+    return drop * config.batch_size / examples
 
 
 _NETWORK = {"model": "preact_resnet110"}

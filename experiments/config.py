@@ -20,7 +20,6 @@ import configs
 from configs.default import ALIASES, FIELDS, Config
 from experiments.cli import NOT_A_LITERAL
 from rn_jax import data, filesystem
-from rn_jax.data import imagenet
 from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.filesystem import read_json
 
@@ -284,7 +283,7 @@ def check_config(config: Config) -> None:
             f"micro_batches {config.micro_batches} do not divide a batch_size of "
             f"{config.batch_size}."
         )
-    _check_images(config, dataset_spec(config.dataset))
+    _check_images(config, data.get_spec(config.dataset))
     if config.model is None:
         raise InputError("Set model: a name of rn_jax.list_models().")
     if config.lr_schedule == "plateau" and not 0 < config.lr_factor < 1:
@@ -315,7 +314,7 @@ def _check_images(config, spec):
             f"augment_pad must be at most {side}, the side of an image of {spec.name}, "
             f"not {pad}."
         )
-    if spec is imagenet.SPEC:
+    if spec.crops_on_host:
         if config.normalization == "channel":
             raise InputError(
                 "normalization=channel needs the images in memory; for "
@@ -340,19 +339,3 @@ def _check_images(config, spec):
         raise InputError(
             f"color_jitter and pca_noise need RGB images; {spec.name} is grayscale."
         )
-
-
-def dataset_spec(name: str) -> data.DatasetSpec:
-    """Return what is known of a data set before it is read.
-
-    Raises:
-        InputError: there is no such data set; similar names are listed.
-    """
-    if name == imagenet.SPEC.name:
-        return imagenet.SPEC
-    try:
-        return data.get_spec(name)
-    except InputError:
-        raise unknown_name(
-            "data set", name, [*data.DATASETS, imagenet.SPEC.name]
-        ) from None

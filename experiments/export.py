@@ -20,9 +20,9 @@ from etils import epath
 
 import rn_jax
 from experiments import cli
-from experiments.config import as_json, dataset_spec
+from experiments.config import as_json
 from experiments.training import trained
-from rn_jax.data import InMemory
+from rn_jax.data import InMemory, get_spec
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
 from rn_jax.interop import to_stablehlo
@@ -94,7 +94,7 @@ def facts(run: trained.Finished) -> dict[str, Any]:
         normalization |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
     return {
         "dataset": config.dataset,
-        "class_names": dataset_spec(config.dataset).class_names,
+        "class_names": get_spec(config.dataset).class_names,
         "image_shape": _image_shape(run),
         "normalization": normalization,  # of pixels 0..255: (image - mean) / std
         "test_error_percent": summary["test_error_percent"],

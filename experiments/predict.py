@@ -13,9 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.default import Config
 from experiments import cli
-from experiments.config import dataset_spec
 from experiments.training import setup, trained
-from rn_jax.data import InMemory, transforms
+from rn_jax.data import InMemory, get_spec, transforms
 from rn_jax.errors import InputError
 
 
@@ -46,7 +45,7 @@ def predict(
         InputError: there is no finished run, or a file is not a picture.
     """
     run = trained.finished(workdir, data_dir=data_dir)
-    spec = dataset_spec(run.config.dataset)
+    spec = get_spec(run.config.dataset)
     if not 1 <= top <= spec.num_classes:
         raise InputError(f"--top must be between 1 and {spec.num_classes}, not {top}.")
     pixels = np.stack([view(file, run.config, run.experiment) for file in images])

@@ -14,13 +14,14 @@ from etils import epath
 from tqdm import tqdm
 
 from experiments import cli, report_page
-from experiments.config import dataset_spec, read_config
+from experiments.config import read_config
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
 from experiments.training import trained
 from experiments.training.network import make_network
 from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
+from rn_jax.data import get_spec
 from rn_jax.errors import InputError, missing_folder
 from rn_jax.filesystem import replace_file
 
@@ -99,7 +100,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     config = read_config(folder)
     workdir = Workdir(path, config)
     lines = workdir.lines("metrics.jsonl")
-    spec = dataset_spec(config.dataset)
+    spec = get_spec(config.dataset)
     summary = workdir.summary()
     record = Record(
         label=label,
@@ -152,7 +153,7 @@ def _studies(folder):
 def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:
     """Return the confusion matrix of the test images, and the worst mistakes."""
     probabilities = trained.make_probabilities(run)
-    classes = dataset_spec(run.config.dataset).num_classes
+    classes = get_spec(run.config.dataset).num_classes
     confusion = np.zeros((classes, classes), int)
     # A heap: the mistake with the least loss is dropped first.
     kept: list[tuple[float, int, int, Mistake]] = []

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 
 from configs.default import Config
-from experiments.config import dataset_spec
 from rn_jax import data, parallel
 from rn_jax.data import imagenet, transforms
 
@@ -34,7 +33,7 @@ def make_feed(config: Config, *, host_index: int, num_hosts: int) -> data.Feed:
         "host_index": host_index,
         "num_hosts": num_hosts,
     }
-    if dataset_spec(config.dataset) is imagenet.SPEC:
+    if data.get_spec(config.dataset).crops_on_host:
         return _imagenet(config, host)
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, damaged_records=config.damaged_records
@@ -115,12 +114,12 @@ def count_train(config: Config) -> int:
     Raises:
         InputError: the data set has to be read, and cannot be.
     """
-    spec = dataset_spec(config.dataset)
+    spec = data.get_spec(config.dataset)
     total = spec.num_train
     if total is None:  # a data set that a user added
         total = len(data.load(spec.name, data_dir=config.data_dir).train)
     if config.protocol == "full":
         return total
-    if spec is imagenet.SPEC:
+    if spec.crops_on_host:
         return total - min(total // 10, HELD_OUT)
     return total - data.held_out(spec, total)

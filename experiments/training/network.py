@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 import rn_jax
 from configs.default import Config
-from experiments.config import dataset_spec
 from rn_jax import train
-from rn_jax.data import imagenet
+from rn_jax.data import get_spec
 from rn_jax.errors import InputError, first_line, shown, unknown_name
 from rn_jax.models.network import Network
 
@@ -32,9 +31,9 @@ def make_network(
         InputError: model_kwargs that do not fit the network or those images.
     """
     model = make_model(config, axis_name)
-    spec = dataset_spec(config.dataset)
+    spec = get_spec(config.dataset)
     image_shape = spec.image_shape
-    if spec is imagenet.SPEC:
+    if spec.crops_on_host:
         image_shape = (config.image_size, config.image_size, 3)
     if config.model_kwargs:
         _check_by_tracing(config, model, image_shape)
@@ -56,7 +55,7 @@ def make_model(config: Config, axis_name: str | None = None) -> Network:
             'than "subset".'
         )
     derived = {
-        "num_classes": dataset_spec(config.dataset).num_classes,
+        "num_classes": get_spec(config.dataset).num_classes,
         "stochastic_depth": stochastic_depth,
         "axis_name": axis_name,
         "dtype": jnp.dtype(config.dtype),

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from configs.default import Config
-from experiments.config import check_config, dataset_spec
+from experiments.config import check_config
 from experiments.training import feed as feeds
 from experiments.training.evaluation import EvalSteps, make_eval_steps
 from experiments.training.network import make_model, make_network
@@ -254,7 +254,7 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
     config, preprocess = experiment.config, experiment.preprocess
     if not config.augment:
         return lambda key, images, first_index: preprocess(images)
-    spec = dataset_spec(config.dataset)
+    spec = data.get_spec(config.dataset)
     jitter, pca_std = config.color_jitter, config.pca_noise
     pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad

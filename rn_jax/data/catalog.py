@@ -23,6 +23,8 @@ class DatasetSpec:
             holds out, for each of `train_splits`; None for a tenth of all examples.
         class_names: one name per label, or None if they are not recorded here.
         downloads: files to download by hand before TFDS can prepare the data set.
+        crops_on_host: whether images have many sizes, and the host crops and mirrors
+            them; else all have `image_shape`, and are in memory.
     """
 
     name: str
@@ -36,6 +38,7 @@ class DatasetSpec:
     validation_per_class: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
     downloads: tuple[str, ...] = ()
+    crops_on_host: bool = False
 
 
 _DIGIT_NAMES = tuple("0123456789")
@@ -102,12 +105,28 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+# `rn_jax.data.imagenet` reads it; `image_shape` is that of the usual training crop.
+IMAGENET = DatasetSpec(
+    name="imagenet2012",
+    image_shape=(224, 224, 3),
+    num_classes=1000,
+    num_train=1_281_167,
+    test_split="validation",
+    pad=0,
+    flip=True,
+    downloads=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    crops_on_host=True,
+)
+
+
 def get_spec(name: str) -> DatasetSpec:
     """Return the `DatasetSpec` of `name` without reading any data.
 
     Raises:
-        InputError: `name` is not in `DATASETS`; the message lists similar names.
+        InputError: `name` is neither in `DATASETS` nor "imagenet2012"; the message
+            lists similar names.
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    raise unknown_name("data set", name, DATASETS)
+    specs = {**DATASETS, IMAGENET.name: IMAGENET}
+    if name not in specs:
+        raise unknown_name("data set", name, specs)
+    return specs[name]

@@ -27,23 +27,12 @@ import numpy as np
 
 from rn_jax.data import tfds
 from rn_jax.data.batches import Batch, Feed, steps_per_epoch, train_indices
-from rn_jax.data.catalog import DatasetSpec
+from rn_jax.data.catalog import IMAGENET
 from rn_jax.data.tfds import MAX_SKIPPED, DamagedRecordError
 from rn_jax.data.transforms import decode_jpeg
 from rn_jax.errors import InputError, first_line
 
-# image_shape is that of the usual training crop; the photographs have many sizes.
-SPEC = DatasetSpec(
-    name="imagenet2012",
-    image_shape=(224, 224, 3),
-    num_classes=1000,
-    num_train=1_281_167,
-    test_split="validation",
-    pad=0,
-    flip=True,
-    downloads=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
-)
-
+SPEC = IMAGENET
 TrainView = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 EvalView = Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
 

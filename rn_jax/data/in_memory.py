@@ -15,8 +15,8 @@ import numpy as np
 
 from rn_jax.data import digits, tfds
 from rn_jax.data.batches import Batch, Feed, train_indices
-from rn_jax.data.catalog import DATASETS, DatasetSpec, get_spec
-from rn_jax.errors import InputError
+from rn_jax.data.catalog import DATASETS, DatasetSpec
+from rn_jax.errors import InputError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,9 @@ def load(
             damaged.
     """
     skip = tfds.skips_damaged(damaged_records)
-    if get_spec(name).name == "digits":
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    if name == "digits":
         return load_cached(name, None, False)
     return load_cached(name, tfds.resolve_data_dir(data_dir), skip)
 

@@ -18,3 +18,13 @@ def test_unknown_name_lists_near_names_or_all_names():
 
 def test_the_old_module_has_the_same_names():
     assert datasets.DATASETS is data.DATASETS and datasets.load is data.load
+
+
+def test_imagenet_is_known_but_not_read_into_memory():
+    spec = data.get_spec("imagenet2012")
+    assert spec.crops_on_host and spec.num_train == 1_281_167
+    assert not any(spec.crops_on_host for spec in data.DATASETS.values())
+    with pytest.raises(
+        InputError, match=r"^Unknown data set 'imagenet2012'; .*cifar10"
+    ):
+        data.load("imagenet2012")
