@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from etils import epath
 
 from configs.default import Config
-from experiments import cli, sweep_plots
+from experiments import cli, figures, sweep_plots
 from experiments.config import field_of, load_config, overrides
 from experiments.markdown import table
 from experiments.training import many_runs
@@ -184,16 +184,14 @@ def write(
     if ended:
         label = list(columns)[-1]
         name = columns[label]
-        means = [row[name]["mean"] if row["n"] else None for row in rows]
-        deviations = [row[name]["std"] if row["n"] else None for row in rows]
-        sweep_plots.draw(
+        figure = sweep_plots.draw(
             [row["values"] for row in rows],
-            means,
-            deviations,
-            folder / "sweep.png",
+            [row[name]["mean"] if row["n"] else None for row in rows],
+            [row[name]["std"] if row["n"] else None for row in rows],
             title=title,
             label="test error (%)" if name == many_runs.LAST else f"test error {label}",
         )
+        figures.save(figure, folder / "sweep.png")
         lines += ["", "![Test error](sweep.png)"]
     replace_file(folder / "table.md", "\n".join([*lines, ""]))
 

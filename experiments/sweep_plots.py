@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from experiments import figures
-from experiments.figures import as_text, save, styled
+from experiments.figures import as_text, styled
 
 Values = Mapping[str, Any]
 
@@ -18,11 +17,10 @@ def draw(
     rows: Sequence[Values],
     means: Sequence[float | None],
     deviations: Sequence[float | None],
-    path: epath.PathLike,
     *,
     title: str,
     label: str,
-) -> None:
+) -> figures.Figure:
     """Draw the error over one field, over two, or of each combination.
 
     With one numeric field, draw the error over it, with a line for each combination of
@@ -33,7 +31,6 @@ def draw(
         rows: values of each combination by field.
         means: error of each combination; None: it has not ended.
         deviations: standard deviation of each error; None: it is of a single run.
-        path: file of the PNG.
         title: title of the figure.
         label: label of the error.
     """
@@ -54,7 +51,7 @@ def draw(
     else:
         figure = _dots(rows, error, spread, label)
     figure.suptitle(as_text(title), fontsize="small")
-    save(figure, path)
+    return figure
 
 
 def _distinct(rows, name):

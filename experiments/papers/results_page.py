@@ -108,7 +108,7 @@ def write(folder: epath.Path) -> epath.Path:
             for place in _places(row)
         }
         if curves:
-            draw(curves, folder / "runs" / name / "curves.png")
+            figures.save(draw(curves), folder / "runs" / name / "curves.png")
     replace_file(folder / "README.md", page(folder))
     return folder / "README.md"
 
@@ -259,15 +259,12 @@ def _hardware(summary):
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
-def draw(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], path: epath.PathLike
-) -> None:
+def draw(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> figures.Figure:
     """Draw training loss and test error by epoch of several runs.
 
     Args:
         curves: lines "epoch" of metrics.jsonl, by name of the run. Names with the same
             text before a comma are seeds of one row, and have one colour.
-        path: file of the PNG.
     """
     figure, panels = figures.panels(2, 10, 4)
     looks: dict[str, dict[str, Any]] = {
@@ -280,7 +277,7 @@ def draw(
         ("training loss (nats)", "test error (%)"),
         strict=True,
     ):
-        named = set()
+        unlabelled = {**looks}
         for run, lines in curves.items():
             row = run.partition(",")[0]
             axes.plot(
@@ -289,8 +286,7 @@ def draw(
                 **looks[row],
                 marker=".",
                 linewidth=1,
-                label=None if row in named else row,
+                label=row if unlabelled.pop(row, None) else None,
             )
-            named.add(row)
         figures.finish(axes, xlabel="epoch", ylabel=label, ylim=(0, None))
-    figures.save(figure, path)
+    return figure

@@ -25,37 +25,32 @@ def test_which_fields_are_numbers(values, numbers):
     assert sweep_plots.as_numbers(rows, "field") == numbers
 
 
-def draw(monkeypatch, rows, means):
-    figures = []
-    monkeypatch.setattr(
-        sweep_plots, "save", lambda figure, path: figures.append(figure)
-    )
+def draw(rows, means):
     none = [None] * len(rows)
-    sweep_plots.draw(rows, means, none, "x.png", title="t", label="error")
-    return figures[0]
+    return sweep_plots.draw(rows, means, none, title="t", label="error").axes
 
 
-def test_picture_of_one_number_is_lines(monkeypatch):
+def test_picture_of_one_number_is_lines():
     rows = [{"p": p, "rule": r} for p in (0.5, 0.1) for r in ("linear", "uniform")]
-    [axes] = draw(monkeypatch, rows, [1, 2, 3, None]).axes
+    [axes] = draw(rows, [1, 2, 3, None])
     lines = {c.get_label(): c[0].get_xydata().tolist() for c in axes.containers}
     assert lines["rule linear"] == [[0.1, 3], [0.5, 1]]
     assert lines["rule uniform"][1] == [0.5, 2]
     assert np.isnan(lines["rule uniform"][0][1])
 
 
-def test_picture_of_two_numbers_is_a_heat_map(monkeypatch):
+def test_picture_of_two_numbers_is_a_heat_map():
     rows = [{"p": p, "net": n} for p in (0.5, 0.1) for n in ("r110", "r20")]
-    axes = draw(monkeypatch, rows, [1, 2, 3, None]).axes[0]
+    axes = draw(rows, [1, 2, 3, None])[0]
     grid = axes.images[0].get_array()  # p to the right, the depth upwards
     np.testing.assert_array_equal(grid.filled(-1), [[-1, 2], [3, 1]])
     assert [t.get_text() for t in axes.get_yticklabels()] == ["r20", "r110"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.1", "0.5"]
 
 
-def test_picture_without_numbers_is_dots(monkeypatch):
+def test_picture_without_numbers_is_dots():
     rows = [{"rule": "linear"}, {"rule": "uniform"}]
-    [axes] = draw(monkeypatch, rows, [1, 2]).axes
+    [axes] = draw(rows, [1, 2])
     assert [t.get_text() for t in axes.get_yticklabels()] == [
         *("rule linear", "rule uniform")
     ]

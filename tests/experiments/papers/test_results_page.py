@@ -69,6 +69,24 @@ def test_kept_runs_are_on_the_page_of_all_results(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "results" / "README.md").read_text() == page
 
 
+def test_curves_have_a_colour_for_each_row():
+    """Two seeds of one row, of which one has a label, and a row of one epoch."""
+    epochs = [
+        {"epoch": i, "train_loss": 3 - i, "test_error_percent": 30.0 - i}
+        for i in (1, 2)
+    ]
+    curves = {"a, seed0": epochs, "a, seed1": epochs[:1], "b, seed0": epochs}
+    loss, error = results_page.draw(curves).axes
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "training loss (nats)")
+    for axes, values in ((loss, [2, 1]), (error, [29, 28])):
+        first, second, other = axes.get_lines()
+        assert (list(first.get_xdata()), list(first.get_ydata())) == ([1, 2], values)
+        assert list(second.get_ydata()) == values[:1]
+        assert first.get_color() == second.get_color() != other.get_color()
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ["a", "b"]
+
+
 def test_whole_runs_take_the_place_of_a_rehearsal(tmp_path, monkeypatch):
     fake.use(monkeypatch, lambda config: config.epochs / 100)
     keep = f"--keep={tmp_path / 'results'}"
