@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/models.md, tables of docs/scaling.md and README, notebooks' first cells.
+"""Write docs/models.md, tables of docs/scaling.md and README, notebooks' first cells.
 
 python -m docs.generate
 
@@ -53,7 +53,7 @@ HEADER = """# Networks
 
 @functools.cache
 def published() -> dict[str, str]:
-    """The errors of each network; in brackets, configs that have another name."""
+    """Return the errors of each network, with configs of another name in brackets."""
     found: dict[str, str] = {}
     for name in configs.names():
         config = configs.get_config(name)
@@ -69,7 +69,7 @@ def published() -> dict[str, str]:
 
 
 def row(name: str) -> str:
-    """One line of the table, without a line break."""
+    """Return one line of the table, without a line break."""
     entry, model = MODELS[name], rn_jax.create_model(name)
     cost = multiply_adds(model, entry.image_size, entry.channels) / 1e6
     numbers = [f"{entry.params:,}", f"{cost:,.1f}", str(model.num_blocks)]
@@ -77,7 +77,7 @@ def row(name: str) -> str:
 
 
 def with_tables(text: str) -> str:
-    """The words of docs/scaling.md with the tables of results/scaling.json.
+    """Return the text of docs/scaling.md with the tables of results/scaling.json.
 
     Args:
         text: with every table, old or none, between <!-- NAME --> and <!-- end -->.
@@ -89,7 +89,7 @@ def with_tables(text: str) -> str:
 
 
 def with_results(text: str) -> str:
-    """The words of README with the rows of results/README.md that have been run."""
+    """Return the text of README with the rows of results that have been run."""
     rows = results_page.rows_with_runs(epath.Path(measure.RESULTS))
     return _with(text, "results", f"\n{rows}\n")
 
@@ -125,7 +125,7 @@ elif not os.path.isdir("configs"):
 
 
 def first_cells(file: str) -> tuple[str, str]:
-    """The title with its badge and the cell that installs, of a notebook."""
+    """Return a notebook's title with its badge, and the cell that installs."""
     settings = configparser.ConfigParser()
     settings.read(Path(__file__).parents[1] / "setup.cfg")
     url = settings["metadata"]["url"]
@@ -135,7 +135,7 @@ def first_cells(file: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Writes the files."""
+    """Write the files."""
     rows = "\n".join(row(name) for name in rn_jax.list_models())
     PATH.write_text(f"{HEADER}{rows}\n", "utf-8")
     print(PATH)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws docs/gates.png: what a gate is, and four uses of ResNet-110's 54 gates.
+"""Draw docs/gates.png: what a gate is, and four uses of ResNet-110's 54 gates.
 
 python -m docs.picture
 """
@@ -22,7 +22,7 @@ OPEN = 12
 
 
 def columns() -> dict[str, np.ndarray]:
-    """Gates f[L, S] of ResNet-110 by their use, one column for each step."""
+    """Return gates f[L, S] of ResNet-110 by their use, one column for each step."""
     model = rn_jax.create_model("resnet110")
     settings = rn_jax.StochasticDepth(last_survival=0.5)
     short = rn_jax.StochasticDepth(num_open=OPEN, schedule="uniform")
@@ -42,7 +42,7 @@ def columns() -> dict[str, np.ndarray]:
 
 
 def draw() -> Figure:
-    """The picture."""
+    """Draw the picture."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     uses = columns()
     widths = [2.6, 5.2, *[1.3] * (len(uses) - 1)]
@@ -69,7 +69,7 @@ def draw() -> Figure:
 
 
 def _block(axes: Axes) -> None:
-    """A residual block with its gate, from the bottom to the top."""
+    """Draw a residual block with its gate, from the bottom to the top."""
     axes.set(xlim=(-1.2, 1.7), ylim=(-0.7, 5.6))
     axes.axis("off")
     arrow = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0}
