@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all test-faults test-min test-max docs lint install peers
 
-# What tests need beside the package, where neither linters nor the site are wanted.
+# What tests need besides the package, without linters and site.
 RUNNERS := pytest pytest-xdist hypothesis nbclient ipykernel
 
 demo: .venv/train.stamp  ## ResNet-110 with stochastic depth on the embedded digits
@@ -22,15 +22,15 @@ test-all: lint $(if $(PEERS),peers)  ## With everything long
 test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faults.json
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
-# Warnings are no errors there: old releases meet new ones of what they need. What is
-# left out counts bytes in JAX's program, which has another form in JAX 0.8.
-test-min: .venv-min/test.stamp  ## What `make test` has, with the least versions allowed
+# Warnings are not errors here: old releases run with newer dependencies. The test left
+# out counts bytes in JAX's program, which has another form in JAX 0.8.
+test-min: .venv-min/test.stamp  ## `make test` with the minimum supported versions
 	.venv-min/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
 		--deselect tests/test_scaling.py::test_closed_forms
 	.venv-min/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
 
-# The environment is made anew each time: what is newest changes.
-test-max:  ## What `make test` runs, with the newest versions; PYTHON=python3.13 chooses
+# The environment is made anew each time: the newest versions change.
+test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
 	$(PYTHON) -m venv --clear .venv-max
 	.venv-max/bin/python -m pip install --quiet --editable ".[imagenet]" $(RUNNERS)
 	.venv-max/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -46,7 +46,7 @@ lint: .venv/test.stamp
 
 install: .venv/test.stamp
 
-peers: .venv/peers.stamp  ## PyTorch and what else tests and benchmarks compare with
+peers: .venv/peers.stamp  ## PyTorch and other libraries that tests and benchmarks compare with
 
 .venv/train.stamp: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -58,7 +58,7 @@ def names() -> list[str]:
     return [
         name
         for name, (module, row) in index().items()
-        if row or module.get_config().model  # a row always has one
+        if row or module.get_config().model  # every row names a network
     ]
 
 
@@ -72,7 +72,7 @@ def get_config(name: str, dataset: str | None = None) -> ConfigDict:
     """Return a config by its name.
 
     Args:
-        name: name of a row, as "resnet20", or of a file here.
+        name: name of a row, such as "resnet20", or of a file here.
         dataset: name of the data set; None: the first one of the paper.
 
     Raises:

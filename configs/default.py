@@ -64,8 +64,8 @@ class Config:
     stochastic_depth: Mapping[str, Any] | None = None  # or {'last_survival': 0.5}
     stochastic_depth_from_epoch: Number = 0  # epochs of constant depth before it begins
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
-    matmul_precision: MatmulPrecision | None = None  # of float32: docs/recipes.md
-    init_from: str | None = None  # run or file of weights; the head is new
+    matmul_precision: MatmulPrecision | None = None  # rounding of float32 products
+    init_from: str | None = None  # run or weights; the classifier is reinitialised
 
     # Data
     dataset: str = "cifar10"  # cifar10, cifar100, svhn_cropped, mnist, ..., digits
@@ -75,8 +75,8 @@ class Config:
     split_seed: Number = 0  # selects the held-out examples
     normalization: Annotated[str, data.NORMALIZATIONS] = "mean_image"  # of pixels
     augment: bool = True  # zero-pad and crop, flip, and change colours
-    augment_pad: Number | None = None  # pixels; None: what suits the data set
-    augment_flip: bool | None = None  # None: what suits the data set
+    augment_pad: Number | None = None  # pixels; None: the data set's default
+    augment_flip: bool | None = None  # None: the data set's default
     color_jitter: Amount = 0.0  # strength: 0.4 in fb.resnet.torch
     pca_noise: Amount = 0.0  # std: 0.1 in Krizhevsky et al. 2012
 

@@ -25,7 +25,7 @@ from rn_jax.filesystem import read_json
 
 # Fields that describe the network of a config's file, and their values for another one.
 OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}
-# What runs did that are older than a field, which their config.json lacks.
+# Values assumed for fields that older runs lack.
 BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {
@@ -78,7 +78,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
             if re.fullmatch("--?config.dataset", option) and equals:
                 names.append(value)
     if typed is None:
-        raise InputError("Name a config, as --config=configs/resnet110_sd.py.")
+        raise InputError("Name a config, such as --config=configs/resnet110_sd.py.")
     file, dataset = _file_and_data_set(os.path.expanduser(typed))
     config = _from_file(file, *(names[-1:] or dataset))
     model = config.get("model")
@@ -190,7 +190,7 @@ def _set_entry(config, field, text):
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """Return the overrides among the arguments, as "epochs=3"."""
+    """Return the overrides among the arguments, such as "epochs=3"."""
     return [
         argument.partition("config.")[2]
         for argument in arguments
@@ -199,9 +199,9 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def field_of(config: Config, field: str) -> Any:
-    """Return the value of a field, or of an entry as stochastic_depth.last_survival.
+    """Return the value of a field, or of an entry; None if there is no such entry.
 
-    It is None if there is none.
+    Entries are named as in "stochastic_depth.last_survival".
     """
     found: Any = vars(config)
     for part in ALIASES.get(field, field).split("."):
@@ -300,7 +300,7 @@ def check_config(config: Config) -> None:
         )
     if config.lr_schedule == "plateau" and config.protocol == "full":
         raise InputError(
-            "lr_schedule=plateau needs held-out examples, as with protocol=45k5k: the "
+            "lr_schedule=plateau needs held-out examples, with protocol=45k5k: the "
             "test set is not used to choose anything."
         )
     if config.epochs is None and config.steps is None:

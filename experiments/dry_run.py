@@ -91,10 +91,10 @@ def plan(config: Config) -> str:
         f"{config.model} on {config.dataset}: {steps:,} steps of "
         f"{config.batch_size} examples, {steps / steps_per_epoch:.1f} epochs.",
         f"Memory on each of {len(devices)} {devices[0].platform} devices: about "
-        f"{(state + kept) / 2**20:,.0f} MiB, of which {kept / 2**20:,.0f} for a "
-        f"batch of {share}.",
-        f"Time: about {duration(seconds)} for convolutions and matrix products, if all "
-        "were as fast here as one of 64 channels; everything else adds to it.",
+        f"{(state + kept) / 2**20:,.0f} MiB, including {kept / 2**20:,.0f} MiB for "
+        f"a batch of {share}.",
+        f"Time: about {duration(seconds)} for convolutions and matrix products, at the "
+        "measured rate of a 64-channel convolution; other operations add to this.",
     ]
     return "\n".join(lines)
 
@@ -228,7 +228,7 @@ def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which it has at least two."""
+    """Return a duration in the largest unit that gives a value of at least 2."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"

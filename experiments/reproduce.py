@@ -65,7 +65,7 @@ def reproduce(
         command: the command line, which the table names.
 
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     given = [table, only, seeds, dataset, workdir, *arguments]
     if keep and scale == 1 and not any(given):

@@ -53,13 +53,13 @@ def sweep(
         command: the command line, which the table names.
 
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     chosen = None if seeds is None else several.parse(seeds)
     name, base = load_config(arguments)
     axes = [parse_axis(text) for text in grid]
     if not axes:
-        raise InputError("Name a field to vary, as --grid config.batch_size=64,128.")
+        raise InputError("Name a field, such as --grid config.batch_size=64,128.")
     if chosen is not None and "seed" in dict(axes):
         raise InputError("Set seeds by --seeds or by --grid config.seed, not by both.")
     rows = combinations(arguments, axes)
@@ -100,8 +100,8 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
     values = [value.strip() for value in values]
     if found is None or not all(values):
         raise InputError(
-            "--grid must be a field and its values, as config.batch_size=64,128, not "
-            f"{text!r}."
+            "--grid must be a field and its values, such as config.batch_size=64,128, "
+            f"not {text!r}."
         )
     return found[1], values
 
@@ -144,7 +144,7 @@ def _with(arguments, values):
 
 
 def folder_name(values: dict[str, Any]) -> str:
-    """Return a name as "model=resnet20,stochastic_depth.last_survival=0.5"."""
+    """Return a name such as "model=resnet20,stochastic_depth.last_survival=0.5"."""
     parts = (f"{field}={value}" for field, value in values.items())
     return ",".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
 

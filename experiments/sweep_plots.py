@@ -62,8 +62,8 @@ def _distinct(rows, name):
 def as_numbers(rows: Sequence[Values], name: str) -> list[float] | None:
     """Return the number of a field in each row; None if the field is not numeric.
 
-    Names that differ only in one number, as resnet20 and resnet32, count as it. A field
-    with a single value is not numeric.
+    Names that differ only in one number, such as resnet20 and resnet32, count as it. A
+    field with a single value is not numeric.
     """
     values = [row[name] for row in rows]
     if len(_distinct(rows, name)) < 2:

@@ -38,7 +38,7 @@ def test_parse_axis(text, expected):
     "text", ["config.epochs=", "epochs=1", "config.epochs", "config.epochs=1,,2", ""]
 )
 def test_a_grid_of_another_form(text):
-    with pytest.raises(InputError, match=r"as config\.batch_size=64,128, not "):
+    with pytest.raises(InputError, match=r"such as config\.batch_size=64,128, not "):
         sweep.parse_axis(text)
 
 
@@ -68,7 +68,7 @@ def test_the_recipe_follows_a_grid_over_data_sets():
 
 
 BAD_INPUT = {
-    "none": ([], r"Name a field to vary"),
+    "none": ([], r"Name a field, such as --grid config"),
     "field": (["--grid", "config.epoch=1"], r"no field 'epoch': Did you mean"),
     "entry": (["--grid", "config.epochs.x=1"], r"epochs.x cannot be set"),
     "entry's name": (
