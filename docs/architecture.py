@@ -35,6 +35,7 @@ ROOMS = {
             "experiments.report_page",
             "experiments.sweep_plots",
             "experiments.command",
+            "experiments.seeds",
             "experiments.subject",
         ],
     ),

@@ -30,7 +30,7 @@ if sys.argv[:1] == ["-m"]:
 
 # Modules that moved into a package keep their old name for one version.
 _MOVED = dict.fromkeys(
-    "environment feed loop pretrained progress seeds setup trained workdir".split(),
+    "environment feed loop pretrained progress setup trained workdir".split(),
     "training",
 ) | {"tables": "papers"}
 

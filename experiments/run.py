@@ -16,8 +16,7 @@ import configs
 from experiments import cli
 from experiments import dry_run as preview
 from experiments.config import load_config
-from experiments.training import loop
-from experiments.training import seeds as several
+from experiments.training import loop, many_runs
 from rn_jax import parallel
 from rn_jax.errors import InputError
 
@@ -86,7 +85,8 @@ def run(
     if seeds is None:
         loop.train(config, workdir, command=command, profile_steps=profile)
     else:
-        several.train(config, workdir, several.parse(seeds), command=command)
+        chosen = many_runs.parse_seeds(seeds)
+        many_runs.train_seeds(config, workdir, chosen, command=command)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from experiments import cli, sweep_plots
 from experiments.config import field_of, load_config, overrides
 from experiments.markdown import table
 from experiments.training import many_runs
-from experiments.training import seeds as several
 from rn_jax.errors import InputError
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -55,7 +54,7 @@ def sweep(
     Raises:
         InputError: something that the user can mend, in one sentence.
     """
-    chosen = None if seeds is None else several.parse(seeds)
+    chosen = None if seeds is None else many_runs.parse_seeds(seeds)
     name, base = load_config(arguments)
     axes = [parse_axis(text) for text in grid]
     if not axes:

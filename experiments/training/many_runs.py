@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train many runs, one after another, and collect their results."""
+"""Train many runs, one after another, and collect their results.
 
+Of several seeds, He et al. 2015 report the best of 5 runs with their mean and standard
+deviation, He et al. 2016 the median of 5.
+"""
+
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +15,112 @@ from etils import epath
 
 from configs.default import Config
 from experiments.training import loop, setup
-from experiments.training import seeds as several
-from experiments.training.loop import NotFiniteError
 from experiments.training.workdir import Workdir
-from rn_jax import filesystem
+from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError
 
 Result = dict[str, Any]
 
 AT_BEST = "test_error_at_best_val_percent"
 LAST = "test_error_percent"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of a list, "0,3,7", or of a number, "5" for 0 to 4.
+
+    Raises:
+        InputError: the text is neither, or has a seed twice.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or text == "0":
+        raise InputError(
+            "--seeds must be a number of seeds, such as 5, or a list of them, such as "
+            f"0,3,7, not {text!r}."
+        )
+    seeds = [int(part) for part in parts]
+    if len(seeds) == 1:
+        return list(range(seeds[0]))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds has a seed twice: {text}.")
+    return seeds
+
+
+def train_seeds(
+    config: Config,
+    path: str,
+    seeds: Sequence[int] | None,
+    *,
+    command: str | None = None,
+    resumed_by: str | None = None,
+) -> list[Result]:
+    """Train every seed in turn, in a folder of its own, then summarize them.
+
+    A finished seed is not trained again, and a stopped one is resumed. When all have
+    ended, seeds.json has the errors of each seed and `describe` of them.
+
+    Args:
+        config: config of all runs; its seed is not used.
+        path: the folder of the folders seed0, seed1, ...
+        seeds: seeds of the parameters, the order of examples, augmentation and gates;
+            None: the config's, in `path` itself and without seeds.json.
+        command, resumed_by: see `loop.train`.
+
+    Returns:
+        The summary of each run.
+
+    Raises:
+        InputError: as `loop.train`.
+    """
+    resumed_by = resumed_by or path
+    summaries, diverged = [], None
+    for folder, run in _runs(config, path, seeds):
+        try:
+            summaries.append(
+                loop.train(run, folder, command=command, resumed_by=resumed_by)
+            )
+        except loop.NotFiniteError as error:
+            diverged = error  # raised once the others are trained
+    if diverged is not None:
+        raise diverged
+    if seeds is not None and parallel.is_first_process():
+        errors = {name: e for name, e in _errors(summaries).items() if e}
+        text = json.dumps({"seeds": list(seeds), **errors}, indent=2)
+        filesystem.replace_file(epath.Path(path) / "seeds.json", text + "\n")
+        shown = errors.get(AT_BEST, errors[LAST])
+        deviation = "" if shown["std"] is None else f" +- {shown['std']:.2f}"
+        at_best = ", at the best validation epoch" if AT_BEST in errors else ""
+        print(
+            f"{len(seeds)} seeds{at_best}: test error median {shown['median']:.2f} %, "
+            f"mean {shown['mean']:.2f}{deviation}, best {shown['best']:.2f}."
+        )
+    return summaries
+
+
+def _runs(config, path, seeds):
+    if seeds is None:
+        return [(path, config)]
+    folder = epath.Path(path)
+    return [(str(folder / f"seed{s}"), replace(config, seed=s)) for s in seeds]
+
+
+def _errors(summaries):
+    """Return `describe` of both test errors; None if a run lacks one."""
+    values = {name: [s[name] for s in summaries] for name in (LAST, AT_BEST)}
+    return {n: None if None in each else describe(each) for n, each in values.items()}
+
+
+def describe(values: Sequence[float]) -> Result:
+    """Return the values and their best, median, mean and standard deviation.
+
+    The deviation has n - 1 in its denominator, and is None for a single value.
+    """
+    return {
+        "each": list(values),
+        "best": min(values),
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -63,8 +164,9 @@ def train(
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
         try:
-            _train(job, path, seeds, command)
-        except NotFiniteError as error:
+            folder = str(epath.Path(path) / job.name)
+            train_seeds(job.config, folder, seeds, command=command, resumed_by=path)
+        except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:
             raise InputError(
@@ -75,15 +177,6 @@ def train(
             report(results(jobs, path, seeds))
 
 
-def _train(job, path, seeds, command):
-    folder = str(epath.Path(path) / job.name)
-    named = {"command": command, "resumed_by": path}
-    if seeds is None:
-        loop.train(job.config, folder, **named)
-    else:
-        several.train(job.config, folder, seeds, **named)
-
-
 def results(
     jobs: Sequence[Job], path: str, seeds: Sequence[int] | None
 ) -> list[Result]:
@@ -91,8 +184,8 @@ def results(
 
     Returns:
         A dict for each job: state ("finished", "unfinished", "not begun" or
-        "diverged") and n, the number of finished runs. If there are any, also the
-        `seeds.describe` of test_error_percent and, with held-out examples, of
+        "diverged") and n, the number of finished runs. If there are any, also
+        `describe` of test_error_percent and, with held-out examples, of
         test_error_at_best_val_percent; params, epochs and steps of a run; means of
         train_loss, wall_seconds and images_per_second; devices, versions and
         git_revision of the first run.
@@ -124,9 +217,7 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
     result: Result = {"n": len(summaries)}
     if not summaries:
         return result
-    for name in (LAST, AT_BEST):
-        values = [summary[name] for summary in summaries]
-        result[name] = None if None in values else several.describe(values)
+    result |= _errors(summaries)
     for name in ("params", "epochs", "steps", "devices", "versions", "git_revision"):
         result[name] = summaries[0][name]
     for name in ("train_loss", "wall_seconds", "images_per_second"):
@@ -137,10 +228,7 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
 
 def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Config]]:
     """Return the folder and the config of every run of a job, as `train` has them."""
-    folder = str(epath.Path(path) / job.name)
-    if seeds is None:
-        return [(folder, job.config)]
-    return [(several.place(folder, s), replace(job.config, seed=s)) for s in seeds]
+    return _runs(job.config, str(epath.Path(path) / job.name), seeds)
 
 
 # --- Cells of a table -----------------------------------------------------------------
