@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from configs.default import Config
+from experiments.training.workdir import read_checkpoint
 from rn_jax import filesystem
-from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.train import TrainState
@@ -22,6 +22,9 @@ from rn_jax.weight_files import is_hub_name
 from rn_jax.weights import is_saved, load
 
 _logger = logging.getLogger(__name__)
+
+# The largest size of another run's state, relative to ours: its head may be larger.
+_TIMES_OURS = 16
 
 
 def initialise(state: TrainState, config: Config) -> TrainState:
@@ -47,9 +50,11 @@ def initialise(state: TrainState, config: Config) -> TrainState:
         InputError: there are no such weights, or they are of another network.
     """
     source = os.path.expanduser(str(config.init_from))
-    size = sum(leaf.size for leaf in jax.tree.leaves(state))
-    is_run = _is_run(source)
-    found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
+    if _is_run(source):
+        size = sum(leaf.size for leaf in jax.tree.leaves(state))
+        found = read_checkpoint(epath.Path(source), most=_TIMES_OURS * size)
+    else:
+        found = _of_file(source, config)
     has_head = "head" in found["params"]
     parts = {
         name: _replaced(
@@ -89,27 +94,6 @@ def _is_run(source):
     if not (folder / "checkpoints").exists():
         raise InputError(f"init_from {folder} has no checkpoint yet.")
     return True
-
-
-# The largest size of another run's state, relative to ours: its head may be larger.
-_TIMES_OURS = 16
-
-
-def _of_run(folder, size):
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    step = checkpoints.latest_step()
-    try:
-        if step is None:
-            raise InputError(f"init_from {folder} has no checkpoint yet.")
-        return checkpoints.read(step, most=_TIMES_OURS * size)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes a reader raise
-        raise InputError(
-            f"init_from {folder}: its checkpoint of step {step} is damaged."
-        ) from error
-    finally:
-        checkpoints.close()
 
 
 def _of_file(file, config):
