@@ -6,7 +6,6 @@ python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
     [--batch_size=N] [--num_workers=N] [--data_dir=DIR]
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -46,9 +45,13 @@ def _scales(text):
     try:
         return tuple(int(scale) for scale in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be multiples of {_MULTIPLE}, as 224,256, not {text}"
-        ) from None
+        raise _bad_scales(text) from None
+
+
+def _bad_scales(text):
+    return InputError(
+        f"--scales must be multiples of {_MULTIPLE}, such as 224,256, not {text}."
+    )
 
 
 def evaluate(
@@ -87,10 +90,7 @@ def evaluate(
         raise unknown_name("crops", crops, CROPS)
     cli.at_least(1, resize=resize, size=size, images=images, batch_size=batch_size)
     if not scales or any(scale < 1 or scale % _MULTIPLE for scale in scales):
-        raise InputError(
-            f"--scales must be multiples of {_MULTIPLE}, as 224,256, not "
-            f"{','.join(map(str, scales))}."
-        )
+        raise _bad_scales(",".join(map(str, scales)))
     run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
     config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, imagenet.Source):

@@ -43,7 +43,7 @@ def reproduce(
     *,
     table: Annotated[str | None, {"help": f"one of {', '.join(TABLES)}"}] = None,
     only: str | None = None,
-    seeds: str | None = None,
+    seeds: many_runs.Seeds | None = None,
     scale: float = 1.0,
     dataset: str | None = None,
     workdir: cli.Path | None = None,

@@ -39,7 +39,7 @@ def sweep(
     *,
     grid: Annotated[Sequence[str], {"action": "append"}] = (),
     workdir: cli.Path | None = None,
-    seeds: str | None = None,
+    seeds: many_runs.Seeds | None = None,
     command: str = "experiments.sweep.sweep(...)",
 ) -> None:
     """Train every combination of values, and write the table and the figure.

@@ -9,7 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
@@ -25,24 +25,31 @@ AT_BEST = "test_error_at_best_val_percent"
 LAST = "test_error_percent"
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a list, "0,3,7", or of a number, "5" for 0 to 4.
+def parse_seeds(seeds: str | int | Sequence[int]) -> list[int]:
+    """Return the seeds of a list, or those below a number: 0 to 4 for 5.
+
+    An option gives both as text: "0,3,7" or "5".
 
     Raises:
-        InputError: the text is neither, or has a seed twice.
+        InputError: it is neither, or a seed stands twice.
     """
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or text == "0":
+    given = str(seeds) if isinstance(seeds, int) else seeds
+    parts = given.split(",") if isinstance(given, str) else [*map(str, given)]
+    found = [int(part) for part in parts] if all(map(str.isdecimal, parts)) else []
+    if isinstance(given, str) and len(found) == 1:
+        found = list(range(found[0]))
+    if not found:
         raise InputError(
             "--seeds must be a number of seeds, such as 5, or a list of them, such as "
-            f"0,3,7, not {text!r}."
+            f"0,3,7, not {seeds!r}."
         )
-    seeds = [int(part) for part in parts]
-    if len(seeds) == 1:
-        return list(range(seeds[0]))
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds has a seed twice: {text}.")
-    return seeds
+    if len(set(found)) < len(found):
+        raise InputError(f"--seeds has a seed twice: {','.join(parts)}.")
+    return found
+
+
+# The type of an option or a keyword `seeds`.
+Seeds = Annotated[int | Sequence[int], parse_seeds]
 
 
 def train_seeds(

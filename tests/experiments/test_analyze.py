@@ -338,13 +338,13 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
             ["--workdir=RUN", "--bounds=9-5"],
             "such as 5-17,19-35, not 9-5",
         ),
-        (["--workdir=RUN", "--bounds=9"], "--bounds: must be ranges such as"),
+        (["--workdir=RUN", "--bounds=9"], "--bounds must be ranges such as"),
         (["--workdir=RUN", "--factors=maybe"], "Unknown factors 'maybe'; there are"),
         (["--workdir=RUN", "--imgs=3"], "Unrecognized arguments: --imgs=3"),
         (["--workdir=RUN", "--compare=nowhere"], "nowhere is neither a finished run"),
         (["--workdir=RUN", "--compare=RUN"], "Two networks are named tiny_sd"),
         (IMPORTED, "There is no file x.th"),
-        ([*IMPORTED, "--model_kwargs=B"], "--model_kwargs: must be a dict"),
+        ([*IMPORTED, "--model_kwargs=B"], "--model_kwargs must be a dict"),
     ],
 )
 def test_bad_input_is_one_sentence(run, tmp_path, argv, says, capsys):

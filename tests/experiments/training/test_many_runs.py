@@ -3,10 +3,12 @@
 
 import json
 
+import fake
 import numpy as np
 import pytest
 from driver import arguments, in_process
 
+from experiments import run
 from experiments.training import loop, many_runs
 from rn_jax import InputError
 
@@ -14,9 +16,11 @@ from rn_jax import InputError
 def test_parse_seeds():
     assert many_runs.parse_seeds("5") == [0, 1, 2, 3, 4]
     assert many_runs.parse_seeds("7,0,3") == [7, 0, 3]
-    for text in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,"):
+    assert many_runs.parse_seeds(2) == many_runs.parse_seeds([0, 1]) == [0, 1]
+    assert many_runs.parse_seeds([7]) == [7]
+    for bad in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,", 0, -1, [], [-1], [1.5]):
         with pytest.raises(InputError, match="--seeds must be a number of seeds"):
-            many_runs.parse_seeds(text)
+            many_runs.parse_seeds(bad)
     with pytest.raises(InputError, match="a seed twice: 1,2,1"):
         many_runs.parse_seeds("1,2,1")
 
@@ -77,6 +81,16 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
     assert in_process(monkeypatch, arguments(tmp_path, *OPTIONS)) == 75
     assert calls == [(0, str(tmp_path / "seed0"), str(tmp_path))]
     assert not (tmp_path / "seeds.json").exists()
+
+
+def test_a_notebook_passes_seeds_as_numbers(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    config = [arguments("")[0]]
+    for seeds, expected in ((2, [0, 1]), ([7], [7])):
+        found = run.run(config, workdir=str(tmp_path), seeds=seeds)
+        assert [summary["seed"] for summary in found] == expected
+    with pytest.raises(InputError, match="--seeds must be a number of seeds"):
+        run.run(config, workdir=str(tmp_path), seeds=0)
 
 
 def test_bad_seeds_are_one_sentence(tmp_path, monkeypatch, capsys):
