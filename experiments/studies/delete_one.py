@@ -134,6 +134,7 @@ STUDY = Study(
     "Deleting one block",
     "Test error after deleting each block in turn (Veit et al. 2016, 4.1).",
     *(measure, draw, describe),
+    order=1,
     missing=no_gates,
     columns={
         "one block deleted: median damage": lambda r: _cell(np.median, r),

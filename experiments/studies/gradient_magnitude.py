@@ -76,6 +76,7 @@ STUDY = Study(
     "Mean magnitude of the gradient of the first block's first convolution, "
     "by epoch (Huang et al. 2016, figure 7).",
     *(measure, draw, describe),
+    order=7,
     missing=missing,
     compare=compare,
 )

@@ -102,6 +102,7 @@ STUDY = Study(
     "Lengths of paths",
     "Share of the 2^L paths by length (Veit et al. 2016, 4.3).",
     *(measure, draw, describe),
+    order=4,
     missing=no_paths,
     uses=("bounds",),
 )

@@ -63,6 +63,7 @@ STUDY = Study(
     "Test error by epoch; a vertical line marks the start of training with exactly k "
     "open blocks (Veit et al. 2016, 4.3).",
     *(measure, draw, describe),
+    order=6,
     missing=missing,
     uses=("bounds",),
 )
