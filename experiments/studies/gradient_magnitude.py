@@ -11,13 +11,13 @@ from experiments.studies import Lab, Result, Results, Study, Subject
 
 def missing(subject: Subject) -> str | None:
     """Return why the magnitude is unknown, or None."""
-    logged = subject.run is not None and "first_gradient" in subject.run["epochs"][0]
+    logged = subject.run is not None and "first_gradient" in subject.run.epochs[0]
     return None if logged else "there is no log of the gradient"
 
 
 def measure(lab: Lab) -> Result:
     """Collect the mean magnitude in nats by epoch, as logged in training."""
-    lines = lab.run["epochs"]
+    lines = lab.run.epochs
     return {
         "measured_on": "all training images, in training",
         "epochs": [line["epoch"] for line in lines],

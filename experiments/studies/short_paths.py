@@ -16,11 +16,11 @@ def measure(lab: Lab) -> Result:
     run, settings = lab.run, lab.model.stochastic_depth
     return {
         "measured_on": f"{len(lab.subject.test):,} test images, in training",
-        "epochs": [line["epoch"] for line in run["epochs"]],
-        "test_error_by_epoch": [line["test_error_percent"] for line in run["epochs"]],
+        "epochs": [line["epoch"] for line in run.epochs],
+        "test_error_by_epoch": [line["test_error_percent"] for line in run.epochs],
         "open_in_training": settings and settings.num_open,
-        "from_epoch": run["config"].stochastic_depth_from_epoch,
-        "test_error_percent": run["summary"]["test_error_percent"],
+        "from_epoch": run.config.stochastic_depth_from_epoch,
+        "test_error_percent": run.summary["test_error_percent"],
         "stochastic_depth": settings is not None,
         "paths_in_training": path_lengths.measure(lab).get("paths_in_training"),
     }
