@@ -34,7 +34,6 @@ ROOMS = {
             "experiments.dry_run",
             "experiments.report_page",
             "experiments.sweep_plots",
-            "experiments.command",
             "experiments.seeds",
             "experiments.subject",
         ],
