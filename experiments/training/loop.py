@@ -20,7 +20,14 @@ from experiments.training import plots, pretrained
 from experiments.training.evaluation import better, measure, with_exact_statistics
 from experiments.training.progress import Progress
 from experiments.training.setup import Trainer, build
-from experiments.training.summary import facts, sentence, summarize, whole
+from experiments.training.summary import (
+    divergence_sentence,
+    evaluation_sentence,
+    facts,
+    sentence,
+    summarize,
+    whole,
+)
 from experiments.training.timing import Clock, Profile
 from experiments.training.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
@@ -265,13 +272,7 @@ class _Run:
         self.best = best or self.best
         self.state = _next_epoch(trainer, self.state, line.get("val_error_percent"))
         self._save(best is not None, eval_seconds=time.perf_counter() - started)
-        errors = [
-            f"{part} error {line[f'{part}_error_percent']:.2f} %"
-            for part in ("train", "val", "test")
-            if f"{part}_error_percent" in line
-        ]
-        shown = ", ".join([f"train loss {line['train_loss']:.4f}", *errors])
-        self.progress.say(f"epoch {line['epoch']}: {shown}")
+        self.progress.say(evaluation_sentence(line))
 
     def _save(self, is_best=False, **timing):
         """Save a checkpoint, and log what was timed since the one before."""
@@ -288,16 +289,7 @@ class _Run:
         """End the run at a step whose loss, gradient or parameters are not finite."""
         self.checkpoints.wait()
         last = self.checkpoints.latest_step()
-        kept = (
-            "there is no checkpoint yet"
-            if last is None
-            else f"the last good checkpoint, of step {last}, is kept"
-        )
-        reason = (
-            f"The loss or its gradient is not finite at step {step} (learning rate "
-            f"{self._learning_rate(step):g}); {kept}. Try a lower learning_rate or a "
-            "longer warmup, in a new --workdir."
-        )
+        reason = divergence_sentence(step, self._learning_rate(step), last)
         self.workdir.note_divergence({"reason": reason, **self._facts(step)})
         raise NotFiniteError(reason)
 

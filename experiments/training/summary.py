@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run reports when it ends: summary.json, or diverged.json, and one sentence."""
+"""What a run reports: its sentences, and summary.json or diverged.json at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -73,6 +73,29 @@ def sentence(config: Config, summary: Mapping[str, Any]) -> str:
     best = summary["test_error_at_best_val_percent"]
     at_best = "" if best is None else f", {best:.2f} % at the best validation epoch"
     return f"Test error {summary['test_error_percent']:.2f} %{at_best} ({beside})."
+
+
+def evaluation_sentence(line: Mapping[str, Any]) -> str:
+    """Return loss and errors of an evaluation, from its line in metrics.jsonl."""
+    errors = [
+        f"{part} error {line[name]:.2f} %"
+        for part in ("train", "val", "test")
+        if (name := f"{part}_error_percent") in line
+    ]
+    shown = ", ".join([f"train loss {line['train_loss']:.4f}", *errors])
+    return f"epoch {line['epoch']}: {shown}"
+
+
+def divergence_sentence(step: int, rate: float, last: int | None) -> str:
+    """Return why a run ends at a step, with its learning rate and last checkpoint."""
+    kept = f"the last good checkpoint, of step {last}, is kept"
+    if last is None:
+        kept = "there is no checkpoint yet"
+    return (
+        f"The loss or its gradient is not finite at step {step} (learning rate "
+        f"{rate:g}); {kept}. Try a lower learning_rate or a longer warmup, in a new "
+        "--workdir."
+    )
 
 
 def whole(epochs: float) -> int | float:
