@@ -15,7 +15,7 @@ from configs.default import Config
 from experiments import cli
 from experiments.config import dataset_spec
 from experiments.training import setup, trained
-from rn_jax.data import InMemory, transforms
+from rn_jax.data import transforms
 from rn_jax.errors import InputError
 
 
@@ -74,7 +74,7 @@ def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
     """
     height, width, channels = experiment.image_shape
     picture = read_picture(file, channels)
-    if not isinstance(experiment.feed, InMemory):
+    if experiment.feed.crops_on_host:
         resize, size = config.eval_resize, config.eval_size
         return transforms.eval_view(picture, crops="center", resize=resize, size=size)
     fitted = ImageOps.fit(

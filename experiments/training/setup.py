@@ -67,7 +67,7 @@ class Experiment:
     @property
     def mean_image(self) -> np.ndarray | None:
         """The mean image of a sample of ImageNet, which is kept with the run."""
-        if self.normalization is None or isinstance(self.feed, data.InMemory):
+        if self.normalization is None or not self.feed.crops_on_host:
             return None
         mean = np.asarray(self.normalization.mean)
         return mean if mean.ndim == 3 else None
@@ -239,7 +239,7 @@ def _normalization(config, feed, mean_image):
     kind = config.normalization
     if kind == "contrast":
         return None
-    if isinstance(feed, data.InMemory) or kind != "mean_image":
+    if not feed.crops_on_host or kind != "mean_image":
         return data.normalization(feed.parts["train"], kind)
     if mean_image is None:
         if parallel.is_first_process():
@@ -259,7 +259,7 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
     pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
-    if not isinstance(experiment.feed, data.InMemory):  # its workers crop and mirror
+    if experiment.feed.crops_on_host:
         pad, flip = 0, False
 
     def augment(key, images, first_index):
