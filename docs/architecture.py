@@ -32,6 +32,7 @@ ROOMS = {
             "experiments.export",
             "experiments.report",
             "experiments.dry_run",
+            "experiments.pictures",
             "experiments.report_page",
             "experiments.sweep_plots",
             "experiments.seeds",

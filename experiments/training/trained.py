@@ -90,9 +90,10 @@ def finished(
 
 
 def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the function from uint8[B, V, H, W, C] to the softmax f64[B, K].
+    """Make the function from uint8[B, H, W, C] to the softmax f64[B, K].
 
-    The softmax is the mean over the V views of an image, computed on all devices.
+    It is computed on all devices. The softmax of several views of each image,
+    uint8[B, V, H, W, C], is their mean.
     """
     experiment, model = run.experiment, run.model
     devices = experiment.devices
@@ -105,6 +106,7 @@ def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
         return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
 
     def probabilities(images):
+        images = images if images.ndim == 5 else images[:, None]
         rows = math.ceil(len(images) / len(devices)) * len(devices)
         filled = np.resize(images, (rows, *images.shape[1:]))
         found = mean_log(variables, parallel.split_examples(filled, devices))
