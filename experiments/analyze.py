@@ -123,7 +123,7 @@ def analyze(
         Label of each network -> study -> the content of its JSON.
 
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     names = list(STUDIES) if studies is None else list(studies)
     for name in names:

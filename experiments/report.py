@@ -170,7 +170,7 @@ def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]
             mistake = Mistake(
                 image=np.array(views[i, 0]),
                 label=int(truth[i]),
-                taken_for=int(guess[i]),
+                predicted=int(guess[i]),
                 probability=float(found[i, guess[i]]),
                 loss=float(loss[i]),
             )

@@ -55,14 +55,14 @@ class Mistake:
 
     Attributes:
         image: uint8[H, W, C].
-        label, taken_for: the true class and the predicted one.
+        label, predicted: the true class and the predicted one.
         probability: probability of the predicted class.
         loss: cross-entropy in nats.
     """
 
     image: np.ndarray
     label: int
-    taken_for: int
+    predicted: int
     probability: float
     loss: float
 
@@ -212,7 +212,8 @@ def _configs(records):
         for name in names
         if len({json.dumps(c.get(name)) for c in columns.values()}) > 1
     ]
-    what = "in which the runs differ" if len(records) > 1 else "other than the default"
+    several = len(records) > 1
+    what = "in which the runs differ" if several else "that differ from the default"
     table = f"<p>Fields {what}:</p>\n{_table(['', *columns], rows)}"
     if not rows:
         table = f"<p>There are no fields {what}.</p>"
@@ -423,7 +424,7 @@ def _confusions(record, index):
     pairs = [divmod(int(k), len(counts)) for k in most if errors.flat[k]]
     rows = [[names[a], names[b], errors[a, b], counts[a].sum()] for a, b in pairs]
     if rows:
-        text += _table(["class", "taken for", "images", "of"], rows)
+        text += _table(["class", "predicted as", "errors", "class total"], rows)
     if len(counts) > _DRAWN:
         return text
     figure = graph_objects.Figure(
@@ -433,12 +434,12 @@ def _confusions(record, index):
             z=errors.tolist(),  # without the correct ones, which are far more
             text=counts.tolist(),
             texttemplate="%{text}" if len(counts) <= _NUMBERED else None,
-            hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
+            hovertemplate="%{y} predicted as %{x}: %{text}<extra></extra>",
             colorscale="Oranges",
             colorbar={"title": "errors"},
         )
     )
-    figure.update_xaxes(title="taken for", type="category")
+    figure.update_xaxes(title="predicted as", type="category")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
     return text + _drawn(figure, f"confusion_{index}", _TALL)
 
@@ -460,10 +461,10 @@ def _mistake(mistake: Mistake, names):
     if max(picture.size) > 2 * _THUMBNAIL:
         picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
     picture.save(content, "PNG")
-    right, wrong = escape(names[mistake.label]), escape(names[mistake.taken_for])
+    right, wrong = escape(names[mistake.label]), escape(names[mistake.predicted])
     return (
         f"<figure>{_image(content.getvalue(), right)}"
-        f"<figcaption><b>{right}</b>, taken for <b>{wrong}</b> "
+        f"<figcaption><b>{right}</b>, predicted as <b>{wrong}</b> "
         f"({100 * mistake.probability:.1f} %), loss {mistake.loss:.2f}</figcaption>"
         "</figure>"
     )
@@ -477,8 +478,8 @@ def _image(png: bytes, alternative: str) -> str:
 def _studies(record, index):
     if not record.figures:
         return (
-            "<p>None yet: python -m experiments.analyze --workdir=RUN makes them once "
-            "the run has ended.</p>"
+            "<p>No studies yet. After the run, create them with python -m "
+            "experiments.analyze --workdir=RUN.</p>"
         )
     return "\n".join(
         f'<figure class="study">{_image(png, escape(title))}'

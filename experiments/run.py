@@ -63,7 +63,7 @@ def run(
         The summary of each run.
 
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     if list:
         print(preview.listing())

@@ -84,7 +84,7 @@ def describe(result: Result) -> str:
     if result["residual"]:
         return f"{text} {_agreement(result, inner, across)}"
     if result["has_shortcuts"]:
-        return f"{text} The paper has no deletions from such a network."
+        return f"{text} The paper does not study such networks."
     halfway = (base + chance(result)) / 2
     broken = (inner + base > halfway).sum()
     return (

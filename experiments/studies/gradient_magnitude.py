@@ -67,7 +67,7 @@ def compare(results: Results) -> str:
         if ratios:
             after = f", {np.median(late):.2f} after the rate drops" if late else ""
             median = np.median(list(ratios.values()))
-            sentences.append(f"{first} over {label}: median {median:.2f}{after}.")
+            sentences.append(f"{first} to {label}: median {median:.2f}{after}.")
     return f"**Ratio of the gradients by epoch.** {' '.join(sentences)}"
 
 

@@ -80,7 +80,7 @@ def _commands(found, command):
     earlier -= {command}
     lines = [f"    {command}"]
     if earlier:
-        lines += ["", "with the earlier studies of", ""]
+        lines += ["", "Earlier studies were made with", ""]
         lines += [f"    {line}" for line in sorted(earlier)]
     return lines
 

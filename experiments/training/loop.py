@@ -73,15 +73,15 @@ def train(
     Raises:
         StoppedError: a signal came, and the state is saved.
         NotFiniteError: training diverged.
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     workdir = Workdir(path, config)
     for name in BEFORE:
         value = getattr(workdir.config, name)
         if value != getattr(config, name) and parallel.is_first_process():
             print(
-                f"The run in {path} was begun by an earlier version: it continues with "
-                f"{name}={value}."
+                f"The run in {path} was started with an earlier version: it continues "
+                f"with {name}={value}."
             )
     config = workdir.config
     if summary := workdir.summary():

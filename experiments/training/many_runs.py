@@ -160,8 +160,8 @@ def train(
 
     Raises:
         StoppedError: a signal stopped a run.
-        InputError: something that the user can mend and that is known before the first
-            step of all runs; or Ctrl-C between runs.
+        InputError: bad input that is known before the first step of all runs, or Ctrl-C
+            between runs.
     """
     for job in jobs:
         setup.check(job.config)

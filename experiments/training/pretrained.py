@@ -110,10 +110,10 @@ def _replaced(new, old, source, config, has_head):
     old = flax.traverse_util.flatten_dict(old)
     if stem := other_channels(new, old):
         channels = new[stem].shape[2]
-        theirs = f"init_from {source}: its images have {old[stem].shape[2]} channels"
+        theirs = f"init_from {source} expects {old[stem].shape[2]} channels"
         if 1 not in (channels, old[stem].shape[2]):
             raise InputError(
-                f"{theirs}, those of {config.dataset} {channels}: name weights for "
+                f"{theirs}, but {config.dataset} has {channels}: name weights for "
                 f"{channels} channels, or for grayscale images."
             )
         _logger.warning("%s; its first convolution is adapted to %d.", theirs, channels)
@@ -126,10 +126,10 @@ def _replaced(new, old, source, config, has_head):
         if there is None and path[0].startswith("fc") and not has_head:
             continue
         if there is None or there.shape != leaf.shape:
-            has = "none" if there is None else f"one of {list(there.shape)}"
+            has = "is missing" if there is None else f"has shape {list(there.shape)}"
             raise InputError(
                 f"init_from {source} is not a {config.model} with these settings: "
-                f"it has {has} for the {list(leaf.shape)} of {'/'.join(path)}."
+                f"{'/'.join(path)} {has}, expected {list(leaf.shape)}."
             )
         new[path] = jax.numpy.asarray(np.asarray(there), leaf.dtype)
     return flax.traverse_util.unflatten_dict(new)

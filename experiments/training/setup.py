@@ -54,7 +54,7 @@ class Experiment:
 
     @property
     def eval_batch_size(self) -> int:
-        """That of the config, or a little more: each device has as many rows."""
+        """The config's, rounded up to a multiple of the devices."""
         count = len(self.devices)
         return math.ceil(self.config.eval_batch_size / count) * count
 
@@ -163,7 +163,7 @@ def prepare(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
         preprocess=preprocess,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        gates_from_step=min(gates_from_step, total_steps),  # beyond it nothing differs
+        gates_from_step=min(gates_from_step, total_steps),  # later has no effect
         schedule=schedule,
         feedback=make_feedback(config),
         tx=optim.sgd(

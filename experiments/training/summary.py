@@ -17,7 +17,7 @@ _PACKAGES = "rn_jax jax jaxlib flax optax orbax-checkpoint numpy".split()
 def facts(
     trainer: Trainer, step: int, wall_seconds: float, command: str | None
 ) -> dict[str, Any]:
-    """Return what a run was and was made with when it ended at a step, however so."""
+    """Return the settings and environment of a run, however it ended."""
     config, devices = trainer.config, trainer.devices
     return {
         "model": config.model,
@@ -67,7 +67,7 @@ def sentence(config: Config, summary: Mapping[str, Any]) -> str:
     published = config.published_error_percent.get(summary["dataset"])
     if published is None:
         on = f"{config.model} on {summary['dataset']}"
-        beside = f"the config has no published figure for {on}"
+        beside = f"the config has no published error for {on}"
     else:
         beside = f"{config.paper}: {published:.2f} %"
     best = summary["test_error_at_best_val_percent"]

@@ -240,7 +240,7 @@ class Workdir:
             )
             raise InputError(
                 f"{self.path} holds a run of another config ({shown}); choose another "
-                "--workdir, or the config that is there."
+                "--workdir, or use that run's config."
             )
 
     def _read(self, name):

@@ -192,7 +192,7 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     assert report.count("**tiny_sd.** ") == len(STUDIES)
     anew, earlier = (read(out, s)["command"] for s in ("path_lengths", "permute"))
     assert f"--out={out} --draws=2" in anew and "--study" not in earlier
-    assert f"    {anew}\n\nwith the earlier studies of\n\n    {earlier}\n" in report
+    assert f"    {anew}\n\nEarlier studies were made with\n\n    {earlier}\n" in report
 
 
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
