@@ -117,7 +117,7 @@ def page(records: Sequence[Record], *, command: str) -> str:
     """
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
-        ("Results", _results(records)),
+        ("Results", _side_by_side(records, _result)),
         ("Configs", _configs(records)),
         ("Learning curves", _learning_curves(records)),
         ("Gates", _gates(records)),
@@ -125,7 +125,7 @@ def page(records: Sequence[Record], *, command: str) -> str:
         ("Worst mistakes", _each(records, _mistakes)),
         ("Studies", _each(records, _studies)),
         ("Time and memory", _timing(records)),
-        ("Environment", _environment(records)),
+        ("Environment", _side_by_side(records, _environment)),
     ]
     body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections)
     return (
@@ -148,9 +148,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(["<table>", row(header, "th"), *map(row, rows), "</table>"])
 
 
-def _results(records):
-    columns = [_result(record) for record in records]
-    rows = [[name, *(c.get(name, "") for c in columns)] for name in columns[0]]
+def _side_by_side(records, column):
+    """Return the table with a column for each run, from the cells by row."""
+    columns = [column(record) for record in records]
+    names = dict.fromkeys(itertools.chain(*columns))
+    rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
     return _table(["", *(record.label for record in records)], rows)
 
 
@@ -236,28 +238,18 @@ def _flat(config, prefix=""):
     return found
 
 
-def _environment(records):
-    columns = []
-    for record in records:
-        facts = record.facts
-        columns.append(
-            {
-                **_machine(facts),
-                "devices": facts.get("devices", "-"),
-                "processes": facts.get("processes", "-"),
-                "revision": facts.get("git_revision") or "-",
-                **facts.get("versions", {}),
-            }
-        )
-    names = dict.fromkeys(itertools.chain(*columns))
-    rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
-    return _table(["", *(record.label for record in records)], rows)
-
-
-def _machine(facts):
+def _environment(record):
+    facts = record.facts
     machine = facts.get("machine", {})
-    names = {"cpu": "CPU", "cores": "cores", "memory_gib": "memory (GiB)"}
-    return {shown: machine.get(name, "-") for name, shown in names.items()}
+    return {
+        "CPU": machine.get("cpu", "-"),
+        "cores": machine.get("cores", "-"),
+        "memory (GiB)": machine.get("memory_gib", "-"),
+        "devices": facts.get("devices", "-"),
+        "processes": facts.get("processes", "-"),
+        "revision": facts.get("git_revision") or "-",
+        **facts.get("versions", {}),
+    }
 
 
 # --- Figures --------------------------------------------------------------------------
@@ -489,22 +481,9 @@ def _studies(record, index):
 
 
 def _timing(records):
-    rows = []
-    for record in records:
-        last = record.timing[-1] if record.timing else {}
-        seconds = record.facts.get("wall_seconds", last.get("wall_seconds"))
-        rows.append(
-            [
-                record.label,
-                _number(seconds, ",.0f", " s"),
-                _number(last.get("images_per_second"), ",.0f"),
-                _number(last.get("peak_memory_mib"), ",.0f", " MiB"),
-                _number(_milliseconds(last, "step_seconds_p50"), ",.1f", " ms"),
-                _number(_milliseconds(last, "step_seconds_p99"), ",.1f", " ms"),
-            ]
-        )
     header = ["", "wall time", "images per second", "peak memory"]
-    table = _table([*header, "median step", "99th percentile of steps"], rows)
+    header += ["median step", "99th percentile of steps"]
+    table = _table(header, list(map(_times, records)))
     if not any(record.timing for record in records):
         return table
     figure = make_subplots(1, 2)
@@ -529,5 +508,14 @@ def _timing(records):
     return f"{table}\n{_drawn(figure, 'timing')}"
 
 
-def _milliseconds(line, name):
-    return None if line.get(name) is None else 1000 * line[name]
+def _times(record):
+    last = record.timing[-1] if record.timing else {}
+    seconds = record.facts.get("wall_seconds", last.get("wall_seconds"))
+    steps = (last.get("step_seconds_p50"), last.get("step_seconds_p99"))
+    return [
+        record.label,
+        _number(seconds, ",.0f", " s"),
+        _number(last.get("images_per_second"), ",.0f"),
+        _number(last.get("peak_memory_mib"), ",.0f", " MiB"),
+        *(_number(step and 1000 * step, ",.1f", " ms") for step in steps),
+    ]

@@ -16,18 +16,9 @@ import numpy as np
 from configs.default import Config
 from experiments.config import BEFORE
 from experiments.figures import save
-from experiments.training import plots, pretrained
-from experiments.training.evaluation import better, measure, with_exact_statistics
+from experiments.training import evaluation, plots, pretrained, summary
 from experiments.training.progress import Progress
 from experiments.training.setup import Trainer, build
-from experiments.training.summary import (
-    divergence_sentence,
-    evaluation_sentence,
-    facts,
-    sentence,
-    summarize,
-    whole,
-)
 from experiments.training.timing import Clock, Profile
 from experiments.training.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
@@ -84,11 +75,11 @@ def train(
                 f"with {name}={value}."
             )
     config = workdir.config
-    if summary := workdir.summary():
+    if result := workdir.summary():
         if parallel.is_first_process():
             print(f"{path} holds the finished run of this config.")
-            print(sentence(config, summary))
-        return summary
+            print(summary.sentence(config, result))
+        return result
     try:
         with parallel.together():
             trainer = build(config, mean_image=workdir.mean_image())
@@ -106,9 +97,9 @@ def train(
                         f"--workdir={filesystem.quoted(resumed_by or path)} resumes "
                         "from there."
                     )
-                summary = run.finish()
-            print(sentence(config, summary))
-            return summary
+                result = run.finish()
+            print(summary.sentence(config, result))
+            return result
     finally:
         workdir.close()
 
@@ -256,23 +247,25 @@ class _Run:
         steps = trainer.eval_steps(self.step)
         if config.batch_norm_at_test == "exact":
             batches = trainer.feed.train_batches(0, trainer.statistics_batches)
-            self.state = with_exact_statistics(steps, self.state, batches)
+            self.state = evaluation.with_exact_statistics(steps, self.state, batches)
         line = {
             "kind": "epoch",
             "step": self.step,
-            "epoch": whole(self.step / trainer.steps_per_epoch),
+            "epoch": summary.whole(self.step / trainer.steps_per_epoch),
             "learning_rate": self._learning_rate(self.step),
-            **measure(steps, self.state, trainer.feed, trainer.eval_batch_size),
+            **evaluation.measure(
+                steps, self.state, trainer.feed, trainer.eval_batch_size
+            ),
         }
         losses = [line[name] for name in line if name.endswith("_loss")]
         if not all(map(math.isfinite, losses)):
             self._diverge(self.step)
         self.workdir.log("metrics", line)
-        best = better(self.best, line)
+        best = evaluation.better(self.best, line)
         self.best = best or self.best
         self.state = _next_epoch(trainer, self.state, line.get("val_error_percent"))
         self._save(best is not None, eval_seconds=time.perf_counter() - started)
-        self.progress.say(evaluation_sentence(line))
+        self.progress.say(summary.evaluation_sentence(line))
 
     def _save(self, is_best=False, **timing):
         """Save a checkpoint, and log what was timed since the one before."""
@@ -289,7 +282,7 @@ class _Run:
         """End the run at a step whose loss, gradient or parameters are not finite."""
         self.checkpoints.wait()
         last = self.checkpoints.latest_step()
-        reason = divergence_sentence(step, self._learning_rate(step), last)
+        reason = summary.divergence_sentence(step, self._learning_rate(step), last)
         self.workdir.note_divergence({"reason": reason, **self._facts(step)})
         raise NotFiniteError(reason)
 
@@ -302,7 +295,7 @@ class _Run:
             with self.workdir.writing():
                 self._draw(epochs)
             ended, speed = self._facts(self.step), self.clock.images_per_second()
-            self.workdir.finish(summarize(ended, epochs[-1], self.best, speed))
+            self.workdir.finish(summary.summarize(ended, epochs[-1], self.best, speed))
         parallel.wait_for_all()
         return filesystem.read_json(self.workdir.path / "summary.json")
 
@@ -322,7 +315,7 @@ class _Run:
 
     def _facts(self, step):
         seconds = self.clock.wall_seconds()
-        return facts(self.trainer, step, seconds, self.command)
+        return summary.facts(self.trainer, step, seconds, self.command)
 
     def close(self) -> None:
         """End the threads that save."""
