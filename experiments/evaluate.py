@@ -40,17 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _scales(text):
-    try:
-        return tuple(int(scale) for scale in text.split(","))
-    except ValueError:
-        raise _bad_scales(text) from None
-
-
-def _bad_scales(text):
-    return InputError(
-        f"--scales must be multiples of {_MULTIPLE}, such as 224,256, not {text}."
-    )
+def _scales(given):
+    """Return the sides, given as text or numbers, as a tuple."""
+    parts = given.split(",") if isinstance(given, str) else [*map(str, given)]
+    scales = [int(part) if part.isdecimal() else 0 for part in parts] or [0]
+    if not all(scale and scale % _MULTIPLE == 0 for scale in scales):
+        raise InputError(
+            f"--scales must be multiples of {_MULTIPLE}, such as 224,256, not "
+            f"{','.join(parts)}."
+        )
+    return tuple(scales)
 
 
 def evaluate(
@@ -88,8 +87,7 @@ def evaluate(
     if crops not in CROPS:
         raise unknown_name("crops", crops, CROPS)
     cli.at_least(1, resize=resize, size=size, images=images, batch_size=batch_size)
-    if not scales or any(scale < 1 or scale % _MULTIPLE for scale in scales):
-        raise _bad_scales(",".join(map(str, scales)))
+    scales = _scales(scales)
     run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
     config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, imagenet.Source):

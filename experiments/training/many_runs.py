@@ -60,10 +60,10 @@ def train_seeds(
     command: str | None = None,
     resumed_by: str | None = None,
 ) -> list[Result]:
-    """Train every seed in turn, in a folder of its own, then summarize them.
+    """Train every seed in turn, in a folder of its own; return the summary of each.
 
     A finished seed is not trained again, and a stopped one is resumed. When all have
-    ended, seeds.json has the errors of each seed and `describe` of them.
+    ended, seeds.json has `describe` of their errors.
 
     Args:
         config: config of all runs; its seed is not used.
@@ -71,9 +71,6 @@ def train_seeds(
         seeds: seeds of the parameters, the order of examples, augmentation and gates;
             None: the config's, in `path` itself and without seeds.json.
         command, resumed_by: see `loop.train`.
-
-    Returns:
-        The summary of each run.
 
     Raises:
         InputError: as `loop.train`.
