@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands: training by a config."""
 
-import importlib
+import importlib.abc
+import importlib.machinery
 import os
 import sys
-from typing import Any
 
 # True while Python looks for the module of a command. A program that imports the
 # commands gets the original errors.
@@ -28,14 +28,25 @@ if sys.argv[:1] == ["-m"]:
         )
         sys.exit(2)
 
-# Modules that moved into a package keep their old name for one version.
-_MOVED = dict.fromkeys(
-    "environment feed loop pretrained progress seeds setup trained workdir".split(),
-    "training",
-) | {"tables": "papers"}
+# Modules that moved keep their old name for one version.
+_MOVED = {"command": "cli", "tables": "papers.tables"} | {
+    name: f"training.{name}"
+    for name in "environment feed loop pretrained setup workdir".split()
+}
 
 
-def __getattr__(name: str) -> Any:
-    if package := _MOVED.get(name):
-        return importlib.import_module(f"experiments.{package}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module of `_MOVED` by its old name."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, _, name = fullname.rpartition(".")
+        if package == __name__ and name in _MOVED:
+            return importlib.machinery.ModuleSpec(fullname, self)
+        return None
+
+    def exec_module(self, module):
+        new = _MOVED[module.__name__.rpartition(".")[2]]
+        sys.modules[module.__name__] = importlib.import_module(f"{__name__}.{new}")
+
+
+sys.meta_path.append(_Moved())

@@ -7,7 +7,6 @@ python -m experiments.analyze --weights=NAME|FILE ...
 python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
 """
 
-import argparse
 import ast
 import json
 import re
@@ -48,26 +47,25 @@ def _dict(text):
     except cli.NOT_A_LITERAL:
         found = None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(
-            f"must be a dict such as \"{{'shortcut': 'B'}}\", not {text!r}"
+        raise InputError(
+            "--model_kwargs must be a dict such as \"{'shortcut': 'B'}\", not "
+            f"{text!r}."
         )
     return found
 
 
 def _bounds(text):
     if not re.fullmatch(r"(\d+-\d+,?)*", text):
-        raise argparse.ArgumentTypeError(
-            f"must be ranges such as 5-17,19-35, not {text!r}"
-        )
+        raise InputError(f"--bounds must be ranges such as 5-17,19-35, not {text!r}.")
     return [tuple(map(int, part)) for part in re.findall(r"(\d+)-(\d+)", text)]
 
 
 def _folders(text):
     """Return the folders of one --compare: one whose name has commas, or a list."""
-    whole = cli.path(text)
+    whole = cli.expanded(text)
     if epath.Path(whole).exists():
         return [whole]
-    return [cli.path(part) for part in text.split(",") if part]
+    return [cli.expanded(part) for part in text.split(",") if part]
 
 
 _STUDY = {
@@ -125,7 +123,7 @@ def analyze(
         Label of each network -> study -> the content of its JSON.
 
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     names = list(STUDIES) if studies is None else list(studies)
     for name in names:

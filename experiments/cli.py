@@ -138,13 +138,28 @@ def _settings(hint):
     """Return the settings of `add_argument` for an annotation."""
     if get_origin(hint) is Annotated:
         added = hint.__metadata__[0]
-        return {"type": added} if callable(added) else dict(added)
+        settings = {"type": added} if callable(added) else dict(added)
+        if "type" in settings:
+            settings["type"] = _for_argparse(settings["type"])
+        return settings
     if hint is bool:
         return {"action": "store_true"}
     if hint in (int, float):
         return {"type": hint}
     parts = get_args(hint) if get_origin(hint) in (Sequence, Union, UnionType) else ()
     return {key: value for part in parts for key, value in _settings(part).items()}
+
+
+def _for_argparse(parse):
+    """Return the function such that argparse keeps the sentence of its `InputError`."""
+
+    def parsed(text):
+        try:
+            return parse(text)
+        except InputError as error:
+            raise argparse.ArgumentError(None, str(error).rstrip(".")) from None
+
+    return parsed
 
 
 def at_least(least: int, **values: int | None) -> None:
@@ -169,17 +184,9 @@ def expanded(path: str) -> str:
     return path
 
 
-def path(text: str) -> str:
-    """Return `expanded(text)`; the type of an option for argparse."""
-    try:
-        return expanded(text)
-    except InputError as error:  # argparse would drop its sentence
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
-
-
 # Annotations of options: a path, in which "~" and "~user" are expanded.
-Path = Annotated[str, path]
-AnyPath = Annotated[epath.PathLike, path]
+Path = Annotated[str, expanded]
+AnyPath = Annotated[epath.PathLike, expanded]
 
 
 def as_typed(name: str, argv: Sequence[str]) -> str:

@@ -6,22 +6,20 @@ python -m experiments.evaluate --workdir=RUN [--crops=center|ten|dense]
     [--batch_size=N] [--num_workers=N] [--data_dir=DIR]
 """
 
-import argparse
-import collections
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from experiments import cli
 from experiments.training import trained
+from experiments.training.evaluation import by_batch, by_shape, top_error
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import replace_file
@@ -42,13 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _scales(text):
-    try:
-        return tuple(int(scale) for scale in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be multiples of {_MULTIPLE}, as 224,256, not {text}"
-        ) from None
+def _scales(given):
+    """Return the sides, given as text or numbers, as a tuple."""
+    parts = given.split(",") if isinstance(given, str) else [*map(str, given)]
+    scales = [int(part) if part.isdecimal() else 0 for part in parts] or [0]
+    if not all(scale and scale % _MULTIPLE == 0 for scale in scales):
+        raise InputError(
+            f"--scales must be multiples of {_MULTIPLE}, such as 224,256, not "
+            f"{','.join(parts)}."
+        )
+    return tuple(scales)
 
 
 def evaluate(
@@ -86,11 +87,7 @@ def evaluate(
     if crops not in CROPS:
         raise unknown_name("crops", crops, CROPS)
     cli.at_least(1, resize=resize, size=size, images=images, batch_size=batch_size)
-    if not scales or any(scale < 1 or scale % _MULTIPLE for scale in scales):
-        raise InputError(
-            f"--scales must be multiples of {_MULTIPLE}, as 224,256, not "
-            f"{','.join(map(str, scales))}."
-        )
+    scales = _scales(scales)
     run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
     config, experiment, model = run.config, run.experiment, run.model
     if not isinstance(experiment.feed, imagenet.Source):
@@ -125,7 +122,7 @@ def evaluate(
     if dense:
         labels, scores = by_shape(bar, total, batch_size, probabilities)
     else:
-        labels, scores = _by_batch(bar, probabilities)
+        labels, scores = by_batch(bar, probabilities)
     if not len(labels):
         raise InputError(f"None of the {total} images can be read: use more of them.")
     result = {
@@ -143,70 +140,6 @@ def evaluate(
         f"{result['top5_error_percent']:.2f} %."
     )
     return result
-
-
-def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the percentage of examples whose class has none of the k highest scores.
-
-    Args:
-        scores: float[N, K].
-        labels: int[N].
-        k: 1 or 5 in the papers.
-    """
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = np.arange(scores.shape[1]) < labels[:, None]  # breaks ties as argmax
-    rank = ((scores > own) | ((scores == own) & before)).sum(axis=1)
-    return 100 * float(np.mean((rank >= k) | ~np.isfinite(own[:, 0])))
-
-
-def _by_batch(batches: Iterable, probabilities: Callable):
-    """Return int[N] labels and float[N, K] scores of images with views of one shape."""
-    labels, scores = [], []
-    for batch in batches:
-        images = batch["image"]
-        found = probabilities(images if images.ndim == 5 else images[:, None])
-        labels.append(batch["label"][batch["mask"]])
-        scores.append(found[batch["mask"]])
-    return np.concatenate(labels), np.concatenate(scores)
-
-
-def by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
-    """Return int[N] labels and float[N, K] mean scores of views of different shapes.
-
-    Views of one shape are collected until they fill a batch.
-
-    Args:
-        batches: batches of 1 image each, with a list of views.
-        total: number of images, which is that of batches.
-        size: views per batch of the network.
-        probabilities: the function that `trained.make_probabilities` returns.
-    """
-    labels: list[int] = []
-    sums, count = np.zeros((total, 0)), 1
-
-    def add(places, views):
-        nonlocal sums
-        filled = views + [np.zeros_like(views[0])] * (size - len(views))
-        found = probabilities(np.stack(filled)[:, None])
-        sums = sums if sums.size else np.zeros((total, found.shape[1]))
-        np.add.at(sums, places, found[: len(views)])
-
-    waiting: collections.defaultdict[tuple[int, ...], tuple[list, list]]
-    waiting = collections.defaultdict(lambda: ([], []))
-    for batch in batches:
-        if not batch["mask"][0]:  # a damaged record
-            continue
-        count = len(batch["image"])
-        for view in batch["image"]:
-            places, views = waiting[view.shape]
-            places.append(len(labels))
-            views.append(view[0])
-            if len(views) == size:
-                add(*waiting.pop(view.shape))
-        labels.append(batch["label"][0])
-    for places, views in waiting.values():
-        add(places, views)
-    return np.array(labels), sums[: len(labels)] / count
 
 
 if __name__ == "__main__":

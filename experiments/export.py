@@ -22,7 +22,7 @@ import rn_jax
 from experiments import cli
 from experiments.config import as_json
 from experiments.training import trained
-from rn_jax.data import InMemory, get_spec
+from rn_jax.data import get_spec
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
 from rn_jax.interop import to_stablehlo
@@ -108,9 +108,9 @@ def facts(run: trained.Finished) -> dict[str, Any]:
 
 def _image_shape(run):
     """Return the shape of a run's test images."""
-    if isinstance(run.experiment.feed, InMemory):
-        return run.experiment.image_shape
-    return (run.config.eval_size, run.config.eval_size, 3)
+    size = run.config.eval_size
+    crops = run.experiment.feed.crops_on_host
+    return (size, size, 3) if crops else run.experiment.image_shape
 
 
 if __name__ == "__main__":

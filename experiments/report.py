@@ -4,10 +4,10 @@
 python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir=DIR]
 """
 
-import dataclasses
 import heapq
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -102,36 +102,32 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     lines = workdir.lines("metrics.jsonl")
     spec = get_spec(config.dataset)
     summary = workdir.summary()
-    record = Record(
+    diverged = None if summary else workdir.diverged()
+    known: dict[str, Any]
+    if summary is None or not workdir.checkpoints.exists():
+        reason = "has not ended"
+        if summary:
+            reason = "was kept without checkpoints"
+        elif diverged:
+            reason = f"diverged at step {diverged['steps']}"
+        model, _ = make_network(config)
+        known = {"survival": _survival(model), "unknown": f"{label} {reason}"}
+    else:
+        run = trained.finished(path, data_dir=data_dir)
+        known = {"survival": _survival(run.model)}
+        if run.model.stochastic_depth is not None:
+            known["opened"] = run.opened
+        known["confusion"], known["mistakes"] = _test(run, worst)
+    return Record(
         label=label,
         config=config,
         summary=summary,
-        diverged=None if summary else workdir.diverged(),
+        diverged=diverged,
         epochs=[line for line in lines if line.get("kind") == "epoch"],
         timing=workdir.lines("timing.jsonl"),
         figures=_studies(folder / "analysis"),
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
-    )
-    if summary is None or not workdir.checkpoints.exists():
-        model, _ = make_network(config)
-        if summary:
-            reason = "was kept without checkpoints"
-        elif record.diverged:
-            reason = f"diverged at step {record.diverged['steps']}"
-        else:
-            reason = "has not ended"
-        return dataclasses.replace(
-            record, survival=_survival(model), unknown=f"{label} {reason}"
-        )
-    run = trained.finished(path, data_dir=data_dir)
-    confusion, mistakes = _test(run, worst)
-    survival = _survival(run.model)
-    return dataclasses.replace(
-        record,
-        survival=survival,
-        opened=None if survival is None else run.opened,
-        confusion=confusion,
-        mistakes=mistakes,
+        **known,
     )
 
 
@@ -171,7 +167,7 @@ def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]
             mistake = Mistake(
                 image=np.array(views[i, 0]),
                 label=int(truth[i]),
-                taken_for=int(guess[i]),
+                predicted=int(guess[i]),
                 probability=float(found[i, guess[i]]),
                 loss=float(loss[i]),
             )

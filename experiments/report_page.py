@@ -55,14 +55,14 @@ class Mistake:
 
     Attributes:
         image: uint8[H, W, C].
-        label, taken_for: the true class and the predicted one.
+        label, predicted: the true class and the predicted one.
         probability: probability of the predicted class.
         loss: cross-entropy in nats.
     """
 
     image: np.ndarray
     label: int
-    taken_for: int
+    predicted: int
     probability: float
     loss: float
 
@@ -117,7 +117,7 @@ def page(records: Sequence[Record], *, command: str) -> str:
     """
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
-        ("Results", _results(records)),
+        ("Results", _side_by_side(records, _result)),
         ("Configs", _configs(records)),
         ("Learning curves", _learning_curves(records)),
         ("Gates", _gates(records)),
@@ -125,7 +125,7 @@ def page(records: Sequence[Record], *, command: str) -> str:
         ("Worst mistakes", _each(records, _mistakes)),
         ("Studies", _each(records, _studies)),
         ("Time and memory", _timing(records)),
-        ("Environment", _environment(records)),
+        ("Environment", _side_by_side(records, _environment)),
     ]
     body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections)
     return (
@@ -148,9 +148,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(["<table>", row(header, "th"), *map(row, rows), "</table>"])
 
 
-def _results(records):
-    columns = [_result(record) for record in records]
-    rows = [[name, *(c.get(name, "") for c in columns)] for name in columns[0]]
+def _side_by_side(records, column):
+    """Return the table with a column for each run, from the cells by row."""
+    columns = [column(record) for record in records]
+    names = dict.fromkeys(itertools.chain(*columns))
+    rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
     return _table(["", *(record.label for record in records)], rows)
 
 
@@ -212,7 +214,8 @@ def _configs(records):
         for name in names
         if len({json.dumps(c.get(name)) for c in columns.values()}) > 1
     ]
-    what = "in which the runs differ" if len(records) > 1 else "other than the default"
+    several = len(records) > 1
+    what = "in which the runs differ" if several else "that differ from the default"
     table = f"<p>Fields {what}:</p>\n{_table(['', *columns], rows)}"
     if not rows:
         table = f"<p>There are no fields {what}.</p>"
@@ -235,28 +238,18 @@ def _flat(config, prefix=""):
     return found
 
 
-def _environment(records):
-    columns = []
-    for record in records:
-        facts = record.facts
-        columns.append(
-            {
-                **_machine(facts),
-                "devices": facts.get("devices", "-"),
-                "processes": facts.get("processes", "-"),
-                "revision": facts.get("git_revision") or "-",
-                **facts.get("versions", {}),
-            }
-        )
-    names = dict.fromkeys(itertools.chain(*columns))
-    rows = [[name, *(c.get(name, "-") for c in columns)] for name in names]
-    return _table(["", *(record.label for record in records)], rows)
-
-
-def _machine(facts):
+def _environment(record):
+    facts = record.facts
     machine = facts.get("machine", {})
-    names = {"cpu": "CPU", "cores": "cores", "memory_gib": "memory (GiB)"}
-    return {shown: machine.get(name, "-") for name, shown in names.items()}
+    return {
+        "CPU": machine.get("cpu", "-"),
+        "cores": machine.get("cores", "-"),
+        "memory (GiB)": machine.get("memory_gib", "-"),
+        "devices": facts.get("devices", "-"),
+        "processes": facts.get("processes", "-"),
+        "revision": facts.get("git_revision") or "-",
+        **facts.get("versions", {}),
+    }
 
 
 # --- Figures --------------------------------------------------------------------------
@@ -423,7 +416,7 @@ def _confusions(record, index):
     pairs = [divmod(int(k), len(counts)) for k in most if errors.flat[k]]
     rows = [[names[a], names[b], errors[a, b], counts[a].sum()] for a, b in pairs]
     if rows:
-        text += _table(["class", "taken for", "images", "of"], rows)
+        text += _table(["class", "predicted as", "errors", "class total"], rows)
     if len(counts) > _DRAWN:
         return text
     figure = graph_objects.Figure(
@@ -433,12 +426,12 @@ def _confusions(record, index):
             z=errors.tolist(),  # without the correct ones, which are far more
             text=counts.tolist(),
             texttemplate="%{text}" if len(counts) <= _NUMBERED else None,
-            hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
+            hovertemplate="%{y} predicted as %{x}: %{text}<extra></extra>",
             colorscale="Oranges",
             colorbar={"title": "errors"},
         )
     )
-    figure.update_xaxes(title="taken for", type="category")
+    figure.update_xaxes(title="predicted as", type="category")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
     return text + _drawn(figure, f"confusion_{index}", _TALL)
 
@@ -460,10 +453,10 @@ def _mistake(mistake: Mistake, names):
     if max(picture.size) > 2 * _THUMBNAIL:
         picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
     picture.save(content, "PNG")
-    right, wrong = escape(names[mistake.label]), escape(names[mistake.taken_for])
+    right, wrong = escape(names[mistake.label]), escape(names[mistake.predicted])
     return (
         f"<figure>{_image(content.getvalue(), right)}"
-        f"<figcaption><b>{right}</b>, taken for <b>{wrong}</b> "
+        f"<figcaption><b>{right}</b>, predicted as <b>{wrong}</b> "
         f"({100 * mistake.probability:.1f} %), loss {mistake.loss:.2f}</figcaption>"
         "</figure>"
     )
@@ -477,8 +470,8 @@ def _image(png: bytes, alternative: str) -> str:
 def _studies(record, index):
     if not record.figures:
         return (
-            "<p>None yet: python -m experiments.analyze --workdir=RUN makes them once "
-            "the run has ended.</p>"
+            "<p>No studies yet. After the run, create them with python -m "
+            "experiments.analyze --workdir=RUN.</p>"
         )
     return "\n".join(
         f'<figure class="study">{_image(png, escape(title))}'
@@ -488,22 +481,9 @@ def _studies(record, index):
 
 
 def _timing(records):
-    rows = []
-    for record in records:
-        last = record.timing[-1] if record.timing else {}
-        seconds = record.facts.get("wall_seconds", last.get("wall_seconds"))
-        rows.append(
-            [
-                record.label,
-                _number(seconds, ",.0f", " s"),
-                _number(last.get("images_per_second"), ",.0f"),
-                _number(last.get("peak_memory_mib"), ",.0f", " MiB"),
-                _number(_milliseconds(last, "step_seconds_p50"), ",.1f", " ms"),
-                _number(_milliseconds(last, "step_seconds_p99"), ",.1f", " ms"),
-            ]
-        )
     header = ["", "wall time", "images per second", "peak memory"]
-    table = _table([*header, "median step", "99th percentile of steps"], rows)
+    header += ["median step", "99th percentile of steps"]
+    table = _table(header, list(map(_times, records)))
     if not any(record.timing for record in records):
         return table
     figure = make_subplots(1, 2)
@@ -528,5 +508,14 @@ def _timing(records):
     return f"{table}\n{_drawn(figure, 'timing')}"
 
 
-def _milliseconds(line, name):
-    return None if line.get(name) is None else 1000 * line[name]
+def _times(record):
+    last = record.timing[-1] if record.timing else {}
+    seconds = record.facts.get("wall_seconds", last.get("wall_seconds"))
+    steps = (last.get("step_seconds_p50"), last.get("step_seconds_p99"))
+    return [
+        record.label,
+        _number(seconds, ",.0f", " s"),
+        _number(last.get("images_per_second"), ",.0f"),
+        _number(last.get("peak_memory_mib"), ",.0f", " MiB"),
+        *(_number(step and 1000 * step, ",.1f", " ms") for step in steps),
+    ]

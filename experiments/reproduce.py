@@ -27,7 +27,6 @@ from experiments.papers.entries import (
 )
 from experiments.papers.tables import TABLES, Table
 from experiments.training import many_runs
-from experiments.training import seeds as several
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -44,7 +43,7 @@ def reproduce(
     *,
     table: Annotated[str | None, {"help": f"one of {', '.join(TABLES)}"}] = None,
     only: str | None = None,
-    seeds: str | None = None,
+    seeds: many_runs.Seeds | None = None,
     scale: float = 1.0,
     dataset: str | None = None,
     workdir: cli.Path | None = None,
@@ -75,7 +74,7 @@ def reproduce(
         raise unknown_name("table", table or "", TABLES)
     if not 0 < scale <= 1:
         raise InputError(f"--scale must be in (0, 1], not {scale:g}.")
-    chosen = None if seeds is None else several.parse(seeds)
+    chosen = None if seeds is None else many_runs.parse_seeds(seeds)
     rows = entries(TABLES[table], only, dataset, arguments, scale)
     jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in rows]
     folder = workdir or cli.new_workdir(f"reproduce-{table}")

@@ -11,13 +11,13 @@ python -m experiments.run --list
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import configs
 from experiments import cli
 from experiments import dry_run as preview
 from experiments.config import load_config
-from experiments.training import loop
-from experiments.training import seeds as several
+from experiments.training import loop, many_runs
 from rn_jax import parallel
 from rn_jax.errors import InputError
 
@@ -34,7 +34,7 @@ def run(
     arguments: Sequence[str] = (),
     *,
     workdir: cli.Path | None = None,
-    seeds: str | None = None,
+    seeds: many_runs.Seeds | None = None,
     profile: int = 0,
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -43,7 +43,7 @@ def run(
     dry_run: bool = False,
     list: bool = False,
     command: str | None = None,
-) -> None:
+) -> Sequence[dict[str, Any]]:
     """Train one run, or one for each seed, or print what could be trained.
 
     Args:
@@ -59,18 +59,22 @@ def run(
         list: print models, data sets and configs.
         command: the command line, which the summary names.
 
+    Returns:
+        The summary of each run.
+
     Raises:
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     if list:
         print(preview.listing())
-        return
+        return []
     name, config = load_config(arguments)
+    chosen = None if seeds is None else many_runs.parse_seeds(seeds)
     if profile < 0 or (profile and seeds is not None):
         raise InputError("--profile is a number of steps, of a run without --seeds.")
     if dry_run:
         print(preview.plan(config))
-        return
+        return []
     joined = parallel.join_processes(
         coordinator=coordinator,
         num_processes=num_processes,
@@ -83,10 +87,9 @@ def run(
             "them see."
         )
     workdir = workdir or cli.new_workdir(f"{name}-{config.dataset}")
-    if seeds is None:
-        loop.train(config, workdir, command=command, profile_steps=profile)
-    else:
-        several.train(config, workdir, several.parse(seeds), command=command)
+    if chosen is None:
+        return [loop.train(config, workdir, command=command, profile_steps=profile)]
+    return many_runs.train_seeds(config, workdir, chosen, command=command)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old names, for version 0.1 only: see `experiments.trained`, `studies.subject`."""
+"""Old names, for version 0.1 only: see `studies.subject` and `training.trained`."""
 
 from experiments.studies.subject import *  # noqa: F403
 from experiments.training.trained import *  # noqa: F403

@@ -23,7 +23,6 @@ from experiments import cli, figures, sweep_plots
 from experiments.config import field_of, load_config, overrides
 from experiments.markdown import table
 from experiments.training import many_runs
-from experiments.training import seeds as several
 from rn_jax.errors import InputError
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -40,7 +39,7 @@ def sweep(
     *,
     grid: Annotated[Sequence[str], {"action": "append"}] = (),
     workdir: cli.Path | None = None,
-    seeds: str | None = None,
+    seeds: many_runs.Seeds | None = None,
     command: str = "experiments.sweep.sweep(...)",
 ) -> None:
     """Train every combination of values, and write the table and the figure.
@@ -55,7 +54,7 @@ def sweep(
     Raises:
         InputError: bad input that the user can correct.
     """
-    chosen = None if seeds is None else several.parse(seeds)
+    chosen = None if seeds is None else many_runs.parse_seeds(seeds)
     name, base = load_config(arguments)
     axes = [parse_axis(text) for text in grid]
     if not axes:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Studies of a trained network: a module for each, with measurement, figure and text.
 
-A new study is a module with a `STUDY` and its name in `STUDIES` below; a script sets
-`STUDIES["name"] = Study(...)`.
+A new study is a module with a `STUDY`; a script sets `STUDIES["name"] = Study(...)`.
 """
 
 import importlib
 import json
+import math
+import pkgutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Study:
             none.
         columns: columns of the report's table of all networks: head -> function of a
             result that returns a cell.
+        order: place in the report, by default after those of this project.
     """
 
     title: str
@@ -55,18 +57,16 @@ class Study:
     uses: tuple[str, ...] = ()
     compare: Callable[[Results], str] | None = None
     columns: Mapping[str, Callable[[Result], str]] = field(default_factory=dict)
+    order: float = math.inf
 
 
-# In the order of the report.
-STUDIES: dict[str, Study] = {
-    name: importlib.import_module(f"experiments.studies.{name}").STUDY
-    for name in (
-        *("delete_one", "delete_many", "permute"),
-        *("path_lengths", "path_gradients", "short_paths"),
-        *("gradient_magnitude", "layer_responses"),
-        *("depth_dial", "survival_damage"),
-    )
+_modules = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
 }
+_found = {name: m.STUDY for name, m in _modules.items() if hasattr(m, "STUDY")}
+# In the order of the report.
+STUDIES: dict[str, Study] = dict(sorted(_found.items(), key=lambda s: s[1].order))
 
 
 def do(name: str, lab: Lab, *, command: str) -> Result:

@@ -103,6 +103,7 @@ STUDY = Study(
     "Deleting several blocks",
     "Test error after deleting k random blocks together (Veit et al. 2016, 4.2).",
     *(measure, draw, describe),
+    order=2,
     missing=no_gates,
     uses=("draws", "seed"),
     columns={"5 blocks deleted: error (%)": _five_deleted},

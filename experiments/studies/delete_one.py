@@ -84,7 +84,7 @@ def describe(result: Result) -> str:
     if result["residual"]:
         return f"{text} {_agreement(result, inner, across)}"
     if result["has_shortcuts"]:
-        return f"{text} The paper has no deletions from such a network."
+        return f"{text} The paper does not study such networks."
     halfway = (base + chance(result)) / 2
     broken = (inner + base > halfway).sum()
     return (
@@ -134,6 +134,7 @@ STUDY = Study(
     "Deleting one block",
     "Test error after deleting each block in turn (Veit et al. 2016, 4.1).",
     *(measure, draw, describe),
+    order=1,
     missing=no_gates,
     columns={
         "one block deleted: median damage": lambda r: _cell(np.median, r),

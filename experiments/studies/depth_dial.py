@@ -107,6 +107,7 @@ STUDY = Study(
     "Test error by the number of open blocks, for three orders of closing them (not in "
     "the papers).",
     *(measure, draw, describe),
+    order=9,
     missing=no_gates,
     uses=("draws", "seed"),
     columns={

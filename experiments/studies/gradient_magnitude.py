@@ -11,13 +11,13 @@ from experiments.studies import Lab, Result, Results, Study, Subject
 
 def missing(subject: Subject) -> str | None:
     """Return why the magnitude is unknown, or None."""
-    logged = subject.run is not None and "first_gradient" in subject.run["epochs"][0]
+    logged = subject.run is not None and "first_gradient" in subject.run.epochs[0]
     return None if logged else "there is no log of the gradient"
 
 
 def measure(lab: Lab) -> Result:
     """Collect the mean magnitude in nats by epoch, as logged in training."""
-    lines = lab.run["epochs"]
+    lines = lab.run.epochs
     return {
         "measured_on": "all training images, in training",
         "epochs": [line["epoch"] for line in lines],
@@ -67,7 +67,7 @@ def compare(results: Results) -> str:
         if ratios:
             after = f", {np.median(late):.2f} after the rate drops" if late else ""
             median = np.median(list(ratios.values()))
-            sentences.append(f"{first} over {label}: median {median:.2f}{after}.")
+            sentences.append(f"{first} to {label}: median {median:.2f}{after}.")
     return f"**Ratio of the gradients by epoch.** {' '.join(sentences)}"
 
 
@@ -76,6 +76,7 @@ STUDY = Study(
     "Mean magnitude of the gradient of the first block's first convolution, "
     "by epoch (Huang et al. 2016, figure 7).",
     *(measure, draw, describe),
+    order=7,
     missing=missing,
     compare=compare,
 )

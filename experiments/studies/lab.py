@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.studies.subject import Subject
+from experiments.studies.subject import Log, Subject
 from experiments.training import environment
 from rn_jax import data, eval_gates, parallel, survival_probs, unstack
 from rn_jax.analysis import lesion
@@ -154,8 +154,8 @@ class Lab:
         return [0.0 if e is None else e - self.baseline for e in self.deletions]
 
     @property
-    def run(self) -> Mapping[str, Any]:
-        """The run that trained the network; see `Subject`."""
+    def run(self) -> Log:
+        """The log of the run that trained the network."""
         assert self.subject.run is not None, "a study of a run's log needs a run"
         return self.subject.run
 

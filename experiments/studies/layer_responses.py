@@ -67,5 +67,6 @@ STUDY = Study(
     "the activation or the sum; of the convolution itself if BatchNorm precedes it (He "
     "et al. 2015, figure 7).",
     *(measure, draw, describe),
+    order=8,
     missing=lambda s: None if s.model.num_blocks else "it has no blocks",
 )

@@ -141,6 +141,7 @@ STUDY = Study(
     "averages; its product with the number of paths shows the lengths that carry the "
     "gradient (Veit et al. 2016, 4.3).",
     *(measure, draw, describe),
+    order=5,
     missing=no_paths,
     uses=("draws", "seed", "bounds"),
     columns={"mean path length of the gradient": _mean_length},

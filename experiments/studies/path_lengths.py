@@ -26,7 +26,7 @@ def measure(lab: Lab) -> Result:
     elif survival is not None:
         found |= {"open_blocks": survival, "paths_in_training": survival / 2}
     return {
-        "measured_on": "the number of blocks alone",
+        "measured_on": "computed from the number of blocks",
         **{
             name: distribution(lab, paths.length_distribution(p))
             for name, p in found.items()
@@ -102,6 +102,7 @@ STUDY = Study(
     "Lengths of paths",
     "Share of the 2^L paths by length (Veit et al. 2016, 4.3).",
     *(measure, draw, describe),
+    order=4,
     missing=no_paths,
     uses=("bounds",),
 )

@@ -94,6 +94,7 @@ STUDY = Study(
     "Test error after random swaps of equally shaped blocks within a stage, by "
     "Kendall's rank correlation with the trained order (Veit et al. 2016, 4.2).",
     *(measure, draw, describe),
+    order=3,
     missing=missing,
     uses=("draws", "seed"),
 )

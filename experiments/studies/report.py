@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from experiments import figures
+from experiments import figures, studies
 from experiments.markdown import table
-from experiments.studies import STUDIES, Results
+from experiments.studies import Results
 from rn_jax.filesystem import make_folder, replace_file
 
 
 def write(
     folder: epath.Path,
-    studies: Sequence[str],
+    names: Sequence[str],
     found: Mapping[str, Results],
     reasons: Mapping[str, Mapping[str, str | None]],
     *,
@@ -24,7 +24,7 @@ def write(
 
     Args:
         folder: folder of the report.
-        studies: names of the studies, in order.
+        names: names of the studies, in order.
         found: label of the network -> study -> its JSON.
         reasons: label -> study -> why it is missing, or None.
         command: command that writes the report.
@@ -33,8 +33,8 @@ def write(
     networks = {label: next(iter(r.values())) for label, r in found.items() if r}
     lines = [f"# Studies of {', '.join(found)}", "", *_networks(networks), ""]
     lines += [*_commands(found, command), ""]
-    for name in studies:
-        study = STUDIES[name]
+    for name in names:
+        study = studies.STUDIES[name]
         lines += [f"## {study.title}", ""]
         results = {label: r[name] for label, r in found.items() if name in r}
         if results:
@@ -80,7 +80,7 @@ def _commands(found, command):
     earlier -= {command}
     lines = [f"    {command}"]
     if earlier:
-        lines += ["", "with the earlier studies of", ""]
+        lines += ["", "Earlier studies were made with", ""]
         lines += [f"    {line}" for line in sorted(earlier)]
     return lines
 
@@ -103,7 +103,7 @@ def _summary(found, networks):
         return []
     columns = {
         head: (name, cell)
-        for name, study in STUDIES.items()
+        for name, study in studies.STUDIES.items()
         for head, cell in study.columns.items()
     }
     rows = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 import rn_jax
+from configs.default import Config
 from experiments.training.pretrained import other_channels
 from experiments.training.trained import finished
 from experiments.training.workdir import Workdir
@@ -23,6 +24,14 @@ from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.models.network import Network
 from rn_jax.weights import is_saved
+
+
+class Log(NamedTuple):
+    """The log of a finished run: its config, "epoch" lines and summary."""
+
+    config: Config
+    epochs: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,7 @@ class Subject:
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
         train, test: examples.
         devices: devices to compute on.
-        run: config, "epoch" lines of metrics.jsonl and summary of the run; None for
-            weights in a file.
+        run: log of the run that trained it; None for weights in a file.
     """
 
     label: str
@@ -57,7 +65,7 @@ class Subject:
     train: data.Examples
     test: data.Examples
     devices: Sequence[jax.Device]
-    run: Mapping[str, Any] | None = None
+    run: Log | None = None
 
     @property
     def stochastic_depth(self) -> rn_jax.StochasticDepth | None:
@@ -110,7 +118,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """
     run = finished(path, data_dir=data_dir)
     config, experiment = run.config, run.experiment
-    if not isinstance(experiment.feed, data.InMemory):
+    if experiment.feed.crops_on_host:
         raise InputError(
             f"Studies need a data set that fits into memory, and {config.dataset} does "
             "not: name a run on another data set, or use experiments.evaluate."
@@ -129,11 +137,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
         train=experiment.feed.parts["train"],
         test=experiment.feed.parts["test"],
         devices=experiment.devices,
-        run={
-            "config": config,
-            "epochs": [line for line in lines if line["kind"] == "epoch"],
-            "summary": run.summary,
-        },
+        run=Log(config, [ln for ln in lines if ln["kind"] == "epoch"], run.summary),
     )
 
 

@@ -94,5 +94,6 @@ STUDY = Study(
     "Damage of deleting block l by its survival probability, or by its depth at "
     "constant depth (not in the papers).",
     *(measure, draw, describe),
+    order=10,
     missing=no_gates,
 )

@@ -55,17 +55,9 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 def git_revision() -> str | None:
     """Return the revision of the checkout that has this file; None outside one."""
-    try:
-        return (
-            subprocess.run(
-                ["git", "rev-parse", "HEAD"],
-                cwd=Path(__file__).parent,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # in the user's language
-                check=True,
-            )
-            .stdout.decode("ascii")
-            .strip()
-        )
+    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    try:  # the error, in the user's language, is not shown
+        found = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return found.decode("ascii").strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation between the steps of training, and BatchNorm's recomputed statistics."""
+"""Evaluation between the steps of training and after it, and BatchNorm's statistics."""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,3 +106,69 @@ def better(
         return None
     names = ("epoch", "val_error_percent", "test_error_percent")
     return {name: line[name] for name in names}
+
+
+# --- A finished run's network ---------------------------------------------------------
+
+
+def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the percentage of examples whose class has none of the k highest scores.
+
+    Args:
+        scores: float[N, K].
+        labels: int[N].
+        k: 1 or 5 in the papers.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1]) < labels[:, None]  # breaks ties as argmax
+    rank = ((scores > own) | ((scores == own) & before)).sum(axis=1)
+    return 100 * float(np.mean((rank >= k) | ~np.isfinite(own[:, 0])))
+
+
+def by_batch(batches: Iterable, probabilities: Callable):
+    """Return int[N] labels and float[N, K] scores of images with views of one shape."""
+    labels, scores = [], []
+    for batch in batches:
+        found = probabilities(batch["image"])
+        labels.append(batch["label"][batch["mask"]])
+        scores.append(found[batch["mask"]])
+    return np.concatenate(labels), np.concatenate(scores)
+
+
+def by_shape(batches: Iterable, total: int, size: int, probabilities: Callable):
+    """Return int[N] labels and float[N, K] mean scores of views of different shapes.
+
+    Views of one shape are collected until they fill a batch.
+
+    Args:
+        batches: batches of 1 image each, with a list of views.
+        total: number of images, which is that of batches.
+        size: views per batch of the network.
+        probabilities: the function that `trained.make_probabilities` returns.
+    """
+    labels: list[int] = []
+    sums, count = np.zeros((total, 0)), 1
+
+    def add(places, views):
+        nonlocal sums
+        filled = views + [np.zeros_like(views[0])] * (size - len(views))
+        found = probabilities(np.stack(filled))
+        sums = sums if sums.size else np.zeros((total, found.shape[1]))
+        np.add.at(sums, places, found[: len(views)])
+
+    waiting: collections.defaultdict[tuple[int, ...], tuple[list, list]]
+    waiting = collections.defaultdict(lambda: ([], []))
+    for batch in batches:
+        if not batch["mask"][0]:  # a damaged record
+            continue
+        count = len(batch["image"])
+        for view in batch["image"]:
+            places, views = waiting[view.shape]
+            places.append(len(labels))
+            views.append(view[0])
+            if len(views) == size:
+                add(*waiting.pop(view.shape))
+        labels.append(batch["label"][0])
+    for places, views in waiting.values():
+        add(places, views)
+    return np.array(labels), sums[: len(labels)] / count

@@ -115,7 +115,7 @@ class Lock:
             return None
 
     def _shows_life(self, holder):
-        self._report(f"Checking whether {_name(holder)} is still running here.")
+        self._report(f"Checking whether {_name(holder)} still holds this folder.")
         end = time.monotonic() + 2.5 * self._refresh
         while time.monotonic() < end:
             time.sleep(self._refresh / 20)

@@ -16,11 +16,9 @@ import numpy as np
 from configs.default import Config
 from experiments.config import BEFORE
 from experiments.figures import save
-from experiments.training import plots, pretrained
-from experiments.training.evaluation import better, measure, with_exact_statistics
+from experiments.training import evaluation, plots, pretrained, summary
 from experiments.training.progress import Progress
 from experiments.training.setup import Trainer, build
-from experiments.training.summary import facts, sentence, summarize, whole
 from experiments.training.timing import Clock, Profile
 from experiments.training.workdir import Workdir
 from rn_jax import filesystem, metrics, parallel, survival_probs
@@ -66,22 +64,22 @@ def train(
     Raises:
         StoppedError: a signal came, and the state is saved.
         NotFiniteError: training diverged.
-        InputError: something that the user can mend, in one sentence.
+        InputError: bad input that the user can correct.
     """
     workdir = Workdir(path, config)
     for name in BEFORE:
         value = getattr(workdir.config, name)
         if value != getattr(config, name) and parallel.is_first_process():
             print(
-                f"The run in {path} was begun by an earlier version: it continues with "
-                f"{name}={value}."
+                f"The run in {path} was started with an earlier version: it continues "
+                f"with {name}={value}."
             )
     config = workdir.config
-    if summary := workdir.summary():
+    if result := workdir.summary():
         if parallel.is_first_process():
             print(f"{path} holds the finished run of this config.")
-            print(sentence(config, summary))
-        return summary
+            print(summary.sentence(config, result))
+        return result
     try:
         with parallel.together():
             trainer = build(config, mean_image=workdir.mean_image())
@@ -99,9 +97,9 @@ def train(
                         f"--workdir={filesystem.quoted(resumed_by or path)} resumes "
                         "from there."
                     )
-                summary = run.finish()
-            print(sentence(config, summary))
-            return summary
+                result = run.finish()
+            print(summary.sentence(config, result))
+            return result
     finally:
         workdir.close()
 
@@ -249,29 +247,25 @@ class _Run:
         steps = trainer.eval_steps(self.step)
         if config.batch_norm_at_test == "exact":
             batches = trainer.feed.train_batches(0, trainer.statistics_batches)
-            self.state = with_exact_statistics(steps, self.state, batches)
+            self.state = evaluation.with_exact_statistics(steps, self.state, batches)
         line = {
             "kind": "epoch",
             "step": self.step,
-            "epoch": whole(self.step / trainer.steps_per_epoch),
+            "epoch": summary.whole(self.step / trainer.steps_per_epoch),
             "learning_rate": self._learning_rate(self.step),
-            **measure(steps, self.state, trainer.feed, trainer.eval_batch_size),
+            **evaluation.measure(
+                steps, self.state, trainer.feed, trainer.eval_batch_size
+            ),
         }
         losses = [line[name] for name in line if name.endswith("_loss")]
         if not all(map(math.isfinite, losses)):
             self._diverge(self.step)
         self.workdir.log("metrics", line)
-        best = better(self.best, line)
+        best = evaluation.better(self.best, line)
         self.best = best or self.best
         self.state = _next_epoch(trainer, self.state, line.get("val_error_percent"))
         self._save(best is not None, eval_seconds=time.perf_counter() - started)
-        errors = [
-            f"{part} error {line[f'{part}_error_percent']:.2f} %"
-            for part in ("train", "val", "test")
-            if f"{part}_error_percent" in line
-        ]
-        shown = ", ".join([f"train loss {line['train_loss']:.4f}", *errors])
-        self.progress.say(f"epoch {line['epoch']}: {shown}")
+        self.progress.say(summary.evaluation_sentence(line))
 
     def _save(self, is_best=False, **timing):
         """Save a checkpoint, and log what was timed since the one before."""
@@ -288,16 +282,7 @@ class _Run:
         """End the run at a step whose loss, gradient or parameters are not finite."""
         self.checkpoints.wait()
         last = self.checkpoints.latest_step()
-        kept = (
-            "there is no checkpoint yet"
-            if last is None
-            else f"the last good checkpoint, of step {last}, is kept"
-        )
-        reason = (
-            f"The loss or its gradient is not finite at step {step} (learning rate "
-            f"{self._learning_rate(step):g}); {kept}. Try a lower learning_rate or a "
-            "longer warmup, in a new --workdir."
-        )
+        reason = summary.divergence_sentence(step, self._learning_rate(step), last)
         self.workdir.note_divergence({"reason": reason, **self._facts(step)})
         raise NotFiniteError(reason)
 
@@ -310,7 +295,7 @@ class _Run:
             with self.workdir.writing():
                 self._draw(epochs)
             ended, speed = self._facts(self.step), self.clock.images_per_second()
-            self.workdir.finish(summarize(ended, epochs[-1], self.best, speed))
+            self.workdir.finish(summary.summarize(ended, epochs[-1], self.best, speed))
         parallel.wait_for_all()
         return filesystem.read_json(self.workdir.path / "summary.json")
 
@@ -330,7 +315,7 @@ class _Run:
 
     def _facts(self, step):
         seconds = self.clock.wall_seconds()
-        return facts(self.trainer, step, seconds, self.command)
+        return summary.facts(self.trainer, step, seconds, self.command)
 
     def close(self) -> None:
         """End the threads that save."""

@@ -1,25 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train many runs, one after another, and collect their results."""
+"""Train many runs, one after another, and collect their results.
 
+Of several seeds, He et al. 2015 report the best of 5 runs with their mean and standard
+deviation, He et al. 2016 the median of 5.
+"""
+
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
 from configs.default import Config
 from experiments.training import loop, setup
-from experiments.training import seeds as several
-from experiments.training.loop import NotFiniteError
 from experiments.training.workdir import Workdir
-from rn_jax import filesystem
+from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError
 
 Result = dict[str, Any]
 
 AT_BEST = "test_error_at_best_val_percent"
 LAST = "test_error_percent"
+
+
+def parse_seeds(seeds: str | int | Sequence[int]) -> list[int]:
+    """Return the seeds of a list, or those below a number: 0 to 4 for 5.
+
+    An option gives both as text: "0,3,7" or "5".
+
+    Raises:
+        InputError: it is neither, or a seed stands twice.
+    """
+    given = str(seeds) if isinstance(seeds, int) else seeds
+    parts = given.split(",") if isinstance(given, str) else [*map(str, given)]
+    found = [int(part) for part in parts] if all(map(str.isdecimal, parts)) else []
+    if isinstance(given, str) and len(found) == 1:
+        found = list(range(found[0]))
+    if not found:
+        raise InputError(
+            "--seeds must be a number of seeds, such as 5, or a list of them, such as "
+            f"0,3,7, not {seeds!r}."
+        )
+    if len(set(found)) < len(found):
+        raise InputError(f"--seeds has a seed twice: {','.join(parts)}.")
+    return found
+
+
+# The type of an option or a keyword `seeds`.
+Seeds = Annotated[int | Sequence[int], parse_seeds]
+
+
+def train_seeds(
+    config: Config,
+    path: str,
+    seeds: Sequence[int] | None,
+    *,
+    command: str | None = None,
+    resumed_by: str | None = None,
+) -> list[Result]:
+    """Train every seed in turn, in a folder of its own; return the summary of each.
+
+    A finished seed is not trained again, and a stopped one is resumed. When all have
+    ended, seeds.json has `describe` of their errors.
+
+    Args:
+        config: config of all runs; its seed is not used.
+        path: the folder of the folders seed0, seed1, ...
+        seeds: seeds of the parameters, the order of examples, augmentation and gates;
+            None: the config's, in `path` itself and without seeds.json.
+        command, resumed_by: see `loop.train`.
+
+    Raises:
+        InputError: as `loop.train`.
+    """
+    resumed_by = resumed_by or path
+    summaries, diverged = [], None
+    for folder, run in _runs(config, path, seeds):
+        try:
+            summaries.append(
+                loop.train(run, folder, command=command, resumed_by=resumed_by)
+            )
+        except loop.NotFiniteError as error:
+            diverged = error  # raised once the others are trained
+    if diverged is not None:
+        raise diverged
+    if seeds is not None and parallel.is_first_process():
+        errors = {name: e for name, e in _errors(summaries).items() if e}
+        text = json.dumps({"seeds": list(seeds), **errors}, indent=2)
+        filesystem.replace_file(epath.Path(path) / "seeds.json", text + "\n")
+        shown = errors.get(AT_BEST, errors[LAST])
+        deviation = "" if shown["std"] is None else f" +- {shown['std']:.2f}"
+        at_best = ", at the best validation epoch" if AT_BEST in errors else ""
+        print(
+            f"{len(seeds)} seeds{at_best}: test error median {shown['median']:.2f} %, "
+            f"mean {shown['mean']:.2f}{deviation}, best {shown['best']:.2f}."
+        )
+    return summaries
+
+
+def _runs(config, path, seeds):
+    if seeds is None:
+        return [(path, config)]
+    folder = epath.Path(path)
+    return [(str(folder / f"seed{s}"), replace(config, seed=s)) for s in seeds]
+
+
+def _errors(summaries):
+    """Return `describe` of both test errors; None if a run lacks one."""
+    values = {name: [s[name] for s in summaries] for name in (LAST, AT_BEST)}
+    return {n: None if None in each else describe(each) for n, each in values.items()}
+
+
+def describe(values: Sequence[float]) -> Result:
+    """Return the values and their best, median, mean and standard deviation.
+
+    The deviation has n - 1 in its denominator, and is None for a single value.
+    """
+    return {
+        "each": list(values),
+        "best": min(values),
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -52,8 +157,8 @@ def train(
 
     Raises:
         StoppedError: a signal stopped a run.
-        InputError: something that the user can mend and that is known before the first
-            step of all runs; or Ctrl-C between runs.
+        InputError: bad input that is known before the first step of all runs, or Ctrl-C
+            between runs.
     """
     for job in jobs:
         setup.check(job.config)
@@ -63,8 +168,9 @@ def train(
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
         try:
-            _train(job, path, seeds, command)
-        except NotFiniteError as error:
+            folder = str(epath.Path(path) / job.name)
+            train_seeds(job.config, folder, seeds, command=command, resumed_by=path)
+        except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:
             raise InputError(
@@ -75,15 +181,6 @@ def train(
             report(results(jobs, path, seeds))
 
 
-def _train(job, path, seeds, command):
-    folder = str(epath.Path(path) / job.name)
-    named = {"command": command, "resumed_by": path}
-    if seeds is None:
-        loop.train(job.config, folder, **named)
-    else:
-        several.train(job.config, folder, seeds, **named)
-
-
 def results(
     jobs: Sequence[Job], path: str, seeds: Sequence[int] | None
 ) -> list[Result]:
@@ -91,8 +188,8 @@ def results(
 
     Returns:
         A dict for each job: state ("finished", "unfinished", "not begun" or
-        "diverged") and n, the number of finished runs. If there are any, also the
-        `seeds.describe` of test_error_percent and, with held-out examples, of
+        "diverged") and n, the number of finished runs. If there are any, also
+        `describe` of test_error_percent and, with held-out examples, of
         test_error_at_best_val_percent; params, epochs and steps of a run; means of
         train_loss, wall_seconds and images_per_second; devices, versions and
         git_revision of the first run.
@@ -124,9 +221,7 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
     result: Result = {"n": len(summaries)}
     if not summaries:
         return result
-    for name in (LAST, AT_BEST):
-        values = [summary[name] for summary in summaries]
-        result[name] = None if None in values else several.describe(values)
+    result |= _errors(summaries)
     for name in ("params", "epochs", "steps", "devices", "versions", "git_revision"):
         result[name] = summaries[0][name]
     for name in ("train_loss", "wall_seconds", "images_per_second"):
@@ -137,10 +232,7 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
 
 def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Config]]:
     """Return the folder and the config of every run of a job, as `train` has them."""
-    folder = str(epath.Path(path) / job.name)
-    if seeds is None:
-        return [(folder, job.config)]
-    return [(several.place(folder, s), replace(job.config, seed=s)) for s in seeds]
+    return _runs(job.config, str(epath.Path(path) / job.name), seeds)
 
 
 # --- Cells of a table -----------------------------------------------------------------

@@ -24,12 +24,8 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figur
     figure, both = panels(2, 10, 4)
     figure.suptitle(title)
     at = [line["epoch"] for line in epochs]
-    for axes, quantity, label in zip(
-        both,
-        ("loss", "error_percent"),
-        ("loss (nats)", "error (%)"),
-        strict=True,
-    ):
+    quantities = {"loss": "loss (nats)", "error_percent": "error (%)"}
+    for axes, (quantity, label) in zip(both, quantities.items(), strict=True):
         for part, style in _LINE_STYLES.items():
             name = f"{part}_{quantity}"
             if name in epochs[0]:

@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from configs.default import Config
+from experiments.training.workdir import read_checkpoint
 from rn_jax import filesystem
-from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.train import TrainState
@@ -22,6 +22,9 @@ from rn_jax.weight_files import is_hub_name
 from rn_jax.weights import is_saved, load
 
 _logger = logging.getLogger(__name__)
+
+# The largest size of another run's state, relative to ours: its head may be larger.
+_TIMES_OURS = 16
 
 
 def initialise(state: TrainState, config: Config) -> TrainState:
@@ -47,9 +50,11 @@ def initialise(state: TrainState, config: Config) -> TrainState:
         InputError: there are no such weights, or they are of another network.
     """
     source = os.path.expanduser(str(config.init_from))
-    size = sum(leaf.size for leaf in jax.tree.leaves(state))
-    is_run = _is_run(source)
-    found = _of_run(epath.Path(source), size) if is_run else _of_file(source, config)
+    if _is_run(source):
+        size = sum(leaf.size for leaf in jax.tree.leaves(state))
+        found = read_checkpoint(epath.Path(source), most=_TIMES_OURS * size)
+    else:
+        found = _of_file(source, config)
     has_head = "head" in found["params"]
     parts = {
         name: _replaced(
@@ -91,27 +96,6 @@ def _is_run(source):
     return True
 
 
-# The largest size of another run's state, relative to ours: its head may be larger.
-_TIMES_OURS = 16
-
-
-def _of_run(folder, size):
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    step = checkpoints.latest_step()
-    try:
-        if step is None:
-            raise InputError(f"init_from {folder} has no checkpoint yet.")
-        return checkpoints.read(step, most=_TIMES_OURS * size)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes a reader raise
-        raise InputError(
-            f"init_from {folder}: its checkpoint of step {step} is damaged."
-        ) from error
-    finally:
-        checkpoints.close()
-
-
 def _of_file(file, config):
     if is_saved(file):
         return load(file)[1]
@@ -126,10 +110,10 @@ def _replaced(new, old, source, config, has_head):
     old = flax.traverse_util.flatten_dict(old)
     if stem := other_channels(new, old):
         channels = new[stem].shape[2]
-        theirs = f"init_from {source}: its images have {old[stem].shape[2]} channels"
+        theirs = f"init_from {source} expects {old[stem].shape[2]} channels"
         if 1 not in (channels, old[stem].shape[2]):
             raise InputError(
-                f"{theirs}, those of {config.dataset} {channels}: name weights for "
+                f"{theirs}, but {config.dataset} has {channels}: name weights for "
                 f"{channels} channels, or for grayscale images."
             )
         _logger.warning("%s; its first convolution is adapted to %d.", theirs, channels)
@@ -142,10 +126,10 @@ def _replaced(new, old, source, config, has_head):
         if there is None and path[0].startswith("fc") and not has_head:
             continue
         if there is None or there.shape != leaf.shape:
-            has = "none" if there is None else f"one of {list(there.shape)}"
+            has = "is missing" if there is None else f"has shape {list(there.shape)}"
             raise InputError(
                 f"init_from {source} is not a {config.model} with these settings: "
-                f"it has {has} for the {list(leaf.shape)} of {'/'.join(path)}."
+                f"{'/'.join(path)} {has}, expected {list(leaf.shape)}."
             )
         new[path] = jax.numpy.asarray(np.asarray(there), leaf.dtype)
     return flax.traverse_util.unflatten_dict(new)

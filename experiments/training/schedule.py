@@ -21,7 +21,7 @@ def count_steps(config: Config, steps_per_epoch: int) -> int:
     if steps >= _MOST_STEPS:
         raise InputError(
             f"epochs={config.epochs} of {steps_per_epoch} steps are {steps:,} steps; a "
-            "run has less than 2^31."
+            "run must have fewer than 2^31 steps."
         )
     return steps
 
@@ -38,8 +38,8 @@ def make_schedule(config: Config, steps_per_epoch: int, total_steps: int) -> Cal
         steps = int(length * units[unit])
         if steps >= _MOST_STEPS:
             raise InputError(
-                f"{name} has {length}, which is {steps:,} steps; a run has less than "
-                "2^31."
+                f"{name} has {length}, which is {steps:,} steps; a run must have "
+                "fewer than 2^31 steps."
             )
         return steps
 

@@ -54,7 +54,7 @@ class Experiment:
 
     @property
     def eval_batch_size(self) -> int:
-        """That of the config, or a little more: each device has as many rows."""
+        """The config's, rounded up to a multiple of the devices."""
         count = len(self.devices)
         return math.ceil(self.config.eval_batch_size / count) * count
 
@@ -67,7 +67,7 @@ class Experiment:
     @property
     def mean_image(self) -> np.ndarray | None:
         """The mean image of a sample of ImageNet, which is kept with the run."""
-        if self.normalization is None or isinstance(self.feed, data.InMemory):
+        if self.normalization is None or not self.feed.crops_on_host:
             return None
         mean = np.asarray(self.normalization.mean)
         return mean if mean.ndim == 3 else None
@@ -163,7 +163,7 @@ def prepare(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
         preprocess=preprocess,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        gates_from_step=min(gates_from_step, total_steps),  # beyond it nothing differs
+        gates_from_step=min(gates_from_step, total_steps),  # later has no effect
         schedule=schedule,
         feedback=make_feedback(config),
         tx=optim.sgd(
@@ -239,7 +239,7 @@ def _normalization(config, feed, mean_image):
     kind = config.normalization
     if kind == "contrast":
         return None
-    if isinstance(feed, data.InMemory) or kind != "mean_image":
+    if not feed.crops_on_host or kind != "mean_image":
         return data.normalization(feed.parts["train"], kind)
     if mean_image is None:
         if parallel.is_first_process():
@@ -259,7 +259,7 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
     pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
-    if not isinstance(experiment.feed, data.InMemory):  # its workers crop and mirror
+    if experiment.feed.crops_on_host:
         pad, flip = 0, False
 
     def augment(key, images, first_index):

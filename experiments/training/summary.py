@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run reports when it ends: summary.json, or diverged.json, and one sentence."""
+"""What a run reports: its sentences, and summary.json or diverged.json at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _PACKAGES = "rn_jax jax jaxlib flax optax orbax-checkpoint numpy".split()
 def facts(
     trainer: Trainer, step: int, wall_seconds: float, command: str | None
 ) -> dict[str, Any]:
-    """Return what a run was and was made with when it ended at a step, however so."""
+    """Return the settings and environment of a run, however it ended."""
     config, devices = trainer.config, trainer.devices
     return {
         "model": config.model,
@@ -67,12 +67,35 @@ def sentence(config: Config, summary: Mapping[str, Any]) -> str:
     published = config.published_error_percent.get(summary["dataset"])
     if published is None:
         on = f"{config.model} on {summary['dataset']}"
-        beside = f"the config has no published figure for {on}"
+        beside = f"the config has no published error for {on}"
     else:
         beside = f"{config.paper}: {published:.2f} %"
     best = summary["test_error_at_best_val_percent"]
     at_best = "" if best is None else f", {best:.2f} % at the best validation epoch"
     return f"Test error {summary['test_error_percent']:.2f} %{at_best} ({beside})."
+
+
+def evaluation_sentence(line: Mapping[str, Any]) -> str:
+    """Return loss and errors of an evaluation, from its line in metrics.jsonl."""
+    errors = [
+        f"{part} error {line[name]:.2f} %"
+        for part in ("train", "val", "test")
+        if (name := f"{part}_error_percent") in line
+    ]
+    shown = ", ".join([f"train loss {line['train_loss']:.4f}", *errors])
+    return f"epoch {line['epoch']}: {shown}"
+
+
+def divergence_sentence(step: int, rate: float, last: int | None) -> str:
+    """Return why a run ends at a step, with its learning rate and last checkpoint."""
+    kept = f"the last good checkpoint, of step {last}, is kept"
+    if last is None:
+        kept = "there is no checkpoint yet"
+    return (
+        f"The loss or its gradient is not finite at step {step} (learning rate "
+        f"{rate:g}); {kept}. Try a lower learning_rate or a longer warmup, in a new "
+        "--workdir."
+    )
 
 
 def whole(epochs: float) -> int | float:

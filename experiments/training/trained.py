@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import numpy as np
 from etils import epath
@@ -14,9 +13,8 @@ from etils import epath
 from configs.default import Config
 from experiments.config import ANYWHERE, read_config
 from experiments.training import setup
-from experiments.training.workdir import Workdir
+from experiments.training.workdir import Workdir, read_checkpoint
 from rn_jax import parallel
-from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
 from rn_jax.train import log_mean_softmax
@@ -77,7 +75,7 @@ def finished(
     if not isinstance(steps, int):
         raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
     like = jax.eval_shape(experiment.create_state, jax.random.key(0))
-    state = _last_state(folder, steps, like)
+    state = read_checkpoint(folder, steps, like=like)
     if steps <= experiment.gates_from_step:  # it ended before stochastic depth began
         constant = experiment.model.clone(stochastic_depth=None)
         experiment = dataclasses.replace(experiment, model=constant)
@@ -92,9 +90,10 @@ def finished(
 
 
 def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the function from uint8[B, V, H, W, C] to the softmax f64[B, K].
+    """Make the function from uint8[B, H, W, C] to the softmax f64[B, K].
 
-    The softmax is the mean over the V views of an image, computed on all devices.
+    It is computed on all devices. The softmax of several views of each image,
+    uint8[B, V, H, W, C], is their mean.
     """
     experiment, model = run.experiment, run.model
     devices = experiment.devices
@@ -107,6 +106,7 @@ def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
         return log_mean_softmax(logits.reshape(*images.shape[:2], -1))
 
     def probabilities(images):
+        images = images if images.ndim == 5 else images[:, None]
         rows = math.ceil(len(images) / len(devices)) * len(devices)
         filled = np.resize(images, (rows, *images.shape[1:]))
         found = mean_log(variables, parallel.split_examples(filled, devices))
@@ -114,19 +114,3 @@ def make_probabilities(run: Finished) -> Callable[[np.ndarray], np.ndarray]:
         return np.exp(np.asarray(found, np.float64))[: len(images)]
 
     return probabilities
-
-
-def _last_state(folder, step, like):
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    try:
-        state = checkpoints.read(step, like)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes a reader raise
-        raise InputError(
-            f"The checkpoint of step {step}, the last of the run {folder}, is missing "
-            "or damaged: restore it, or train the run again in another folder."
-        ) from error
-    finally:
-        checkpoints.close()
-    return flax.serialization.to_state_dict(jax.device_get(state))

@@ -15,6 +15,8 @@ import json
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+import flax.serialization
+import jax
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -23,6 +25,7 @@ from configs.default import Config
 from experiments.config import BEFORE, as_json, read_fields
 from experiments.training.lock import Lock
 from rn_jax import filesystem
+from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.filesystem import read_json, replace_file
 
@@ -237,7 +240,7 @@ class Workdir:
             )
             raise InputError(
                 f"{self.path} holds a run of another config ({shown}); choose another "
-                "--workdir, or the config that is there."
+                "--workdir, or use that run's config."
             )
 
     def _read(self, name):
@@ -247,3 +250,31 @@ class Workdir:
     def _write(self, name, value):
         if self._writes:
             replace_file(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def read_checkpoint(
+    folder: epath.Path, step: int | None = None, **limits: Any
+) -> dict[str, Any]:
+    """Return the state in a run's checkpoint, by default the last, as nested dicts.
+
+    The folder is only read. `limits` are `like` or `most` of `Checkpoints.read`.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, or of another network.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        step = step or checkpoints.latest_step()
+        if step is None:
+            raise InputError(f"The run {folder} has no checkpoint yet.")
+        state = checkpoints.read(step, **limits)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader raise
+        raise InputError(
+            f"The checkpoint of step {step} of the run {folder} is missing or damaged: "
+            "restore it, or train the run again in another folder."
+        ) from error
+    finally:
+        checkpoints.close()
+    return flax.serialization.to_state_dict(jax.device_get(state))

@@ -2,6 +2,7 @@
 """The small network that the command trains here, in the table for these tests only."""
 
 import jax
+import matplotlib.figure
 import numpy as np
 import pytest
 from driver import train_tiny
@@ -14,6 +15,21 @@ from rn_jax.models import MODELS
 @pytest.fixture(autouse=True)
 def tiny_in_the_table(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def saved_figures():
+    """The figures that are saved in a module's tests, in order."""
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+
+    def savefig(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+        yield figures
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
     """
     trained = []
 
-    def train(config, path, *, command=None, resumed_by=None):
+    def train(config, path, *, command=None, **_):
         workdir = Workdir(path, config)
         if summary := workdir.summary():
             return summary

@@ -35,22 +35,28 @@ def run(run):
 
 
 @pytest.fixture(scope="module")
-def analysis(run, tmp_path_factory):
-    """The folder of all studies of that run."""
+def studied(run, tmp_path_factory, saved_figures):
+    """The folder of all studies of that run, and their figures."""
     out = tmp_path_factory.mktemp("analysis") / "tiny_sd"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "tiny", TINY)
         assert analyze.main([f"--workdir={run}", f"--out={out}", *ALL]) == 0
-    return out
+    return out, saved_figures[-len(STUDIES) :]
+
+
+@pytest.fixture(scope="module")
+def analysis(studied):
+    return studied[0]
 
 
 def read(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_every_study_has_its_figure_its_numbers_and_a_paragraph(analysis):
+def test_every_study_has_its_figure_its_numbers_and_a_paragraph(studied):
+    analysis, figures = studied
     report = (analysis / "report.md").read_text()
-    for name in STUDIES:
+    for (name, study), figure in zip(STUDIES.items(), figures, strict=True):
         found = read(analysis, name)
         assert found["study"] == name
         assert found["images"] == found["test_images"] == 360  # fewer than 2,000
@@ -59,7 +65,10 @@ def test_every_study_has_its_figure_its_numbers_and_a_paragraph(analysis):
             found["baseline_error_percent"]
             == read(analysis, "delete_one")["baseline_error_percent"]
         )
-        assert (analysis / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        title = f"{study.title}\ntiny_sd: tiny on digits, "
+        assert figure.get_suptitle().startswith(title)
+        assert any(axes.has_data() for axes in figure.axes)
+        assert (analysis / f"{name}.png").exists()
         assert f"]({name}.png)" in report
     assert report.count("**tiny_sd.** ") == len(STUDIES)
     assert "Not done" not in report
@@ -183,7 +192,7 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     assert report.count("**tiny_sd.** ") == len(STUDIES)
     anew, earlier = (read(out, s)["command"] for s in ("path_lengths", "permute"))
     assert f"--out={out} --draws=2" in anew and "--study" not in earlier
-    assert f"    {anew}\n\nwith the earlier studies of\n\n    {earlier}\n" in report
+    assert f"    {anew}\n\nEarlier studies were made with\n\n    {earlier}\n" in report
 
 
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
@@ -338,13 +347,13 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
             ["--workdir=RUN", "--bounds=9-5"],
             "such as 5-17,19-35, not 9-5",
         ),
-        (["--workdir=RUN", "--bounds=9"], "--bounds: must be ranges such as"),
+        (["--workdir=RUN", "--bounds=9"], "--bounds must be ranges such as"),
         (["--workdir=RUN", "--factors=maybe"], "Unknown factors 'maybe'; there are"),
         (["--workdir=RUN", "--imgs=3"], "Unrecognized arguments: --imgs=3"),
         (["--workdir=RUN", "--compare=nowhere"], "nowhere is neither a finished run"),
         (["--workdir=RUN", "--compare=RUN"], "Two networks are named tiny_sd"),
         (IMPORTED, "There is no file x.th"),
-        ([*IMPORTED, "--model_kwargs=B"], "--model_kwargs: must be a dict"),
+        ([*IMPORTED, "--model_kwargs=B"], "--model_kwargs must be a dict"),
     ],
 )
 def test_bad_input_is_one_sentence(run, tmp_path, argv, says, capsys):

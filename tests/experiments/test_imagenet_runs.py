@@ -26,7 +26,7 @@ from tiny import TINY
 from experiments import evaluate, export, predict
 from experiments.config import read_config
 from experiments.studies import subject
-from experiments.training import feed, trained
+from experiments.training import evaluation, feed, trained
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS
@@ -290,15 +290,15 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
     scales = (32, 64)
 
     def probabilities(images):
-        assert images.shape[:2] == (4, 1)
-        pixels = images[:, 0].astype(np.float64)
+        assert len(images) == 4
+        pixels = images.astype(np.float64)
         left = pixels[:, :, :5].mean(axis=(1, 2, 3))
         return np.stack([left, pixels.shape[2] * np.ones(len(left))], axis=1)
 
     view = partial(transforms.dense_views, sizes=scales, multiple=32)
     batch = partial(imagenet.eval_batch, records, count=9, batch_size=1, view=view)
     batches = map(batch, range(9))
-    labels, scores = evaluate.by_shape(batches, 9, 4, probabilities)
+    labels, scores = evaluation.by_shape(batches, 9, 4, probabilities)
     for place, (image, label, _) in enumerate(records.decode(np.arange(9))):
         assert labels[place] == label
         lefts, widths = [], []
@@ -315,21 +315,6 @@ def test_dense_scores_are_means_over_whole_images_of_every_scale(data_dir):
         np.testing.assert_allclose(scores[place], [np.mean(lefts), np.mean(widths)])
 
 
-def test_damaged_images_have_no_dense_scores():
-    def batch(label, intact):
-        pixels = np.full((1, 4, 4, 3), label, np.uint8)
-        return {"image": [pixels], "label": [label], "mask": [intact]}
-
-    batches = [batch(1, True), batch(0, False), batch(2, True)]
-    labels, scores = evaluate.by_shape(
-        batches, 3, 2, lambda images: images.mean(axis=(1, 2, 3))
-    )
-    assert labels.tolist() == [1, 2]
-    np.testing.assert_array_equal(scores, [[1, 1, 1], [2, 2, 2]])
-    labels, _ = evaluate.by_shape(batches[1:2], 1, 2, None)
-    assert len(labels) == 0  # which the command refuses
-
-
 @pytest.mark.slow
 def test_dense_evaluation_of_a_run(finished, capsys):
     argv = [f"--workdir={finished}", "--crops=dense", "--scales=32,64", "--images=3"]
@@ -337,17 +322,6 @@ def test_dense_evaluation_of_a_run(finished, capsys):
     found = json.loads((finished / "evaluation_dense.json").read_text())
     assert found["scales"] == [32, 64] and found["images"] == 3
     assert 0 <= found["top5_error_percent"] <= found["top1_error_percent"] <= 100
-
-
-def test_top_errors_by_hand():
-    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
-    labels = np.array([0, 1, 0])
-    assert evaluate.top_error(scores, labels, 1) == pytest.approx(200 / 3)
-    assert evaluate.top_error(scores, labels, 2) == pytest.approx(100 / 3)
-    assert evaluate.top_error(scores, labels, 3) == 0
-    # Of equal scores the first class wins, as by argmax, and none is no score at all.
-    assert evaluate.top_error(np.ones((4, 3)), np.array([0, 1, 2, 2]), 1) == 75
-    assert evaluate.top_error(np.full((1, 3), np.nan), np.array([0]), 3) == 100
 
 
 BAD = {

@@ -125,7 +125,7 @@ def test_confusions_and_worst_mistakes_are_those_of_the_network(run):
     losses = np.where(guess != labels, np.logaddexp.reduce(logits, axis=1) - own, 0)
     worst = np.argsort(-losses)[:5]
     assert [m.label for m in record.mistakes] == labels[worst].tolist()
-    assert [m.taken_for for m in record.mistakes] == guess[worst].tolist()
+    assert [m.predicted for m in record.mistakes] == guess[worst].tolist()
     np.testing.assert_allclose(
         [m.loss for m in record.mistakes], losses[worst], rtol=1e-4
     )

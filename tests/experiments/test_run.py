@@ -4,15 +4,13 @@
 import re
 
 import driver
+import fake
 import pytest
 from driver import arguments, in_process
 
-from experiments.training import loop
-
 
 def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
-    configs = []
-    monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
+    configs = fake.use(monkeypatch)
     argv = [f"--config={driver.ROOT}/configs/resnet110_sd.py"]
     argv += ["--config.dataset=digits", f"--workdir={tmp_path / 'w'}"]
     assert in_process(monkeypatch, argv) == 0
@@ -21,8 +19,7 @@ def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
 
 
 def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypatch):
-    configs = []
-    monkeypatch.setattr(loop, "train", lambda config, path, **_: configs.append(config))
+    configs = fake.use(monkeypatch)
     argv = arguments(tmp_path / "w", "--config.steps=7", config="resnet110_sd")
     assert in_process(monkeypatch, argv) == 0
     assert configs[0].steps == 7
@@ -160,8 +157,8 @@ def test_workdir_that_is_not_in_utf_8_is_refused_at_once(tmp_path, monkeypatch, 
 
 def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    paths = []
-    monkeypatch.setattr(loop, "train", lambda config, path, **_: paths.append(path))
+    fake.use(monkeypatch)
     argv = [a for a in arguments("") if not a.startswith("--workdir")]
     assert in_process(monkeypatch, argv) == 0
-    assert re.fullmatch(r"runs/resnet20-digits-\d{8}-\d{6}", paths[0])
+    [workdir] = tmp_path.glob("runs/*")
+    assert re.fullmatch(r"resnet20-digits-\d{8}-\d{6}", workdir.name)

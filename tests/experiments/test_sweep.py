@@ -126,7 +126,7 @@ def cells(workdir, name="table.md"):
 
 
 def test_every_combination_has_a_folder_and_is_trained_once(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, saved_figures
 ):
     argv = arguments(tmp_path, *GRID)
     trained = fake.use(
@@ -159,7 +159,9 @@ def test_every_combination_has_a_folder_and_is_trained_once(
         "stochastic_depth.last_survival": 1.0,
         "epochs": 5,
     }
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    drawn = [text.get_text() for text in saved_figures[-1].axes[0].texts]
+    assert drawn == ["17.00", "97.00", "15.00", "95.00"]  # survival to the right
+    assert (tmp_path / "sweep.png").exists()
 
 
 def test_a_signal_ends_the_sweep(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_words():
     assert "2 of 3 deletions raise the error above 48 %" in broken
     assert "Layers that change the shape cannot be deleted: 1." in broken
     dense = STUDY.describe(result([5.0, 50.0], residual=False))
-    assert "agrees" not in dense and "The paper has no deletions from such" in dense
+    assert "agrees" not in dense and "The paper does not study such" in dense
 
 
 def test_figure():

@@ -19,7 +19,7 @@ GRADIENTS = {
 
 def test_words_and_figure():
     told = STUDY.compare(GRADIENTS)
-    assert "sd over constant: median 2.50, 4.00 after the rate drops" in told
+    assert "sd to constant: median 2.50, 4.00 after the rate drops" in told
     assert "is 2.67e+00 nats" in STUDY.describe(GRADIENTS["sd"])
     [axes] = STUDY.draw(GRADIENTS).axes
     first, drop, second, *_ = axes.get_lines()

@@ -17,6 +17,7 @@ SHORT = {
 
 def test_words_and_figure():
     assert "From epoch 2 on, 2 of 4 blocks were open in every" in STUDY.describe(SHORT)
+    assert "reports 5.96 % on CIFAR-10 with 23 of 54 open" in STUDY.describe(SHORT)
     assert "mean 1.0, 95 % between 0 and 2" in STUDY.describe(SHORT)
     other = {**SHORT, "open_in_training": None, "stochastic_depth": False}
     assert STUDY.describe(other) == "Trained with all blocks open: 10.00 % test error."

@@ -17,6 +17,11 @@ NO_PATHS = {"path_lengths", "path_gradients"}
 OF_RUNS = {"short_paths", "gradient_magnitude"}
 
 
+def test_studies_are_found_in_the_order_of_the_report():
+    assert [study.order for study in STUDIES.values()] == list(range(1, 11))
+    assert (next(iter(STUDIES)), list(STUDIES)[-1]) == ("delete_one", "survival_damage")
+
+
 @pytest.mark.parametrize(
     "model, missing",
     [

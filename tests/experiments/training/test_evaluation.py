@@ -17,6 +17,7 @@ from driver import (
 from etils import epath
 
 from experiments.config import read_config
+from experiments.training.evaluation import by_shape, top_error
 from rn_jax import data
 from rn_jax.models import MODELS
 
@@ -107,3 +108,27 @@ def test_saved_statistics_are_those_of_the_examples(finished):
     found = {n: state[f"['batch_stats']['stem_bn']['{n}']"] for n in ("mean", "var")}
     np.testing.assert_allclose(found["mean"], stem.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["var"], stem.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_damaged_images_have_no_dense_scores():
+    def batch(label, intact):
+        pixels = np.full((1, 4, 4, 3), label, np.uint8)
+        return {"image": [pixels], "label": [label], "mask": [intact]}
+
+    batches = [batch(1, True), batch(0, False), batch(2, True)]
+    labels, scores = by_shape(batches, 3, 2, lambda images: images.mean(axis=(1, 2)))
+    assert labels.tolist() == [1, 2]
+    np.testing.assert_array_equal(scores, [[1, 1, 1], [2, 2, 2]])
+    labels, _ = by_shape(batches[1:2], 1, 2, None)
+    assert len(labels) == 0  # which the command refuses
+
+
+def test_top_errors_by_hand():
+    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
+    labels = np.array([0, 1, 0])
+    assert top_error(scores, labels, 1) == pytest.approx(200 / 3)
+    assert top_error(scores, labels, 2) == pytest.approx(100 / 3)
+    assert top_error(scores, labels, 3) == 0
+    # Of equal scores the first class wins, as by argmax, and none is no score at all.
+    assert top_error(np.ones((4, 3)), np.array([0, 1, 2, 2]), 1) == 75
+    assert top_error(np.full((1, 3), np.nan), np.array([0]), 3) == 100

@@ -43,7 +43,7 @@ def test_holder_on_another_host_that_shows_life_is_respected(tmp_path):
     with pytest.raises(InputError, match="in use by process 7 on elsewhere"):
         Lock(tmp_path, report=said.append, refresh=20).acquire()
     assert said == [
-        "Checking whether process 7 on elsewhere (since then) is still running here."
+        "Checking whether process 7 on elsewhere (since then) still holds this folder."
     ]
     renewing.join()
     assert json.loads((tmp_path / "lock.json").read_text())["process"] == 7

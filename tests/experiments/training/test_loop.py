@@ -116,7 +116,7 @@ def test_output_without_a_terminal_is_plain_lines(finished):
     ]
     assert re.fullmatch(
         r"Test error [\d.]+ %, [\d.]+ % at the best validation epoch "
-        r"\(the config has no published figure for tiny on digits\).",
+        r"\(the config has no published error for tiny on digits\).",
         printed[7],
     )
     assert "\r" not in out

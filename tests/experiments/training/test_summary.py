@@ -3,7 +3,13 @@
 
 from configs.default import Config
 from experiments.training.evaluation import better
-from experiments.training.summary import sentence, summarize, whole
+from experiments.training.summary import (
+    divergence_sentence,
+    evaluation_sentence,
+    sentence,
+    summarize,
+    whole,
+)
 
 
 def line(epoch, **errors):
@@ -29,6 +35,16 @@ def test_summary_and_sentence():
     assert (summary["best_epoch"], summary["best_val_error_percent"]) == (2, 7.0)
     expected = "Test error 9.50 %, 9.00 % at the best validation epoch "
     assert sentence(config, summary) == f"{expected}(He et al. 2015: 8.75 %)."
+
+
+def test_sentences_of_an_evaluation_and_of_a_divergence():
+    shown = "epoch 2: train loss 1.0000, val error 7.00 %, test error 9.00 %"
+    assert evaluation_sentence(line(2, val=7.0, test=9.0)) == shown
+    shown = divergence_sentence(3, 0.1, 2)
+    assert "at step 3 (learning rate 0.1); the last good checkpoint, of step 2" in shown
+    assert "(learning rate 5); there is no checkpoint" in divergence_sentence(
+        1, 5, None
+    )
 
 
 def test_whole_epochs_are_integers():

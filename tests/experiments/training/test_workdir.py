@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run: what it holds, and folders that are refused."""
 
+import pytest
 from driver import arguments, in_process, lines
+from etils import epath
 
 from configs.default import Config
-from experiments.training.workdir import Workdir
+from experiments.training.workdir import Workdir, read_checkpoint
+from rn_jax import InputError
+from rn_jax.filesystem import read_json
 
 
 def test_lines_after_the_checkpoint_are_cut_and_half_a_line_is_dropped(tmp_path):
@@ -26,3 +30,14 @@ def test_workdir_that_is_a_file_or_has_lost_its_config(tmp_path, monkeypatch, ca
     (tmp_path / "lost/checkpoints").mkdir(parents=True)
     assert in_process(monkeypatch, arguments(tmp_path / "lost")) == 2
     assert "checkpoints but no config.json" in capsys.readouterr().err
+
+
+def test_the_last_checkpoint_or_that_of_a_step_is_read(run, tmp_path):
+    folder = epath.Path(run)
+    steps = read_json(folder / "summary.json")["steps"]
+    assert read_checkpoint(folder)["step"] == steps
+    with pytest.raises(InputError, match=r"of step 1 of the run .* missing or damaged"):
+        read_checkpoint(folder, 1)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        read_checkpoint(epath.Path(tmp_path))

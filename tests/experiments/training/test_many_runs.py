@@ -1,32 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several seeds of one config: folders, resuming, and what is reported."""
+"""Many runs: seeds, their folders, resuming, and what is reported."""
 
 import json
 
+import fake
 import numpy as np
 import pytest
 from driver import arguments, in_process
 
-from experiments.training import loop, seeds
+from experiments import run
+from experiments.training import loop, many_runs
 from rn_jax import InputError
 
 
-def test_parse():
-    assert seeds.parse("5") == [0, 1, 2, 3, 4]
-    assert seeds.parse("7,0,3") == [7, 0, 3]
-    for text in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,"):
+def test_parse_seeds():
+    assert many_runs.parse_seeds("5") == [0, 1, 2, 3, 4]
+    assert many_runs.parse_seeds("7,0,3") == [7, 0, 3]
+    assert many_runs.parse_seeds(2) == many_runs.parse_seeds([0, 1]) == [0, 1]
+    assert many_runs.parse_seeds([7]) == [7]
+    for bad in ("0", "", "a", "1,,2", "-1", "1.5", "0,3,", 0, -1, [], [-1], [1.5]):
         with pytest.raises(InputError, match="--seeds must be a number of seeds"):
-            seeds.parse(text)
+            many_runs.parse_seeds(bad)
     with pytest.raises(InputError, match="a seed twice: 1,2,1"):
-        seeds.parse("1,2,1")
+        many_runs.parse_seeds("1,2,1")
 
 
 def test_describe_by_hand():
-    found = seeds.describe([6.0, 8.0, 7.0, 9.0])
+    found = many_runs.describe([6.0, 8.0, 7.0, 9.0])
     assert found["each"] == [6.0, 8.0, 7.0, 9.0]
     assert (found["best"], found["median"], found["mean"]) == (6.0, 7.5, 7.5)
     assert found["std"] == pytest.approx(np.sqrt(5 / 3))
-    assert seeds.describe([5.0])["std"] is None
+    assert many_runs.describe([5.0])["std"] is None
 
 
 OPTIONS = ["--seeds=0,4", "--config.epochs=1", "--config.protocol=45k5k"]
@@ -59,7 +63,7 @@ def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, caps
             json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text())[name]
             for seed in (0, 4)
         ]
-        assert found[name] == seeds.describe(each)
+        assert found[name] == many_runs.describe(each)
     states = [
         (tmp_path / f"seed{seed}" / "metrics.jsonl").read_text() for seed in (0, 4)
     ]
@@ -79,8 +83,18 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
     assert not (tmp_path / "seeds.json").exists()
 
 
+def test_a_notebook_passes_seeds_as_numbers(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    config = [arguments("")[0]]
+    for seeds, expected in ((2, [0, 1]), ([7], [7])):
+        found = run.run(config, workdir=str(tmp_path), seeds=seeds)
+        assert [summary["seed"] for summary in found] == expected
+    with pytest.raises(InputError, match="--seeds must be a number of seeds"):
+        run.run(config, workdir=str(tmp_path), seeds=0)
+
+
 def test_bad_seeds_are_one_sentence(tmp_path, monkeypatch, capsys):
     argv = arguments(tmp_path / "new", "--seeds=many")
     assert in_process(monkeypatch, argv) == 2
-    assert "--seeds must be a number of seeds, as 5" in capsys.readouterr().err
+    assert "--seeds must be a number of seeds, such as 5" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
