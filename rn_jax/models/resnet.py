@@ -350,5 +350,5 @@ class ResNet(Network):
     @property
     def block_class(self) -> type[Block]:
         """The class of the block, even if `block` is a partial of it."""
-        block: Any = self.block
-        return block.func if hasattr(block, "func") else block
+        block: Any = self.block.func if isinstance(self.block, partial) else self.block
+        return block
