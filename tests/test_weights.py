@@ -445,7 +445,7 @@ def ours(**changes):
         (ours(model="resnet21"), "Unknown model 'resnet21'"),
         (
             ours(fields={"shortcat": "B"}),
-            "Unknown field of resnet20 'shortcat'; near it: shortcut",
+            "Unknown field of resnet20 'shortcat'; similar: shortcut",
         ),
         (ours(fields={"stage_sizes": [10**12]}), r"claims 1,000,000,000,000 blocks"),
         (ours(fields={"stage_sizes": [10**12, -(10**12)]}), r"claims 1,000,000,000"),
