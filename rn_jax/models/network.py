@@ -348,8 +348,8 @@ def _check_images(images, train):
         raise InputError(f"Images must be [B, H, W, C], not of shape {images.shape}.")
     if 0 in images.shape[1:] or (train and images.shape[0] == 0):
         raise InputError(
-            f"Images of shape {images.shape} are empty: there is nothing to be "
-            f"{'trained on' if train else 'classified'}."
+            f"Images of shape {images.shape} are empty: they must have pixels and, in "
+            "training, examples."
         )
 
 

@@ -76,7 +76,7 @@ BAD_INPUT = {
     "range": (["--config.epochs=0"], r"epochs must be at least 1, not 0"),
     "batch": (
         ["--config.batch_size=99", "--config.num_devices=2"],
-        r"batch_size 99 is not divisible by 2 devices; 100 would be",
+        r"batch_size 99 is not divisible by 2 devices: use 100, for",
     ),
     "batch, large": (
         ["--config.batch_size=2000"],

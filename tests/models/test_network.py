@@ -132,9 +132,9 @@ def test_subsets():
         ((), "float32", False, r"must be \[B, H, W, C\]"),
         ((2, 8, 8, 3, 1), "float32", False, r"must be \[B, H, W, C\]"),
         ((2, 8, 8, 1), "float32", False, "takes 3 channels"),
-        ((2, 0, 8, 3), "float32", False, "nothing to be classified"),
-        ((2, 8, 8, 0), "float32", True, "nothing to be trained on"),
-        ((0, 8, 8, 3), "float32", True, "nothing to be trained on"),
+        ((2, 0, 8, 3), "float32", False, "are empty: they must have pixels"),
+        ((2, 8, 8, 0), "float32", True, "are empty: they must have pixels"),
+        ((0, 8, 8, 3), "float32", True, "and, in training, examples"),
         ((2, 8, 8, 3), "int32", False, "floating-point numbers, not int32"),
     ],
 )
