@@ -162,7 +162,7 @@ def _from_file(file, *dataset):
 def _no_config(file, folder):
     near = difflib.get_close_matches(Path(file).stem, configs.names(), n=5, cutoff=0.6)
     paths = ", ".join(f"{folder / name}.py" for name in near)
-    hint = f"; near it: {paths}" if near and os.path.isdir(folder) else ""
+    hint = f"; similar: {paths}" if near and os.path.isdir(folder) else ""
     return InputError(
         f"There is no config {file}{hint}; python -m experiments.run --list lists all."
     )

@@ -128,7 +128,7 @@ class Checkpoints:
             raise
         except Exception as error:  # of Orbax, TensorStore or the system
             last = max(self._manager.all_steps(read=True), default=None)
-            kept = "there is none before it" if last is None else f"step {last} is kept"
+            kept = "there is no earlier one" if last is None else f"step {last} is kept"
             reason = str(error).replace(str(self._literal), str(self.directory))
             reason = " ".join(reason.split())
             if len(reason) > 200:  # TensorStore's messages end with the system's

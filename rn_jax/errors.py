@@ -34,11 +34,11 @@ def unknown_name(
     known, name = sorted(known), str(name)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     if near:
-        names = f"near it: {', '.join(near)}"
+        names = f"similar: {', '.join(near)}"
     elif len(known) <= _MOST:
-        names = f"there are: {', '.join(known) or 'none'}"
+        names = f"available: {', '.join(known) or 'none'}"
     else:
-        names = f"none of the {len(known)} is near it"
+        names = f"no similar name among {len(known)}"
     return InputError(f"Unknown {kind} {name!r}; {names}{hint and f'; {hint}'}.")
 
 

@@ -251,8 +251,8 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
         )
     if batch_size % num_devices:
         raise InputError(
-            f"batch_size {batch_size} is not divisible by {num_devices} devices; "
-            f"{math.ceil(batch_size / num_devices) * num_devices} would be."
+            f"batch_size {batch_size} is not divisible by {num_devices} devices: use "
+            f"{math.ceil(batch_size / num_devices) * num_devices}, for example."
         )
     share = num_devices // processes
     return [device for devices in by_process for device in devices[:share]]

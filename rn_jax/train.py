@@ -18,7 +18,12 @@ from jax import lax
 from rn_jax.errors import InputError
 from rn_jax.metrics import classification_sums
 from rn_jax.optim import NO_FEEDBACK, LossScaling, RateController, RateScaledInside
-from rn_jax.stochastic_depth import eval_gates, open_shares, sample_gates
+from rn_jax.stochastic_depth import (
+    StochasticDepth,
+    eval_gates,
+    open_shares,
+    sample_gates,
+)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -184,15 +189,11 @@ def make_train_step(
         images = preprocess(augment_key, batch["image"], first_index)  # (B, H, W, C)
 
         # Draw gates.
-        gates: Any = None
-        open_blocks = jnp.ones(model.num_blocks, jnp.float32)  # (num_blocks,)
-        if settings is not None:
-            gates = sample_gates(
-                gates_key, settings, model.num_blocks, batch_size, first_index
-            )
-            if gates_from_step:
-                gates = jnp.where(state.step < gates_from_step, 1, gates)
-            open_blocks = open_shares(gates, batch_size)
+        gates, open_blocks = draw_gates(  # as in `sample_gates`; (num_blocks,)
+            *(gates_key, settings, model.num_blocks, batch_size, first_index),
+            from_step=gates_from_step,
+            step=state.step,
+        )
 
         # Gradients.
         loss_factor = state.loss_scale.get("factor", 1.0)
@@ -248,6 +249,35 @@ def make_train_step(
         return new.replace(sums=jax.tree.map(jnp.add, state.sums, sums)), metrics
 
     return step
+
+
+def draw_gates(
+    key: jax.Array,
+    settings: StochasticDepth | None,
+    num_blocks: int,
+    batch_size: int,
+    first_index: int | jax.Array,
+    *,
+    from_step: int,
+    step: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """Return the gates of a training step and the share of examples in each block.
+
+    Args:
+        key, num_blocks, batch_size, first_index: as in `sample_gates`.
+        settings: variant of stochastic depth; None is constant depth.
+        from_step: number of steps of constant depth before stochastic depth.
+        step: i32[], steps taken.
+
+    Returns:
+        (gates as in `sample_gates`, or None for constant depth; f32[L]).
+    """
+    if settings is None:
+        return None, jnp.ones(num_blocks, jnp.float32)
+    gates: Any = sample_gates(key, settings, num_blocks, batch_size, first_index)
+    if from_step:
+        gates = jnp.where(step < from_step, 1, gates)
+    return gates, open_shares(gates, batch_size)
 
 
 def objective(
@@ -351,7 +381,9 @@ def combine_devices(
     open_blocks: jax.Array,
     axis_name: str | None,
 ) -> tuple[Any, dict[str, jax.Array], Any, jax.Array]:
-    """Return the same of the whole batch: sums of the first two, means of the others.
+    """Combine gradients, sums and statistics over all devices.
+
+    The first two are added up, the others are averaged.
 
     Args:
         grads: gradient of the loss summed over this device's examples.

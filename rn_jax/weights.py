@@ -123,8 +123,7 @@ def load(source: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
         raise
     except Exception as error:  # a crafted file may cause errors of any kind
         raise InputError(
-            f"{path} does not contain a network as rn_jax.save writes it "
-            f"({type(error).__name__})."
+            f"{path} was not written by rn_jax.save ({type(error).__name__})."
         ) from error
 
 

@@ -50,18 +50,25 @@ def test_levels_and_direct_arrows_of_a_small_graph():
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory, quick_compile_module):
-    """Calls in a training and a study, in their order, of the functions on walks."""
+    """Calls of the walks' functions in a training and a study, in their order.
+
+    Each is a list of (number, function): the calls that enclose it, and itself.
+    """
     folder = tmp_path_factory.mktemp("walks")
     walked = {step for walk in WALKS.values() for step in walk}
     root = f"{architecture.ROOT}/"
-    found = []
+    found, in_thread = [], threading.local()
 
     def note(frame, event, _):
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(root):
+        if event in ("call", "return") and code.co_filename.startswith(root):
             call = code.co_filename.removeprefix(root), code.co_qualname
-            if call in walked:
-                found.append(call)
+            stack = in_thread.__dict__.setdefault("stack", [])
+            if event == "call" and call in walked:
+                stack.append((len(found), call))
+                found.append(stack.copy())
+            elif event == "return" and stack and stack[-1][1] == call:
+                stack.pop()
 
     training = arguments(
         folder / "run",
@@ -84,9 +91,18 @@ def calls(tmp_path_factory, quick_compile_module):
 
 @pytest.mark.parametrize("title", WALKS)
 def test_walks_are_in_the_order_of_calls(calls, title):
-    rest = iter(calls)
-    for step in WALKS[title]:
-        assert step in rest, f"{step} is not called after the steps before it"
+    """Each step is called by the one before it, or later by a caller of that one."""
+    walk = WALKS[title]
+    stacks = [[call for call in stack if call[1] in walk] for stack in calls]
+    reached = [[]]
+    for step in walk:
+        reached = [
+            stack
+            for stack in stacks
+            if stack and stack[-1][1] == step
+            if any(stack[:-1] == r[: len(stack) - 1] and stack > r for r in reached)
+        ]
+        assert reached, f"{step} is not called inside or after the steps before it"
 
 
 def test_there_are_four_walks():

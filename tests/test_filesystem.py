@@ -107,8 +107,5 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, kind, monkeypatch):
     assert os.listdir(tmp_path) == [file.name] and file.stat()
     with pytest.raises(InputError, match="cannot be made"):
         filesystem.make_folder(file / "folder")
-
-
-def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"There is no folder .*/none: make it"):
         filesystem.replace_file(tmp_path / "none" / "a", "x")

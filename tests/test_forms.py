@@ -135,7 +135,7 @@ def test_schedule_that_does_not_fit_the_network():
         rn_jax.survival_probs(settings, 4)
     with pytest.raises(InputError, match="must be in"):
         StochasticDepth(schedule=(0.9, 0.0))
-    with pytest.raises(InputError, match="near it: huang2016"):
+    with pytest.raises(InputError, match="similar: huang2016"):
         StochasticDepth.preset("huang2015")
 
 

@@ -365,6 +365,27 @@ class Heads(nn.Module):
         return logits
 
 
+def test_gates_of_a_step():
+    """No gates for constant depth, gates of 1 until `from_step`, then drawn ones."""
+    key = jax.random.key(0)
+
+    def draw(settings, step):
+        return train.draw_gates(
+            *(key, settings, 4, 8, 0), from_step=3, step=jnp.int32(step)
+        )
+
+    gates, shares = draw(None, 3)
+    assert gates is None and shares.tolist() == [1, 1, 1, 1]
+    scaled = StochasticDepth(0.5, granularity="example", scaling="training")
+    for step in (0, 2):
+        gates, shares = draw(scaled, step)
+        assert np.all(gates == 1) and shares.tolist() == [1, 1, 1, 1]
+    gates, shares = draw(scaled, 3)
+    np.testing.assert_array_equal(gates, sample_gates(key, scaled, 4, 8))
+    np.testing.assert_array_equal(shares, (gates != 0).mean(axis=1))
+    assert 0 < shares.min() < 1
+
+
 def test_objective_by_numpy():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(5, 1, 1, 3)).astype("float32")

@@ -445,11 +445,11 @@ def ours(**changes):
         (ours(model="resnet21"), "Unknown model 'resnet21'"),
         (
             ours(fields={"shortcat": "B"}),
-            "Unknown field of resnet20 'shortcat'; near it: shortcut",
+            "Unknown field of resnet20 'shortcat'; similar: shortcut",
         ),
         (ours(fields={"stage_sizes": [10**12]}), r"claims 1,000,000,000,000 blocks"),
         (ours(fields={"stage_sizes": [10**12, -(10**12)]}), r"claims 1,000,000,000"),
-        (ours(fields={"stage_sizes": "many"}), r"does not contain a network"),
+        (ours(fields={"stage_sizes": "many"}), r"was not written by rn_jax\.save"),
         (ours(fields={"axis_name": "x"}), "is damaged"),
         (ours(), r"lacks batch_stats/stage1/block01/bn1/mean and 95 more"),
         (ours(fields={"stochastic_depth": {"last_survival": 3}}), r"in \(0, 1\]"),

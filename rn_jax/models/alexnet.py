@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet: in two towers (Krizhevsky et al. 2012), and in one (Krizhevsky 2014)."""
 
+from typing import Literal
+
 import flax.linen as nn
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import adaptive_average_pool, flat, max_pool, torch_linear
-from rn_jax.models.network import Count, Network, check_stem
+from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import local_response_norm
 
 # Channels of the five convolutions, by the number of towers.
@@ -31,14 +33,16 @@ class AlexNet(Network):
     """
 
     towers: Count = 1
-    stem: str = "imagenet"
+    stem: Literal["small", "imagenet"] = "imagenet"
     dropout: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.towers not in _FEATURES:
+            raise InputError(f"towers must be 1 or 2, not {self.towers}.")
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        if self.towers not in _FEATURES:
-            raise InputError(f"towers must be 1 or 2, not {self.towers}.")
-        check_stem(self.stem)
         two = self.towers == 2
         small = self.stem == "small"
         kernel_init = nn.initializers.normal(0.01) if two else torch_linear

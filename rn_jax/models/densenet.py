@@ -10,7 +10,7 @@ and activation memory grows linearly with depth.
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ from jax import lax
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_features, scale_gradient
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
-from rn_jax.models.network import Count, Network, check_stem
+from rn_jax.models.network import Count, Network
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
 
 
@@ -89,8 +89,6 @@ class DenseBlock(nn.Module):
             paths: f32[size], f32[size, B] or None.
             train: whether dropout is on.
         """
-        if self.remat not in ("none", "all"):
-            raise InputError(f'remat must be "none" or "all", not {self.remat!r}.')
         plain = (
             self.remat == "none"
             or self.is_initializing()
@@ -243,10 +241,10 @@ class DenseNet(Network):
     growth_rate: Count = 12
     bottleneck: bool = False
     compression: float = 1.0
-    stem: str = "small"
+    stem: Literal["small", "imagenet"] = "small"
     stem_features: Count = 16
     dropout: float = 0.0
-    remat: str = "none"
+    remat: Literal["none", "all"] = "none"
 
     has_shortcuts = True
     norm_first = True
@@ -254,7 +252,6 @@ class DenseNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train)
-        check_stem(self.stem)
         parts: dict[str, Any]
         parts = {"conv": conv, "norm": norm, "activation": self.activation}
 

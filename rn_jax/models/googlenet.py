@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rn_jax.models.layers import (
     flat,
     max_pool,
 )
-from rn_jax.models.network import Count, Network, check_stem
+from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import local_response_norm
 
 _xavier = nn.initializers.glorot_uniform()  # as in Caffe's replication
@@ -166,11 +167,10 @@ class GoogLeNet(Network):
     aux_grid: Count | None = None
     dropout: float = 0.4
     aux_dropout: float = 0.7
-    stem: str = "imagenet"
+    stem: Literal["small", "imagenet"] = "imagenet"
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        check_stem(self.stem)
         small = self.stem == "small"
         conv, norm = self.layers(
             train=train, use_bias=not self.batch_norm, kernel_init=_xavier

@@ -119,10 +119,13 @@ class HighwayNet(_Highway):
     last_features: Count = 100
     dropout: float = 0.2
 
-    def forward(self, images, gates, paths, *, train: bool):
-        """Return the logits; see `Network.forward`."""
+    def __post_init__(self):
+        super().__post_init__()
         if len(self.features) != len(self.stage_sizes):
             raise InputError("features and stage_sizes must have the same length.")
+
+    def forward(self, images, gates, paths, *, train: bool):
+        """Return the logits; see `Network.forward`."""
         conv, _ = self.layers(train=train, use_bias=True)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -159,10 +162,13 @@ class HighwayMLP(_Highway):
     depth: Count = 50
     width: Count = 50
 
-    def forward(self, images, gates, paths, *, train: bool):
-        """Return the logits; see `Network.forward`."""
+    def __post_init__(self):
+        super().__post_init__()
         if self.depth < 2:
             raise InputError(f"depth must be at least 2, not {self.depth}.")
+
+    def forward(self, images, gates, paths, *, train: bool):
+        """Return the logits; see `Network.forward`."""
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_linear)
         x = flat(images)
         if self.has_variable("params", "fc"):

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FunctionType, NoneType
-from typing import Annotated, Any, final, get_args
+from typing import Annotated, Any, Literal, final, get_args, get_origin
 
 import flax.linen as nn
 import jax
@@ -64,9 +64,9 @@ class Network(nn.Module, kw_only=True):
         dtype: dtype of the computation; parameters and statistics are float32.
 
     Raises:
-        InputError: a `Count` is not a whole number of at least 1, or
-            `stochastic_depth`, `conv`, `norm`, `activation` or `dtype` has another
-            type.
+        InputError: a `Count` is not a whole number of at least 1, a field is none of
+            its `Literal` values, or `stochastic_depth`, `conv`, `norm`, `activation` or
+            `dtype` has another type.
     """
 
     num_classes: Count | None = 10
@@ -87,6 +87,11 @@ class Network(nn.Module, kw_only=True):
                 object.__setattr__(self, name, _each_whole(name, value))
             elif Count in types:
                 object.__setattr__(self, name, whole_number(name, value))
+            elif get_origin(field.type) is Literal and value not in types[1:]:
+                *rest, last = (f'"{allowed}"' for allowed in types[1:])
+                raise InputError(
+                    f"{name} must be {', '.join(rest)} or {last}, not {shown(value)}."
+                )
         if not isinstance(self.stochastic_depth, StochasticDepth | None):
             raise InputError(
                 "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
@@ -162,14 +167,7 @@ class Network(nn.Module, kw_only=True):
         gates, paths = self.resolve_gates(images, gates, paths, train=train)
         return self.forward(images, gates, paths, train=train)  # (B, num_classes)
 
-    def forward(
-        self,
-        images: jax.Array,
-        gates: jax.Array | Subset | None,
-        paths: jax.Array | None,
-        *,
-        train: bool,
-    ) -> jax.Array:
+    def forward(self, images, gates, paths, *, train: bool) -> jax.Array:
         """Return the logits, f[B, num_classes]; each family defines it.
 
         Args:
@@ -283,14 +281,6 @@ class Network(nn.Module, kw_only=True):
     check = resolve_gates  # the name until 0.1
 
 
-def check_stem(stem: str, *more: str) -> None:
-    """Raise an InputError unless `stem` is "small", "imagenet" or one of `more`."""
-    allowed = ("small", "imagenet", *more)
-    if stem not in allowed:
-        *rest, last = (f'"{name}"' for name in allowed)
-        raise InputError(f"stem must be {', '.join(rest)} or {last}, not {stem!r}.")
-
-
 def _each_whole(name, values):
     """Return the numbers of a field as a tuple of ints, or raise an InputError."""
     try:
@@ -358,8 +348,8 @@ def _check_images(images, train):
         raise InputError(f"Images must be [B, H, W, C], not of shape {images.shape}.")
     if 0 in images.shape[1:] or (train and images.shape[0] == 0):
         raise InputError(
-            f"Images of shape {images.shape} are empty: there is nothing to be "
-            f"{'trained on' if train else 'classified'}."
+            f"Images of shape {images.shape} are empty: they must have pixels and, in "
+            "training, examples."
         )
 
 

@@ -6,7 +6,7 @@ Later papers use the same trunk; their blocks are in files of their own.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import flax.linen as nn
 from flax.core import FrozenDict
@@ -14,7 +14,7 @@ from flax.core import FrozenDict
 from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
-from rn_jax.models.network import Count, Network, check_stem
+from rn_jax.models.network import Count, Network
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos
 
 
@@ -235,7 +235,7 @@ class ResNet(Network):
 
     stage_sizes: Sequence[Count]
     features: Sequence[Count] = (16, 32, 64)
-    stem: str = "small"
+    stem: Literal["small", "imagenet", "imagenet_linear"] = "small"
     stem_features: Count | None = None
     shortcut: str | None = "A"
     block: ModuleDef = BasicBlock
@@ -246,7 +246,6 @@ class ResNet(Network):
 
     def __post_init__(self):
         super().__post_init__()
-        check_stem(self.stem, "imagenet_linear")
         if len(self.features) < len(self.stage_sizes):
             raise InputError(
                 f"features must have an entry for each of {len(self.stage_sizes)} "
@@ -351,5 +350,5 @@ class ResNet(Network):
     @property
     def block_class(self) -> type[Block]:
         """The class of the block, even if `block` is a partial of it."""
-        block: Any = self.block
-        return block.func if hasattr(block, "func") else block
+        block: Any = self.block.func if isinstance(self.block, partial) else self.block
+        return block

@@ -3,13 +3,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Literal
 
 import flax.linen as nn
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer
 from rn_jax.models.layers import ModuleDef, adaptive_average_pool, flat, max_pool
-from rn_jax.models.network import Count, Network, check_stem
+from rn_jax.models.network import Count, Network
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
 
 _normal = nn.initializers.normal(0.01)
@@ -97,21 +98,23 @@ class VGG(Network):
     stage_sizes: Sequence[Count]
     features: Sequence[Count] = (64, 128, 256, 512, 512)
     batch_norm: bool = False
-    stem: str = "imagenet"
+    stem: Literal["small", "imagenet"] = "imagenet"
     hidden: Sequence[Count] | None = None
     dropout: float = 0.5
     conv_dropout: Sequence[float] = ()
 
-    def forward(self, images, gates, paths, *, train: bool):
-        """Return the logits; see `Network.forward`."""
+    def __post_init__(self):
+        super().__post_init__()
         stages = len(self.stage_sizes)
         if len(self.features) != stages or len(self.conv_dropout) not in (0, stages):
             raise InputError(
                 f"features and conv_dropout must have one entry for each of {stages} "
                 "stages."
             )
+
+    def forward(self, images, gates, paths, *, train: bool):
+        """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train, use_bias=True)
-        check_stem(self.stem)
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
         x = images

@@ -340,7 +340,7 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
         (["--workdir=RUN", "--normalization=channel"], "Name a finished run"),
         (["--workdir=nowhere"], "nowhere is not a run: python -m experiments.run"),
-        (["--workdir=RUN", "--study=delete_on"], "near it: delete_one"),
+        (["--workdir=RUN", "--study=delete_on"], "similar: delete_one"),
         (["--workdir=RUN", "--images=361"], "digits has 360 test images"),
         (["--workdir=RUN", "--draws=0"], "--draws must be at least 1, not 0"),
         (

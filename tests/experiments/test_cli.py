@@ -63,7 +63,7 @@ def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
         assert cli.of_script() == 2
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("rn_jax: Name a command first: analyze, ")
-    assert told[1].startswith("rn_jax: Unknown command 'reprot'; near it: report")
+    assert told[1].startswith("rn_jax: Unknown command 'reprot'; similar: report")
 
 
 def test_commands_are_the_modules_with_a_main():

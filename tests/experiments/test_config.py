@@ -97,7 +97,7 @@ def test_rows_and_files_are_loaded_alike(name, monkeypatch, tmp_path):
         with pytest.raises(InputError, match=f"There is no config {file}; .* --list"):
             load_config([f"--config={file}"])
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=r"near it: .*configs/resnet110_sd\.py"):
+    with pytest.raises(InputError, match=r"similar: .*configs/resnet110_sd\.py"):
         load_config(["--config=configs/resnet110_ds.py"])
 
 
@@ -213,7 +213,7 @@ def test_a_field_that_is_missing_or_unknown(config):
     with pytest.raises(InputError, match="The config has no seed: add it, as in"):
         make_config(rest)
     with pytest.raises(
-        InputError, match="field of the config 'epoch'; near it: epochs"
+        InputError, match="field of the config 'epoch'; similar: epochs"
     ):
         make_config({**vars(config), "epoch": 3})
 

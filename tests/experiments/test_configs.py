@@ -79,7 +79,7 @@ def test_names_are_those_of_rows_and_of_files_with_a_network():
     assert recipes & set(NAMES) == files
     for name in recipes - files:
         assert load(name).model is None
-    with pytest.raises(InputError, match=r"Unknown config 'resnet21'; near it: .*t20"):
+    with pytest.raises(InputError, match=r"Unknown config 'resnet21'; similar: .*t20"):
         load("resnet21")
 
 

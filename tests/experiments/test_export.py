@@ -59,7 +59,7 @@ def test_stablehlo_is_the_network_from_pixels_to_logits(
 @pytest.mark.parametrize(
     "options, match",
     [
-        (["--format=onnx"], "Unknown format 'onnx'; there are: safetensors, stablehlo"),
+        (["--format=onnx"], "Unknown format 'onnx'; available: safetensors, stablehlo"),
         (
             ["--out=/none/x.stablehlo"],
             "There is no folder /none: make it",

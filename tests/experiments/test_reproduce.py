@@ -101,11 +101,11 @@ def test_a_row_that_diverges_says_so(tmp_path, monkeypatch):
 
 
 BAD_INPUT = {
-    "no table": (["--scale=0.1"], r"Unknown table ''; there are: .*stochastic_depth"),
-    "table": (["--table=resnet_cifr"], r"'resnet_cifr'; near it: .*resnet_cifar"),
+    "no table": (["--scale=0.1"], r"Unknown table ''; available: .*stochastic_depth"),
+    "table": (["--table=resnet_cifr"], r"'resnet_cifr'; similar: .*resnet_cifar"),
     "row": (
         ["--table=stochastic_depth", "--only=constnt"],
-        r"Unknown row 'constnt'; near it: constant",
+        r"Unknown row 'constnt'; similar: constant",
     ),
     "row twice": (
         ["--table=stochastic_depth", "--only=constant,constant"],
@@ -115,7 +115,7 @@ BAD_INPUT = {
     "scale's type": (["--table=densenet", "--scale=a"], r"invalid float value: 'a'"),
     "data set": (
         ["--table=highway", "--dataset=cifar11"],
-        r"Unknown data set 'cifar11'; near it: cifar10",
+        r"Unknown data set 'cifar11'; similar: cifar10",
     ),
     "data set by a field": (
         ["--table=highway", "--config.dataset=digits"],

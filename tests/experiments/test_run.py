@@ -26,10 +26,10 @@ def test_a_length_in_steps_where_the_config_has_one_in_epochs(tmp_path, monkeypa
 
 
 BAD_INPUT = {
-    "model": (["--config.model=resnet21"], r"Unknown model 'resnet21'; near it: .*20"),
+    "model": (["--config.model=resnet21"], r"Unknown model 'resnet21'; similar: .*20"),
     "model field": (
         ["--config.model_kwargs={'shortcat': 'B'}"],
-        r"Unknown field of tiny 'shortcat'; near it: shortcut",
+        r"Unknown field of tiny 'shortcat'; similar: shortcut",
     ),
     "shortcut": (
         ["--config.model_kwargs={'shortcut': 'D'}"],
@@ -39,7 +39,7 @@ BAD_INPUT = {
     "field, far": (["--config.xyzzy=3"], r"no field 'xyzzy': configs/default.py"),
     "entry of a dict": (
         ["--config.model_kwargs.shortcat=B"],
-        r"Unknown field of tiny 'shortcat'; near it: shortcut",
+        r"Unknown field of tiny 'shortcat'; similar: shortcut",
     ),
     "entry of nothing": (
         ["--config.stochastic_depth.survival=0.5"],
@@ -66,14 +66,14 @@ BAD_INPUT = {
     "seed": (["--config.seed=4294967296"], r"seed must be below"),
     "nested field": (
         ["--config.stochastic_depth={'survival': 0.5}"],
-        r"Unknown field of stochastic_depth 'survival'; near it: last_survival",
+        r"Unknown field of stochastic_depth 'survival'; similar: last_survival",
     ),
     "type": (["--config.batch_size=many"], r"config.batch_size=many: invalid literal"),
     "choice": (["--config.protocol=50k"], r"protocol must be one of full, 45k5k, not"),
     "range": (["--config.epochs=0"], r"epochs must be at least 1, not 0"),
     "batch": (
         ["--config.batch_size=99", "--config.num_devices=2"],
-        r"batch_size 99 is not divisible by 2 devices; 100 would be",
+        r"batch_size 99 is not divisible by 2 devices: use 100, for",
     ),
     "batch, large": (
         ["--config.batch_size=2000"],
@@ -116,7 +116,7 @@ BAD_INPUT = {
         ["--epochs=3"],
         r"--epochs is a field of the config: --config.epochs=3",
     ),
-    "option": (["--wordkir=x"], r"Unknown option '--wordkir'; near it: --workdir"),
+    "option": (["--wordkir=x"], r"Unknown option '--wordkir'; similar: --workdir"),
     "argument": (["now"], r"Unexpected argument 'now'"),
 }
 
@@ -136,11 +136,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_unknown_data_set_and_config(tmp_path, monkeypatch, capsys):
     argv = arguments(tmp_path / "w", dataset="cifar11")
     assert in_process(monkeypatch, argv) == 2
-    assert "Unknown data set 'cifar11'; near it: cifar10" in capsys.readouterr().err
+    assert "Unknown data set 'cifar11'; similar: cifar10" in capsys.readouterr().err
     argv = arguments(tmp_path / "w", config="resnet21")
     assert in_process(monkeypatch, argv) == 2
     assert re.search(
-        r"There is no config .*resnet21.py; near it: .*configs/resnet20.py",
+        r"There is no config .*resnet21.py; similar: .*configs/resnet20.py",
         capsys.readouterr().err,
     )
     assert in_process(monkeypatch, []) == 2

@@ -73,7 +73,7 @@ BAD_INPUT = {
     "entry": (["--grid", "config.epochs.x=1"], r"epochs.x cannot be set"),
     "entry's name": (
         ["--grid", "config.stochastic_depth.survival=0.5"],
-        r"Unknown field of stochastic_depth 'survival'; near it: last_survival",
+        r"Unknown field of stochastic_depth 'survival'; similar: last_survival",
     ),
     "empty": (["--grid", "config.epochs="], r"--grid must be a field and its values"),
     "type": (["--grid", "config.epochs=1,many"], r"config.epochs=many: invalid"),
@@ -90,7 +90,7 @@ BAD_INPUT = {
         r"config.epochs is set twice",
     ),
     "seeds": (["--grid", "config.seed=0,1", "--seeds=2"], r"not by both"),
-    "option": (["--grad=config.epochs=1"], r"Unknown option '--grad'; near it: --grid"),
+    "option": (["--grad=config.epochs=1"], r"Unknown option '--grad'; similar: --grid"),
 }
 
 

@@ -203,6 +203,6 @@ def test_bad_input_in_one_process_ends_all(tmp_path, faults):
     processes = start(workdir, last=["--config.batch_size=241"])
     (_, err), (_, other_err) = ends(processes, [2, 2])
     assert "rn_jax: Process 1 of 2 failed and reports why.\n" in err
-    assert "batch_size 241 is not divisible by 2 devices; 242 would be." in other_err
+    assert "batch_size 241 is not divisible by 2 devices: use 242, for " in other_err
     assert not (workdir / "config.json").exists()
     faults("bad input in one of two processes")

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import re
 from functools import partial
+from typing import Literal, get_origin
 
 import flax.linen as nn
 import jax
@@ -131,9 +132,9 @@ def test_subsets():
         ((), "float32", False, r"must be \[B, H, W, C\]"),
         ((2, 8, 8, 3, 1), "float32", False, r"must be \[B, H, W, C\]"),
         ((2, 8, 8, 1), "float32", False, "takes 3 channels"),
-        ((2, 0, 8, 3), "float32", False, "nothing to be classified"),
-        ((2, 8, 8, 0), "float32", True, "nothing to be trained on"),
-        ((0, 8, 8, 3), "float32", True, "nothing to be trained on"),
+        ((2, 0, 8, 3), "float32", False, "are empty: they must have pixels"),
+        ((2, 8, 8, 0), "float32", True, "are empty: they must have pixels"),
+        ((0, 8, 8, 3), "float32", True, "and, in training, examples"),
         ((2, 8, 8, 3), "int32", False, "floating-point numbers, not int32"),
     ],
 )
@@ -256,7 +257,7 @@ FAMILIES = {type(create_model(name)).__name__: name for name in MODELS}
 
 
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
-def test_every_whole_number_of_a_family_is_checked(name):
+def test_whole_numbers_and_choices_of_a_family_are_checked(name):
     family = type(create_model(name))
     known = family.__dataclass_fields__
     counts = [n for n, f in known.items() if re.search(r"\bint\b", str(f.type))]
@@ -265,6 +266,9 @@ def test_every_whole_number_of_a_family_is_checked(name):
     for count in counts:
         with pytest.raises(InputError, match=f"^{count} must be a .* at least 1, not"):
             family(**{**sizes, count: 0})
+    for choice in (n for n, f in known.items() if get_origin(f.type) is Literal):
+        with pytest.raises(InputError, match=rf'^{choice} must be ".*", not \'no\'\.$'):
+            family(**{**sizes, choice: "no"})
 
 
 def test_groups_that_do_not_divide_the_channels():

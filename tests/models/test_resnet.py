@@ -389,17 +389,17 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
         (lambda: create_model("resnet111"), "Unknown model 'resnet111'.* resnet110"),
         (
             lambda: create_model("vit"),
-            r"Unknown model 'vit'; none of the \d+ is near it; list_models",
+            r"Unknown model 'vit'; no similar name among \d+; list_models",
         ),
         (lambda: create_model("resnet20", widen=2), "field of resnet20 'widen'; "),
-        (lambda: create_model("resnet20", num_class=2), "near it: num_classes"),
+        (lambda: create_model("resnet20", num_class=2), "similar: num_classes"),
         (
             lambda: apply_small(small(block=Bottleneck, block_kwargs={"group": 2})),
-            "Unknown field of Bottleneck 'group'; near it: groups",
+            "Unknown field of Bottleneck 'group'; similar: groups",
         ),
         (
             lambda: apply_small(small(block_kwargs={"groups": 2})),
-            "Unknown field of BasicBlock 'groups'; there are: none",
+            "Unknown field of BasicBlock 'groups'; available: none",
         ),
         (
             lambda: create_model("resnet20", stochastic_depth=0.5),

@@ -66,6 +66,14 @@ def test_stochastic_depth_needs_shortcuts():
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGE)
 
 
+@pytest.mark.parametrize("field", ["features", "conv_dropout"])
+def test_one_entry_for_each_stage(field):
+    with pytest.raises(
+        InputError, match=r"^features and conv_dropout must .* 5 stages"
+    ):
+        create_model("vgg16", **{field: (1, 1)})
+
+
 IMAGE = np.zeros((1, 32, 32, 3), "float32")
 
 
