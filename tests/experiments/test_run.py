@@ -62,7 +62,7 @@ BAD_INPUT = {
         ["--config.stochastic_depth={'preset': 'timm', 'closed_statistics': 'frozen'}"],
         r"cannot be \"frozen\"",
     ),
-    "drops' type": (["--config.lr_drops=('a','b')"], r"lr_drops must be numbers"),
+    "drops' type": (["--config.lr_drops=('a','b')"], r"lr_drops.0 must be a number"),
     "seed": (["--config.seed=4294967296"], r"seed must be below"),
     "nested field": (
         ["--config.stochastic_depth={'survival': 0.5}"],
