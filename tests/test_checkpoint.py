@@ -213,7 +213,7 @@ def test_a_failed_save_names_the_folder_and_not_the_link(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     with pytest.raises(
-        InputError, match=r"\(.* '.*/\[c\]/1'\); there is none"
+        InputError, match=r"\(.* '.*/\[c\]/1'\); there is no earlier one"
     ) as error:
         checkpoints.save(tiny(1), {})
     assert "rn_jax-" not in str(error.value)

@@ -8,6 +8,7 @@ or files that are not here carries the comment `not run: why`, and `NOT_RUN` lis
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import re
@@ -210,13 +211,15 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
     if "--coordinator" in line:
         monkeypatch.setattr("rn_jax.parallel.join_processes", lambda **_: True)
     where, what = WORK[words[2]]
+    place = importlib.import_module(where)
     began = []
 
+    @functools.wraps(getattr(place, what))  # options come from its signature
     def begin(*args, **kwargs):
         began.append(what)
         raise BeganError
 
-    monkeypatch.setattr(importlib.import_module(where), what, begin)
+    monkeypatch.setattr(place, what, begin)
     monkeypatch.setattr("experiments.dry_run.plan", begin)
     monkeypatch.setattr(sys, "argv", ["command", *words[3:]])
     try:

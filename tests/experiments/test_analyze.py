@@ -334,7 +334,7 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
         (["--weights=resnet20_digits", "--model=resnet20"], "Name a finished run"),
         (
             ["--weights=resnet20_digit"],
-            "Unknown trained network 'resnet20_digit'; near",
+            "Unknown trained network 'resnet20_digit'; similar",
         ),
         (["--model=resnet20", "--weights=x.th"], "Name a finished run"),
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
@@ -348,7 +348,7 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
             "such as 5-17,19-35, not 9-5",
         ),
         (["--workdir=RUN", "--bounds=9"], "--bounds must be ranges such as"),
-        (["--workdir=RUN", "--factors=maybe"], "Unknown factors 'maybe'; there are"),
+        (["--workdir=RUN", "--factors=maybe"], "Unknown factors 'maybe'; available"),
         (["--workdir=RUN", "--imgs=3"], "Unrecognized arguments: --imgs=3"),
         (["--workdir=RUN", "--compare=nowhere"], "nowhere is neither a finished run"),
         (["--workdir=RUN", "--compare=RUN"], "Two networks are named tiny_sd"),

@@ -90,7 +90,7 @@ BAD_INPUT = {
     "stochastic depth": (["--config.stochastic_depth=half"], r"must be a dict or N"),
     "plateau": (
         ["--config.lr_schedule=plateau"],
-        r"plateau needs held-out examples, as with protocol=45k5k",
+        r"plateau needs held-out examples, with protocol=45k5k",
     ),
     "plateau's factor": (
         ["--config.lr_schedule=plateau", "--config.lr_factor=1.0"],
