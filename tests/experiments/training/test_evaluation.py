@@ -17,7 +17,7 @@ from driver import (
 from etils import epath
 
 from experiments.config import read_config
-from experiments.training.evaluation import by_shape, top_error
+from experiments.training.evaluation import better, by_shape, top_error
 from rn_jax import data
 from rn_jax.models import MODELS
 
@@ -80,6 +80,17 @@ def test_evaluation_by_steps(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("error, is_better", [(3.9, True), (4.0, True), (4.1, False)])
+def test_of_equal_validation_errors_the_later_one_is_kept(error, is_better):
+    line = {"kind": "epoch", "epoch": 2, "val_error_percent": error}
+    kept = {"epoch": 2, "val_error_percent": error, "test_error_percent": 5.0}
+    before = {"epoch": 1, "val_error_percent": 4.0, "test_error_percent": 6.0}
+    line["test_error_percent"] = 5.0
+    assert better(before, line) == (kept if is_better else None)
+    assert better(None, line) == kept
+    assert better(None, {"epoch": 2, "test_error_percent": 5.0}) is None
+
+
 def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
     """Stopped between two evaluations, it goes on bit for bit."""
     workdir = tmp_path / "stopped"
