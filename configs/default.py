@@ -366,7 +366,7 @@ def _plain(name, value, entry, depth):
         if len(value) > _LONGEST or "\0" in value:
             raise InputError(
                 f"{name} must be text of at most {_LONGEST:,} characters without "
-                f"zero bytes, not {shown(value)}."
+                f"null bytes, not {shown(value)}."
             )
     else:
         raise InputError(

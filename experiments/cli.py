@@ -41,9 +41,8 @@ class Parser(argparse.ArgumentParser):
     An option has its keyword's default, the type in its annotation and the help in the
     docstring's "Args". `Annotated` adds a function that parses the text, or a dict of
     settings of `add_argument` and "flag", the option's name if it differs. A sequence
-    without a default is positional.
-    A keyword `arguments` receives the options of the config, for `load_config`, and a
-    keyword `command` the command line.
+    without a default is positional. A keyword `arguments` receives the options of the
+    config, for `load_config`, and a keyword `command` the command line.
 
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under

@@ -333,9 +333,9 @@ def _check_images(config, spec):
     if config.normalization.startswith("imagenet"):
         raise InputError(
             f"normalization={config.normalization} needs RGB images; {spec.name} is "
-            "grayscale: use channel or mean_image."
+            "greyscale: use channel or mean_image."
         )
     if config.augment and (config.color_jitter or config.pca_noise):
         raise InputError(
-            f"color_jitter and pca_noise need RGB images; {spec.name} is grayscale."
+            f"color_jitter and pca_noise need RGB images; {spec.name} is greyscale."
         )

@@ -109,7 +109,7 @@ def facts(run: trained.Finished) -> dict[str, Any]:
 def _image_shape(run):
     """Return the shape of a run's test images."""
     size = run.config.eval_size
-    crops = run.experiment.feed.crops_on_host
+    crops = run.experiment.spec.crops_on_host
     return (size, size, 3) if crops else run.experiment.image_shape
 
 

@@ -23,7 +23,7 @@ def read_picture(file: str, channels: int) -> np.ndarray:
 
     Args:
         file: its path.
-        channels: 1 for grayscale, 3 for RGB.
+        channels: 1 for greyscale, 3 for RGB.
 
     Returns:
         uint8[H, W, channels].

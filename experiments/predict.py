@@ -73,7 +73,7 @@ def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
     """
     height, width, channels = experiment.image_shape
     picture = read_picture(file, channels)
-    if experiment.feed.crops_on_host:
+    if experiment.spec.crops_on_host:
         resize, size = config.eval_resize, config.eval_size
         return transforms.eval_view(picture, crops="center", resize=resize, size=size)
     fitted = ImageOps.fit(

@@ -118,7 +118,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
     """
     run = finished(path, data_dir=data_dir)
     config, experiment = run.config, run.experiment
-    if experiment.feed.crops_on_host:
+    if experiment.spec.crops_on_host:
         raise InputError(
             f"Studies need a data set that fits into memory, and {config.dataset} does "
             "not: name a run on another data set, or use experiments.evaluate."

@@ -35,9 +35,9 @@ def initialise(state: TrainState, config: Config) -> TrainState:
     layers before the classifier, if the weights have neither. The optimiser's state is
     unchanged.
 
-    If one network reads grayscale images and the other images of n channels, the kernel
+    If one network reads greyscale images and the other images of n channels, the kernel
     of the first convolution is adapted, and a warning is logged: it is summed over the
-    channels for grayscale images (as in timm), or repeated n times and divided by n.
+    channels for greyscale images (as in timm), or repeated n times and divided by n.
     Either way, an image with equal channels has the same features.
 
     Args:
@@ -114,7 +114,7 @@ def _replaced(new, old, source, config, has_head):
         if 1 not in (channels, old[stem].shape[2]):
             raise InputError(
                 f"{theirs}, but {config.dataset} has {channels}: name weights for "
-                f"{channels} channels, or for grayscale images."
+                f"{channels} channels, or for greyscale images."
             )
         _logger.warning("%s; its first convolution is adapted to %d.", theirs, channels)
         kernel = np.asarray(old[stem], np.float32).sum(2, keepdims=True)

@@ -53,6 +53,11 @@ class Experiment:
     loss_scaling: optim.LossScaling | None
 
     @property
+    def spec(self) -> data.DatasetSpec:
+        """What is known about the data set."""
+        return data.get_spec(self.config.dataset)
+
+    @property
     def eval_batch_size(self) -> int:
         """The config's, rounded up to a multiple of the devices."""
         count = len(self.devices)
@@ -67,7 +72,7 @@ class Experiment:
     @property
     def mean_image(self) -> np.ndarray | None:
         """The mean image of a sample of ImageNet, which is kept with the run."""
-        if self.normalization is None or not self.feed.crops_on_host:
+        if self.normalization is None or not self.spec.crops_on_host:
             return None
         mean = np.asarray(self.normalization.mean)
         return mean if mean.ndim == 3 else None
@@ -239,7 +244,7 @@ def _normalization(config, feed, mean_image):
     kind = config.normalization
     if kind == "contrast":
         return None
-    if not feed.crops_on_host or kind != "mean_image":
+    if not data.get_spec(config.dataset).crops_on_host or kind != "mean_image":
         return data.normalization(feed.parts["train"], kind)
     if mean_image is None:
         if parallel.is_first_process():
@@ -254,12 +259,12 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
     config, preprocess = experiment.config, experiment.preprocess
     if not config.augment:
         return lambda key, images, first_index: preprocess(images)
-    spec = data.get_spec(config.dataset)
+    spec = experiment.spec
     jitter, pca_std = config.color_jitter, config.pca_noise
     pad, flip = config.augment_pad, config.augment_flip
     pad = spec.pad if pad is None else pad
     flip = spec.flip if flip is None else flip
-    if experiment.feed.crops_on_host:
+    if spec.crops_on_host:
         pad, flip = 0, False
 
     def augment(key, images, first_index):

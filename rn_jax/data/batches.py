@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Generator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +24,6 @@ class Feed(abc.ABC):
     """A data set as one host of one run reads it.
 
     Attributes:
-        crops_on_host: whether the host crops and mirrors images of any size; else all
-            have one size, and are in memory.
         parts: the examples by name: "train", "test", and "val" if some are held out.
         batch_size: training examples per step, over all hosts.
         seed: seed of everything drawn on the host.
@@ -33,7 +31,6 @@ class Feed(abc.ABC):
         num_hosts: number of hosts; each makes an equal share of every batch's rows.
     """
 
-    crops_on_host: ClassVar[bool] = False
     parts: Mapping[str, Any]
     _: dataclasses.KW_ONLY
     batch_size: int

@@ -192,7 +192,6 @@ class Source(Feed):
             in this process when it is asked for.
     """
 
-    crops_on_host = True
     train_view: TrainView
     eval_view: EvalView
     num_workers: int

@@ -104,7 +104,7 @@ BAD_INPUT = {
         ["--config.micro_batches=7"],
         r"micro_batches 7 do not divide a batch_size of 240",
     ),
-    "colours": (["--config.pca_noise=0.1"], r"need RGB images; digits is grayscale"),
+    "colours": (["--config.pca_noise=0.1"], r"need RGB images; digits is greyscale"),
     "precision": (
         ["--config.matmul_precision=tf32"],
         r"must be one of None, bfloat16, tensorfloat32, float32, not 'tf32'",
