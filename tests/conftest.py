@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of JAX for all tests, which hold from before its first use, and fixtures."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,20 +23,26 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@contextlib.contextmanager
+def without_optimizations():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def quick_compile():
     """Half the compile time, where the compiled program itself is not looked at."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with without_optimizations():
+        yield
 
 
 @pytest.fixture(scope="module")
 def quick_compile_module():
     """The same for all tests of a file."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with without_optimizations():
+        yield
 
 
 @pytest.fixture
