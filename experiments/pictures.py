@@ -77,7 +77,9 @@ def _is_deep(mode, tags):
 def _shallow(file, picture, kind, tags):
     """Convert such a picture to mode L, or LA if one of its values is transparent."""
     values = np.asarray(picture)
-    transparent = values == picture.info.get("transparency", -1)
+    transparent = np.zeros(values.shape, bool)
+    if "transparency" in picture.info:
+        transparent = values == picture.info["transparency"]
     if picture.mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
             raise InputError(

@@ -7,6 +7,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 # The most names that an error lists.
 _MOST = 80
 
@@ -64,7 +66,8 @@ def whole_number(name: str, value: Any) -> int:
         InputError: it is not a whole number of at least 1, or it is a bool.
     """
     try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
+        is_bool = isinstance(value, bool | np.bool_)
+        number = 0 if is_bool else operator.index(value)
     except TypeError:
         number = 0
     if number < 1:

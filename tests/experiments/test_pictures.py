@@ -7,6 +7,7 @@ import warnings
 from zlib import compress, crc32
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -92,6 +93,12 @@ FILES = {
 }
 
 
+needs_pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.partition(".")[0]) < 13,
+    reason="older versions find their own TIFFs in YCbCr truncated",
+)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_pictures_of_every_depth_are_the_same(tmp_path, name):
     file = tmp_path / "picture"
@@ -107,7 +114,8 @@ def test_pictures_of_every_depth_are_the_same(tmp_path, name):
     [
         *((mode, "x.png", 0) for mode in ("L", "LA", "RGB", "RGBA", "I;16")),
         *((mode, "x.tif", 0) for mode in ("CMYK", "RGBX", "I;16B")),
-        *((mode, "x.tif", 2) for mode in ("YCbCr", "LAB")),
+        ("LAB", "x.tif", 2),
+        pytest.param("YCbCr", "x.tif", 2, marks=needs_pillow_13),
         ("RGB", "x.jpg", 8),
         ("CMYK", "x.jpg", 8),
     ],
