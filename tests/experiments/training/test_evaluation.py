@@ -79,7 +79,6 @@ def test_evaluation_by_steps(finished):
     assert summary["test_error_at_best_val_percent"] == best["test_error_percent"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error, is_better", [(3.9, True), (4.0, True), (4.1, False)])
 def test_of_equal_validation_errors_the_later_one_is_kept(error, is_better):
     line = {"kind": "epoch", "epoch": 2, "val_error_percent": error}
@@ -91,6 +90,7 @@ def test_of_equal_validation_errors_the_later_one_is_kept(error, is_better):
     assert better(None, {"epoch": 2, "test_error_percent": 5.0}) is None
 
 
+@pytest.mark.slow
 def test_state_of_the_schedule_is_in_the_checkpoint(finished, tmp_path, monkeypatch):
     """Stopped between two evaluations, it goes on bit for bit."""
     workdir = tmp_path / "stopped"
