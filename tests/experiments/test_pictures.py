@@ -95,7 +95,7 @@ FILES = {
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.partition(".")[0]) < 13,
-    reason="older versions find their own TIFFs in YCbCr truncated",
+    reason="Pillow 10.4 to 12.0 cannot read TIFFs in YCbCr",
 )
 
 
