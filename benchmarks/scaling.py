@@ -251,8 +251,7 @@ def efficiency(
     if calls := sent[FORWARD]["calls"]:
         mean = sent[FORWARD]["bytes"] / calls
         seconds += calls * all_gather_seconds(mean, devices, joined)
-    # XLA makes one operation of the two sums of each layer (tests/test_scaling.py).
-    if calls := sent[BACK]["calls"] // 2:
+    if calls := sent[BACK]["calls"]:
         mean = sent[BACK]["bytes"] / calls
         seconds += calls * all_reduce_seconds(mean, devices, joined)
     last = sent[GRADIENTS]["bytes"] + sent[REST]["bytes"]

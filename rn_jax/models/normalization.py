@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BatchNorm that keeps one array for the backward pass, and AlexNet's LRN."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -49,20 +50,23 @@ def _batch_norm_jvp(epsilon, axis_name, primals, tangents):
     normalized, rsqrt, mean, var = _normalize(x, epsilon, axis_name)
     y = _affine(normalized, scale, bias, x.dtype)
     dx, dscale, dbias = (t.astype(normalized.dtype) for t in (dx, dscale, dbias))
-    along = normalized * _along_channels(_mean(normalized * dx, axis_name))
-    centred = dx - _along_channels(_mean(dx, axis_name))
-    dnormalized = _along_channels(rsqrt) * (centred - along)
-    scale, dscale, dbias = map(_along_channels, (scale, dscale, dbias))
-    dy = scale.astype(normalized.dtype) * dnormalized + dscale * normalized + dbias
+    # Numbers per channel are combined before they meet the images. The transpose is
+    # then a function of sum(g) and sum(g * normalized), which are also the gradients of
+    # bias and scale, and the backward pass reads the images once for all four.
+    factor = scale.astype(normalized.dtype) * rsqrt
+    per_channel = jnp.stack([dbias, dscale])
+    per_channel -= factor[None] * _means(dx, normalized * dx, axis_name=axis_name)
+    offset, slope = _along_examples(per_channel, len(x))
+    dy = _along_channels(factor) * dx + slope * normalized + offset
     zeros = jnp.zeros_like(mean)
     return (y, mean, var), (dy.astype(x.dtype), zeros, zeros)
 
 
 def _normalize(x, epsilon, axis_name):
     x = x.astype(at_least_float32(x.dtype))
+    mean, var = _moments(x, axis_name)
     # Named before their use, so that rematerialisation can keep them.
-    mean, var = checkpoint_name(_moments(x, axis_name), "statistics")
-    rsqrt = lax.rsqrt(var + epsilon)
+    mean, rsqrt = checkpoint_name((mean, lax.rsqrt(var + epsilon)), "statistics")
     normalized = (x - _along_channels(mean)) * _along_channels(rsqrt)
     return normalized, rsqrt, mean, var
 
@@ -85,8 +89,12 @@ def at_least_float32(dtype: Any) -> Any:
 
 def _moments(x, axis_name):
     """Return mean and biased variance, f[C], with one exchange between devices."""
-    mean = x.mean(axis=(0, 1, 2))
-    var = lax.square(x - _along_channels(mean)).mean(axis=(0, 1, 2))
+    # Both sums in one pass over the images. They are of differences from one value of
+    # the channel, since E[x^2] - E[x]^2 loses precision if the mean is large.
+    origin = x[0, 0, 0]
+    differences = x - _along_channels(origin)
+    mean, square = _means(differences, lax.square(differences))
+    mean, var = origin + mean, jnp.maximum(square - lax.square(mean), 0)
     if axis_name is None:
         return mean, var
     means, variances = lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1)
@@ -94,9 +102,21 @@ def _moments(x, axis_name):
     return mean, (variances + lax.square(means - mean[None])).mean(axis=0)
 
 
-def _mean(x, axis_name):
-    mean = x.mean(axis=(0, 1, 2))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+def _means(*images, axis_name=None):
+    """Return the means over batch and pixels: f[B, H, W, C] each -> f[n, C].
+
+    Summed over the pixels of each example first, all of them in one pass, and then over
+    the examples of all in another.
+    """
+    sums = jnp.stack([x.sum(axis=(1, 2)) for x in images]).sum(axis=1)
+    means = sums / math.prod(images[0].shape[:3])
+    return means if axis_name is None else lax.pmean(means, axis_name)
+
+
+def _along_examples(vectors, size):
+    """Broadcast f[n, C] -> n of f[B, 1, 1, C]; the transpose sums as `_means` does."""
+    shape = (len(vectors), size, vectors.shape[-1])
+    return jnp.broadcast_to(vectors[:, None], shape)[:, :, None, None]
 
 
 class BatchNorm(nn.Module):
