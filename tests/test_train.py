@@ -116,17 +116,17 @@ def test_eight_devices_compute_what_one_computes(depth):
 
 
 @pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_the_compiled_step_holds_a_conditional_for_each_kind_of_block(
+def test_the_compiled_step_holds_a_conditional_for_a_block_outside_a_loop(
     num_devices, quick_compile
 ):
-    """Forward and backward, for stage 1's and 2's scans and stage 2's first block."""
+    """Forward and backward, for stage 2's first block; loops visit open ones alone."""
     counts = []
     for depth in (None, DEPTH):
         _, state, step, _ = setup(num_devices, depth)
         program = step.lower(state, make_batch(), jax.random.key(1)).compile()
         counts.append(len(re.findall(r" conditional\(", program.as_text())))
     assert counts[0] == 0
-    assert counts[1] >= 6
+    assert counts[1] >= 2
 
 
 @pytest.mark.slow

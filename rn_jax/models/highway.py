@@ -10,6 +10,7 @@ With b_T below 0, a network of any depth initially carries its input.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import ClassVar
 
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
@@ -19,7 +20,13 @@ from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import ModuleDef, flat, max_pool, torch_linear
 from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import at_least_float32
-from rn_jax.models.trunk import BlockInfo, Stage, block_name, number_blocks
+from rn_jax.models.trunk import (
+    BlockInfo,
+    Stage,
+    block_name,
+    default_unroll,
+    number_blocks,
+)
 
 
 class HighwayLayer(nn.Module):
@@ -40,6 +47,8 @@ class HighwayLayer(nn.Module):
     linear: ModuleDef
     activation: Callable = nn.relu
     gate_bias: float = -2.0
+
+    closed_is_identity: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
@@ -63,12 +72,13 @@ class _Highway(Network, kw_only=True):
 
     Attributes:
         gate_bias: initial b_T.
-        scan_unroll: number of blocks per iteration of a scan; see `Stage`.
+        scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
+            suits the backend; see `default_unroll`.
         remat: "none", "cheap" or "all"; see `Stage`.
     """
 
     gate_bias: float = -2.0
-    scan_unroll: Count = 1
+    scan_unroll: Count | None = None
     remat: str = "cheap"
 
     has_shortcuts = True
@@ -87,7 +97,8 @@ class _Highway(Network, kw_only=True):
             size=sum(block.stage == stage for block in self.blocks),
             features=features,
             stride=1,
-            scan_unroll=self.scan_unroll,
+            scan_unroll=self.scan_unroll or default_unroll(self.num_blocks),
+            gradient=self.conv_gradient,
             remat=self.remat,
             name=f"stage{stage}",
         )(x, *self.of_stage(stage, gates, paths), train=train)

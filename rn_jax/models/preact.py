@@ -124,6 +124,11 @@ class _OrderedUnit(Block):
         """Return the sum itself."""
         return y
 
+    @property
+    def closed_is_identity(self) -> bool:
+        """Whether f and h are identities; `before` is one where h is."""
+        return type(self).after is _OrderedUnit.after and self.shortcut_kind != "C"
+
 
 def weight_layers(block: nn.Module) -> list[nn.Module]:
     """Return the convolutions of a unit's branch, in order.

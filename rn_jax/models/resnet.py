@@ -15,7 +15,7 @@ from rn_jax.errors import InputError, shown, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Count, Network
-from rn_jax.models.trunk import BlockInfo, Stage, block_infos
+from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
 
 
 class Block(nn.Module):
@@ -97,6 +97,18 @@ class Block(nn.Module):
     def after(self, y, *, train: bool):
         """Return f(y), the activation after the sum."""
         return self.activation(y)
+
+    @property
+    def closed_is_identity(self) -> bool:
+        """Whether f(h(x)) = x for the output x of such a block and equal shapes.
+
+        A closed block is then not visited at all. The base class does not know that of
+        parts that a subclass overrides; the subclass may say so here.
+        """
+        parts = ("before", "shortcut", "sum", "after")
+        overridden = any(getattr(type(self), p) is not getattr(Block, p) for p in parts)
+        idempotent = self.activation is nn.relu
+        return idempotent and self.shortcut_kind != "C" and not overridden
 
 
 def __getattr__(name):
@@ -205,6 +217,11 @@ class PlainLayer(Block):
         """Return y, which is already activated."""
         return y
 
+    @property
+    def closed_is_identity(self) -> bool:
+        """True: see `sum`."""
+        return True
+
 
 class ResNet(Network):
     """The trunk of the residual papers and their plain counterparts.
@@ -225,7 +242,8 @@ class ResNet(Network):
         block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
         block_kwargs: further fields of the block, such as {"base_width": 128}.
         conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
-        scan_unroll: number of blocks per iteration of a scan; see `Stage`.
+        scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
+            suits the backend; see `default_unroll`.
         remat: "none", "cheap" or "all"; see `Stage`.
 
     Raises:
@@ -241,7 +259,7 @@ class ResNet(Network):
     block: ModuleDef = BasicBlock
     block_kwargs: Mapping[str, Any] = FrozenDict()
     conv_bias: bool = False
-    scan_unroll: Count = 1
+    scan_unroll: Count | None = None
     remat: str = "cheap"
 
     def __post_init__(self):
@@ -298,7 +316,8 @@ class ResNet(Network):
                 size=size,
                 features=self.features[stage - 1],
                 stride=self._strides[stage - 1],
-                scan_unroll=self.scan_unroll,
+                scan_unroll=self.scan_unroll or default_unroll(self.num_blocks),
+                gradient=self.conv_gradient,
                 remat=self.remat,
                 name=f"stage{stage}",
             )(x, *self.of_stage(stage, gates, paths), train=train)

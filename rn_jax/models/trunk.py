@@ -7,6 +7,7 @@ shape is apart, under `stageS/first`. Compile time is then independent of depth.
 `unstack` gives every block variables of its own; `stack` is its inverse.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
+from flax.linen.transforms import lift_transform
 
 from rn_jax.errors import InputError
 from rn_jax.models.layers import ModuleDef
+from rn_jax.models.skipping import closes_blocks, over_open_blocks
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ REMAT_POLICIES = {
 }
 
 
-def rematerialised(call: Callable, remat: str) -> Callable:
+def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:
     """Return `call(module, ...)` with the rematerialisation that `remat` names.
 
     Args:
         call: function of a module and its inputs.
         remat: as in `Stage`.
+        prevent_cse: whether XLA could otherwise merge the first computation with the
+            second. In loops and conditionals it cannot.
 
     Raises:
         InputError: `remat` is neither "none", "cheap" nor "all".
@@ -67,7 +72,28 @@ def rematerialised(call: Callable, remat: str) -> Callable:
         raise InputError(
             f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}."
         )
-    return call if remat == "none" else nn.remat(call, policy=REMAT_POLICIES[remat])
+    if remat == "none":
+        return call
+    return nn.remat(call, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
+
+
+# Most blocks of a network that a GPU's program has in a straight line by default.
+# ResNet-110 has 54 and compiles in 15 seconds; the time grows with the number.
+MOST_IN_LINE = 64
+
+
+def default_unroll(num_blocks: int, platform: str | None = None) -> int:
+    """Return the number of blocks per iteration of a scan that suits a platform.
+
+    On a GPU a straight line launches about half as much as a scan, which slices and
+    stacks the arrays of each block. Elsewhere a scan is as fast or faster.
+
+    Args:
+        num_blocks: number of blocks of the network.
+        platform: "cpu", "gpu" or "tpu"; None for JAX's default backend.
+    """
+    platform = platform or jax.default_backend()
+    return num_blocks if platform == "gpu" and num_blocks <= MOST_IN_LINE else 1
 
 
 class Stage(nn.Module):
@@ -80,7 +106,10 @@ class Stage(nn.Module):
         size: number of blocks.
         features: channels of the stage's output.
         stride: stride of the first block.
-        scan_unroll: number of blocks per iteration of the scan.
+        scan_unroll: number of blocks per iteration of the scan; with `size` or more,
+            there is no loop.
+        gradient: as in `conv2d`; "auto", for reverse mode only, runs open blocks alone
+            where gates are those of a mini-batch; see `over_open_blocks`.
         remat: what the backward pass computes again instead of keeping it: "none";
             "cheap", all but convolutions and statistics; "all", whole blocks.
     """
@@ -91,6 +120,7 @@ class Stage(nn.Module):
     features: int
     stride: int
     scan_unroll: int
+    gradient: str = "auto"
     remat: str = "cheap"
 
     @nn.compact
@@ -114,24 +144,51 @@ class Stage(nn.Module):
         def call(block, x, gate, on_path):
             return block(x, gate, on_path, train=train)
 
-        call = rematerialised(call, self.remat)
         apart = self.first is not None
         if self.first is not None:
             first = self.first(features=self.features, stride=self.stride, name="first")
-            x = call(first, x, _at(gates, 0), _at(paths, 0))
-        if length := self.size - apart:
-            blocks = self.block(features=self.features, stride=1, name="blocks")
-            scan = nn.scan(
-                lambda block, x, gate, on_path: (call(block, x, gate, on_path), None),
-                variable_axes={True: 0},  # every collection
-                split_rngs={True: True},  # every stream of keys
-                length=length,
-                unroll=self.scan_unroll,
-            )
-            rest = slice(int(apart), None)
-            # (B, H', W', features)
-            x, _ = scan(blocks, x, _at(gates, rest), _at(paths, rest))
-        return x
+            of_first = _at(gates, 0), _at(paths, 0)
+            x = rematerialised(call, self.remat)(first, x, *of_first)
+        length = self.size - apart
+        if not length:
+            return x
+        blocks = self.block(features=self.features, stride=1, name="blocks")
+        rest = slice(int(apart), None)
+        gates, paths = _at(gates, rest), _at(paths, rest)
+        in_line = self.scan_unroll >= length
+        whole = in_line or self.scan_unroll == 1
+        visits_open = whole and self._visits_open(blocks, gates, paths)
+        # In loops and conditionals XLA merges nothing anyway; `run_open` has a barrier.
+        barrier = in_line and not visits_open
+        again = rematerialised(call, self.remat, prevent_cse=barrier)
+
+        def visit(block, x, gate, on_path):
+            # Flax counts the keys of every tracing; each must draw the same ones.
+            block.scope.rng_counters = copy.deepcopy(block.scope.rng_counters)
+            return again(block, x, gate, on_path)
+
+        if visits_open:
+            form = {"length": length, "in_line": in_line}
+            run = lift_transform(over_open_blocks, visit, **form)
+            return run(blocks, x, gates, paths)  # (B, H', W', features)
+        scan = nn.scan(
+            lambda block, x, gate, on_path: (visit(block, x, gate, on_path), None),
+            variable_axes={True: 0},  # every collection
+            split_rngs={True: True},  # every stream of keys
+            length=length,
+            unroll=self.scan_unroll,
+        )
+        return scan(blocks, x, gates, paths)[0]  # (B, H', W', features)
+
+    def _visits_open(self, blocks, gates, paths):
+        """Whether `over_open_blocks` can do what a scan of conditionals does."""
+        captures = blocks.is_mutable_collection("intermediates")
+        eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        if self.gradient != "auto" or captures or eager or self.is_initializing():
+            return False
+        # A closed block on a path passes no gradient, so it is no identity.
+        identity = blocks.closed_is_identity and paths is None
+        return identity or not closes_blocks(gates)
 
 
 def _at(array, index):

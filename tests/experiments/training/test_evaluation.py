@@ -65,7 +65,7 @@ def test_the_rate_follows_training_and_validation_errors_alone(finished):
             waited = 0 if error < best else waited + 1
             best = min(best, error)
             if waited == 1:
-                scale, waited = scale / 2, 0
+                scale, waited = max(scale / 2, 1 / 8), 0  # plateau_drops is 3
     assert len(seen) == 20 and len(set(seen)) > 1  # it did change
 
 

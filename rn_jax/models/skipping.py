@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running the open blocks of a stage alone, forward and backward.
+
+A scan of conditionals does the same, but autodiff makes each conditional hand over
+everything that its gradient needs, in many small copies, and the host of a GPU waits
+for each decision. Here the stage has a `custom_vjp`, in one of two forms:
+
+- a loop over the open blocks, which has as many turns as there are open blocks. The
+  program is the same for any set of them, and does not grow with the number of blocks;
+- a straight line of conditionals, which a GPU can run as one CUDA graph.
+
+What the gradient of a block needs is what `jax.vjp` of the block keeps, except for the
+inputs of the block, which are still there when it is needed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import lift
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from rn_jax.stochastic_depth import Subset
+
+# Arrays of a block with at most this many numbers travel in one vector, since a device
+# copies one array faster than many small ones.
+SMALL = 4096
+
+Arrays = list[jax.Array]
+
+
+def over_open_blocks(fn: Callable, *, length: int, in_line: bool) -> Callable:
+    """Lift `run_open` to modules, as `nn.scan` lifts `lax.scan`.
+
+    Args:
+        fn: (block, x, gate, on_path) -> y, with the shape of `x`. The gate of a
+            mini-batch is f32[1], so that the block has no conditional of its own.
+        length: L, the number of blocks.
+        in_line: as in `run_open`.
+
+    Returns:
+        run(blocks, x, gates, paths) -> y. `blocks` has variables stacked on axis 0;
+        gates and paths are f32[L], f32[L, B], `Subset` (gates alone) or None.
+    """
+
+    def lifted(scope_fn, repack_fn, variables, rngs, x, gates, paths):
+        def call(inputs, x):
+            variables, rngs, gate, on_path = inputs
+            scopes = scope_fn(variables, rngs)
+            return fn(scopes, x, gate, on_path), repack_fn(scopes)
+
+        def split(key):
+            return jax.random.split(key, length)
+
+        rngs = tuple(lift.tree_map_rngs(split, group) for group in rngs)
+        is_open = None
+        if closes_blocks(gates):
+            gates, is_open = gates[:, None], gates != 0
+        inputs = variables, rngs, gates, paths
+        return run_open(call, inputs, variables, x, is_open, in_line=in_line)
+
+    return lift.pack(lifted, (True,), (True,), (True,), name="run_open")
+
+
+def closes_blocks(gates: jax.Array | Subset | None) -> bool:
+    """Return whether gates are those of a mini-batch, f32[L], which close blocks."""
+    return gates is not None and not isinstance(gates, Subset) and gates.ndim == 1
+
+
+def run_open(
+    call: Callable,
+    inputs: Any,
+    before: Any,
+    x: jax.Array,
+    is_open: jax.Array | None,
+    *,
+    in_line: bool,
+) -> tuple[jax.Array, Any]:
+    """Apply the open ones of L blocks, one after the other.
+
+    Reverse mode is supported once, forward mode is not.
+
+    Args:
+        call: (inputs of one block, x) -> (y, its updates), with y like x.
+        inputs: pytree of arrays and PRNG keys with the blocks along axis 0.
+        before: pytree with the updates of closed blocks along axis 0. What it lacks is
+            0.
+        x: input of the first block.
+        is_open: bool[L]; None: all are open.
+        in_line: whether to write one conditional for each block instead of a loop.
+
+    Returns:
+        (output of the last open block, updates with the blocks along axis 0).
+    """
+    inputs, before = jax.tree.map(jnp.asarray, (inputs, before))  # NumPy's as well
+    leaves, tree = jax.tree.flatten(inputs)
+    _, shapes = jax.eval_shape(call, _at(inputs, 0), x)
+    old = dict(jax.tree_util.tree_leaves_with_path(before))
+    updates = jax.tree_util.tree_map_with_path(
+        lambda path, new: (
+            old[path]
+            if path in old
+            else jnp.zeros((len(leaves[0]), *new.shape), new.dtype)
+        ),
+        shapes,
+    )
+    updates, updates_tree = jax.tree.flatten(updates)
+
+    def block(leaves, x):
+        y, updates = call(jax.tree.unflatten(tree, leaves), x)
+        return y, jax.tree.leaves(updates)
+
+    x, updates = _run(block, in_line, leaves, x, updates, is_open)
+    return x, jax.tree.unflatten(updates_tree, updates)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(block, in_line, leaves, x, updates, is_open):
+    packing = _Packing(_at(updates, 0))
+
+    def step(x, place):
+        y, new = block(_at(leaves, place), x)
+        return y, packing.pack(new)
+
+    visit = _in_line if in_line else _in_loop
+    x, updates = visit(step, x, packing.pack(updates), is_open, len(leaves[0]))
+    return x, packing.unpack(_stacked(updates, in_line))
+
+
+def _forward(block, in_line, *args):
+    """Return the outputs of `_run` and what its derivative needs."""
+    leaves, x, updates, is_open = jax.tree.map(lambda arg: arg.value, args)
+    wanted = [i for i, leaf in enumerate(args[0]) if leaf.perturbed]
+    packing = _Packing(_at(updates, 0))
+    gradient: Any = None  # known when `step` has been traced
+
+    def step(x, place):
+        nonlocal gradient
+        of_block = _at(leaves, place)
+
+        def of_wanted(x, some):
+            return block(_replaced(of_block, wanted, some), x)
+
+        some = [of_block[i] for i in wanted]
+        (y, new), pull = jax.vjp(of_wanted, x, some)
+        gradient = _Gradient(pull, of_block, wanted)
+        return y, packing.pack(new) + gradient.kept(pull)
+
+    outputs = packing.pack(updates)
+    of_block = jax.eval_shape(partial(step, place=0), x)[1]
+    outputs += [
+        lax.empty((len(leaves[0]), *kept.shape), kept.dtype)
+        for kept in of_block[len(outputs) :]
+    ]
+    visit = _in_line if in_line else _in_loop
+    x, outputs = visit(step, x, outputs, is_open, len(leaves[0]))
+    if in_line:
+        kept = [arrays[len(packing) :] for arrays in outputs]
+        outputs = [arrays[: len(packing)] for arrays in outputs]
+    else:
+        kept = outputs[len(packing) :]
+        outputs = outputs[: len(packing)]
+    updates = packing.unpack(_stacked(outputs, in_line))
+    return (x, updates), (leaves, kept, is_open, gradient)
+
+
+def _backward(block, in_line, residuals, cotangents):
+    leaves, kept, is_open, gradient = residuals
+    g, of_updates = cotangents
+    wanted = [leaves[i] for i in gradient.wanted]
+    packing = _Packing(_at(wanted, 0))
+
+    def step(g, place):
+        of_new = [_cotangent_of_block(c, place) for c in of_updates]
+        kept_of_block = kept[place] if in_line else _at(kept, place)
+        if in_line and is_open is None:
+            # Or XLA would merge what is computed again with the first time.
+            kept_of_block = lax.optimization_barrier(kept_of_block)
+        pull = gradient.pull(_at(leaves, place), kept_of_block)
+        g, new = pull((g, of_new))
+        return g, packing.pack(new)
+
+    zeros = packing.pack(jax.tree.map(jnp.zeros_like, wanted))
+    visit = _in_line if in_line else _in_loop
+    g, grads = visit(step, g, zeros, is_open, len(leaves[0]), reverse=True)
+    grads = packing.unpack(_stacked(grads, in_line))
+    of_leaves = _replaced([None] * len(leaves), gradient.wanted, grads)
+    return of_leaves, g, [_of_closed(is_open, leaf) for leaf in of_updates], None
+
+
+_run.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _in_loop(step, carry, outputs, is_open, length, *, reverse=False):
+    """Visit the open blocks, from the first to the last or in `reverse`, in a loop.
+
+    Args:
+        step: (carry, position of a block) -> (carry, outputs of the block).
+        carry: before the first block.
+        outputs: arrays with the outputs of closed blocks along axis 0.
+        is_open: bool[L]; None: all are open.
+        length: L.
+
+    Returns:
+        (carry, outputs with those of the open blocks along axis 0).
+    """
+    number = length
+    if is_open is not None:
+        number, order = is_open.sum(), jnp.argsort(~is_open, stable=True)
+
+    def turn(i, carry_and_outputs):
+        carry, outputs = carry_and_outputs
+        place = number - 1 - i if reverse else i
+        place = place if is_open is None else order[place]
+        carry, new = step(carry, place)
+        return carry, [
+            lax.dynamic_update_index_in_dim(array, value, place, 0)
+            for array, value in zip(outputs, new, strict=True)
+        ]
+
+    return lax.fori_loop(0, number, turn, (carry, outputs))
+
+
+def _in_line(step, carry, outputs, is_open, length, *, reverse=False):
+    """Do the same by a conditional for each block, and return a list of its outputs.
+
+    Each side takes its arrays out of the stacked ones itself, since a device would copy
+    what enters a conditional.
+    """
+    places = range(length)
+    found: list[Arrays] = [[] for _ in places]
+    for place in reversed(places) if reverse else places:
+        if is_open is None:
+            carry, found[place] = step(carry, place)
+            continue
+        carry, found[place] = lax.cond(
+            is_open[place],
+            partial(step, place=place),
+            lambda carry, place=place: (carry, _at(outputs, place)),
+            carry,
+        )
+    return carry, found
+
+
+def _stacked(outputs, in_line):
+    if not in_line:
+        return outputs
+    return [jnp.stack(arrays) for arrays in zip(*outputs, strict=True)]
+
+
+@jax.tree_util.register_static
+class _Gradient:
+    """How the function that `jax.vjp` returns is taken apart and put together.
+
+    Attributes:
+        wanted: positions of the block's inputs that it is differentiated by.
+    """
+
+    def __init__(self, pull: Callable, inputs: Sequence[Any], wanted: Sequence[int]):
+        leaves, self._tree = jax.tree.flatten(pull)
+        places = {id(leaf): place for place, leaf in enumerate(inputs)}
+        self._places = [places.get(id(leaf)) for leaf in leaves]
+        self._packing = _Packing(self._own(leaves))
+        self.wanted = wanted
+
+    def _own(self, leaves):
+        pairs = zip(leaves, self._places, strict=True)
+        return [leaf for leaf, place in pairs if place is None]
+
+    def kept(self, pull: Callable) -> Arrays:
+        """Return what to keep of a `pull`: all that is not an input."""
+        return self._packing.pack(self._own(jax.tree.leaves(pull)))
+
+    def pull(self, inputs: Sequence[Any], kept: Arrays) -> Callable:
+        """Return the `pull` of a block from its inputs and what was kept."""
+        own = iter(self._packing.unpack(kept))
+        leaves = [next(own) if p is None else inputs[p] for p in self._places]
+        return jax.tree.unflatten(self._tree, leaves)
+
+
+class _Packing:
+    """Packs arrays of a block: all small ones of a dtype become one vector.
+
+    The arrays to pack or unpack may have the blocks along a further axis 0.
+    """
+
+    def __init__(self, arrays: Sequence[Any]):
+        self._shapes = [array.shape for array in arrays]
+        self._groups: dict[Any, list[int]] = {}
+        for i, array in enumerate(arrays):
+            group = array.dtype if array.size <= SMALL else i
+            self._groups.setdefault(group, []).append(i)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def pack(self, arrays: Sequence[Any]) -> Arrays:
+        """Return one array for each large one and for all small ones of a dtype."""
+
+        def vector(i):
+            ahead = arrays[i].ndim - len(self._shapes[i])
+            return arrays[i].reshape(*arrays[i].shape[:ahead], -1)
+
+        return [
+            arrays[group[0]]
+            if len(group) == 1
+            else jnp.concatenate([vector(i) for i in group], axis=-1)
+            for group in self._groups.values()
+        ]
+
+    def unpack(self, packed: Arrays) -> Arrays:
+        """Undo `pack`."""
+        arrays: list[Any] = [None] * len(self._shapes)
+        for group, whole in zip(self._groups.values(), packed, strict=True):
+            if len(group) == 1:
+                arrays[group[0]] = whole
+                continue
+            ends = np.cumsum([math.prod(self._shapes[i]) for i in group])
+            for i, part in zip(
+                group, jnp.split(whole, ends[:-1], axis=-1), strict=True
+            ):
+                arrays[i] = part.reshape(*part.shape[:-1], *self._shapes[i])
+        return arrays
+
+
+def _at(tree, place):
+    return jax.tree.map(lambda array: array[place], tree)
+
+
+def _replaced(values, places, new):
+    """Return the values with new ones at some places."""
+    new = dict(zip(places, new, strict=True))
+    return [new.get(i, value) for i, value in enumerate(values)]
+
+
+def _cotangent_of_block(stacked, place):
+    if not isinstance(stacked, SymbolicZero):
+        return stacked[place]
+    zeros = np.zeros if stacked.dtype == jax.dtypes.float0 else jnp.zeros
+    return zeros(stacked.shape[1:], stacked.dtype)
+
+
+def _of_closed(is_open, cotangent):
+    """Return the cotangent of closed blocks' updates, which were passed through."""
+    if is_open is None or isinstance(cotangent, SymbolicZero):
+        return None
+    closed = ~is_open.reshape(-1, *[1] * (cotangent.ndim - 1))
+    return jnp.where(closed, cotangent, 0)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open blocks alone, in a loop and in a straight line, against plain Python."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rn_jax.models.highway import HighwayLayer
+from rn_jax.models.preact import BatchNormAfterAddition, FullPreactivation
+from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
+from rn_jax.models.skipping import run_open
+
+L = 5
+
+
+def block(inputs, x):
+    """A layer whose weight, gate, count and update differ from block to block."""
+    weight, gate, count = inputs
+    y = x + gate * jnp.tanh(x @ weight)
+    return y, {"kept": weight.sum() + x.sum(), "count": count + 1, "sown": y.sum()}
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(L, 4, 4))
+    before = {"kept": rng.normal(size=L), "count": np.arange(L)}
+    return weights, before, rng.normal(size=(3, 4)), rng.normal(size=(L, 3))
+
+
+def one_by_one(weights, gates, x, kept, count, is_open):
+    """In plain Python: autodiff sees the open blocks alone."""
+    updates = {"kept": [], "count": [], "sown": []}
+    for i in range(L):
+        new = {"kept": kept[i], "count": count[i], "sown": 0.0}
+        if is_open is None or is_open[i]:
+            x, new = block((weights[i], gates[i], count[i]), x)
+        for name, values in updates.items():
+            values.append(new[name])
+    return x, {name: jnp.stack(values) for name, values in updates.items()}
+
+
+@pytest.mark.parametrize("in_line", [False, True], ids=["loop", "line"])
+@pytest.mark.parametrize("closed", [(), (0,), (1, 4), (0, 1, 2, 3, 4), None])
+def test_values_updates_and_gradients(x64, arrays, closed, in_line):
+    """Closed blocks keep their updates, and pass on the gradient of these."""
+    weights, before, x, directions = arrays
+    is_open = None if closed is None else ~np.isin(np.arange(L), closed)
+    gates = np.linspace(0.5, 1.5, L)
+
+    def in_rn_jax(weights, gates, x, kept):
+        inputs, old = (weights, gates, before["count"]), {**before, "kept": kept}
+        flags = None if is_open is None else jnp.asarray(is_open)
+        return run_open(block, inputs, old, x, flags, in_line=in_line)
+
+    def in_python(weights, gates, x, kept):
+        return one_by_one(weights, gates, x, kept, before["count"], is_open)
+
+    def loss(run, *args):
+        y, updates = run(*args)
+        parts = updates["kept"] * directions[:, 0] + updates["sown"] * directions[:, 1]
+        return jnp.sin(y).sum() + parts.sum(), (y, updates)
+
+    args = (weights, gates, x, before["kept"])
+
+    def results(run):
+        by_all = jax.value_and_grad(partial(loss, run), (0, 1, 2, 3), has_aux=True)
+        return jax.jit(by_all)(*args)
+
+    found, expected = results(in_rn_jax), results(in_python)
+    close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize("in_line", [False, True], ids=["loop", "line"])
+def test_a_closed_block_is_not_computed(arrays, in_line):
+    weights, before, x, _ = arrays
+    weights = weights.astype("float32")
+    weights[[1, 3]] = np.nan
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1))
+    def gradients(weights, x, is_open):
+        inputs = weights, jnp.ones(L), before["count"]
+        old = jax.tree.map(jnp.float32, {"kept": before["kept"]})
+        return run_open(block, inputs, old, x, is_open, in_line=in_line)[0].sum()
+
+    is_open = np.array([True, False, True, False, True])
+    by_weights, by_x = gradients(weights, x.astype("float32"), is_open)
+    assert np.isfinite(by_x).all()
+    assert not np.any(by_weights[~is_open])
+    assert np.all(np.any(by_weights[is_open], (1, 2)))
+    assert np.isnan(gradients(weights, x.astype("float32"), ~is_open)[1]).all()
+
+
+def whiles_and_conditionals(fields, gates):
+    images = jnp.zeros((2, 8, 8, 3))
+    model = ResNet((3,), features=(4,), **fields)
+    variables = jax.eval_shape(
+        partial(model.init, train=False), {"params": jax.random.key(0)}, images
+    )
+    run = partial(model.apply, train=True, gates=gates, mutable=["batch_stats"])
+    program = str(jax.make_jaxpr(run)(variables, images))
+    return program.count("while["), program.count("cond[")
+
+
+@pytest.mark.parametrize(
+    ("fields", "loops"),
+    [
+        ({}, True),
+        ({"block": PlainLayer, "shortcut": None}, True),
+        ({"activation": jnp.tanh}, False),  # f(f(x)) is not f(x)
+        ({"shortcut": "C"}, False),  # h is a convolution
+        ({"block": BatchNormAfterAddition}, False),  # f has parameters
+        ({"conv_gradient": "xla"}, False),  # forward mode
+    ],
+)
+def test_closed_blocks_are_not_visited_where_they_are_the_identity(fields, loops):
+    assert whiles_and_conditionals(fields, jnp.ones(3)) == ((1, 0) if loops else (0, 1))
+
+
+def test_the_form_follows_the_unrolling():
+    assert whiles_and_conditionals({"scan_unroll": 3}, jnp.ones(3)) == (0, 3)
+    assert whiles_and_conditionals({"scan_unroll": 2}, jnp.ones(3))[0] == 0
+
+
+def test_what_a_closed_block_returns():
+    parts = {"features": 4, "stride": 1, "conv": None, "norm": None}
+    relu = {**parts, "activation": jax.nn.relu}
+    assert BasicBlock(shortcut_kind="A", **relu).closed_is_identity
+    assert FullPreactivation(shortcut_kind="B", **relu).closed_is_identity
+    assert not FullPreactivation(shortcut_kind="C", **relu).closed_is_identity
+    assert HighwayLayer.closed_is_identity
