@@ -9,6 +9,7 @@ batch, and has the whole state, which is replicated over all devices.
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from rn_jax.errors import InputError, first_line
@@ -346,8 +347,42 @@ def _sharding(devices, *spec):
 # --- Compiled steps -------------------------------------------------------------------
 
 
+# XLA's options for a step that is one CUDA graph, with its convolutions, conditionals
+# and loops: the host then launches once and waits for no decision in it. Conditionals
+# in graphs need CUDA 12.3.
+_CUDA_GRAPH: Mapping[str, Any] = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONVOLUTION,CONDITIONAL,WHILE",
+    "xla_gpu_graph_min_graph_size": 1,
+    "xla_gpu_command_buffer_unroll_loops": True,
+}
+
+
+def cuda_graph_options(device: jax.Device) -> Mapping[str, Any] | None:
+    """Return the compiler options that make a step one CUDA graph.
+
+    Returns:
+        The options; None for a device that is no GPU, or if XLA does not know them,
+        which is reported on stderr.
+    """
+    if device.platform not in ("gpu", "cuda"):
+        return None
+    probe = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(device))
+    try:
+        jax.jit(lambda x: x + 1).lower(probe).compile(dict(_CUDA_GRAPH))
+    except Exception as error:  # JAX promises no type
+        reason = first_line(error)
+        print(f"rn_jax: Training without CUDA graphs: {reason}", file=sys.stderr)
+        return None
+    return _CUDA_GRAPH
+
+
 def compile_train_step(
-    step: Callable, devices: Sequence[jax.Device], *, mode: str = "pmap"
+    step: Callable,
+    devices: Sequence[jax.Device],
+    *,
+    mode: str = "pmap",
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable:
     """Compile step(state, batch, key), with the batch split over the devices.
 
@@ -358,11 +393,14 @@ def compile_train_step(
         devices: the devices of all processes.
         mode: "pmap" or "shard_map", two ways to the same program; ignored for a single
             device.
+        compiler_options: of XLA, as from `cuda_graph_options`. `jax.pmap` ignores
+            them.
 
     Raises:
         InputError: `mode` is unknown.
     """
-    return _compile(step, devices, mode, specs=(P(), P(AXIS), P()), donate=0)
+    specs = (P(), P(AXIS), P())
+    return _compile(step, devices, mode, specs, donate=0, options=compiler_options)
 
 
 def compile_eval_step(
@@ -379,11 +417,11 @@ def compile_statistics_step(
     return _compile(step, devices, mode, specs=(P(), P(AXIS), P()))
 
 
-def _compile(step, devices, mode, *, specs, donate=()):
+def _compile(step, devices, mode, specs, *, donate=(), options=None):
     if mode not in MODES:
         raise InputError(f"parallelism must be one of {MODES}, not {mode!r}.")
     if len(devices) == 1:
-        return jax.jit(step, donate_argnums=donate)
+        return jax.jit(step, donate_argnums=donate, compiler_options=options)
     if mode == "pmap":
         compiled = jax.pmap(
             step,
@@ -405,6 +443,7 @@ def _compile(step, devices, mode, *, specs, donate=()):
             check_vma=False,
         ),
         donate_argnums=donate,
+        compiler_options=options,
     )
     return _OverDevices(
         compiled,

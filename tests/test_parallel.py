@@ -151,3 +151,36 @@ def test_platform_that_jax_cannot_use_is_said(options, names):
         assert sentence.startswith(f"JAX cannot start with JAX_PLATFORMS={name!r} (")
         assert sentence.count("as JAX_PLATFORMS=cpu") == 1
         assert "NoneType" not in sentence and "PLATFORM_NAME" not in sentence
+
+
+def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsys):
+    cpu = jax.devices()[0]
+    assert parallel.cuda_graph_options(cpu) is None
+    assert capsys.readouterr().err == ""
+
+    class Gpu:
+        platform = "gpu"
+
+    asked = []
+
+    class Lowered:
+        def lower(self, *_):
+            return self
+
+        def compile(self, options):
+            asked.append(options)
+            if fails:
+                raise RuntimeError("No such option: 'xla_gpu_new'\nand a trace")
+
+    monkeypatch.setattr(jax, "jit", lambda _: Lowered())
+    monkeypatch.setattr(parallel, "SingleDeviceSharding", lambda _: None)
+    fails = False
+    options = parallel.cuda_graph_options(Gpu())
+    assert asked == [dict(options)]
+    assert "CONVOLUTION" in options["xla_gpu_enable_command_buffer"]
+    assert capsys.readouterr().err == ""
+    fails = True
+    assert parallel.cuda_graph_options(Gpu()) is None
+    said = capsys.readouterr().err
+    assert said.startswith("rn_jax: Training without CUDA graphs: ")
+    assert said.count("\n") == 1 and "'xla_gpu_new'" in said

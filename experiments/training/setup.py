@@ -140,14 +140,32 @@ def prepare(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
     check_config(config)
     devices = choose_devices(config)
     use_compilation_cache(config.compilation_cache)
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-
-    axis_name = parallel.batch_norm_axis(devices, config.batch_norm)
-    model, image_shape = make_network(config, axis_name)
     feed = feeds.make_feed(
         config, host_index=jax.process_index(), num_hosts=jax.process_count()
     )
+    return assemble(config, devices, feed, mean_image)
 
+
+def assemble(
+    config: Config,
+    devices: list[jax.Device],
+    feed: data.Feed,
+    mean_image: np.ndarray | None = None,
+) -> Experiment:
+    """Make the network and the optimiser of a config, for these devices and this feed.
+
+    Args:
+        config, mean_image: as for `prepare`.
+        devices: to train on. They may be descriptions of devices that are not there, to
+            compile for.
+        feed: of the config's data set.
+
+    Raises:
+        InputError: a value that cannot be used, in one sentence.
+    """
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    axis_name = parallel.batch_norm_axis(devices, config.batch_norm)
+    model, image_shape = make_network(config, axis_name)
     steps_per_epoch = data.steps_per_epoch(feed.num_train, config.batch_size)
     total_steps = count_steps(config, steps_per_epoch)
     gates_from_step = config.stochastic_depth_from_epoch * steps_per_epoch
@@ -198,8 +216,25 @@ def build(config: Config, mean_image: np.ndarray | None = None) -> Trainer:
     model, preprocess = experiment.model, experiment.preprocess
     params_key, steps_key = jax.random.split(jax.random.key(config.seed))
     state = experiment.create_state(params_key)
-    train_step = train.make_train_step(
-        model=model,
+    constant = model.clone(stochastic_depth=None)
+    replicate = partial(parallel.replicate, devices=devices, mode=mode)
+    return Trainer(
+        **vars(experiment),
+        params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        initial_state=replicate(state),
+        replicate=replicate,
+        key=steps_key,
+        train_step=make_train_step(experiment),
+        test=make_eval_steps(model, preprocess, devices, mode),
+        constant_test=make_eval_steps(constant, preprocess, devices, mode),
+    )
+
+
+def make_train_step(experiment: Experiment) -> Callable:
+    """Make the compiled training step: (state, batch, key) -> (state, metrics)."""
+    config, devices = experiment.config, experiment.devices
+    step = train.make_train_step(
+        model=experiment.model,
         tx=experiment.tx,
         preprocess=_augmentation(experiment),
         gates_from_step=experiment.gates_from_step,
@@ -209,17 +244,9 @@ def build(config: Config, mean_image: np.ndarray | None = None) -> Trainer:
         micro_batches=config.micro_batches,
         axis_name=parallel.axis_name(devices),
     )
-    constant = model.clone(stochastic_depth=None)
-    replicate = partial(parallel.replicate, devices=devices, mode=mode)
-    return Trainer(
-        **vars(experiment),
-        params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        initial_state=replicate(state),
-        replicate=replicate,
-        key=steps_key,
-        train_step=parallel.compile_train_step(train_step, devices, mode=mode),
-        test=make_eval_steps(model, preprocess, devices, mode),
-        constant_test=make_eval_steps(constant, preprocess, devices, mode),
+    options = parallel.cuda_graph_options(devices[0]) if config.cuda_graphs else None
+    return parallel.compile_train_step(
+        step, devices, mode=config.parallelism, compiler_options=options
     )
 
 

@@ -33,6 +33,7 @@ from rn_jax.filesystem import read_json, replace_file
 # except for the rounding of sums over another number of devices.
 FREE = {
     "compilation_cache",
+    "cuda_graphs",
     "data_dir",
     "eval_batch_size",
     "expected_to_fail",
