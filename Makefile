@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-faults test-min test-max docs lint install peers
+.PHONY: demo test test-all test-faults test-min test-max device-programs \
+	docs lint install peers
 
 # What tests need besides the package, without linters and site.
 RUNNERS := pytest pytest-xdist hypothesis nbclient ipykernel
@@ -36,6 +37,12 @@ test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
 	.venv-max/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 	.venv-max/bin/python -m pytest -n 2 -m slow -k runs tests/test_notebooks.py
 
+# What XLA makes of training steps for devices that are not here. Each compiler has an
+# environment of its own, and none of CUDA's libraries is needed.
+device-programs: .venv-h200/stamp .venv-v5e/stamp  ## Tables of compiled steps, in results/
+	.venv-h200/bin/python -m benchmarks.device_program --device=h200
+	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e
+
 docs: .venv/test.stamp  ## The documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
@@ -62,6 +69,16 @@ peers: .venv/peers.stamp  ## PyTorch and other libraries that tests and benchmar
 	.venv-min/bin/python -m pip install --quiet --constraint constraints-min.txt \
 		--editable ".[imagenet]" $(RUNNERS)
 	touch $@
+
+.venv-h200/stamp .venv-v5e/stamp: %/stamp: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[train]" \
+		pytest
+	$*/bin/python -m pip install --quiet --no-deps $(COMPILER$*)
+	touch $@
+
+COMPILER.venv-h200 := jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
+COMPILER.venv-v5e := libtpu==0.0.42.1
 
 .venv/peers.stamp: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \

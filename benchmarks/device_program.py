@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Count what a training step makes a GPU or a TPU do, on a machine that has neither.
+
+    python -m benchmarks.device_program [--device=h200] [--models=resnet110,resnet50]
+        [--batch_size=128] [--dtypes=float32,bfloat16] [--last_survivals=1.0,0.5]
+
+XLA compiles for devices that are only described to it. The step is the one that
+`experiments.run` compiles for the config of that name. Nothing runs, so there are no
+times. `make device-programs` makes the environments that have the compilers.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+import configs
+import rn_jax
+from benchmarks import measure
+from benchmarks.training_step import make_batch
+from configs.default import Config
+from experiments import markdown
+from experiments.cli import Parser
+from experiments.config import load_config
+from experiments.training import setup
+from experiments.training.network import make_model
+from rn_jax import InputError, data
+from rn_jax.errors import unknown_name
+from rn_jax.models.network import Network
+from rn_jax.models.trunk import default_unroll
+
+DESCRIPTIONS = Path(__file__).parent / "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device to compile for.
+
+    Attributes:
+        backend: JAX's name of its kind, as `jax.default_backend` returns it.
+        memory: bytes.
+        topology: arguments of `get_topology_desc`.
+        environment: variables that the compiler needs.
+    """
+
+    backend: str
+    memory: int
+    topology: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+DEVICES = {
+    "h200": Device(
+        "gpu",
+        150_109_880_320,
+        {"platform": "cuda", "topology_name": "", "topology": "1x1x1"},
+        {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+    ),
+    "v5e": Device(
+        "tpu",
+        16 * 2**30,
+        {"platform": "tpu", "topology_name": "v5e:2x2"},
+        {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4"},
+    ),
+}
+# The batch of one device by the name of the config.
+NETWORKS = {
+    "resnet20": 128,
+    "resnet110": 128,
+    "resnet1202": 128,
+    "preact_resnet164": 128,
+    "preact_resnet1001": 64,
+    "resnet50": 256,
+    "resnext50": 256,
+    "densenet_bc100_12": 64,
+    "vgg16": 256,
+}
+
+
+def describe(name: str) -> list[jax.Device]:
+    """Return devices that one can compile for, but that are not there.
+
+    Raises:
+        InputError: the device is unknown, or its compiler is not installed.
+    """
+    if name not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
+    device = DEVICES[name]
+    os.environ.update(device.environment)
+    topology = dict(device.topology)
+    description = DESCRIPTIONS / f"{name}.pbtxt"
+    if description.exists():
+        topology["target_config"] = description.read_text("utf-8")
+    try:
+        return list(topologies.get_topology_desc(**topology).devices)
+    except Exception as error:  # JAX promises no type
+        raise InputError(
+            f"There is no compiler for {name} in this environment: "
+            "`make device-programs` makes one that has it."
+        ) from error
+
+
+def lower(config: Config, devices: Sequence[jax.Device]) -> tuple[Any, Network]:
+    """Return the lowered training step of a config for devices, and its network.
+
+    Raises:
+        InputError: a value that cannot be used, in one sentence.
+    """
+    spec = data.get_spec(config.dataset)
+    size = config.image_size if spec.crops_on_host else spec.image_shape[0]
+    batch = make_batch(config.batch_size, size)
+    feed = data.InMemory(
+        {"train": data.Examples(batch["image"], batch["label"])},
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    mean_image = np.zeros((size, size, 3), np.float32)
+    experiment = setup.assemble(config, list(devices), feed, mean_image)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(experiment.create_state, key)
+    step = setup.make_train_step(experiment)
+    if len(devices) > 1:
+        return step.lower(state, batch, key), experiment.model
+    sharding = SingleDeviceSharding(devices[0])
+
+    def on_device(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return step.lower(*jax.tree.map(on_device, (state, batch, key))), experiment.model
+
+
+# --- What a GPU launches --------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Thunk:
+    """Something that XLA's runtime launches, or a group of such.
+
+    Attributes:
+        kind: such as "CustomKernel", "Convolution" or "While".
+        name: its kernel, or else its instruction in the optimised program.
+        parts: thunks inside it by the label above them, such as "body"; "" without one.
+    """
+
+    kind: str
+    name: str
+    parts: dict[str, list["Thunk"]] = dataclasses.field(default_factory=dict)
+
+
+_THUNK = re.compile(r"( *)(\d+): k(\w+) +\[[^]]*\] *(\S*)")
+_LABEL = re.compile(r"( *)(\w+):\s*")
+
+
+def read_thunks(text: str, instructions: Mapping[int, str]) -> list[Thunk]:
+    """Return the thunks of a dumped sequence, nested as its lines are indented.
+
+    Args:
+        text: "...thunk_sequence_after_thunk_passes.txt".
+        instructions: the instruction of each thunk, by its number.
+    """
+    root = Thunk("Sequential", "")
+    groups = [(-1, root, "")]  # indentation, thunk, label of the part being read
+    for line in text.splitlines():
+        if label := _LABEL.fullmatch(line):
+            # XLA does not indent the label "condition" of a loop inside another thunk;
+            # it is that of the loop just above it.
+            while label[2] != "condition" and groups[-1][0] > len(label[1]):
+                groups.pop()
+            groups[-1] = (*groups[-1][:2], label[2])
+        elif found := _THUNK.match(line):
+            indent, number, kind, kernel = found.groups()
+            while groups[-1][0] >= len(indent):
+                groups.pop()
+            _, parent, part = groups[-1]
+            name = instructions.get(int(number), "")
+            thunk = Thunk(kind, kernel if kind == "CustomKernel" else name)
+            parent.parts.setdefault(part, []).append(thunk)
+            groups.append((len(indent), thunk, ""))
+    return root.parts.get("", [])
+
+
+class Cost(NamedTuple):
+    """What a part of a program makes a GPU and its host do.
+
+    Attributes:
+        launches: kernels, copies, and calls of cuDNN and cuBLAS.
+        reductions: those of them that reduce.
+        copies: those of them that copy, slice or concatenate.
+        outside_graphs: those of them outside CUDA graphs.
+        waits: decisions of the host that it waits for.
+    """
+
+    launches: float = 0
+    reductions: float = 0
+    copies: float = 0
+    outside_graphs: float = 0
+    waits: float = 0
+
+    def plus(self, other: "Cost", times: float = 1) -> "Cost":
+        """Return the cost of this part and of `times` times the other one."""
+        return Cost(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+def cost(
+    thunks: Sequence[Thunk],
+    turns: Callable[[Thunk], tuple[float, bool]],
+    share_open: Callable[[Thunk], float],
+    *,
+    in_graph: bool = False,
+) -> Cost:
+    """Return the cost of thunks that run one after another.
+
+    Args:
+        thunks: the thunks.
+        turns: loop -> (number of its turns, whether only the device knows it).
+        share_open: conditional -> share of its runs that take the side that costs more.
+        in_graph: whether they are in a CUDA graph.
+    """
+    of = partial(cost, turns=turns, share_open=share_open)
+    wait = Cost(waits=not in_graph)
+    total = Cost()
+    for thunk in thunks:
+        if thunk.kind == "While":
+            times, decided_there = turns(thunk)
+            total = total.plus(of(thunk.parts["body"], in_graph=in_graph), times)
+            if decided_there:
+                check = of(thunk.parts["condition"], in_graph=in_graph)
+                total = total.plus(check.plus(wait), times + 1)
+        elif thunk.kind == "Conditional":
+            sides = sorted(of(p, in_graph=in_graph) for p in thunk.parts.values())
+            share = share_open(thunk)
+            total = total.plus(sides[-1], share).plus(sides[0], 1 - share).plus(wait)
+        elif thunk.parts:
+            inside = in_graph or thunk.kind == "CommandBuffer"
+            for part in thunk.parts.values():
+                total = total.plus(of(part, in_graph=inside))
+        else:
+            copies = thunk.kind == "Copy" or re.search("slice|copy|concat", thunk.name)
+            one = Cost(1, "reduce" in thunk.name, bool(copies), not in_graph)
+            total = total.plus(one)
+    return total
+
+
+class GpuProgram:
+    """A program for a GPU, read from the files that XLA dumps.
+
+    Args:
+        folder: that of `xla_dump_to`.
+        model: the network, whose stages have the loops and conditionals.
+    """
+
+    def __init__(self, folder: Path, model: Network):
+        self._lines = {
+            found[1]: found[0]
+            for found in re.finditer(
+                r"^ *(?:ROOT )?%(\S+) = .*",
+                _read(folder, "gpu_after_optimizations.txt"),
+                re.M,
+            )
+        }
+        found = re.findall(
+            r'profile_annotation: "(.*)"\s+thunk_id: (\d+)',
+            _read(folder, "thunk_metadata.txt"),
+        )
+        self._thunks = read_thunks(
+            _read(folder, "thunk_sequence_after_thunk_passes.txt"),
+            {int(number): name for name, number in found},
+        )
+        self._model = model
+
+    @property
+    def graphs(self) -> int:
+        """Number of CUDA graphs."""
+        return sum(thunk.kind == "CommandBuffer" for thunk in _all(self._thunks))
+
+    def cost(self, *, expected: bool) -> Cost:
+        """Return the expected cost of a step, or that with all blocks open."""
+
+        def turns(loop):
+            line = self._lines[loop.name]
+            if known := re.search(r'known_trip_count":\{"n":"(\d+)', line):
+                return int(known[1]), False
+            survival = self._survival(loop)
+            return float(survival.sum()) if expected else len(survival), True
+
+        def share_open(conditional):
+            return float(self._survival(conditional).mean()) if expected else 1
+
+        return cost(self._thunks, turns, share_open)
+
+    def _survival(self, thunk):
+        """Return p_l of the blocks that a thunk of a stage is about."""
+        model = self._model
+        probs = rn_jax.survival_probs(model.stochastic_depth, model.num_blocks)
+        stage = int(re.search(r"/stage(\d+)/", self._lines[thunk.name])[1])
+        apart = "/first/" in self._lines[thunk.name]
+        blocks = [b for b in model.blocks if b.stage == stage and b.apart == apart]
+        return np.asarray(probs, np.float64)[[block.index for block in blocks]]
+
+
+def _read(folder, suffix):
+    # The largest, because constants of the step are programs of their own.
+    return max((p.read_text("utf-8") for p in folder.glob(f"*{suffix}")), key=len)
+
+
+def _all(thunks: Sequence[Thunk]) -> Iterator[Thunk]:
+    for thunk in thunks:
+        yield thunk
+        for part in thunk.parts.values():
+            yield from _all(part)
+
+
+# --- The command ----------------------------------------------------------------------
+
+
+def compile_for(
+    device: str, name: str, batch_size: int, dtype: str, last_survival: float
+) -> dict[str, Any]:
+    """Compile the training step of a config for a device and return its counts.
+
+    Raises:
+        InputError: an argument is unknown, or the device's compiler is not installed.
+    """
+    options = [f"--config=configs/{name}.py", f"--config.dtype={dtype}"]
+    options += [f"--config.batch_size={batch_size}", "--config.num_devices=1"]
+    options.append("--config.stochastic_depth=None")
+    if last_survival < 1:
+        options.append(f"--config.stochastic_depth.last_survival={last_survival}")
+    devices = describe(device)[:1]
+    backend = DEVICES[device].backend
+    _, config = load_config(options)
+    model = make_model(config)
+    if "scan_unroll" in model.__dataclass_fields__:  # which asks for this machine's
+        unroll = default_unroll(model.num_blocks, backend)
+        kwargs = {**config.model_kwargs, "scan_unroll": unroll}
+        config = dataclasses.replace(config, model_kwargs=kwargs)
+    start = time.perf_counter()
+    program, model = lower(config, devices)
+    traced = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = program.compile(dump)
+        row = {
+            "model": name,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "last_survival": last_survival,
+            "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+            "trace_seconds": traced - start,
+            "compile_seconds": time.perf_counter() - traced,
+        }
+        if backend == "gpu":
+            found = GpuProgram(Path(folder), model)
+            row["all_open"] = found.cost(expected=False)._asdict()
+            row["expected"] = found.cost(expected=True)._asdict()
+            row["cuda_graphs"] = found.graphs
+    if backend == "tpu":
+        text = compiled.as_text()
+        for kind in ("fusion", "while", "conditional"):
+            row[f"{kind}s"] = len(re.findall(rf" {kind}\(", text))
+    return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of programs."""
+    head = ["network", "batch", "dtype", "p_L"]
+    if "all_open" in rows[0]:
+        head += ["launches", "expected", "reductions", "copies", "waits", "graphs"]
+        head.append("outside")
+    else:
+        head += ["fusions", "loops", "conditionals"]
+    head += ["MiB", "compile, s"]
+    cells = []
+    for row in rows:
+        texts = [row["model"], str(row["batch_size"]), row["dtype"]]
+        texts.append(f"{row['last_survival']:g}")
+        if "all_open" in row:
+            most = row["all_open"]
+            counts = [most["launches"], row["expected"]["launches"]]
+            counts += [most["reductions"], most["copies"], most["waits"]]
+            counts += [row["cuda_graphs"], most["outside_graphs"]]
+        else:
+            counts = [row["fusions"], row["whiles"], row["conditionals"]]
+        counts += [row["temporary_mib"], row["compile_seconds"]]
+        cells.append(texts + [f"{count:,.0f}" for count in counts])
+    return markdown.table(head, cells, words=4)
+
+
+def _words(text):
+    return tuple(text.split(","))
+
+
+def _numbers(text):
+    return tuple(map(float, text.split(",")))
+
+
+def device_program(
+    *,
+    device: str = "h200",
+    models: Annotated[Sequence[str], _words] = tuple(NETWORKS),
+    batch_size: int | None = None,
+    dtypes: Annotated[Sequence[str], _words] = ("float32", "bfloat16"),
+    last_survivals: Annotated[Sequence[float], _numbers] = (1.0, 0.5),
+) -> Path:
+    """Compile training steps for a device, print a table, and write it to results/.
+
+    Args:
+        device: to compile for, h200 or v5e.
+        models: names of configs, separated by commas.
+        batch_size: examples of a step; None: one that suits the network.
+        dtypes: of the computation, separated by commas.
+        last_survivals: p_L, separated by commas. 1 is constant depth, the only one for
+            networks without shortcuts.
+
+    Returns:
+        The JSON file.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in models:
+        entry = configs.get_config(name)
+        has_shortcuts = rn_jax.create_model(entry.model).has_shortcuts
+        for dtype in dtypes:
+            for last_survival in last_survivals:
+                if last_survival < 1 and not has_shortcuts:
+                    continue
+                size = batch_size or NETWORKS.get(name, 128)
+                rows.append(compile_for(device, name, size, dtype, last_survival))
+                lines = table(rows[-1:])
+                print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
+    return measure.write(f"device_programs_{device}", {"programs": rows})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = Parser(__doc__, device_program)
+    return parser.call(argv, interrupted="Interrupted; nothing was written.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU launches, read from the text that XLA's runtime writes."""
+
+import pytest
+
+from benchmarks import device_program
+from benchmarks.device_program import Cost, Thunk, cost, read_thunks
+from rn_jax import InputError
+
+# As XLA writes it, with the kinds of lines that programs of this project have.
+SEQUENCE = """\
+000: kCommandBuffer [source | sink]
+    001: kCustomKernel [source       | next=002 (1)] loop_slice_fusion grid: [1, 1, 1]
+    002: kConvolution  [prev=001 (1) | next=003 (1)] kConvolution
+    003: kWhile        [prev=002 (1) | next=007 (1)]
+condition:
+        004: kCustomKernel [source | sink] wrapped_compare grid: [1, 1, 1]
+      body:
+        005: kCustomKernel [source       | next=006 (1)] input_reduce_fusion grid: [2]
+        006: kCopy         [prev=005 (1) | sink        ] kCopy
+    007: kConditional  [prev=003 (1) | sink        ]
+      false_branch:
+        008: kCopy [source | sink] kCopy
+      true_branch:
+        009: kCustomKernel [source       | next=010 (1)] loop_add_fusion grid: [2]
+        010: kConvolution  [prev=009 (1) | sink        ] kConvolution
+011: kConditional   [prev=000 (1) | next=014 (1)]
+  false_branch:
+    000: kCommandBuffer [source | sink]
+        012: kCopy [source | sink] kCopy
+  true_branch:
+    013: kCustomKernel [source | sink] loop_concatenate_fusion grid: [2, 1, 1]
+014: kCustomKernel  [prev=011 (1) | sink        ] loop_add_fusion_1 grid: [2, 1, 1]
+"""
+INSTRUCTIONS = {2: "cudnn-conv.1", 3: "while.3", 7: "conditional.7", 11: "cond.11"}
+
+
+@pytest.fixture
+def thunks():
+    return read_thunks(SEQUENCE, INSTRUCTIONS)
+
+
+def test_thunks_are_nested_as_they_are_indented(thunks):
+    graph, conditional, last = thunks
+    assert (graph.kind, conditional.name) == ("CommandBuffer", "cond.11")
+    assert last == Thunk("CustomKernel", "loop_add_fusion_1")
+    slices, convolution, loop, inside = graph.parts[""]
+    assert (slices.name, convolution.name) == ("loop_slice_fusion", "cudnn-conv.1")
+    assert [t.name for t in loop.parts["condition"]] == ["wrapped_compare"]
+    assert [t.kind for t in loop.parts["body"]] == ["CustomKernel", "Copy"]
+    assert [len(part) for part in inside.parts.values()] == [1, 2]
+    (copies,) = conditional.parts["false_branch"]
+    assert [t.kind for t in copies.parts[""]] == ["Copy"]
+
+
+def test_a_loop_with_a_known_number_of_turns(thunks):
+    """3 turns of 2, no check of the condition; the dearer side of both conditionals."""
+    found = cost(thunks, lambda loop: (3, False), lambda conditional: 1)
+    assert found == Cost(
+        launches=2 + 3 * 2 + 2 + 1 + 1,
+        reductions=3,
+        copies=1 + 3 + 1,
+        outside_graphs=1 + 1,
+        waits=1,  # for the conditional outside the graph
+    )
+
+
+def test_a_loop_over_open_blocks_and_expected_sides(thunks):
+    """One check more than turns; a quarter of the conditionals are open."""
+    found = cost(thunks, lambda loop: (2.5, True), lambda conditional: 0.25)
+    checks, sides = 3.5, 0.25 * 2 + 0.75 * 1
+    assert found.launches == 2 + 2.5 * 2 + checks + sides + 1 + 1
+    assert found.reductions == 2.5
+    assert found.waits == 1  # the loop waits inside the graph, for nobody
+
+
+def test_a_loop_outside_graphs_waits_for_every_check():
+    text = SEQUENCE.replace("000: kCommandBuffer", "000: kSequential")
+    found = cost(
+        read_thunks(text, INSTRUCTIONS), lambda loop: (2, True), lambda conditional: 1
+    )
+    assert found.waits == 3 + 2
+    assert found.outside_graphs == found.launches
+
+
+def test_devices_that_are_unknown_or_without_a_compiler(capsys):
+    assert device_program.main(["--device=h20"]) == 2
+    assert "h200" in capsys.readouterr().err
+    with pytest.raises(InputError, match="make device-programs"):
+        device_program.describe("h200")
