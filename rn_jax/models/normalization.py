@@ -26,8 +26,8 @@ def batch_norm(
 
     This is algorithm 1 of Ioffe and Szegedy 2015. The derivative is a function of the
     normalised images, so that these alone are kept for the backward pass, besides
-    numbers per channel. The variance is computed about the mean because
-    E[x^2] - E[x]^2 loses precision if the mean is large.
+    numbers per channel. Mean and variance come from sums of differences from one pixel,
+    because E[x^2] - E[x]^2 loses precision if the mean is large.
 
     Args:
         x: f[B, H, W, C].
@@ -89,9 +89,9 @@ def at_least_float32(dtype: Any) -> Any:
 
 def _moments(x, axis_name):
     """Return mean and biased variance, f[C], with one exchange between devices."""
-    # Both sums in one pass over the images. They are of differences from one value of
-    # the channel, since E[x^2] - E[x]^2 loses precision if the mean is large.
-    origin = x[0, 0, 0]
+    # Both sums are of differences from one pixel, in one pass over the images. It is in
+    # the middle, because padding changes those at the edge.
+    origin = x[0, x.shape[1] // 2, x.shape[2] // 2]
     differences = x - _along_channels(origin)
     mean, square = _means(differences, lax.square(differences))
     mean, var = origin + mean, jnp.maximum(square - lax.square(mean), 0)

@@ -126,8 +126,8 @@ class _OrderedUnit(Block):
 
     @property
     def closed_is_identity(self) -> bool:
-        """Whether f and h are identities; `before` is one where h is."""
-        return type(self).after is _OrderedUnit.after and self.shortcut_kind != "C"
+        """Whether h is the identity, as f is here."""
+        return self._is_as_in(_OrderedUnit) and self.shortcut_kind != "C"
 
 
 def weight_layers(block: nn.Module) -> list[nn.Module]:
@@ -151,6 +151,11 @@ class BatchNormAfterAddition(_OrderedUnit):
 
     The BatchNorm after the sum also runs in a closed unit.
     """
+
+    @property
+    def closed_is_identity(self) -> bool:
+        """Whether h is the identity, for which `before` is one too."""
+        return self._is_as_in(FullPreactivation) and self.shortcut_kind != "C"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
@@ -216,6 +221,11 @@ class FullPreactivation(_OrderedUnit):
         if self._both_activated(x) and not self.activated:
             return self._activate(x, 1)
         return x
+
+    @property
+    def closed_is_identity(self) -> bool:
+        """Whether h is the identity, for which `before` is one too."""
+        return self._is_as_in(FullPreactivation) and self.shortcut_kind != "C"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""

@@ -102,13 +102,16 @@ class Block(nn.Module):
     def closed_is_identity(self) -> bool:
         """Whether f(h(x)) = x for the output x of such a block and equal shapes.
 
-        A closed block is then not visited at all. The base class does not know that of
-        parts that a subclass overrides; the subclass may say so here.
+        A closed block is then not visited at all. For overridden parts this is unknown,
+        so the answer is False; a subclass may override this property too.
         """
-        parts = ("before", "shortcut", "sum", "after")
-        overridden = any(getattr(type(self), p) is not getattr(Block, p) for p in parts)
         idempotent = self.activation is nn.relu
-        return idempotent and self.shortcut_kind != "C" and not overridden
+        return self._is_as_in(Block) and idempotent and self.shortcut_kind != "C"
+
+    def _is_as_in(self, base):
+        """Return whether what a closed block returns is that of `base`."""
+        parts = ("before", "shortcut", "sum", "after")
+        return all(getattr(type(self), p) is getattr(base, p) for p in parts)
 
 
 def __getattr__(name):
@@ -219,8 +222,8 @@ class PlainLayer(Block):
 
     @property
     def closed_is_identity(self) -> bool:
-        """True: see `sum`."""
-        return True
+        """Whether `sum` and `after` are those of this class."""
+        return self._is_as_in(PlainLayer)
 
 
 class ResNet(Network):

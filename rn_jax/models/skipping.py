@@ -88,8 +88,8 @@ def run_open(
     Args:
         call: (inputs of one block, x) -> (y, its updates), with y like x.
         inputs: pytree of arrays and PRNG keys with the blocks along axis 0.
-        before: pytree with the updates of closed blocks along axis 0. What it lacks is
-            0.
+        before: pytree of what the updates of closed blocks are, along axis 0; missing
+            entries are zeros.
         x: input of the first block.
         is_open: bool[L]; None: all are open.
         in_line: whether to write one conditional for each block instead of a loop.
@@ -121,10 +121,10 @@ def run_open(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(block, in_line, leaves, x, updates, is_open):
-    packing = _Packing(_at(updates, 0))
+    packing, inputs = _Packing(_at(updates, 0)), _of_block(leaves, in_line)
 
     def step(x, place):
-        y, new = block(_at(leaves, place), x)
+        y, new = block(inputs(place), x)
         return y, packing.pack(new)
 
     visit = _in_line if in_line else _in_loop
@@ -136,12 +136,12 @@ def _forward(block, in_line, *args):
     """Return the outputs of `_run` and what its derivative needs."""
     leaves, x, updates, is_open = jax.tree.map(lambda arg: arg.value, args)
     wanted = [i for i, leaf in enumerate(args[0]) if leaf.perturbed]
-    packing = _Packing(_at(updates, 0))
+    packing, inputs = _Packing(_at(updates, 0)), _of_block(leaves, in_line)
     gradient: Any = None  # known when `step` has been traced
 
     def step(x, place):
         nonlocal gradient
-        of_block = _at(leaves, place)
+        of_block = inputs(place)
 
         def of_wanted(x, some):
             return block(_replaced(of_block, wanted, some), x)
@@ -172,8 +172,10 @@ def _forward(block, in_line, *args):
 def _backward(block, in_line, residuals, cotangents):
     leaves, kept, is_open, gradient = residuals
     g, of_updates = cotangents
+    if isinstance(g, SymbolicZero):  # the loss depends on updates alone
+        g = jnp.zeros(g.shape, g.dtype)
     wanted = [leaves[i] for i in gradient.wanted]
-    packing = _Packing(_at(wanted, 0))
+    packing, inputs = _Packing(_at(wanted, 0)), _of_block(leaves, in_line)
 
     def step(g, place):
         of_new = [_cotangent_of_block(c, place) for c in of_updates]
@@ -181,7 +183,7 @@ def _backward(block, in_line, residuals, cotangents):
         if in_line and is_open is None:
             # Or XLA would merge what is computed again with the first time.
             kept_of_block = lax.optimization_barrier(kept_of_block)
-        pull = gradient.pull(_at(leaves, place), kept_of_block)
+        pull = gradient.pull(inputs(place), kept_of_block)
         g, new = pull((g, of_new))
         return g, packing.pack(new)
 
@@ -227,7 +229,7 @@ def _in_loop(step, carry, outputs, is_open, length, *, reverse=False):
 
 
 def _in_line(step, carry, outputs, is_open, length, *, reverse=False):
-    """Do the same by a conditional for each block, and return a list of its outputs.
+    """Like `_in_loop`, with a conditional for each block; return a list of outputs.
 
     Each side takes its arrays out of the stacked ones itself, since a device would copy
     what enters a conditional.
@@ -245,6 +247,18 @@ def _in_line(step, carry, outputs, is_open, length, *, reverse=False):
             carry,
         )
     return carry, found
+
+
+def _of_block(leaves, in_line):
+    """Return the function from the position of a block to its inputs.
+
+    A loop slices the packed inputs. In a straight line a slice is part of what uses it.
+    """
+    if in_line:
+        return partial(_at, leaves)
+    packing = _Packing(_at(leaves, 0))
+    packed = packing.pack(leaves)
+    return lambda place: packing.unpack(_at(packed, place))
 
 
 def _stacked(outputs, in_line):

@@ -77,8 +77,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
     return nn.remat(call, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
 
 
-# Most blocks of a network that a GPU's program has in a straight line by default.
-# ResNet-110 has 54 and compiles in 15 seconds; the time grows with the number.
+# Largest number of blocks that is laid out in a straight line on a GPU by default.
 MOST_IN_LINE = 64
 
 
@@ -163,8 +162,10 @@ class Stage(nn.Module):
         again = rematerialised(call, self.remat, prevent_cse=barrier)
 
         def visit(block, x, gate, on_path):
-            # Flax counts the keys of every tracing; each must draw the same ones.
-            block.scope.rng_counters = copy.deepcopy(block.scope.rng_counters)
+            # Flax advances its counters of keys at every trace. They are reset so that
+            # all traces draw the same numbers; parameters are drawn once.
+            if not self.is_initializing():
+                block.scope.rng_counters = copy.deepcopy(block.scope.rng_counters)
             return again(block, x, gate, on_path)
 
         if visits_open:

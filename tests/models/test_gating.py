@@ -182,7 +182,7 @@ def test_conditionals_are_in_the_compiled_step(gated_step):
 
     # One forward, one where the forward's cheap part is computed again, and one
     # backward, for each block outside a loop. The others are in loops over open blocks,
-    # forward and backward, of which XLA makes conditionals if there is but one block.
+    # or, if there is but one, in a straight line of a conditional each way.
     apart = [b for b in model.blocks if b.skippable and b.apart]
     looped = [b.stage for b in model.blocks if not b.apart]
     single = [stage for stage in set(looped) if looped.count(stage) == 1]

@@ -65,11 +65,12 @@ def test_moving_averages_are_used_at_test():
 def test_variance_keeps_its_digits_where_the_mean_is_large():
     """E[x^2] - E[x]^2 in float32 gives 1.49 for a standard deviation of 1."""
     x = np.float32(np.random.default_rng(0).normal(1000, 1, (64, 8, 8, 1)))
+    x[0, 0, 0] = 0  # at the edge, as padding changes it
     module = BatchNorm(use_running_average=False, momentum=0.0)
     variables = module.init(jax.random.key(0), x)
     _, updates = module.apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(
-        updates["batch_stats"]["var"], np.float64(x).var(), rtol=1e-4
+        updates["batch_stats"]["var"], np.float64(x).var(), rtol=1e-5
     )
 
 

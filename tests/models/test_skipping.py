@@ -8,8 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rn_jax.models.highway import HighwayLayer
-from rn_jax.models.preact import BatchNormAfterAddition, FullPreactivation
+from rn_jax.models import skipping
+from rn_jax.models.preact import (
+    BatchNormAfterAddition,
+    ConstantScaling,
+    ExclusiveGating,
+    FullPreactivation,
+    ReluBeforeAddition,
+)
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 from rn_jax.models.skipping import run_open
 
@@ -45,8 +51,16 @@ def one_by_one(weights, gates, x, kept, count, is_open):
 
 @pytest.mark.parametrize("in_line", [False, True], ids=["loop", "line"])
 @pytest.mark.parametrize("closed", [(), (0,), (1, 4), (0, 1, 2, 3, 4), None])
-def test_values_updates_and_gradients(x64, arrays, closed, in_line):
-    """Closed blocks keep their updates, and pass on the gradient of these."""
+@pytest.mark.parametrize(("small", "by_y"), [(4096, True), (8, False)])
+def test_values_updates_and_gradients(
+    x64, arrays, monkeypatch, closed, in_line, small, by_y
+):
+    """Closed blocks keep their updates, and pass on the gradient of these.
+
+    Also where a block's weights are too large to be packed with its gate, and where the
+    loss is a function of updates alone.
+    """
+    monkeypatch.setattr(skipping, "SMALL", small)
     weights, before, x, directions = arrays
     is_open = None if closed is None else ~np.isin(np.arange(L), closed)
     gates = np.linspace(0.5, 1.5, L)
@@ -62,7 +76,7 @@ def test_values_updates_and_gradients(x64, arrays, closed, in_line):
     def loss(run, *args):
         y, updates = run(*args)
         parts = updates["kept"] * directions[:, 0] + updates["sown"] * directions[:, 1]
-        return jnp.sin(y).sum() + parts.sum(), (y, updates)
+        return parts.sum() + (jnp.sin(y).sum() if by_y else 0), (y, updates)
 
     args = (weights, gates, x, before["kept"])
 
@@ -127,10 +141,42 @@ def test_the_form_follows_the_unrolling():
     assert whiles_and_conditionals({"scan_unroll": 2}, jnp.ones(3))[0] == 0
 
 
-def test_what_a_closed_block_returns():
-    parts = {"features": 4, "stride": 1, "conv": None, "norm": None}
-    relu = {**parts, "activation": jax.nn.relu}
-    assert BasicBlock(shortcut_kind="A", **relu).closed_is_identity
-    assert FullPreactivation(shortcut_kind="B", **relu).closed_is_identity
-    assert not FullPreactivation(shortcut_kind="C", **relu).closed_is_identity
-    assert HighwayLayer.closed_is_identity
+def changed(block, part):
+    """A subclass whose closed block halves its input."""
+
+    def method(self, x, *args, train):
+        return getattr(block, part)(self, x, *args, train=train) / 2
+
+    return type(f"Changed{block.__name__}", (block,), {part: method})
+
+
+BLOCKS = [
+    (BasicBlock, "A"),
+    (PlainLayer, None),
+    (ConstantScaling, "A"),
+    (ExclusiveGating, "A"),
+    (BatchNormAfterAddition, "A"),
+    (ReluBeforeAddition, "A"),
+    (FullPreactivation, "B"),
+    (FullPreactivation, "C"),
+]
+
+
+@pytest.mark.parametrize("part", [None, "before", "shortcut", "sum", "after"])
+@pytest.mark.parametrize(("block", "shortcut"), BLOCKS)
+def test_closed_blocks_return_what_a_scan_of_conditionals_returns(
+    random_variables, block, shortcut, part
+):
+    """For blocks of this library, and for subclasses that override a part."""
+    if part is not None:
+        block = changed(block, part)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    model = ResNet((3,), features=(4,), block=block, shortcut=shortcut)
+    variables = random_variables(model, images.shape[1:])
+
+    def logits(gradient):
+        run = model.clone(conv_gradient=gradient).apply
+        return run(variables, images, train=False, gates=np.float32([1, 0, 0]))
+
+    found, expected = jax.jit(logits, static_argnums=0), logits("xla")
+    np.testing.assert_allclose(found("auto"), expected, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from rn_jax import InputError, block_variables
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
-from rn_jax.models.trunk import block_infos, block_name
+from rn_jax.models.trunk import Stage, block_infos, block_name
 
 IMAGE = (6, 6, 3)
 MODELS = {
@@ -376,3 +376,27 @@ def test_layouts_of_any_collection(quick_compile, kept):
     del unstacked["in scans"]["stage2"]["block03"]
     with pytest.raises(InputError, match="stage2 has 2 blocks, but 3 in the model"):
         rn_jax.stack(unstacked, model)
+
+
+def test_parameters_are_those_that_a_scan_draws():
+    """The keys of a stage's blocks are split as `nn.scan` splits them."""
+    norm = partial(BatchNorm, use_running_average=False)
+    parts = {"shortcut_kind": "A", "conv": Conv, "norm": norm, "activation": nn.relu}
+    block = partial(BasicBlock, **parts)
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(
+                lambda block, x, _: (block(x, train=True), None),
+                variable_axes={True: 0},
+                split_rngs={True: True},
+                length=3,
+            )
+            return scan(block(features=4, stride=1, name="blocks"), x, None)[0]
+
+    x = jnp.zeros((1, 6, 6, 4))
+    expected = Scanned().init(jax.random.key(0), x)
+    stage = Stage(block, None, 3, 4, 1, 1)
+    found = stage.init(jax.random.key(0), x, None, None, train=True)
+    assert_equal(found["params"], expected["params"])
