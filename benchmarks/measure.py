@@ -36,6 +36,36 @@ def alternate(
     return seconds
 
 
+def in_flight(
+    enqueue: Callable[[], None],
+    wait: Callable[[], None],
+    *,
+    steps: int,
+    rounds: int,
+    warmup: int = 3,
+) -> list[float]:
+    """Return the seconds of a step in each round, whose steps follow without a wait.
+
+    Args:
+        enqueue: takes a step, and returns before it is done.
+        wait: returns when all steps are done.
+        steps: number of steps of a round.
+        rounds: number of rounds.
+        warmup: number of steps before them.
+    """
+    for _ in range(warmup):
+        enqueue()
+    wait()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(steps):
+            enqueue()
+        wait()
+        seconds.append((time.perf_counter() - start) / steps)
+    return seconds
+
+
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     """Return the median of the pairwise ratios, and the quartiles."""
     ratios = [a / b for a, b in zip(over, under, strict=True)]
@@ -43,12 +73,14 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {"median": middle, "quartile_1": low, "quartile_3": high}
 
 
-def write(name: str, result: Mapping[str, object], *packages: str) -> Path:
-    """Write results/NAME.json with machine, versions and command."""
+def write(
+    name: str, result: Mapping[str, object], *packages: str, folder: Path = RESULTS
+) -> Path:
+    """Write results/NAME.json, or that of another folder, with machine and versions."""
     module = sys.modules["__main__"].__spec__.name
     command = " ".join(["python -m", module, *sys.argv[1:]])
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     content = {
         "command": command,
         "machine": environment.machine(),

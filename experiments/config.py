@@ -315,6 +315,11 @@ def _check_images(config, spec):
             f"not {pad}."
         )
     if spec.crops_on_host:
+        if config.data_on_device:
+            raise InputError(
+                f"data_on_device must be None or False for {spec.name}, whose images "
+                "are decoded on the host."
+            )
         if config.normalization == "channel":
             raise InputError(
                 "normalization=channel needs the images in memory; for "

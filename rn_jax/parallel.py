@@ -318,13 +318,18 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
     sharding = _sharding(devices)
     if jax.process_count() == 1 or mode == "pmap":
         return jax.device_put(tree, sharding)
-    # `device_put` would check that the arrays agree, and wait for all processes.
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(
-            np.shape(leaf), sharding, np.asarray(leaf).__getitem__
-        ),
-        tree,
-    )
+
+    def put(leaf):
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            data, kind = put(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(data, impl=kind)
+        # `device_put` would check that the arrays agree, and wait for all processes.
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    return jax.tree.map(put, tree)
 
 
 def split_examples(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
@@ -361,11 +366,14 @@ _CUDA_GRAPH: Mapping[str, Any] = {
 def cuda_graph_options(device: jax.Device) -> Mapping[str, Any] | None:
     """Return the compiler options that make a step one CUDA graph.
 
+    Args:
+        device: one of this process, or the description of one.
+
     Returns:
-        The options; None for a device that is no GPU, or if XLA does not know them,
-        which is reported on stderr.
+        The options; None for a device that is not NVIDIA's, or if XLA does not know
+        them, which is reported on stderr.
     """
-    if device.platform not in ("gpu", "cuda"):
+    if not device.device_kind.startswith("NVIDIA"):
         return None
     probe = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(device))
     try:
@@ -377,11 +385,34 @@ def cuda_graph_options(device: jax.Device) -> Mapping[str, Any] | None:
     return _CUDA_GRAPH
 
 
+def place(rows: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> Any:
+    """Put a process's rows of a batch on its devices, as the compiled steps take them.
+
+    Args:
+        rows: arrays with the rows along axis 0.
+        devices: the devices of the steps.
+        mode: the mode of the steps, see `compile_train_step`.
+    """
+    if len(devices) == 1:
+        return jax.device_put(rows, devices[0])
+    if mode == "pmap":
+        own = [d for d in devices if d.process_index == jax.process_index()]
+        parts = jax.tree.map(lambda a: np.reshape(a, _in_parts(a, len(own))), rows)
+        return jax.device_put(parts, _sharding(own, AXIS))
+    split = partial(jax.make_array_from_process_local_data, _sharding(devices, AXIS))
+    return jax.tree.map(split, rows)
+
+
+# What of a batch each device has whole, if a step gathers it by `train.from_examples`.
+EXAMPLES = ("images", "labels")
+
+
 def compile_train_step(
     step: Callable,
     devices: Sequence[jax.Device],
     *,
     mode: str = "pmap",
+    from_examples: bool = False,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable:
     """Compile step(state, batch, key), with the batch split over the devices.
@@ -393,13 +424,16 @@ def compile_train_step(
         devices: the devices of all processes.
         mode: "pmap" or "shard_map", two ways to the same program; ignored for a single
             device.
+        from_examples: whether the step is one of `train.from_examples`. Its "images"
+            and "labels" are then replicated, and its "order" is split.
         compiler_options: of XLA, as from `cuda_graph_options`. `jax.pmap` ignores
             them.
 
     Raises:
         InputError: `mode` is unknown.
     """
-    specs = (P(), P(AXIS), P())
+    of_batch = {"order": P(AXIS), **dict.fromkeys(EXAMPLES, P())}
+    specs = (P(), of_batch if from_examples else P(AXIS), P())
     return _compile(step, devices, mode, specs, donate=0, options=compiler_options)
 
 
@@ -426,13 +460,12 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
         compiled = jax.pmap(
             step,
             axis_name=AXIS,
-            in_axes=tuple(0 if spec == P(AXIS) else None for spec in specs),
+            in_axes=jax.tree.map(_pmap_axis, specs, is_leaf=_is_spec),
             out_axes=None,
             devices=devices,
             donate_argnums=donate,
         )
-        local = len(devices) // jax.process_count()
-        return _OverDevices(compiled, partial(_in_rows, parts=local))
+        return _OverDevices(compiled, devices, mode)
     compiled = jax.jit(
         # check_vma=False, since per-device statistics in a conditional would fail it.
         jax.shard_map(
@@ -445,27 +478,55 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
         donate_argnums=donate,
         compiler_options=options,
     )
-    return _OverDevices(
-        compiled,
-        partial(jax.make_array_from_process_local_data, _sharding(devices, AXIS)),
-    )
+    return _OverDevices(compiled, devices, mode)
 
 
-def _in_rows(array, parts):
-    return np.reshape(array, (parts, -1, *array.shape[1:]))
+def _is_spec(tree):
+    return isinstance(tree, P)
+
+
+def _pmap_axis(spec):
+    return 0 if spec == P(AXIS) else None
+
+
+def _in_parts(array, parts):
+    return (parts, array.shape[0] // parts, *array.shape[1:])
 
 
 class _OverDevices:
-    """A compiled step(first, batch, ...) that takes a process's rows of the batch."""
+    """A compiled step(first, batch, ...) over several devices.
 
-    def __init__(self, compiled, split):
-        self._compiled, self._split = compiled, split
+    The batch is a process's rows, or what `place` and `replicate` put on the devices.
+    """
+
+    def __init__(self, compiled, devices, mode):
+        self._compiled, self._devices, self._mode = compiled, devices, mode
+        own = [d for d in devices if d.process_index == jax.process_index()]
+        self._placed_on = set(own if mode == "pmap" else devices)
+        self._parts = len(own)
 
     def __call__(self, first, batch, *rest):
-        return self._compiled(first, jax.tree.map(self._split, batch), *rest)
+        rows = {k: v for k, v in batch.items() if not self._is_placed(v)}
+        if rows:
+            batch = {**batch, **place(rows, self._devices, mode=self._mode)}
+        return self._compiled(first, batch, *rest)
 
     def lower(self, first, batch, *rest):
-        return self._compiled.lower(first, jax.tree.map(self._split, batch), *rest)
+        """Lower for arrays or `jax.ShapeDtypeStruct`s, also for absent devices."""
+        placed = {name: self._described(name, a) for name, a in batch.items()}
+        return self._compiled.lower(first, placed, *rest)
+
+    def _is_placed(self, array):
+        return isinstance(array, jax.Array) and array.devices() == self._placed_on
+
+    def _described(self, name, array):
+        if name in EXAMPLES or self._is_placed(array):
+            return array
+        if self._mode == "pmap":
+            shape = _in_parts(array, self._parts)
+        else:
+            shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
+        return jax.ShapeDtypeStruct(shape, array.dtype)
 
 
 class Agreement:

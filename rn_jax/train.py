@@ -251,6 +251,33 @@ def make_train_step(
     return step
 
 
+def from_examples(step: Callable, image_shape: tuple[int, int, int]) -> Callable:
+    """Let a training step gather its batch from examples that the device has.
+
+    Args:
+        step: as `make_train_step` returns it.
+        image_shape: (H, W, C).
+
+    Returns:
+        step(state, batch, key) -> (state, metrics), with a batch of "images"
+        uint8[N, H * W * C], "labels" i32[N] and "order" i32[B, S]: the indices of the
+        examples of the S steps of the epoch. Images are rows, because a TPU would pad
+        an axis of 3 channels to 128.
+    """
+
+    def gathering(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
+        order = batch["order"]
+        index = order[:, state.step % order.shape[1]]  # (B,)
+        examples = {
+            "image": batch["images"][index].reshape(-1, *image_shape),  # (B, H, W, C)
+            "label": batch["labels"][index],  # (B,)
+            "mask": jnp.ones(index.shape, bool),  # (B,)
+        }
+        return step(state, examples, key)
+
+    return gathering
+
+
 def draw_gates(
     key: jax.Array,
     settings: StochasticDepth | None,

@@ -159,7 +159,7 @@ def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsy
     assert capsys.readouterr().err == ""
 
     class Gpu:
-        platform = "gpu"
+        device_kind = "NVIDIA H200"
 
     asked = []
 

@@ -56,6 +56,7 @@ def setup(
     batch_norm_axis=parallel.AXIS,
     gates_from_step=0,
     mode="pmap",
+    from_examples=False,
 ):
     devices = jax.devices()[:num_devices]
     axis_name = parallel.axis_name(devices)
@@ -83,7 +84,12 @@ def setup(
     return (
         model,
         parallel.replicate(state, devices, mode=mode),
-        parallel.compile_train_step(step, devices, mode=mode),
+        parallel.compile_train_step(
+            train.from_examples(step, SHAPE) if from_examples else step,
+            devices,
+            mode=mode,
+            from_examples=from_examples,
+        ),
         devices,
     )
 
@@ -95,6 +101,28 @@ def run(num_devices, stochastic_depth, steps=5):
         state, sums = step(state, make_batch(seed=i), jax.random.key(1))
         seen.append(jax.device_get(sums))
     return jax.device_get(state), seen
+
+
+@pytest.mark.parametrize(("num_devices", "mode"), [(1, "pmap"), (2, "shard_map")])
+def test_batches_gathered_on_the_devices_give_the_same_steps(
+    num_devices, mode, quick_compile
+):
+    """Four steps of epochs of three; both programs stand for the same arithmetic."""
+    examples = make_batch(50)
+    order = np.random.default_rng(0).permutation(50)[:48].reshape(3, 16)
+    _, a, by_rows, devices = setup(num_devices, DEPTH, mode=mode)
+    _, b, by_order, _ = setup(num_devices, DEPTH, mode=mode, from_examples=True)
+    images = examples["image"].reshape(50, -1)
+    there = {"images": images, "labels": examples["label"]}
+    batch = parallel.replicate(there, devices, mode=mode)
+    batch["order"] = np.int32(order.T)
+    for i in range(4):
+        rows = {name: array[order[i % 3]] for name, array in examples.items()}
+        a, seen_a = by_rows(a, rows, jax.random.key(1))
+        b, seen_b = by_order(b, batch, jax.random.key(1))
+        for name in ("loss", "correct", "count", "grad_norm"):
+            np.testing.assert_allclose(seen_a[name], seen_b[name], rtol=1e-5)
+        np.testing.assert_array_equal(seen_a["open"], seen_b["open"])
 
 
 @pytest.mark.slow  # `make test` has it in double precision

@@ -13,6 +13,9 @@ from rn_jax.data import Feed
 from rn_jax.data.batches import Batch
 from rn_jax.models.network import Network
 
+# Steps handed to the devices before the host waits for the first of them.
+IN_FLIGHT = 4
+
 
 class EvalSteps(NamedTuple):
     """The compiled steps of an evaluation.
@@ -49,9 +52,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the mean loss in nats and the error in percent over some batches."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    total: Any = collections.Counter()
+    found = []
     for batch in batches:
-        sums = jax.device_get(steps.evaluate(variables, batch))
+        found.append(steps.evaluate(variables, batch))
+        jax.block_until_ready(found[-IN_FLIGHT:][0])
+    total: Any = collections.Counter()
+    for sums in jax.device_get(found):
         total.update({name: float(value) for name, value in sums.items()})
     return metrics.means(total)
 

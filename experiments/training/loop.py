@@ -26,8 +26,10 @@ from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.train import ZERO_SUMS
 
-# Steps handed to the devices before the metrics of the first of them are looked at.
-_IN_FLIGHT = 4
+# The host fetches metrics when one of them is to be logged, and at the latest after
+# this many steps or seconds, so that the progress bar keeps moving.
+_MOST_STEPS = 100
+_MOST_SECONDS = 0.5
 
 
 class StoppedError(InputError):
@@ -144,8 +146,10 @@ class _Run:
         workdir.open(writes=parallel.is_first_process())
         if trainer.mean_image is not None:
             workdir.keep_mean_image(trainer.mean_image)
-        # Metrics of steps that were handed to the devices and not looked at yet.
+        # Metrics on the devices: of steps that may not have ended, and of those since.
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
+        self._ended: list[tuple[int, Any]] = []
+        self._looked = time.perf_counter()
         self._rate_factor = 1.0  # of the last step looked at
 
     def resume(self) -> None:
@@ -178,7 +182,7 @@ class _Run:
             batch_size=config.batch_size,
             shown=parallel.is_first_process(),
         )
-        batches = trainer.feed.train_batches(self.step, trainer.total_steps)
+        batches = trainer.batches(self.step, trainer.total_steps)
         stops = parallel.Agreement()
         profile = Profile(
             self.workdir.path / "profile",
@@ -190,7 +194,9 @@ class _Run:
                 self.state, sums = trainer.train_step(self.state, batch, trainer.key)
                 self.step += 1
                 self._in_flight.append((self.step, sums))
-                self._account(leave=_IN_FLIGHT)
+                self._await(leave=evaluation.IN_FLIGHT)
+                if self._is_time_to_look():
+                    self._look()
                 self.clock.start(self.state)
                 profile.after_step(self.state)
                 if self.step == trainer.total_steps or self._is_due(evaluate_every):
@@ -208,19 +214,34 @@ class _Run:
     def _is_due(self, every):
         return every and self.step % every == 0
 
-    def _account(self, *, leave: int = 0):
-        """Look at the metrics of the steps in flight, all but the last `leave`."""
-        every = self.trainer.config.log_every_steps
+    def _await(self, *, leave: int = 0):
+        """Wait for the steps in flight, all but the last `leave`."""
         while len(self._in_flight) > leave:
-            step, sums = self._in_flight.popleft()
-            sums = jax.device_get(sums)
+            self._ended.append(self._in_flight.popleft())
+            jax.block_until_ready(self._ended[-1][1]["loss"])
             self.clock.step_ended()
+
+    def _is_time_to_look(self):
+        if not self._ended:
+            return False
+        every = self.trainer.config.log_every_steps or _MOST_STEPS
+        if self._ended[-1][0] % every == 0 or len(self._ended) >= _MOST_STEPS:
+            return True
+        # Several processes must find at the same step that training diverged.
+        alone = jax.process_count() == 1
+        return alone and time.perf_counter() - self._looked > _MOST_SECONDS
+
+    def _look(self):
+        """Fetch the metrics of the steps that have ended, check them and log them."""
+        every = self.trainer.config.log_every_steps
+        ended, self._ended = jax.device_get(self._ended), []
+        self._looked = time.perf_counter()
+        for step, sums in ended:
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
                 self._diverge(step)
             self._rate_factor = sums["rate_factor"]
             mean = metrics.means(sums)
             epoch = math.ceil(step / self.trainer.steps_per_epoch)
-            self.progress.step(epoch, mean["loss"], mean["error_percent"])
             if every and step % every == 0:
                 line = {
                     "kind": "step",
@@ -233,6 +254,13 @@ class _Run:
                     "open_blocks": float(sums["open"].sum()),
                 }
                 self.workdir.log("metrics", line)
+        if ended:
+            last = mean["loss"], mean["error_percent"]
+            self.progress.advance(len(ended), epoch, *last)
+
+    def _look_at_all(self):
+        self._await()
+        self._look()
 
     def _learning_rate(self, step):
         """Return the rate of the step that led to `step`, the last one looked at."""
@@ -241,7 +269,7 @@ class _Run:
     def _evaluate(self):
         """Evaluate, log, adapt the learning rate, and save."""
         trainer, config = self.trainer, self.trainer.config
-        self._account()
+        self._look_at_all()
         self.clock.stop(self.state)
         started = time.perf_counter()
         steps = trainer.eval_steps(self.step)
@@ -269,7 +297,7 @@ class _Run:
 
     def _save(self, is_best=False, **timing):
         """Save a checkpoint, and log what was timed since the one before."""
-        self._account()
+        self._look_at_all()
         self.clock.stop(self.state)
         if not _is_finite(self.state):  # the update after a loss that was finite
             self._diverge(self.step)

@@ -26,8 +26,10 @@ class Progress:
             dynamic_ncols=True,
         )
 
-    def step(self, epoch: int, loss: float, error_percent: float) -> None:
-        """Show that a step has ended."""
+    def advance(
+        self, steps: int, epoch: int, loss: float, error_percent: float
+    ) -> None:
+        """Show that steps have ended, and the metrics of the last of them."""
         if self._bar.disable:
             return
         self._bar.set_description(f"epoch {epoch}", refresh=False)
@@ -37,7 +39,7 @@ class Progress:
             f"{rate * self._batch_size:.0f} images/s",
             refresh=False,
         )
-        self._bar.update()
+        self._bar.update(steps)
 
     def say(self, sentence: str) -> None:
         """Print a line without disturbing the bar."""

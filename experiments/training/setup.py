@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to what a run needs: data, network, optimiser, compiled steps."""
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +19,13 @@ from experiments.training.evaluation import EvalSteps, make_eval_steps
 from experiments.training.network import make_model, make_network
 from experiments.training.schedule import count_steps, make_feedback, make_schedule
 from rn_jax import data, filesystem, optim, parallel, train
+from rn_jax.data.batches import Batch
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
+
+# Largest number of bytes of training images that are kept in the memory of each
+# accelerator: enough for all 604,388 images of SVHN.
+MOST_ON_DEVICE = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,27 @@ class Experiment:
     def spec(self) -> data.DatasetSpec:
         """What is known about the data set."""
         return data.get_spec(self.config.dataset)
+
+    @property
+    def data_on_device(self) -> bool:
+        """Whether batches are gathered from training images that a device has."""
+        if not isinstance(self.feed, data.InMemory):
+            return False
+        if self.config.data_on_device is not None:
+            return self.config.data_on_device
+        accelerated = self.devices[0].platform != "cpu"
+        return accelerated and self.feed.parts["train"].images.nbytes <= MOST_ON_DEVICE
+
+    def examples(self) -> dict[str, np.ndarray]:
+        """Return the training examples that stay on the devices, if there are any.
+
+        These are "images" uint8[N, H * W * C] and "labels" i32[N], for
+        `train.from_examples`.
+        """
+        if not self.data_on_device:
+            return {}
+        train = self.feed.parts["train"]
+        return {"images": train.images.reshape(len(train), -1), "labels": train.labels}
 
     @property
     def eval_batch_size(self) -> int:
@@ -99,6 +126,7 @@ class Trainer(Experiment):
         replicate: a tree of arrays -> the same on all devices.
         key: of all randomness in the training step.
         train_step: (state, batch, key) -> (state, metrics), compiled.
+        placed: `examples()` on all devices.
         test: evaluation by the test rule of stochastic depth.
         constant_test: evaluation before stochastic depth begins.
     """
@@ -108,8 +136,27 @@ class Trainer(Experiment):
     replicate: Callable
     key: jax.Array
     train_step: Callable
+    placed: dict[str, jax.Array]
     test: EvalSteps
     constant_test: EvalSteps
+
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
+        """Yield what `train_step` takes as the batch of each step, on the devices.
+
+        Where the examples stay on the devices, it is the order of the epoch.
+        """
+        feed, mode = self.feed, self.config.parallelism
+        if isinstance(feed, data.InMemory) and self.placed:
+            last = None
+            for order in feed.train_orders(first_step, last_step):
+                if order is not last:  # another epoch
+                    last = order
+                    given = parallel.place({"order": order}, self.devices, mode=mode)
+                yield {**given, **self.placed}
+            return
+        with contextlib.closing(feed.train_batches(first_step, last_step)) as batches:
+            for batch in batches:
+                yield parallel.place(batch, self.devices, mode=mode)
 
     def eval_steps(self, step: int) -> EvalSteps:
         """Return the steps that evaluate the network after `step` steps."""
@@ -137,7 +184,7 @@ def prepare(config: Config, mean_image: np.ndarray | None = None) -> Experiment:
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
-    check_config(config)
+    check(config)
     devices = choose_devices(config)
     use_compilation_cache(config.compilation_cache)
     feed = feeds.make_feed(
@@ -223,8 +270,9 @@ def build(config: Config, mean_image: np.ndarray | None = None) -> Trainer:
         params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         initial_state=replicate(state),
         replicate=replicate,
-        key=steps_key,
+        key=replicate(steps_key),
         train_step=make_train_step(experiment),
+        placed=replicate(experiment.examples()),
         test=make_eval_steps(model, preprocess, devices, mode),
         constant_test=make_eval_steps(constant, preprocess, devices, mode),
     )
@@ -244,9 +292,19 @@ def make_train_step(experiment: Experiment) -> Callable:
         micro_batches=config.micro_batches,
         axis_name=parallel.axis_name(devices),
     )
-    options = parallel.cuda_graph_options(devices[0]) if config.cuda_graphs else None
+    options = None
+    # `jax.pmap` over several devices takes no options.
+    if config.cuda_graphs and (len(devices) == 1 or config.parallelism != "pmap"):
+        own = [d for d in devices if d.process_index == jax.process_index()]
+        options = parallel.cuda_graph_options(own[0])
+    if experiment.data_on_device:
+        step = train.from_examples(step, experiment.image_shape)
     return parallel.compile_train_step(
-        step, devices, mode=config.parallelism, compiler_options=options
+        step,
+        devices,
+        mode=config.parallelism,
+        from_examples=experiment.data_on_device,
+        compiler_options=options,
     )
 
 

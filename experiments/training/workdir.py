@@ -35,6 +35,7 @@ FREE = {
     "compilation_cache",
     "cuda_graphs",
     "data_dir",
+    "data_on_device",
     "eval_batch_size",
     "expected_to_fail",
     "num_devices",

@@ -14,7 +14,13 @@ from collections.abc import Generator
 import numpy as np
 
 from rn_jax.data import digits, tfds
-from rn_jax.data.batches import Batch, Feed, train_indices
+from rn_jax.data.batches import (
+    Batch,
+    Feed,
+    epoch_permutation,
+    steps_per_epoch,
+    train_indices,
+)
 from rn_jax.data.catalog import DATASETS, DatasetSpec
 from rn_jax.errors import InputError, unknown_name
 
@@ -171,6 +177,24 @@ class InMemory(Feed):
                 seed=self.seed,
                 rows=self.rows(self.batch_size),
             )
+
+    def train_orders(self, first_step: int, last_step: int) -> Generator[np.ndarray]:
+        """Yield, for each step, the order of its epoch instead of the batch.
+
+        It is int32[b, S] for this host's b rows of a batch and the S steps of an epoch:
+        column `step % S` has the indices of the examples that `train_batches` yields.
+        The steps of an epoch get the same array.
+        """
+        size = steps_per_epoch(self.num_train, self.batch_size)
+        rows = self.rows(self.batch_size)
+        epoch = None
+        for step in range(first_step, last_step):
+            if step // size != epoch:
+                epoch = step // size
+                order = epoch_permutation(self.num_train, seed=self.seed, epoch=epoch)
+                whole = order[: size * self.batch_size].reshape(size, self.batch_size)
+                columns = np.ascontiguousarray(whole.T[rows], np.int32)
+            yield columns
 
     def eval_batches(self, part: str, *, batch_size: int) -> Generator[Batch]:
         """See `Feed`."""

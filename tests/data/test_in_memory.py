@@ -180,3 +180,20 @@ def test_hosts_share_the_same_batch(kind, num_hosts):
             together = np.concatenate([part[name] for part in parts])
             assert together.dtype == array.dtype
             np.testing.assert_array_equal(together, array)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2])
+def test_orders_are_those_of_the_batches(num_hosts):
+    """From the middle of an epoch of 3 steps to that of the next one."""
+    for host_index in range(num_hosts):
+        host = {"host_index": host_index, "num_hosts": num_hosts}
+        examples = numbered(25)
+        feed = data.InMemory({"train": examples}, batch_size=8, seed=1, **host)
+        orders = list(feed.train_orders(1, 5))
+        for step, batch in enumerate(feed.train_batches(1, 5), start=1):
+            order = orders[step - 1]
+            assert order.dtype == np.int32 and order.shape == (8 // num_hosts, 3)
+            labels = examples.labels[order[:, step % 3]]
+            np.testing.assert_array_equal(labels, batch["label"])
+        assert orders[0] is orders[1] and orders[2] is orders[3]
+        assert not np.array_equal(orders[1], orders[2])

@@ -63,17 +63,17 @@ sys.exit(run.main())
 """
 
 
-def stop_after(monkeypatch, steps, feed=InMemory):
+def stop_after(monkeypatch, steps, feed=InMemory, method="train_batches"):
     """Makes the loop see a signal after that many steps of a kind of feed."""
-    whole = feed.train_batches
+    whole = getattr(feed, method)
 
-    def train_batches(self, first_step, last_step):
+    def until_signal(self, first_step, last_step):
         for i, batch in enumerate(whole(self, first_step, last_step), start=1):
             if i == steps:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(feed, "train_batches", train_batches)
+    monkeypatch.setattr(feed, method, until_signal)
 
 
 def crash_after(monkeypatch, steps, feed=InMemory):

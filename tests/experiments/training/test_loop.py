@@ -16,6 +16,7 @@ import threading
 import time
 
 import driver
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import reproduce, run, sweep
 from experiments.config import read_config
 from experiments.training import loop
+from rn_jax import parallel
 from rn_jax.checkpoint import Checkpoints
 
 SD = "--config.stochastic_depth={'last_survival': 0.5}"
@@ -191,6 +193,25 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     assert "The checkpoint of step 9 is damaged; trying the one before." in out
     assert re.search(r"Resumed at step 6 of 30\.", out)
     assert_same_run(workdir, finished[0])
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_examples_on_the_devices_give_the_same_run(
+    finished, tmp_path, monkeypatch, mode
+):
+    """Stopped within an epoch and resumed, with no transfer that is not asked for."""
+    options = [*OPTIONS, "--config.data_on_device=True", f"--config.parallelism={mode}"]
+    argv = arguments(tmp_path / "w", *options)
+    # All that a step does, but not what is done now and then.
+    rare = ("_learning_rate", "_evaluate", "_save")
+    for name in ("train", *rare):
+        guard = jax.transfer_guard("allow" if name in rare else "disallow")
+        monkeypatch.setattr(loop._Run, name, guard(getattr(loop._Run, name)))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8, method="train_orders")
+        assert in_process(monkeypatch, argv) == 75
+    assert in_process(monkeypatch, argv) == 0
+    assert_same_run(tmp_path / "w", finished[0])
 
 
 @pytest.mark.parametrize(
