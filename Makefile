@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-faults test-min test-max device-programs \
-	docs lint install peers
+.PHONY: demo test test-all test-faults test-min test-max test-devices \
+	device-programs docs lint install peers
 
 # What tests need besides the package, without linters and site.
 RUNNERS := pytest pytest-xdist hypothesis nbclient ipykernel
@@ -42,6 +42,10 @@ test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
 device-programs: .venv-h200/stamp .venv-v5e/stamp  ## Tables of compiled steps, in results/
 	.venv-h200/bin/python -m benchmarks.device_program --device=h200
 	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e
+
+test-devices: .venv-h200/stamp .venv-v5e/stamp  ## Compile every network for a GPU and a TPU
+	.venv-h200/bin/python -m pytest -W default tests/devices --device=h200
+	.venv-v5e/bin/python -m pytest -W default tests/devices --device=v5e
 
 docs: .venv/test.stamp  ## The documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

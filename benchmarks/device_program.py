@@ -10,6 +10,7 @@ times. `make device-programs` makes the environments that have the compilers.
 """
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -28,15 +29,15 @@ from jax.sharding import SingleDeviceSharding
 import configs
 import rn_jax
 from benchmarks import measure
-from benchmarks.training_step import make_batch
+from benchmarks.training_step import make_experiment
 from configs.default import Config
 from experiments import markdown
 from experiments.cli import Parser
 from experiments.config import load_config
 from experiments.training import setup
 from experiments.training.network import make_model
-from rn_jax import InputError, data
-from rn_jax.errors import unknown_name
+from rn_jax import InputError
+from rn_jax.errors import first_line, unknown_name
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import default_unroll
 
@@ -71,7 +72,11 @@ DEVICES = {
         "tpu",
         16 * 2**30,
         {"platform": "tpu", "topology_name": "v5e:2x2"},
-        {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4"},
+        {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+        },
     ),
 }
 # The batch of one device by the name of the config.
@@ -82,7 +87,7 @@ NETWORKS = {
     "preact_resnet164": 128,
     "preact_resnet1001": 64,
     "resnet50": 256,
-    "resnext50": 256,
+    "resnext50_32x4d": 256,
     "densenet_bc100_12": 64,
     "vgg16": 256,
 }
@@ -98,6 +103,9 @@ def describe(name: str) -> list[jax.Device]:
         raise unknown_name("device", name, DEVICES)
     device = DEVICES[name]
     os.environ.update(device.environment)
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # of everything that is not compiled for it
     topology = dict(device.topology)
     description = DESCRIPTIONS / f"{name}.pbtxt"
     if description.exists():
@@ -106,8 +114,8 @@ def describe(name: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(**topology).devices)
     except Exception as error:  # JAX promises no type
         raise InputError(
-            f"There is no compiler for {name} in this environment: "
-            "`make device-programs` makes one that has it."
+            f"This environment has no compiler for {name} ({first_line(error)}); "
+            "`make device-programs` creates one that does."
         ) from error
 
 
@@ -117,27 +125,18 @@ def lower(config: Config, devices: Sequence[jax.Device]) -> tuple[Any, Network]:
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
-    spec = data.get_spec(config.dataset)
-    size = config.image_size if spec.crops_on_host else spec.image_shape[0]
-    batch = make_batch(config.batch_size, size)
-    feed = data.InMemory(
-        {"train": data.Examples(batch["image"], batch["label"])},
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    mean_image = np.zeros((size, size, 3), np.float32)
-    experiment = setup.assemble(config, list(devices), feed, mean_image)
+    experiment, batch = make_experiment(config, devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(experiment.create_state, key)
+    batch = jax.eval_shape(lambda: batch)
     step = setup.make_train_step(experiment)
-    if len(devices) > 1:
-        return step.lower(state, batch, key), experiment.model
-    sharding = SingleDeviceSharding(devices[0])
-
-    def on_device(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return step.lower(*jax.tree.map(on_device, (state, batch, key))), experiment.model
+    given = state, batch, key
+    if len(devices) == 1:
+        sharding = SingleDeviceSharding(devices[0])
+        given = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), given
+        )
+    return step.lower(*given), experiment.model
 
 
 # --- What a GPU launches --------------------------------------------------------------
@@ -303,9 +302,13 @@ class GpuProgram:
         """Return p_l of the blocks that a thunk of a stage is about."""
         model = self._model
         probs = rn_jax.survival_probs(model.stochastic_depth, model.num_blocks)
-        stage = int(re.search(r"/stage(\d+)/", self._lines[thunk.name])[1])
+        stage = re.search(r"/stage(\d+)/", self._lines[thunk.name])
+        if stage is None:
+            raise ValueError(f"{thunk.name} belongs to no stage.")
         apart = "/first/" in self._lines[thunk.name]
-        blocks = [b for b in model.blocks if b.stage == stage and b.apart == apart]
+        blocks = [
+            b for b in model.blocks if b.stage == int(stage[1]) and b.apart == apart
+        ]
         return np.asarray(probs, np.float64)[[block.index for block in blocks]]
 
 
@@ -325,7 +328,12 @@ def _all(thunks: Sequence[Thunk]) -> Iterator[Thunk]:
 
 
 def compile_for(
-    device: str, name: str, batch_size: int, dtype: str, last_survival: float
+    device: str,
+    name: str,
+    batch_size: int,
+    dtype: str,
+    last_survival: float,
+    scan_unroll: int | None = None,
 ) -> dict[str, Any]:
     """Compile the training step of a config for a device and return its counts.
 
@@ -341,24 +349,28 @@ def compile_for(
     backend = DEVICES[device].backend
     _, config = load_config(options)
     model = make_model(config)
-    if "scan_unroll" in model.__dataclass_fields__:  # which asks for this machine's
-        unroll = default_unroll(model.num_blocks, backend)
-        kwargs = {**config.model_kwargs, "scan_unroll": unroll}
+    if "scan_unroll" not in model.__dataclass_fields__:
+        scan_unroll = None
+    else:  # None would ask for this machine's
+        scan_unroll = scan_unroll or default_unroll(model.num_blocks, backend)
+        kwargs = {**config.model_kwargs, "scan_unroll": scan_unroll}
         config = dataclasses.replace(config, model_kwargs=kwargs)
-    start = time.perf_counter()
+    start = time.process_time()
     program, model = lower(config, devices)
-    traced = time.perf_counter()
+    traced = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = program.compile(dump)
         row = {
+            "jax": jax.__version__,
             "model": name,
             "batch_size": batch_size,
             "dtype": dtype,
             "last_survival": last_survival,
+            "scan_unroll": scan_unroll,
             "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
-            "compile_seconds": time.perf_counter() - traced,
+            "compile_seconds": time.process_time() - traced,
         }
         if backend == "gpu":
             found = GpuProgram(Path(folder), model)
@@ -374,17 +386,18 @@ def compile_for(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of programs."""
-    head = ["network", "batch", "dtype", "p_L"]
+    head = ["network", "batch", "dtype", "p_L", "form"]
     if "all_open" in rows[0]:
         head += ["launches", "expected", "reductions", "copies", "waits", "graphs"]
         head.append("outside")
     else:
         head += ["fusions", "loops", "conditionals"]
-    head += ["MiB", "compile, s"]
+    head += ["MiB", "CPU s to compile"]
     cells = []
     for row in rows:
         texts = [row["model"], str(row["batch_size"]), row["dtype"]]
         texts.append(f"{row['last_survival']:g}")
+        texts.append({None: "", 1: "loop"}.get(row["scan_unroll"], "line"))
         if "all_open" in row:
             most = row["all_open"]
             counts = [most["launches"], row["expected"]["launches"]]
@@ -394,7 +407,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             counts = [row["fusions"], row["whiles"], row["conditionals"]]
         counts += [row["temporary_mib"], row["compile_seconds"]]
         cells.append(texts + [f"{count:,.0f}" for count in counts])
-    return markdown.table(head, cells, words=4)
+    return markdown.table(head, cells, words=5)
+
+
+def _key(row):
+    """What tells a row from others, in the order of a table."""
+    networks = [*NETWORKS, row["model"]]
+    kind = (row["dtype"] != "float32", row["dtype"], -row["last_survival"])
+    form = (-(row["scan_unroll"] or 0), row["batch_size"])
+    return (networks.index(row["model"]), row["model"], *kind, *form)
 
 
 def _words(text):
@@ -412,6 +433,7 @@ def device_program(
     batch_size: int | None = None,
     dtypes: Annotated[Sequence[str], _words] = ("float32", "bfloat16"),
     last_survivals: Annotated[Sequence[float], _numbers] = (1.0, 0.5),
+    scan_unroll: int | None = None,
 ) -> Path:
     """Compile training steps for a device, print a table, and write it to results/.
 
@@ -422,11 +444,17 @@ def device_program(
         dtypes: of the computation, separated by commas.
         last_survivals: p_L, separated by commas. 1 is constant depth, the only one for
             networks without shortcuts.
+        scan_unroll: blocks per iteration of a loop; None: what suits the device.
 
     Returns:
-        The JSON file.
+        The JSON file, which keeps its other rows of this version of JAX.
     """
-    rows: list[dict[str, Any]] = []
+    kept = {}
+    path = measure.RESULTS / f"device_programs_{device}.json"
+    if path.exists():
+        rows = json.loads(path.read_bytes())["programs"]
+        kept = {_key(row): row for row in rows if row["jax"] == jax.__version__}
+    shown = 0
     for name in models:
         entry = configs.get_config(name)
         has_shortcuts = rn_jax.create_model(entry.model).has_shortcuts
@@ -435,16 +463,21 @@ def device_program(
                 if last_survival < 1 and not has_shortcuts:
                     continue
                 size = batch_size or NETWORKS.get(name, 128)
-                rows.append(compile_for(device, name, size, dtype, last_survival))
-                lines = table(rows[-1:])
-                print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
-    return measure.write(f"device_programs_{device}", {"programs": rows})
+                row = compile_for(device, name, size, dtype, last_survival, scan_unroll)
+                kept[_key(row)] = row
+                lines = table([row])
+                print("\n".join(lines[2:] if shown else lines), flush=True)
+                shown += 1
+                path = measure.write(
+                    path.stem, {"programs": sorted(kept.values(), key=_key)}
+                )
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser(__doc__, device_program)
-    return parser.call(argv, interrupted="Interrupted; nothing was written.")
+    return parser.call(argv, interrupted="Interrupted; the rows above are kept.")
 
 
 if __name__ == "__main__":

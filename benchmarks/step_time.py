@@ -3,7 +3,9 @@
 
     python -m benchmarks.step_time --model=resnet110 --batch_size=32 [--peer=torch]
 
-The sides alternate in one process. The peer's stochastic depth is timm's DropPath.
+The sides alternate in one process. The peer's stochastic depth is timm's DropPath. On a
+CPU the step is timed over virtual devices, as `experiments.run` makes it, and on one
+device, as a `jax.jit` of one's own does.
 """
 
 import argparse
@@ -42,14 +44,20 @@ def compare(options: argparse.Namespace) -> None:
         "constant": Step(options.model, dtype=options.dtype, **size),
         "stochastic": Step(options.model, dtype=options.dtype, depth=depth, **size),
     }
+    alone = ""  # what the names of sides on a single device end with
+    if len(sides["constant"].devices) > 1:
+        alone = ", one device"
+        own = {"dtype": options.dtype, "num_devices": 1, **size}
+        sides[f"constant{alone}"] = Step(options.model, **own)
+        sides[f"stochastic{alone}"] = Step(options.model, depth=depth, **own)
     if options.peer:
         from benchmarks import torch_peer
 
-        kinds = {"torch": False}
+        kinds: dict[str, str | None] = {"torch": None}
         if jax.devices()[0].platform != "cpu":
-            kinds["torch.compile"] = True
-        for name, compiled in kinds.items():
-            more = {"dtype": options.dtype, "compiled": compiled, **size}
+            kinds["torch.compile"] = "default"
+        for name, mode in kinds.items():
+            more = {"dtype": options.dtype, "compile_mode": mode, **size}
             sides[f"{name} constant"] = torch_peer.Step(options.model, **more)
             if rn_jax.models.MODELS[options.model].image_size == 32:
                 sides[f"{name} DropPath"] = torch_peer.Step(
@@ -62,9 +70,13 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{name:24} {median:.3f} s")
     ratios = {}
     for over, under in [
-        ("stochastic", "constant"),
-        *[("constant", name) for name in sides if name.endswith(" constant")],
-        *[("stochastic", name) for name in sides if name.endswith(" DropPath")],
+        (f"{ours}{way}", theirs)
+        for way in dict.fromkeys(("", alone))
+        for ours, theirs in [
+            ("stochastic", f"constant{way}"),
+            *[("constant", name) for name in sides if name.endswith(" constant")],
+            *[("stochastic", name) for name in sides if name.endswith(" DropPath")],
+        ]
     ]:
         found = ratios[f"{over} / {under}"] = measure.ratio(
             seconds[over], seconds[under]

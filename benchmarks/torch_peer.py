@@ -114,7 +114,7 @@ class Step:
         image_size: side of the images in pixels.
         last_survival: 1 - the last DropPath's rate; None for constant depth.
         dtype: "float32" (TF32 if the device has it) or "bfloat16" by autocast.
-        compiled: whether to use torch.compile.
+        compile_mode: of torch.compile, such as "default"; None: not compiled.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Step:
         image_size: int,
         last_survival: float | None = None,
         dtype: str = "float32",
-        compiled: bool = False,
+        compile_mode: str | None = None,
     ):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda":
@@ -134,7 +134,9 @@ class Step:
             torch.backends.cudnn.benchmark = True
         net = build(model, last_survival).to(self.device).train()
         self.net = net.to(memory_format=torch.channels_last)
-        self.forward = torch.compile(self.net) if compiled else self.net
+        self.forward = self.net
+        if compile_mode is not None:
+            self.forward = torch.compile(self.net, mode=compile_mode)
         self.optimizer = torch.optim.SGD(
             net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
         )
@@ -147,6 +149,16 @@ class Step:
 
     def __call__(self) -> None:
         """Take one step."""
+        self.enqueue()
+        self.wait()
+
+    def keep_batch_on_device(self) -> None:
+        """Move the batch to the device once, instead of in every step."""
+        self.images = self.images.to(self.device)
+        self.labels = self.labels.to(self.device)
+
+    def enqueue(self) -> None:
+        """Take one step, whose end on a GPU need not have come."""
         images = (self.images.to(self.device).float() - 128) / 64
         labels = self.labels.to(self.device)
         with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
@@ -154,5 +166,8 @@ class Step:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+    def wait(self) -> None:
+        """Wait for all steps."""
         if self.device == "cuda":
             torch.cuda.synchronize()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training steps to time, made by the factories that experiments use."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import flax.linen as nn
@@ -10,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import rn_jax
+from configs.default import Config
+from experiments.training import setup
 from rn_jax import data, optim, parallel, train
 
 
-def make_batch(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
+def make_batch(
+    batch_size: int, image_size: int, channels: int = 3
+) -> dict[str, np.ndarray]:
     """Return random images and labels."""
     rng = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, 3)
+    shape = (batch_size, image_size, image_size, channels)
     return {
         "image": rng.integers(0, 256, shape, dtype=np.uint8),
         "label": rng.integers(0, 10, batch_size).astype(np.int32),
@@ -54,6 +59,40 @@ def make_step(
     )
     create = partial(train.create_state, model=model, tx=tx, image_shape=image_shape)
     return step, create
+
+
+def make_experiment(
+    config: Config, devices: Sequence[jax.Device]
+) -> tuple[setup.Experiment, dict[str, np.ndarray]]:
+    """Make the experiment of a config with random images, and what its step takes.
+
+    Args:
+        config: its `setup.make_train_step` is the step that `experiments.run` takes.
+        devices: as for `setup.assemble`.
+
+    Returns:
+        (experiment, batch). Where training images stay on the devices, the batch has as
+        many as the data set.
+
+    Raises:
+        InputError: a value that cannot be used, in one sentence.
+    """
+    spec = data.get_spec(config.dataset)
+    size, number = spec.image_shape[0], spec.num_train
+    if spec.crops_on_host:
+        size, number = config.image_size, config.batch_size
+        config = dataclasses.replace(config, data_on_device=False)
+    rows = make_batch(number, size, spec.image_shape[-1])
+    feed = data.InMemory(
+        {"train": data.Examples(rows["image"], rows["label"])},
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    mean_image = np.zeros(rows["image"].shape[1:], np.float32)
+    experiment = setup.assemble(config, list(devices), feed, mean_image)
+    if not experiment.data_on_device:
+        return experiment, next(feed.train_batches(0, 1))
+    return experiment, {"order": next(feed.train_orders(0, 1)), **experiment.examples()}
 
 
 class Step:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA makes of training steps for a GPU and a TPU that are not here."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import device_program as program
+from experiments.config import load_config
+
+ROOT = Path(__file__).parents[2]
+# A config for each kind of network, the smallest one.
+KINDS = (
+    "plain20",
+    "resnet20",
+    "resnet110_conv_shortcut",
+    "resnet110_exclusive_gating_0",
+    "preact_resnet110",
+    "resnet18",
+    "resnet50",
+    "resnext29_1x64d",
+    "resnext50_32x4d",
+    "wrn16_8",
+    "densenet40_12",
+    "densenet121",
+    "highway19",
+    "vgg11",
+    "alexnet_2012",
+    "googlenet_2014",
+)
+FORMS = {
+    "batch gates": {"last_survival": 0.5},
+    "example gates": {"preset": "timm", "last_survival": 0.5},
+    "subsets": {"granularity": "subset", "last_survival": 0.5},
+    "short paths": {"num_open": 2},
+    "updated statistics": {"last_survival": 0.5, "closed_statistics": "updated"},
+}
+
+
+def config_of(name, **fields):
+    _, config = load_config([f"--config=configs/{name}.py"])
+    return dataclasses.replace(config, **fields)
+
+
+def fits(compiled, device):
+    """Arguments, whose memory the outputs reuse, and temporary arrays."""
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return 0 < needed < program.DEVICES[device].memory
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_network_compiles_and_fits(device, name):
+    config = config_of(name, stochastic_depth=None, micro_batches=1)
+    # The share of one of eight devices, at most, of ImageNet's batches.
+    config = dataclasses.replace(config, batch_size=min(config.batch_size, 32))
+    lowered, _ = program.lower(config, program.describe(device)[:1])
+    assert fits(lowered.compile(), device)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("unroll", [None, 1], ids=["line", "loop"])
+def test_every_form_of_stochastic_depth_compiles_without_waiting(
+    device, form, unroll, tmp_path
+):
+    """Gates of a mini-batch decide on the device, within the one CUDA graph."""
+    kwargs = {"scan_unroll": unroll or 9}
+    config = config_of("resnet20", stochastic_depth=FORMS[form], model_kwargs=kwargs)
+    lowered, model = program.lower(config, program.describe(device)[:1])
+    dump = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
+    assert fits(lowered.compile(dump), device)
+    if program.DEVICES[device].backend != "gpu":
+        return
+    found = program.GpuProgram(tmp_path, model)
+    cost = found.cost(expected=False)
+    assert found.graphs == 1
+    assert (cost.waits, cost.outside_graphs) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+@pytest.mark.parametrize("form", ["batch gates", "example gates"])
+def test_four_chips_exchange_statistics_and_gradients(device, mode, form):
+    devices = program.describe(device)
+    if len(devices) < 4:
+        pytest.skip("this device is described alone")
+    config = config_of(
+        "resnet20",
+        stochastic_depth=FORMS[form],
+        parallelism=mode,
+        batch_norm="global",
+    )
+    lowered, _ = program.lower(config, devices)
+    compiled = lowered.compile()
+    assert fits(compiled, device)
+    text = compiled.as_text()
+    assert "all-reduce" in text
+    assert "all-gather" in text  # of BatchNorm's statistics
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet110"])
+@pytest.mark.parametrize("last_survival", [1.0, 0.5])
+def test_launches_stay_near_the_committed_number(device, name, last_survival):
+    if program.DEVICES[device].backend != "gpu":
+        pytest.skip("a TPU launches the whole step at once")
+    content = json.loads((ROOT / f"results/device_programs_{device}.json").read_text())
+    (committed,) = [
+        row
+        for row in content["programs"]
+        if (row["model"], row["dtype"], row["last_survival"])
+        == (name, "float32", last_survival)
+        and row["scan_unroll"] > 1
+    ]
+    size = committed["batch_size"]
+    row = program.compile_for(device, name, size, "float32", last_survival)
+    for side in ("all_open", "expected"):
+        most = 1.05 * committed[side]["launches"]
+        assert 0 < row[side]["launches"] <= most
+    assert row["cuda_graphs"] == 1 and row["all_open"]["waits"] == 0
