@@ -397,8 +397,7 @@ def place(rows: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> An
         return jax.device_put(rows, devices[0])
     if mode == "pmap":
         own = [d for d in devices if d.process_index == jax.process_index()]
-        parts = jax.tree.map(lambda a: np.reshape(a, _in_parts(a, len(own))), rows)
-        return jax.device_put(parts, _sharding(own, AXIS))
+        return jax.device_put(_split(rows, len(own)), _sharding(own, AXIS))
     split = partial(jax.make_array_from_process_local_data, _sharding(devices, AXIS))
     return jax.tree.map(split, rows)
 
@@ -489,6 +488,10 @@ def _pmap_axis(spec):
     return 0 if spec == P(AXIS) else None
 
 
+def _split(rows, parts):
+    return jax.tree.map(lambda a: np.reshape(a, _in_parts(a, parts)), rows)
+
+
 def _in_parts(array, parts):
     return (parts, array.shape[0] // parts, *array.shape[1:])
 
@@ -507,9 +510,13 @@ class _OverDevices:
 
     def __call__(self, first, batch, *rest):
         rows = {k: v for k, v in batch.items() if not self._is_placed(v)}
-        if rows:
-            batch = {**batch, **place(rows, self._devices, mode=self._mode)}
-        return self._compiled(first, batch, *rest)
+        if self._mode == "pmap":  # which sends them sooner than `place` does
+            rows = {
+                k: np.reshape(v, _in_parts(v, self._parts)) for k, v in rows.items()
+            }
+        elif rows:
+            rows = place(rows, self._devices, mode=self._mode)
+        return self._compiled(first, {**batch, **rows}, *rest)
 
     def lower(self, first, batch, *rest):
         """Lower for arrays or `jax.ShapeDtypeStruct`s, also for absent devices."""

@@ -141,9 +141,10 @@ class Trainer(Experiment):
     constant_test: EvalSteps
 
     def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
-        """Yield what `train_step` takes as the batch of each step, on the devices.
+        """Yield what `train_step` takes as the batch of each step.
 
-        Where the examples stay on the devices, it is the order of the epoch.
+        It is this host's rows or, where the examples stay on the devices, the order of
+        the epoch, on the devices.
         """
         feed, mode = self.feed, self.config.parallelism
         if isinstance(feed, data.InMemory) and self.placed:
@@ -155,8 +156,7 @@ class Trainer(Experiment):
                 yield {**given, **self.placed}
             return
         with contextlib.closing(feed.train_batches(first_step, last_step)) as batches:
-            for batch in batches:
-                yield parallel.place(batch, self.devices, mode=mode)
+            yield from batches
 
     def eval_steps(self, step: int) -> EvalSteps:
         """Return the steps that evaluate the network after `step` steps."""
