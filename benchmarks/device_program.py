@@ -76,20 +76,23 @@ DEVICES = {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
             "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         },
     ),
 }
 # The batch of one device by the name of the config.
+_OF_CIFAR, _OF_IMAGENET = {"h200": 128, "v5e": 128}, {"h200": 256, "v5e": 64}
+_HALF = {"h200": 64, "v5e": 64}
 NETWORKS = {
-    "resnet20": 128,
-    "resnet110": 128,
-    "resnet1202": 128,
-    "preact_resnet164": 128,
-    "preact_resnet1001": 64,
-    "resnet50": 256,
-    "resnext50_32x4d": 256,
-    "densenet_bc100_12": 64,
-    "vgg16": 256,
+    "resnet20": _OF_CIFAR,
+    "resnet110": _OF_CIFAR,
+    "resnet1202": _OF_CIFAR,
+    "preact_resnet164": _OF_CIFAR,
+    "preact_resnet1001": _HALF,
+    "resnet50": _OF_IMAGENET,
+    "resnext50_32x4d": _OF_IMAGENET,
+    "densenet_bc100_12": _HALF,
+    "vgg16": _OF_IMAGENET,
 }
 
 
@@ -103,9 +106,7 @@ def describe(name: str) -> list[jax.Device]:
         raise unknown_name("device", name, DEVICES)
     device = DEVICES[name]
     os.environ.update(device.environment)
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # of everything that is not compiled for it
+    jax.config.update("jax_platforms", "cpu")  # for what is not compiled for it
     topology = dict(device.topology)
     description = DESCRIPTIONS / f"{name}.pbtxt"
     if description.exists():
@@ -302,12 +303,13 @@ class GpuProgram:
         """Return p_l of the blocks that a thunk of a stage is about."""
         model = self._model
         probs = rn_jax.survival_probs(model.stochastic_depth, model.num_blocks)
-        stage = re.search(r"/stage(\d+)/", self._lines[thunk.name])
+        line = self._lines[thunk.name]
+        stage = re.search(r"/stage(\d+)/", line)
         if stage is None:
             raise ValueError(f"{thunk.name} belongs to no stage.")
-        apart = "/first/" in self._lines[thunk.name]
-        blocks = [
-            b for b in model.blocks if b.stage == int(stage[1]) and b.apart == apart
+        place = int(stage[1]), "/first/" in line
+        blocks = [b for b in model.blocks if f"/{b.name}/" in line] or [
+            b for b in model.blocks if (b.stage, b.apart) == place
         ]
         return np.asarray(probs, np.float64)[[block.index for block in blocks]]
 
@@ -449,6 +451,7 @@ def device_program(
     Returns:
         The JSON file, which keeps its other rows of this version of JAX.
     """
+    describe(device)  # before anything is compiled
     kept = {}
     path = measure.RESULTS / f"device_programs_{device}.json"
     if path.exists():
@@ -462,7 +465,7 @@ def device_program(
             for last_survival in last_survivals:
                 if last_survival < 1 and not has_shortcuts:
                     continue
-                size = batch_size or NETWORKS.get(name, 128)
+                size = batch_size or NETWORKS.get(name, _OF_CIFAR)[device]
                 row = compile_for(device, name, size, dtype, last_survival, scan_unroll)
                 kept[_key(row)] = row
                 lines = table([row])
