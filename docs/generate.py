@@ -3,10 +3,11 @@
 
 python -m docs.generate
 
-docs/models.md comes from the networks. The tables of docs/scaling.md are between
-markers, and come from results/scaling.json; README's table of results, between markers
-too, comes from the runs that results/ keeps. The first two cells of a notebook, its
-title and what installs, have the address of setup.cfg.
+docs/models.md comes from the networks. Other tables are between markers: those of
+docs/scaling.md come from results/scaling.json, those of compiled steps in
+results/measurements.md from results/device_programs_*.json, and README's table of
+results from the runs that results/ keeps. The first two cells of a notebook, its title
+and what installs, have the address of setup.cfg.
 """
 
 import configparser
@@ -19,7 +20,7 @@ from etils import epath
 
 import configs
 import rn_jax
-from benchmarks import measure, scaling
+from benchmarks import device_program, measure, scaling
 from experiments import markdown
 from experiments.papers import results_page
 from rn_jax.analysis.cost import multiply_adds
@@ -28,6 +29,7 @@ from rn_jax.models import MODELS
 PATH = Path(__file__).parent / "models.md"
 SCALING = Path(__file__).parent / "scaling.md"
 README = Path(__file__).parents[1] / "README.md"
+MEASUREMENTS = measure.RESULTS / "measurements.md"
 
 HEADER = """# Networks
 
@@ -88,6 +90,15 @@ def with_tables(text: str) -> str:
     return text
 
 
+def with_programs(text: str) -> str:
+    """Return the text of results/measurements.md with the tables of compiled steps."""
+    for device in device_program.DEVICES:
+        path = measure.RESULTS / f"device_programs_{device}.json"
+        rows = json.loads(path.read_bytes())["programs"]
+        text = _with(text, device, "\n".join(device_program.table(rows)))
+    return text
+
+
 def with_results(text: str) -> str:
     """Return the text of README with the rows of results that have been run."""
     rows = results_page.rows_with_runs(epath.Path(measure.RESULTS))
@@ -139,10 +150,10 @@ def main() -> None:
     rows = "\n".join(row(name) for name in rn_jax.list_models())
     PATH.write_text(f"{HEADER}{rows}\n", "utf-8")
     print(PATH)
-    SCALING.write_text(with_tables(SCALING.read_text("utf-8")), "utf-8")
-    print(SCALING)
-    README.write_text(with_results(README.read_text("utf-8")), "utf-8")
-    print(README)
+    pages = {SCALING: with_tables, MEASUREMENTS: with_programs, README: with_results}
+    for page, with_new_tables in pages.items():
+        page.write_text(with_new_tables(page.read_text("utf-8")), "utf-8")
+        print(page)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = json.loads(path.read_bytes())
         for cell, text in zip(notebook["cells"], first_cells(path.name), strict=False):

@@ -49,6 +49,12 @@ def test_scaling_has_the_tables_of_its_result():
     assert generate.with_tables(text) == text
 
 
+def test_measurements_have_the_tables_of_compiled_steps():
+    text = generate.MEASUREMENTS.read_text()
+    assert text.count("<!-- end -->") == text.count("<!--") // 2 == 2
+    assert generate.with_programs(text) == text
+
+
 def test_readme_has_the_rows_that_have_been_run():
     text = generate.README.read_text()
     assert text.count("<!-- results -->") == 1

@@ -100,7 +100,8 @@ class Stage(nn.Module):
 
     Attributes:
         block: called as `block(features=..., stride=..., name=...)`; returns a module
-            that is called as `module(x, gate, on_path, train=...)`.
+            that is called as `module(x, gate, on_path, train=...)` and has
+            `closed_is_identity`, see `Block`.
         first: the same for a first block that is apart; None: there is none.
         size: number of blocks.
         features: channels of the stage's output.
