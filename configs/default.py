@@ -121,8 +121,8 @@ class Config:
     seed: Number = 0  # of the parameters, the order of examples, augmentation and gates
     num_devices: Annotated[int, Range(1, 1024)] | None = None  # None: all, or CPU cores
     parallelism: Annotated[str, parallel.MODES] = "pmap"  # shard_map: the same program
-    cuda_graphs: bool = True  # one launch a step: one GPU, or parallelism=shard_map
-    data_on_device: bool | None = None  # None: accelerators keep images up to 2 GiB
+    cuda_graphs: bool = True  # for a step on one GPU, or by shard_map
+    data_on_device: bool | None = None  # training images; None: on accelerators
     batch_norm: Literal["global", "device"] = "global"  # device: statistics per device
     batch_norm_at_test: Literal["moving", "exact"] = "moving"  # exact: recomputed
     batch_norm_examples: Count = 10_000  # training examples for exact statistics

@@ -266,6 +266,11 @@ def _devices_by_process():
     return groups
 
 
+def own_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Return those of the devices that belong to this process."""
+    return [d for d in devices if d.process_index == jax.process_index()]
+
+
 def cpu_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -314,7 +319,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     if mode == "pmap":  # its arrays belong to one process
-        devices = [d for d in devices if d.process_index == jax.process_index()]
+        devices = own_devices(devices)
     sharding = _sharding(devices)
     if jax.process_count() == 1 or mode == "pmap":
         return jax.device_put(tree, sharding)
@@ -396,7 +401,7 @@ def place(rows: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> An
     if len(devices) == 1:
         return jax.device_put(rows, devices[0])
     if mode == "pmap":
-        own = [d for d in devices if d.process_index == jax.process_index()]
+        own = own_devices(devices)
         return jax.device_put(_split(rows, len(own)), _sharding(own, AXIS))
     split = partial(jax.make_array_from_process_local_data, _sharding(devices, AXIS))
     return jax.tree.map(split, rows)
@@ -504,16 +509,14 @@ class _OverDevices:
 
     def __init__(self, compiled, devices, mode):
         self._compiled, self._devices, self._mode = compiled, devices, mode
-        own = [d for d in devices if d.process_index == jax.process_index()]
+        own = own_devices(devices)
         self._placed_on = set(own if mode == "pmap" else devices)
         self._parts = len(own)
 
     def __call__(self, first, batch, *rest):
         rows = {k: v for k, v in batch.items() if not self._is_placed(v)}
-        if self._mode == "pmap":  # which sends them sooner than `place` does
-            rows = {
-                k: np.reshape(v, _in_parts(v, self._parts)) for k, v in rows.items()
-            }
+        if self._mode == "pmap":  # which sends them faster than `place` does
+            rows = _split(rows, self._parts)
         elif rows:
             rows = place(rows, self._devices, mode=self._mode)
         return self._compiled(first, {**batch, **rows}, *rest)

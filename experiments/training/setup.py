@@ -295,8 +295,7 @@ def make_train_step(experiment: Experiment) -> Callable:
     options = None
     # `jax.pmap` over several devices takes no options.
     if config.cuda_graphs and (len(devices) == 1 or config.parallelism != "pmap"):
-        own = [d for d in devices if d.process_index == jax.process_index()]
-        options = parallel.cuda_graph_options(own[0])
+        options = parallel.cuda_graph_options(parallel.own_devices(devices)[0])
     if experiment.data_on_device:
         step = train.from_examples(step, experiment.image_shape)
     return parallel.compile_train_step(
