@@ -475,25 +475,6 @@ def test_vgg15_learns_digits_without_dropout_in_its_convolutions(quick_compile):
         assert np.array_equal(one, other) == (name == "digits")
 
 
-@pytest.mark.parametrize(
-    "fields, says",
-    [
-        ({"stochastic_depth_from_epoch": 3}, "needs stochastic_depth"),
-        (
-            {
-                "stochastic_depth_from_epoch": 3,
-                "stochastic_depth": {"granularity": "subset", "schedule": "uniform"},
-            },
-            'other than "subset"',
-        ),
-        ({"stochastic_depth_from_epoch": -1}, "must be at least 0"),
-    ],
-)
-def test_a_beginning_of_stochastic_depth_that_cannot_be(fields, says):
-    with pytest.raises(InputError, match=says):
-        setup.build(made("resnet20", "digits", **fields))
-
-
 ALL_DATASETS = [*data.DATASETS, "imagenet2012"]
 
 
@@ -560,22 +541,3 @@ def test_short_paths_begin_at_the_first_drop_of_every_data_set(dataset):
     unit = {"steps": 1, "fraction": total}[config.lr_drops_unit]
     begins = config.stochastic_depth_from_epoch * steps_per_epoch
     assert abs(begins - config.lr_drops[0] * unit) < steps_per_epoch
-
-
-def test_cosine_goes_to_zero_at_the_end_of_the_run():
-    fields = {"lr_schedule": "cosine", "epochs": 2, "warmup": 100}
-    schedule, total = schedule_of("resnet20", steps_per_epoch=300, **fields)
-    assert total == 600
-    rates = [float(schedule(step)) for step in (0, 99, 100, 350, 600)]
-    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.05, 0])
-
-
-def test_derived_values_follow_an_override():
-    """A fraction of the run moves with its length; iterations stay where they are."""
-    schedule, total = schedule_of("resnet110_sd", steps_per_epoch=100, epochs=4)
-    assert total == 400
-    rates = [float(schedule(s)) for s in (199, 200, 300)]
-    assert rates == pytest.approx([0.1, 0.01, 0.001])
-    schedule, total = schedule_of("resnet20", steps_per_epoch=390, epochs=2)
-    assert total == 780
-    assert float(schedule(779)) == pytest.approx(0.1)

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import struct
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 from driver import arguments, assert_same_run, in_process, lines, stop_after
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event
+from test_events import scalars
 
 from experiments import reproduce, run, sweep
 from experiments.config import read_config
@@ -40,14 +39,6 @@ OPTIONS = [
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
 ]
-
-
-def events(content):
-    """What a file of TensorBoard's holds: length, its checksum, event, its checksum."""
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        yield Event.FromString(content[12 : 12 + length])
-        content = content[16 + length :]
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +73,7 @@ def test_files_of_a_finished_run(finished):
         assert {"train_loss", "learning_rate", "open_blocks"} <= set(line)
     assert {ln["open_blocks"] for ln in steps} > {4}  # some steps had closed blocks
     assert json.loads((workdir / "config.json").read_text())["model"] == "tiny"
-    shown = {}
-    for file in (workdir / "events").glob("events.out.tfevents.*"):
-        for event in events(file.read_bytes()):
-            shown |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
+    shown = scalars(workdir / "events")
     for line in epochs:
         loss = shown[line["step"], "metrics/epoch/test_loss"]
         assert loss == np.float32(line["test_loss"])
