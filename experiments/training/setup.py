@@ -250,14 +250,7 @@ def assemble(
 
 
 def build(config: Config, mean_image: np.ndarray | None = None) -> Trainer:
-    """Make everything that a run of this config needs.
-
-    Args:
-        config, mean_image: as for `prepare`.
-
-    Raises:
-        InputError: as `prepare`.
-    """
+    """Make everything that a run needs; arguments and errors are those of `prepare`."""
     experiment = prepare(config, mean_image)
     devices, mode = experiment.devices, config.parallelism
     model, preprocess = experiment.model, experiment.preprocess
