@@ -123,7 +123,7 @@ class Record:
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
-    """Return the whole page of some runs, made by a command line."""
+    """Return the whole page of runs, in their order, made by a command line."""
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
         ("Results", _side_by_side(records, _result)),
