@@ -9,6 +9,7 @@ python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 
 
 import ast
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,10 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.Parser(__doc__, analyze).call(
         argv, interrupted="Interrupted; the same command continues with the next study."
     )
-
-
-def _names(text):
-    return None if text == "all" else text.split(",")
 
 
 def _dict(text):
@@ -70,7 +67,7 @@ def _folders(text):
 
 _STUDY = {
     "flag": "--study",
-    "type": _names,
+    "type": lambda text: None if text == "all" else text.split(","),
     "help": f"{', '.join(STUDIES)}, or all",
 }
 _COMPARE = {"action": "extend", "type": _folders}
@@ -161,7 +158,10 @@ def analyze(
         normalization=normalization,
         data_dir=data_dir,
     )
-    out = epath.Path(out or _default_out(workdir, weights))
+    if not out:
+        named = epath.Path(weights or "").stem
+        out = os.path.join(workdir, "analysis") if workdir else f"runs/analysis-{named}"
+    out = epath.Path(out)
     labs = {network.label: laboratory(network, out)}
     finished: dict[str, Results] = {}
     for path in compare:
@@ -197,12 +197,6 @@ def analyze(
         report.write(out, shown, found, reasons, command=command)
     print(f"Report: {out / 'report.md'}")
     return found
-
-
-def _default_out(workdir, weights):
-    if workdir:
-        return epath.Path(workdir) / "analysis"
-    return epath.Path("runs") / f"analysis-{epath.Path(weights).stem}"
 
 
 def _analysis(folder):

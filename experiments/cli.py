@@ -189,12 +189,7 @@ AnyPath = Annotated[epath.PathLike, expanded]
 
 
 def as_typed(name: str, argv: Sequence[str]) -> str:
-    """Return the line that calls a command, or the script around it, again.
-
-    Args:
-        name: one of COMMANDS.
-        argv: the command's arguments.
-    """
+    """Return the line that calls one of COMMANDS, or the script around it, again."""
     typed = sys.orig_argv[1:]
     # Called with other arguments, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
@@ -269,16 +264,13 @@ def _exit_code(command, interrupted):
 
 
 def _say(sentence):
-    print(f"rn_jax: {_printable(sentence)}", file=sys.stderr)
-
-
-def _printable(text):
-    """Return one line of limited length, without control characters."""
+    """Print one line of limited length, without control characters, on stderr."""
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text.strip()
+        for c in sentence.strip()
     )
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    cut = f"{line[:_LONGEST]}..." if len(line) > _LONGEST else line
+    print(f"rn_jax: {cut}", file=sys.stderr)
 
 
 @contextlib.contextmanager

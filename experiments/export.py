@@ -70,18 +70,11 @@ def export(
             replace_file(out, file.read_bytes())
         how = f"model, variables = rn_jax.load({shown})"
     else:
-        program = to_stablehlo(
-            run.model,
-            run.variables,
-            _image_shape(run),
-            preprocess=run.experiment.preprocess,
-        )
+        shape, preprocess = _image_shape(run), run.experiment.preprocess
+        program = to_stablehlo(run.model, run.variables, shape, preprocess=preprocess)
         replace_file(out, program)
-        shape = ", ".join(map(str, _image_shape(run)))
-        how = (
-            f"network = jax.export.deserialize(Path({shown}).read_bytes()).call"
-            f"  # uint8[B, {shape}]"
-        )
+        how = f"network = jax.export.deserialize(Path({shown}).read_bytes()).call"
+        how += f"  # uint8[B, {', '.join(map(str, shape))}]"
     print(f"Wrote {out}, {out.stat().length / 2**20:.1f} MiB.\n{how}")
     return out
 

@@ -24,6 +24,8 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "0.0", "linestyle": "--", "marker": "v"},
     {"color": "0.5", "linestyle": "-", "marker": "P"},
 )
+# The marker of a block that changes the shape.
+HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markersize": 9}
 
 
 def styled(values: Mapping[str, T]) -> Iterator[tuple[str, T, dict[str, Any]]]:

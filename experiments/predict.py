@@ -61,12 +61,7 @@ def predict(
 
 
 def view(file: str, config: Config, experiment: setup.Experiment) -> np.ndarray:
-    """Read a picture as uint8[H, W, C], with the size and colours of a network's input.
-
-    Args:
-        file: its path.
-        config: the run's.
-        experiment: the run's.
+    """Read a picture as uint8[H, W, C], with the size and colours of a run's input.
 
     Raises:
         InputError: as `read_picture`.

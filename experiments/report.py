@@ -103,7 +103,7 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
     spec = get_spec(config.dataset)
     summary = workdir.summary()
     diverged = None if summary else workdir.diverged()
-    known: dict[str, Any]
+    known: dict[str, Any] = {}
     if summary is None or not workdir.checkpoints.exists():
         reason = "has not ended"
         if summary:
@@ -111,13 +111,15 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         elif diverged:
             reason = f"diverged at step {diverged['steps']}"
         model, _ = make_network(config)
-        known = {"survival": _survival(model), "unknown": f"{label} {reason}"}
+        known["unknown"] = f"{label} {reason}"
     else:
         run = trained.finished(path, data_dir=data_dir)
-        known = {"survival": _survival(run.model)}
-        if run.model.stochastic_depth is not None:
+        model = run.model
+        if model.stochastic_depth is not None:
             known["opened"] = run.opened
         known["confusion"], known["mistakes"] = _test(run, worst)
+    if (depth := model.stochastic_depth) is not None:
+        known["survival"] = np.asarray(survival_probs(depth, model.num_blocks))
     return Record(
         label=label,
         config=config,
@@ -125,25 +127,14 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         diverged=diverged,
         epochs=[line for line in lines if line.get("kind") == "epoch"],
         timing=workdir.lines("timing.jsonl"),
-        figures=_studies(folder / "analysis"),
+        figures=[
+            (study.title, file.read_bytes())
+            for name, study in STUDIES.items()
+            if (file := folder / "analysis" / f"{name}.png").exists()
+        ],
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
         **known,
     )
-
-
-def _survival(model):
-    depth = model.stochastic_depth
-    return (
-        None if depth is None else np.asarray(survival_probs(depth, model.num_blocks))
-    )
-
-
-def _studies(folder):
-    return [
-        (study.title, file.read_bytes())
-        for name, study in STUDIES.items()
-        if (file := folder / f"{name}.png").exists()
-    ]
 
 
 def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:

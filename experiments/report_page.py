@@ -49,6 +49,20 @@ figure { margin: 0; }
 """
 
 
+# Buttons for linear or logarithmic axes of loss and error.
+_SCALE_BUTTONS = {
+    **{"type": "buttons", "direction": "right", "x": 0, "y": 1.1},
+    "buttons": [
+        {
+            "label": kind,
+            "method": "relayout",
+            "args": [{"yaxis.type": kind, "yaxis2.type": kind}],
+        }
+        for kind in ("linear", "log")
+    ],
+}
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A test image that the network misclassifies.
@@ -109,12 +123,7 @@ class Record:
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
-    """Return the whole page.
-
-    Args:
-        records: records of the runs, in the order of the page.
-        command: the command line that made the page.
-    """
+    """Return the whole page of runs, in their order, made by a command line."""
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
         ("Results", _side_by_side(records, _result)),
@@ -325,9 +334,8 @@ def _learning_curves(records):
                 col=2,
             )
     figure.update_xaxes(title="epoch", row=2)
-    figure.update_layout(
-        legend={"orientation": "h", "y": -0.15}, updatemenus=[_scale_buttons()]
-    )
+    legend = {"orientation": "h", "y": -0.15}
+    figure.update_layout(legend=legend, updatemenus=[_SCALE_BUTTONS])
     return _drawn(figure, "learning_curves", _TALL)
 
 
@@ -338,24 +346,6 @@ def _curves(quantity):
     return [("test", quantity, "solid")]
 
 
-def _scale_buttons():
-    """Return the buttons for linear or logarithmic axes of loss and error."""
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "x": 0,
-        "y": 1.1,
-        "buttons": [
-            {
-                "label": kind,
-                "method": "relayout",
-                "args": [{"yaxis.type": kind, "yaxis2.type": kind}],
-            }
-            for kind in ("linear", "log")
-        ],
-    }
-
-
 def _gates(records):
     with_gates = [(i, r) for i, r in enumerate(records) if r.survival is not None]
     if not with_gates:
@@ -364,15 +354,14 @@ def _gates(records):
     text = ""
     for i, record in with_gates:
         blocks = list(range(1, len(record.survival) + 1))
-        expected = f"{record.survival.sum():.2f} of {len(blocks)} blocks are expected"
+        text += (
+            f"<p>{escape(record.label)}: {record.survival.sum():.2f} of {len(blocks)} "
+            "blocks are expected to be open"
+        )
         if record.opened is None:
-            text += f"<p>{escape(record.label)}: {expected} to be open.</p>"
-            text += _unknown(record)
+            text += f".</p>{_unknown(record)}"
         else:
-            text += (
-                f"<p>{escape(record.label)}: {expected} to be open; the mean over all "
-                f"steps is {record.opened.sum():.2f}.</p>"
-            )
+            text += f"; the mean over all steps is {record.opened.sum():.2f}.</p>"
             figure.add_bar(
                 x=blocks,
                 y=record.opened.tolist(),
@@ -450,8 +439,7 @@ def _mistake(mistake: Mistake, names):
     content = io.BytesIO()
     grey = mistake.image.shape[2] == 1
     picture = Image.fromarray(mistake.image[..., 0] if grey else mistake.image)
-    if max(picture.size) > 2 * _THUMBNAIL:
-        picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
+    picture.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))  # only if it is larger
     picture.save(content, "PNG")
     right, wrong = escape(names[mistake.label]), escape(names[mistake.predicted])
     return (

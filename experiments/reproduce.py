@@ -108,14 +108,9 @@ def write(
     found: Sequence[Entry],
     results: Sequence[many_runs.Result],
 ) -> None:
-    """Write table.md and table.json.
+    """Write table.md and table.json, for `many_runs.results` in the order of the rows.
 
-    Args:
-        folder: where the files go.
-        header: first fields of table.json: command, title, scale, overrides, ...
-        table: one of TABLES.
-        found: the rows.
-        results: their `many_runs.results`, in the same order.
+    `header` has the first fields of table.json: command, title, scale, overrides, ...
     """
     make_folder(folder)
     shortened = header["scale"] != 1
@@ -139,8 +134,7 @@ def write(
     text = json.dumps({**header, "rows": rows, "differences": compared}, indent=1)
     replace_file(folder / "table.json", text + "\n")
 
-    changed = shortened or header["overrides"]
-    mark = "\\*" if changed else ""
+    mark = "\\*" if shortened or header["overrides"] else ""
     statistics = dict.fromkeys((table.statistic, "mean"))
     head = ["row", "data set", f"published (%), {table.published_of}"]
     head += [f"ours (%), {name}" for name in statistics]

@@ -108,14 +108,10 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
 def combinations(
     arguments: Sequence[str], axes: Sequence[tuple[str, list[str]]]
 ) -> list[tuple[dict[str, Any], Config]]:
-    """Return all combinations, the last field changing fastest.
+    """Return the values by field, and the config, of each combination.
 
-    Args:
-        arguments: the options of the config, for `load_config`.
-        axes: fields and their values, as text.
-
-    Returns:
-        The values by field, and the config, of each combination.
+    The last field changes fastest. `axes` are fields and their values, as text, and
+    `arguments` the other options of the config, for `load_config`.
 
     Raises:
         InputError: a field does not exist or is named twice, or has the same value

@@ -37,8 +37,7 @@ def draw(
     rows = [
         {n: as_text(v) if isinstance(v, str) else v for n, v in r.items()} for r in rows
     ]
-    error = np.array([np.nan if mean is None else mean for mean in means])
-    spread = np.array([np.nan if std is None else std for std in deviations])
+    error, spread = np.array(means, float), np.array(deviations, float)  # None: NaN
     numbers = {name: found for name in rows[0] if (found := as_numbers(rows, name))}
     others = [n for n in rows[0] if n not in numbers and len(_distinct(rows, n)) > 1]
     kinds: dict[str, list[int]] = {}
@@ -87,15 +86,9 @@ def _lines(numbers, kinds, error, spread, label):
     x = np.array(x)
     for kind, places, style in styled(kinds):
         places = np.array(places)[np.argsort(x[places], kind="stable")]
-        axes.errorbar(
-            x[places],
-            error[places],
-            None if np.isnan(spread[places]).all() else spread[places],
-            **style,
-            markersize=4,
-            capsize=3,
-            label=kind,
-        )
+        wide = None if np.isnan(spread[places]).all() else spread[places]
+        look = {**style, "markersize": 4, "capsize": 3, "label": kind}
+        axes.errorbar(x[places], error[places], wide, **look)
     axes.set(xlabel=name, ylabel=label, ylim=(0, None))
     axes.grid(alpha=0.3)
     if len(kinds) > 1:
@@ -110,6 +103,7 @@ def _heat_maps(rows, numbers, kinds, error, label):
     size = (1.6 + len(kinds) * (1 + 0.9 * len(columns)), 1.6 + 0.6 * len(levels))
     figure, panels = figures.panels(len(kinds), *size, sharey=True)
     low, high = np.nanmin(error), np.nanmax(error)
+    centred: dict[str, Any] = {"ha": "center", "va": "center"}
     for axes, (kind, places) in zip(panels, kinds.items(), strict=True):
         grid = np.full((len(levels), len(columns)), np.nan)
         for i in places:
@@ -119,13 +113,8 @@ def _heat_maps(rows, numbers, kinds, error, label):
         )
         for (row, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
-                dark = value > (low + high) / 2
-                axes.text(
-                    *(column, row, f"{value:.2f}"),
-                    ha="center",
-                    va="center",
-                    color="white" if dark else "black",
-                )
+                colour = "white" if value > (low + high) / 2 else "black"
+                axes.text(column, row, f"{value:.2f}", color=colour, **centred)
         shown = {n: dict(zip(numbers[n], rows, strict=True)) for n in (across, up)}
         axes.set_xticks(
             range(len(columns)), [str(shown[across][c][across]) for c in columns]

@@ -46,9 +46,7 @@ def entries(
 
     Args:
         table: one of TABLES.
-        only: names of rows, with commas between; None: all.
-        dataset: data set of all rows; None: each row's own.
-        arguments: overrides of the rows' fields, see `load_config`.
+        only, dataset, arguments: as for `experiments.reproduce.reproduce`.
         scale: see `shorten`.
 
     Raises:
@@ -86,10 +84,7 @@ def shorten(config: Config, scale: float) -> Config:
     depth begins and the patience with a plateau all shrink; fractions of the run are
     unchanged. The length is at least one epoch or step, and what is given in epochs
     shrinks as much as the rounded number of epochs. Evaluation frequency is unchanged.
-
-    Args:
-        config: config of a whole run.
-        scale: in (0, 1]; 1 leaves the config unchanged.
+    `scale` is in (0, 1]; 1 leaves the config unchanged.
 
     Raises:
         InputError: two drops would fall on one step.
@@ -151,23 +146,17 @@ def differences(
             if points is None:
                 continue
             theirs = _minus(published, pair)
-            direction = {1: "worse", -1: "better", 0: "equal"}
-            sign = (points > 0) - (points < 0)
-            says = (
-                f"{one} minus {other} on {dataset}: {points:+.2f} points of test "
-                f"error ({direction[sign]}); "
-                + ("no figure" if theirs is None else f"{theirs:+.2f}")
-                + " in the paper."
-            )
-            compared.append(
-                {
-                    "rows": [one, other],
-                    "dataset": dataset,
-                    "ours_points": points,
-                    "published_points": theirs,
-                    "says": says,
-                }
-            )
+            direction = "worse" if points > 0 else "better" if points < 0 else "equal"
+            in_paper = "no figure" if theirs is None else f"{theirs:+.2f}"
+            line = {
+                "rows": [one, other],
+                "dataset": dataset,
+                "ours_points": points,
+                "published_points": theirs,
+                "says": f"{one} minus {other} on {dataset}: {points:+.2f} points of "
+                f"test error ({direction}); {in_paper} in the paper.",
+            }
+            compared.append(line)
     return compared
 
 

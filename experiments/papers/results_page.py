@@ -92,13 +92,9 @@ def keep(
 
 
 def write(folder: epath.Path) -> epath.Path:
-    """Write the page, README.md, and a figure of every table with runs.
+    """Write the page of a folder of runs, README.md, and a figure of every table.
 
-    Args:
-        folder: folder of the runs and the page.
-
-    Returns:
-        The page's path.
+    Tables without runs have no figure. Return the page's path.
     """
     make_folder(folder)
     for name in TABLES:
@@ -127,22 +123,21 @@ def page(folder: epath.Path) -> str:
         ]
         parts += [f"## {table.title}", ""]
         parts += markdown([*head, f"ours (%), {table.statistic}", *_COLUMNS], body)
-        shortened = {
-            (entry.row, entry.dataset)
-            for entry, runs in zip(found, kept, strict=True)
-            if runs and _differing(entry.config, runs[0][0])
+        run = [(e, runs[0][0]) for e, runs in zip(found, kept, strict=True) if runs]
+        changed = {
+            (e.row, e.dataset) for e, fields in run if _differing(e.config, fields)
         }
         for line in differences(table, found, results):
             pair = {(row, line["dataset"]) for row in line["rows"]}
-            parts += ["", f"- {line['says']}{_mark(bool(pair & shortened))}"]
+            parts += ["", f"- {line['says']}{_mark(pair & changed)}"]
         changes: dict[str, list[str]] = {}
-        for entry, runs in zip(found, kept, strict=True):
-            if runs and (other := _otherwise(entry, runs[0][0])):
-                what = ", ".join(f"{f}={runs[0][0][f]}" for f in sorted(other))
+        for entry, fields in run:
+            if other := _otherwise(entry, fields):
+                what = ", ".join(f"{f}={fields[f]}" for f in sorted(other))
                 changes.setdefault(what, []).append(f"{entry.row} ({entry.dataset})")
         for what, rows in changes.items():
             parts += ["", f"- {', '.join(rows)}: with {what}."]
-        if any(kept):
+        if run:
             parts += ["", f"![Loss and error by epoch](runs/{name}/curves.png)"]
         parts.append("")
     return "\n".join(parts)
@@ -222,8 +217,8 @@ def _otherwise(entry: Entry, fields):
     return _differing(shorten(entry.config, scale), fields)
 
 
-def _mark(shortened):
-    return "\\*" if shortened else ""
+def _mark(changed):
+    return "\\*" if changed else ""
 
 
 def _cells(table: Table, entry: Entry, runs, result):
@@ -237,7 +232,7 @@ def _cells(table: Table, entry: Entry, runs, result):
         return [*start, "", "", "0", f"0 of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
-    mark = _mark(bool(_differing(entry.config, config)))
+    mark = _mark(_differing(entry.config, config))
     loss = result.get("train_loss")
     return [
         *start,

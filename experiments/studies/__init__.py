@@ -70,12 +70,9 @@ STUDIES: dict[str, Study] = dict(sorted(_found.items(), key=lambda s: s[1].order
 
 
 def do(name: str, lab: Lab, *, command: str) -> Result:
-    """Run the study of that name; return its JSON, and add it to `lab.earlier`.
+    """Run a study of `STUDIES`; return its JSON, and add it to `lab.earlier`.
 
-    Args:
-        name: key of `STUDIES`.
-        lab: network to study.
-        command: command that runs the study, recorded in the JSON.
+    The JSON has the command that runs the study.
     """
     start = time.perf_counter()
     numbers = STUDIES[name].measure(lab)

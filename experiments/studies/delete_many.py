@@ -57,12 +57,8 @@ def draw(results: Results) -> figures.Figure:
         medians = [np.median(box) for box in boxes]
         axes.plot(place, medians, **style, markersize=3, linewidth=0.8, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figures.finish(
-        axes,
-        xlabel="blocks deleted together, $k$",
-        ylabel="test error (%)",
-        ylim=(0, None),
-    )
+    axes.set_xlabel("blocks deleted together, $k$")
+    figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
     return figure
 
 
@@ -81,11 +77,9 @@ def describe(result: Result) -> str:
         return text
     rho = stats.spearmanr(k, medians).statistic
     jump = np.diff([result["baseline_error_percent"], *medians]).max()
-    smooth = (
-        "It rises smoothly, as in the paper."
-        if rho > 0.9 and jump < 15
-        else "It rises less smoothly than in the paper: a few blocks dominate."
-    )
+    smooth = "It rises less smoothly than in the paper: a few blocks dominate."
+    if rho > 0.9 and jump < 15:
+        smooth = "It rises smoothly, as in the paper."
     return (
         f"{text} The rank correlation of k and the median is {rho:.2f}; the largest "
         f"step from one k to the next is {jump:.1f} points. "

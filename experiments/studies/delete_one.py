@@ -42,19 +42,13 @@ def draw(results: Results) -> figures.Figure:
         line = np.array([np.nan if e is None else e for e in errors])  # (num_blocks,)
         axes.plot(place, line, **style, markersize=4, label=label)
         hollow = [bool(b["transition"] and b["deletable"]) for b in result["blocks"]]
-        axes.plot(
-            place[hollow],
-            line[hollow],
-            style["marker"],
-            color=style["color"],
-            markerfacecolor="white",
-            markersize=9,
-        )
+        look = {"color": style["color"], **figures.HOLLOW}
+        axes.plot(place[hollow], line[hollow], style["marker"], **look)
         fixed = place[[not block["deletable"] for block in result["blocks"]]]
         base = result["baseline_error_percent"]
         axes.plot(fixed, np.full(len(fixed), base), "x", color=style["color"])
         axes.axhline(base, color=style["color"], linestyle=":", linewidth=0.8)
-    axes.plot([], [], "ko", markerfacecolor="white", markersize=9, label="transition")
+    axes.plot([], [], "ko", **figures.HOLLOW, label="transition")
     if any(not b["deletable"] for r in results.values() for b in r["blocks"]):
         axes.plot([], [], "kx", linestyle="", label="changes the shape: not deletable")
     axes.plot([], [], "k:", linewidth=0.8, label="whole network")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The depth dial: closing more and more blocks (not in the papers)."""
 
+import itertools
+
 import numpy as np
 
 from experiments import figures
@@ -60,13 +62,8 @@ def draw(results: Results) -> figures.Figure:
             axes.plot(result["open"], medians, **style, markersize=4, label=description)
             if name == "random":
                 quartiles = np.array([np.quantile(e, (0.25, 0.75)) for e in errors])
-                axes.fill_between(
-                    result["open"],
-                    *quartiles.T,
-                    color=style["color"],
-                    alpha=0.2,
-                    linewidth=0,
-                )
+                shade = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+                axes.fill_between(result["open"], *quartiles.T, **shade)
         base = result["baseline_error_percent"]
         axes.axhline(base, color="k", linestyle=":", linewidth=0.8)
         axes.set(title=label, xlabel="open blocks", ylim=(0, None))
@@ -81,14 +78,9 @@ def draw(results: Results) -> figures.Figure:
 def _unharmed_depth(result, name):
     """Return the largest number of blocks that can be closed at `UNHARMED` points."""
     limit = result["baseline_error_percent"] + UNHARMED
-    count = 0
-    for closed, errors in zip(
-        result["closed"], result["error_percent"][name], strict=True
-    ):
-        if np.median(errors) > limit:
-            break
-        count = closed
-    return count
+    stops = zip(result["closed"], result["error_percent"][name], strict=True)
+    unharmed = itertools.takewhile(lambda stop: np.median(stop[1]) <= limit, stops)
+    return max((closed for closed, _ in unharmed), default=0)
 
 
 def describe(result: Result) -> str:

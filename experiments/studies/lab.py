@@ -31,12 +31,9 @@ class Lab:
         subject: network to study.
         images: number of test images, evenly spaced over the test set; None: all, or
             2,000 on a CPU.
-        draws: number of random draws for each point.
-        seed: seed of the draws.
         factors: "keep" the survival probabilities as factors of the branches at test,
             or "drop" them; no effect at constant depth.
-        bounds: ranges of path lengths, both ends included, whose share is reported.
-        batch_size: number of test images at a time.
+        draws, seed, bounds, batch_size: see `experiments.analyze.analyze`.
 
     Attributes:
         earlier: JSON results of finished studies by name, for use by other studies.
@@ -121,12 +118,7 @@ class Lab:
         return self.split(stacked, axis=1)
 
     def error(self, gates: np.ndarray, variables: Any = None) -> float:
-        """Return the test error in percent.
-
-        Args:
-            gates: f32[L].
-            variables: variables of the network; None: its own.
-        """
+        """Return the test error in percent by gates f32[L]; variables None: its own."""
         variables = self.variables if variables is None else variables
         wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images

@@ -13,21 +13,19 @@ IMAGES, BATCH = 200, 32
 
 def measure(lab: Lab) -> Result:
     """Measure the standard deviation of each layer over the first test images."""
-    response_moments = responses.make_response_moments(
+    moments = responses.make_response_moments(
         model=lab.model, preprocess=lab.subject.preprocess
     )
     devices, images = len(lab.subject.devices), lab.subject.test.images[:IMAGES]
     size = devices * max(1, min(BATCH, len(images)) // devices)
     starts = range(0, len(images) - size + 1, size)
     found = responses.standard_deviations(
-        response_moments(
-            lab.variables, lab.gates, lab.split(images[start : start + size])
-        )
+        moments(lab.variables, lab.gates, lab.split(images[start : start + size]))
         for start in lab.each(starts, "layer_responses")
     )
+    number = size * len(starts)
     return {
-        "measured_on": f"{size * len(starts):,} of {len(lab.subject.test):,} test "
-        "images",
+        "measured_on": f"{number:,} of {len(lab.subject.test):,} test images",
         "layers": list(found),
         "standard_deviation": list(found.values()),
     }

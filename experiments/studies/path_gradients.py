@@ -73,13 +73,8 @@ def draw(results: Results) -> figures.Figure:
         weights = np.array(result["contribution"]["weights"])
         product.plot(weights / weights.sum(), **look)
         low, high = result["contribution"]["interval_95"]
-        product.axvspan(
-            low - 0.5,
-            high + 0.5,
-            color=style["color"],
-            alpha=0.12,
-            label=f"95 %: {low} to {high}",
-        )
+        shade = {"color": style["color"], "alpha": 0.12}
+        product.axvspan(low - 0.5, high + 0.5, **shade, label=f"95 %: {low} to {high}")
     number.set(ylabel="share of all paths", title="number of paths")
     strength.set(
         ylabel="norm relative to the whole gradient",
@@ -103,11 +98,8 @@ def describe(result: Result) -> str:
     contribution, everything = result["contribution"], result["paths"]
     low, high = contribution["interval_95"]
     held = float(np.sum(everything["weights"][low : high + 1]))
-    change = (
-        f"shrinks by a factor of {np.exp(-slope):.2f}"
-        if slope < 0
-        else f"grows by a factor of {np.exp(slope):.2f}"
-    )
+    change = f"{'shrinks' if slope < 0 else 'grows'} by a factor of "
+    change += f"{np.exp(abs(slope)):.2f}"
     ratio = contribution["mean"] / everything["mean"]
     if ratio < SHORTER:
         verdict = "As in the paper, these paths are shorter than most."
@@ -130,10 +122,6 @@ def describe(result: Result) -> str:
     )
 
 
-def _mean_length(result):
-    return f"{result['contribution']['mean']:.1f}"
-
-
 STUDY = Study(
     "Gradient by path length",
     "Gradient that reaches the image along single paths, relative to the image's whole "
@@ -144,5 +132,7 @@ STUDY = Study(
     order=5,
     missing=no_paths,
     uses=("draws", "seed", "bounds"),
-    columns={"mean path length of the gradient": _mean_length},
+    columns={
+        "mean path length of the gradient": lambda r: f"{r['contribution']['mean']:.1f}"
+    },
 )

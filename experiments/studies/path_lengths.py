@@ -35,11 +35,9 @@ def measure(lab: Lab) -> Result:
 
 
 def distribution(lab: Lab, weights: np.ndarray) -> dict[str, Any]:
-    """Summarise a distribution over lengths in values for JSON.
+    """Summarise a distribution over lengths, f[L + 1], in values for JSON.
 
-    Args:
-        lab: its `bounds` are the ranges whose shares are computed.
-        weights: f[L + 1].
+    The `bounds` of the lab are the ranges whose shares are computed.
     """
     lengths = np.arange(len(weights))
     return {

@@ -34,10 +34,8 @@ def draw(results: Results) -> figures.Figure:
         k = result["open_in_training"]
         how = "stochastic depth" if result["stochastic_depth"] else "all blocks"
         how = how if k is None else f"exactly {k} blocks open"
-        errors = result["test_error_by_epoch"]
-        axes.plot(
-            result["epochs"], errors, **style, markersize=3, label=f"{label} ({how})"
-        )
+        epochs, errors = result["epochs"], result["test_error_by_epoch"]
+        axes.plot(epochs, errors, **style, markersize=3, label=f"{label} ({how})")
         if k is not None:
             axes.axvline(result["from_epoch"], color=style["color"], linewidth=0.8)
     figures.finish(axes, xlabel="epoch", ylabel="test error (%)", ylim=(0, None))

@@ -107,14 +107,10 @@ def find(
 
 
 def from_run(path: str, *, data_dir: str | None = None) -> Subject:
-    """Open the network of a finished run after its last epoch.
-
-    Args:
-        path: run folder, which is only read.
-        data_dir: folder of the data set; None: that of the run.
+    """Open the network of a run after its last epoch, with arguments of `finished`.
 
     Raises:
-        InputError: the run does not exist, has not ended or cannot be read.
+        InputError: as `finished`, or the run's data set is ImageNet.
     """
     run = finished(path, data_dir=data_dir)
     config, experiment = run.config, run.experiment
@@ -189,20 +185,19 @@ def from_weights(
     classes = params["head"]["kernel"].shape[-1]
     if classes != spec.num_classes:
         raise InputError(
-            f"The weights {file} have {classes} output classes, but {dataset} "
-            f"has {spec.num_classes} classes."
+            f"The weights {file} have {classes} output classes, but {dataset} has "
+            f"{spec.num_classes} classes."
         )
     network = rn_jax.create_model(model, **{"num_classes": classes, **fields})
     image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
-    shapes = jax.eval_shape(
-        lambda x: network.init(jax.random.key(0), x, train=False)["params"], image
-    )
-    flat = flax.traverse_util.flatten_dict
-    if stem := other_channels(flat(shapes), flat(params)):
+    init = partial(network.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    ours, theirs = map(flax.traverse_util.flatten_dict, (shapes, params))
+    if stem := other_channels(ours, theirs):
         raise InputError(
-            f"The weights {file} are for images of {flat(params)[stem].shape[2]} "
-            f"channels, but those of {dataset} have {spec.image_shape[2]}: name a data "
-            "set with the same number of channels, or train on this one with init_from."
+            f"The weights {file} are for images of {theirs[stem].shape[2]} channels, "
+            f"but those of {dataset} have {spec.image_shape[2]}: name a data set with "
+            "the same number of channels, or train on this one with init_from."
         )
     examples = data.load(dataset, data_dir=data_dir)
     return Subject(
@@ -222,11 +217,9 @@ def from_weights(
 
 
 def from_saved(source: str, *, data_dir: str | None = None) -> Subject:
-    """Open a network saved by this library, with the data set that its file names.
+    """Open a network by a `source` of `rn_jax.load`, with its file's data set.
 
-    Args:
-        source: as for `rn_jax.load`.
-        data_dir: folder of the data set; None: that of TFDS.
+    The data set is in `data_dir`; None: where TFDS finds it.
 
     Raises:
         InputError: the file names no data set or cannot be read.

@@ -11,8 +11,7 @@ from experiments.studies import Lab, Result, Results, Study, delete_one, no_gate
 def measure(lab: Lab) -> Result:
     """Correlate p_l, or the depth l/L, with the damage of deletions in points."""
     place = (np.arange(lab.num_blocks) + 1) / lab.num_blocks
-    by = "p_l" if lab.survival is not None else "l/L"
-    x = lab.survival if lab.survival is not None else place
+    by, x = ("l/L", place) if lab.survival is None else ("p_l", lab.survival)
     marks = delete_one.measure(lab)["blocks"]
     deletable = np.array([mark["deletable"] for mark in marks])
     inner = deletable & ~np.array([mark["transition"] for mark in marks])
@@ -43,26 +42,17 @@ def draw(results: Results) -> figures.Figure:
     for axes, (label, result) in zip(panels, results.items(), strict=True):
         x, y = np.array(result["x"]), np.array(result["damage_points"])
         shown, hollow = np.array(result["deletable"]), np.array(result["transition"])
-        inner = shown & ~hollow
+        inner, across = shown & ~hollow, shown & hollow
         axes.plot(x[inner], y[inner], "ko", markersize=4)
-        axes.plot(
-            x[shown & hollow],
-            y[shown & hollow],
-            "ko",
-            markerfacecolor="white",
-            markersize=9,
-            label="transition",
-        )
+        axes.plot(x[across], y[across], "ko", **figures.HOLLOW, label="transition")
         found = result["spearman_without_transitions"]
-        correlation = (
-            "rank correlation undefined"
-            if found is None
-            else f"without transitions: Spearman {found['rho']:.2f}"
-        )
+        correlation = "rank correlation undefined"
+        if found is not None:
+            correlation = f"without transitions: Spearman {found['rho']:.2f}"
         by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
         axes.set(title=f"{label}\n{correlation}", xlabel=by)
         axes.grid(alpha=0.3)
-        if (shown & hollow).any():
+        if across.any():
             axes.legend()
     panels[0].set_ylabel("damage of deleting block $l$ (points of test error)")
     return figure
@@ -74,18 +64,14 @@ def describe(result: Result) -> str:
     name = {"p_l": "the survival probability p_l", "l/L": "the depth l/L"}[result["by"]]
     if found is None:
         return f"The rank correlation with {name} is undefined: a variable is constant."
-    rho, p = found["rho"], found["p_value"]
-    whole = result["spearman"]
+    rho, p, whole = found["rho"], found["p_value"], result["spearman"]["rho"]
+    verdict = f"The larger {name}, the {'larger' if rho > 0 else 'smaller'} the damage."
+    if p > 0.05:
+        verdict = "It is not significant."
     return (
         f"The rank correlation of {name} with the damage of deleting block l is "
-        f"{rho:.2f} (p = {p:.2g}) without transitions and {whole['rho']:.2f} with "
-        "them. "
-        + (
-            "It is not significant."
-            if p > 0.05
-            else f"The larger {name}, the {'larger' if rho > 0 else 'smaller'} the "
-            "damage."
-        )
+        f"{rho:.2f} (p = {p:.2g}) without transitions and {whole:.2f} with them. "
+        f"{verdict}"
     )
 
 

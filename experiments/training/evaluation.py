@@ -34,16 +34,12 @@ def make_eval_steps(
     model: Network, preprocess: Callable, devices: Sequence[jax.Device], mode: str
 ) -> EvalSteps:
     """Make and compile the steps for a network; `mode` is one of `parallel.MODES`."""
-    parts: dict[str, Any] = {
-        "model": model,
-        "preprocess": preprocess,
-        "axis_name": parallel.axis_name(devices),
-    }
+    parts: dict[str, Any] = {"model": model, "preprocess": preprocess}
+    parts["axis_name"] = parallel.axis_name(devices)
+    statistics = train.make_statistics_step(**parts)
     return EvalSteps(
         parallel.compile_eval_step(train.make_eval_step(**parts), devices, mode=mode),
-        parallel.compile_statistics_step(
-            train.make_statistics_step(**parts), devices, mode=mode
-        ),
+        parallel.compile_statistics_step(statistics, devices, mode=mode),
     )
 
 
@@ -120,10 +116,7 @@ def better(
 def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Return the percentage of examples whose class has none of the k highest scores.
 
-    Args:
-        scores: float[N, K].
-        labels: int[N].
-        k: 1 or 5 in the papers.
+    `scores` are float[N, K] and `labels` int[N]; k is 1 or 5 in the papers.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(scores.shape[1]) < labels[:, None]  # breaks ties as argmax

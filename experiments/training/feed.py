@@ -17,12 +17,7 @@ test_view = transforms.eval_view  # its old name, kept for one version
 
 
 def make_feed(config: Config, *, host_index: int, num_hosts: int) -> data.Feed:
-    """Return the feed of a config's data set.
-
-    Args:
-        config: the run's config.
-        host_index: this host, in 0 .. num_hosts - 1.
-        num_hosts: number of hosts.
+    """Return the feed of a config's data set for one of the hosts, counted from 0.
 
     Raises:
         InputError: the data set cannot be read, or is too small for its protocol.
@@ -56,7 +51,7 @@ def _imagenet(config, host):
         size = min(len(train) // 10, HELD_OUT)
         parts["train"] = train.take(np.sort(order[size:]))
         parts["val"] = train.take(np.sort(order[:size]))
-    train_view = partial(_without_draws, _center_view(config))
+    train_view = partial(_without_draws, _view(config, config.image_size))
     if config.augment:
         train_view = partial(
             transforms.train_view,
@@ -70,12 +65,7 @@ def _imagenet(config, host):
         parts=parts,
         **host,
         train_view=train_view,
-        eval_view=partial(
-            transforms.eval_view,
-            crops=config.eval_crops,
-            resize=config.eval_resize,
-            size=config.eval_size,
-        ),
+        eval_view=_view(config, config.eval_size, config.eval_crops),
         num_workers=parallel.cpu_cores() if workers is None else workers,
     )
 
@@ -83,9 +73,7 @@ def _imagenet(config, host):
 def mean_image(feed: imagenet.Source, config: Config) -> np.ndarray:
     """Return the mean of centre crops of training images, f32[size, size, 3].
 
-    Args:
-        feed: the feed whose training images are sampled, see `imagenet.mean_image`.
-        config: the feed's config; `image_size` is the size of the crops.
+    `imagenet.mean_image` samples them; `config.image_size` is the size of the crops.
 
     Raises:
         InputError: an image is damaged.
@@ -93,15 +81,15 @@ def mean_image(feed: imagenet.Source, config: Config) -> np.ndarray:
     return imagenet.mean_image(
         feed.parts["train"],
         examples=config.mean_image_examples,
-        view=_center_view(config),
+        view=_view(config, config.image_size),
         num_workers=feed.num_workers,
     )
 
 
-def _center_view(config):
-    """Return the function to the centre crop of the training size."""
-    resize, size = config.eval_resize, config.image_size
-    return partial(transforms.eval_view, crops="center", resize=resize, size=size)
+def _view(config, size, crops="center"):
+    """Return the function from an image to its crops of a size."""
+    resize = config.eval_resize
+    return partial(transforms.eval_view, crops=crops, resize=resize, size=size)
 
 
 def _without_draws(view, rng, image):

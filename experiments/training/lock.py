@@ -15,6 +15,7 @@ from typing import IO
 from etils import epath
 
 from rn_jax.errors import InputError
+from rn_jax.filesystem import is_remote
 
 # Seconds between renewals of the file.
 _REFRESH = 60
@@ -55,7 +56,7 @@ class Lock:
             InputError: another run has the lock.
             OSError: the file cannot be written.
         """
-        by_kernel = not self._is_remote() and self._open_alone()
+        by_kernel = not is_remote(self._path) and self._open_alone()
         try:
             holder = self._holder()
             if holder is not None:
@@ -79,9 +80,6 @@ class Lock:
         self._keeper = None
         self._path.unlink(missing_ok=True)
         self._close()
-
-    def _is_remote(self):
-        return "://" in os.fspath(self._path)
 
     def _open_alone(self):
         """Open the file and lock it; return False if the file system has no locks.

@@ -201,13 +201,11 @@ def _result(job, path, seeds):
     workdirs = [Workdir(folder, config) for folder, config in runs(job, path, seeds)]
     summaries = [found for run in workdirs if (found := run.summary())]
     reasons = [found["reason"] for run in workdirs if (found := run.diverged())]
+    state = "unfinished" if any(run.path.exists() for run in workdirs) else "not begun"
+    if len(summaries) == len(workdirs):
+        state = "finished"
     if reasons:
         state = "diverged"
-    elif len(summaries) == len(workdirs):
-        state = "finished"
-    else:
-        begun = any(run.path.exists() for run in workdirs)
-        state = "unfinished" if begun else "not begun"
     result = {"state": state, **together(summaries)}
     return result | {"reason": reasons[0]} if reasons else result
 
@@ -243,11 +241,8 @@ def error_cell(
 ) -> str:
     """Return an error in percent, with its deviation, or the state of the runs.
 
-    Args:
-        result: one of `results`.
-        name: LAST or AT_BEST.
-        statistic: "mean", "median" or "best" of the runs.
-        mark: text after the number.
+    `name` is LAST or AT_BEST, `statistic` is "mean", "median" or "best" of the runs,
+    and `mark` is text after the number.
     """
     found = result.get(name)
     if found is None:

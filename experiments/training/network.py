@@ -22,10 +22,7 @@ def make_network(
 ) -> tuple[Network, tuple[int, int, int]]:
     """Make a network, and return it with the shape (H, W, C) of its training images.
 
-    Args:
-        config: the run's.
-        axis_name: the devices over which BatchNorm is synchronised; None: each by
-            itself.
+    BatchNorm is synchronised over the devices of `axis_name`; None: each by itself.
 
     Raises:
         InputError: model_kwargs that do not fit the network or those images.

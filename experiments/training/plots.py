@@ -17,9 +17,7 @@ _LINE_STYLES = {"train": "--", "val": ":", "test": "-"}
 def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     """Draw loss and error by epoch, and where the learning rate changes.
 
-    Args:
-        epochs: the lines of metrics.jsonl of kind "epoch".
-        title: of the figure.
+    `epochs` are the lines of metrics.jsonl of kind "epoch".
     """
     figure, both = panels(2, 10, 4)
     figure.suptitle(title)
@@ -50,12 +48,9 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], *, title: str) -> Figur
 def survival(
     probabilities: jax.Array | np.ndarray, opened: np.ndarray, *, title: str
 ) -> Figure:
-    """Draw the survival probabilities, and how often each block was open.
+    """Draw the survival probabilities p_l, and how often each block was open.
 
-    Args:
-        probabilities: f[L], p_l.
-        opened: f[L], share of the training steps in which block l was open.
-        title: of the figure.
+    Both are f[L]; `opened` are shares of the training steps.
     """
     figure, [axes] = panels(1, 7, 4)
     blocks = np.arange(1, len(opened) + 1)

@@ -53,8 +53,12 @@ def initialise(state: TrainState, config: Config) -> TrainState:
     if _is_run(source):
         size = sum(leaf.size for leaf in jax.tree.leaves(state))
         found = read_checkpoint(epath.Path(source), most=_TIMES_OURS * size)
+    elif is_saved(source):
+        found = load(source)[1]
     else:
-        found = _of_file(source, config)
+        weights, model = read_weights(source), str(config.model)
+        fields = {**torch_fields(model, weights), **config.model_kwargs}
+        found = from_torch(model, weights, **fields)
     has_head = "head" in found["params"]
     parts = {
         name: _replaced(
@@ -94,14 +98,6 @@ def _is_run(source):
     if not (folder / "checkpoints").exists():
         raise InputError(f"init_from {folder} has no checkpoint yet.")
     return True
-
-
-def _of_file(file, config):
-    if is_saved(file):
-        return load(file)[1]
-    weights = read_weights(file)
-    fields = {**torch_fields(config.model, weights), **config.model_kwargs}
-    return from_torch(config.model, weights, **fields)
 
 
 def _replaced(new, old, source, config, has_head):

@@ -28,8 +28,7 @@ class Finished(NamedTuple):
         experiment: made of them, on the devices that are available now.
         model: the network without synchronised BatchNorm.
         variables: after the last epoch, in host memory.
-        opened: f[L], the share of the steps in which block l was open; f[0] without
-            gates.
+        opened: f[L], share of steps in which block l was open; f[0] without gates.
         summary: its summary.json.
     """
 

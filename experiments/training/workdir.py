@@ -32,17 +32,9 @@ from rn_jax.filesystem import read_json, replace_file
 # Fields that may differ when a run is resumed: they do not change what is computed,
 # except for the rounding of sums over another number of devices.
 FREE = {
-    "compilation_cache",
-    "cuda_graphs",
-    "data_dir",
-    "data_on_device",
-    "eval_batch_size",
-    "expected_to_fail",
-    "num_devices",
-    "num_workers",
-    "paper",
-    "parallelism",
-    "published_error_percent",
+    *("compilation_cache", "cuda_graphs", "num_devices", "num_workers", "parallelism"),
+    *("data_dir", "data_on_device", "eval_batch_size"),
+    *("paper", "published_error_percent", "expected_to_fail"),
 }
 
 _MEAN_IMAGE = "mean_image.safetensors"
@@ -79,8 +71,7 @@ class Workdir:
     def open(self, *, writes: bool = True) -> None:
         """Make and lock the folder, and write config.json; `close` releases the lock.
 
-        Args:
-            writes: False in all processes but the first, which write nothing.
+        `writes` is False in all processes but the first, which write nothing.
 
         Raises:
             InputError: another run has the folder, or it cannot be written to.
@@ -177,11 +168,9 @@ class Workdir:
             self._events = Events(self.path / "events", step + 1)
 
     def log(self, name: str, line: Mapping[str, Any]) -> None:
-        """Append a line with a "step" to metrics.jsonl or timing.jsonl and the events.
+        """Append a line to metrics.jsonl or timing.jsonl, by name, and to the events.
 
-        Args:
-            name: "metrics" or "timing".
-            line: numbers, strings, or None.
+        It has a "step", and besides numbers, strings or None.
         """
         if not self._writes:
             return
@@ -208,11 +197,10 @@ class Workdir:
     def close(self) -> None:
         """Close the events, and release the lock."""
         events, self._events = self._events, None
-        try:
-            if events is not None:
-                events.close()
-        except OSError:
-            pass  # the disk is full, as was reported when a line was written
+        try:  # a full disk was reported when a line was written
+            with contextlib.suppress(OSError):
+                if events is not None:
+                    events.close()
         finally:
             self._lock.release()
 
