@@ -33,8 +33,8 @@ KINDS = (
 FORMS = {
     "batch gates": {"last_survival": 0.5},
     "example gates": {"preset": "timm", "last_survival": 0.5},
-    "subsets": {"granularity": "subset", "last_survival": 0.5},
-    "short paths": {"num_open": 2},
+    "subsets": {"granularity": "subset", "schedule": "uniform", "last_survival": 0.5},
+    "short paths": {"num_open": 2, "schedule": "uniform"},
     "updated statistics": {"last_survival": 0.5, "closed_statistics": "updated"},
 }
 
