@@ -152,11 +152,6 @@ class BatchNormAfterAddition(_OrderedUnit):
     The BatchNorm after the sum also runs in a closed unit.
     """
 
-    @property
-    def closed_is_identity(self) -> bool:
-        """Whether h is the identity, for which `before` is one too."""
-        return self._is_as_in(FullPreactivation) and self.shortcut_kind != "C"
-
     def residual(self, x, *, train: bool):
         """Return F(x)."""
         *weights, last = weight_layers(self)
