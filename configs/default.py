@@ -23,7 +23,7 @@ from typing import (
 from ml_collections import ConfigDict, FieldReference
 
 from rn_jax import data, optim, parallel
-from rn_jax.errors import InputError, shown
+from rn_jax.errors import InputError, must_be, shown
 
 
 @dataclass(frozen=True)
@@ -313,19 +313,16 @@ def _checked(name: str, value: Any, field: Field, depth: int = 0) -> Any:
     is_bool = isinstance(value, bool) and field.kind in (int, float)
     if is_bool or not isinstance(value, accepted):
         or_none = " or None" if field.optional else ""
-        raise InputError(f"{name} must be {words}{or_none}, not {shown(value)}.")
+        raise must_be(name, f"{words}{or_none}", value)
     value = _plain(name, value, field.entry or _ANY, depth)
     if field.choices is not None and value not in field.choices:
-        raise InputError(
-            f"{name} must be one of {', '.join(map(str, field.choices))}, not "
-            f"{value!r}."
-        )
+        raise must_be(name, f"one of {', '.join(map(str, field.choices))}", value)
     if field.kind in (int, float):
         least, most = field.limits.least, field.limits.most
         if value < least:
-            raise InputError(f"{name} must be at least {least}, not {value}.")
+            raise must_be(name, f"at least {least}", value)
         if value > most:
-            raise InputError(f"{name} must be at most {most:,}, not {value}.")
+            raise must_be(name, f"at most {most:,}", value)
     if field.length is not None and len(value) != field.length:
         raise InputError(f"{name} must have {field.length} entries, not {len(value)}.")
     return tuple(value) if field.kind is tuple else value
@@ -357,19 +354,14 @@ def _plain(name, value, entry, depth):
             most = _LARGEST_OF_NETWORK
         if abs(value) >= most:
             limit = "2^31" if most == _LARGEST_INT else f"{most:,}"
-            raise InputError(f"{name} must be below {limit}, not {shown(value)}.")
+            raise must_be(name, f"below {limit}", value)
     elif isinstance(value, float):
         if not abs(value) <= _LARGEST_FLOAT:  # nan is neither
-            raise InputError(
-                f"{name} must be a finite number of at most {_LARGEST_FLOAT:g}, not "
-                f"{value}."
-            )
+            raise must_be(name, f"a finite number of at most {_LARGEST_FLOAT:g}", value)
     elif isinstance(value, str):
         if len(value) > _LONGEST or "\0" in value:
-            raise InputError(
-                f"{name} must be text of at most {_LONGEST:,} characters without "
-                f"null bytes, not {shown(value)}."
-            )
+            wanted = f"text of at most {_LONGEST:,} characters without null bytes"
+            raise must_be(name, wanted, value)
     else:
         raise InputError(
             f"{name} must consist of numbers, text, lists and dicts, which config.json "

@@ -14,7 +14,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be
 from rn_jax.models.convolution import conv2d
 from rn_jax.models.normalization import at_least_float32
 
@@ -126,9 +126,7 @@ class Shortcut(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return h(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if self.kind not in SHORTCUTS:
-            raise InputError(
-                f"shortcut must be one of {', '.join(SHORTCUTS)}, not {self.kind!r}."
-            )
+            raise must_be("shortcut", f"one of {', '.join(SHORTCUTS)}", self.kind)
         same_shape = self.stride == 1 and x.shape[-1] == self.features
         if same_shape and self.kind != "C":
             return x

@@ -20,7 +20,7 @@ import numpy as np
 from flax.core import unfreeze
 from flax.linen.transforms import lift_transform
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be
 from rn_jax.models.layers import ModuleDef
 from rn_jax.models.skipping import closes_blocks, over_open_blocks
 
@@ -69,9 +69,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
         InputError: `remat` is neither "none", "cheap" nor "all".
     """
     if remat not in REMAT_POLICIES:
-        raise InputError(
-            f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}."
-        )
+        raise must_be("remat", f"one of {', '.join(REMAT_POLICIES)}", remat)
     if remat == "none":
         return call
     return nn.remat(call, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
