@@ -9,16 +9,8 @@ does not divide, and the mean is that of a sample's centre crops, kept with the 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -190,10 +182,7 @@ def _field(hint: Any) -> Field:
 # Other names by which fields can be set.
 ALIASES = {"accum_steps": "micro_batches"}
 
-FIELDS: Mapping[str, Field] = {
-    name: _field(hint)
-    for name, hint in get_type_hints(Config, include_extras=True).items()
-}
+FIELDS: Mapping[str, Field] = {f.name: _field(f.type) for f in fields(Config)}
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
