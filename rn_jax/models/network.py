@@ -18,6 +18,7 @@ from flax.core import FrozenDict
 from rn_jax.errors import InputError, must_be, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.skipping import at
 from rn_jax.models.trunk import BlockInfo
 from rn_jax.stochastic_depth import StochasticDepth, Subset, eval_gates, sample_gates
 
@@ -180,8 +181,7 @@ class Network(nn.Module, kw_only=True):
             The same of the stage's `size` blocks: (size,), (size, B) or None each.
         """
         places = [block.index for block in self.blocks if block.stage == stage]
-        here = slice(places[0], places[-1] + 1)
-        return tuple(None if array is None else array[here] for array in per_block)
+        return at(per_block, slice(places[0], places[-1] + 1))
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
         """Return `conv` and `norm` with the network's settings, to pass to blocks.
@@ -246,13 +246,13 @@ class Network(nn.Module, kw_only=True):
                 "Stochastic depth needs shortcuts: a plain network has no residual "
                 "branch to drop."
             )
-        if paths is not None and not self.has_shortcuts:
-            raise InputError(
-                "paths needs shortcuts: a plain network has a single path."
-            )
-        if paths is not None and subset:
-            raise InputError("paths cannot be combined with gates of subsets.")
         if paths is not None:
+            if not self.has_shortcuts:
+                raise InputError(
+                    "paths needs shortcuts: a plain network has a single path."
+                )
+            if subset:
+                raise InputError("paths cannot be combined with gates of subsets.")
             paths = _numbers("paths", paths, *shapes)
         if subset:
             return _checked_subset(gates, num_blocks), paths
