@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from rn_jax.errors import InputError
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+_in_nhwc = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -56,14 +56,7 @@ def conv2d(
 
 
 def _conv(x, kernel, stride, padding, groups):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=padding,
-        dimension_numbers=_NHWC,
-        feature_group_count=groups,
-    )
+    return _in_nhwc(x, kernel, (stride, stride), padding, feature_group_count=groups)
 
 
 def _forward(x, kernel, stride, padding, groups):
@@ -89,9 +82,7 @@ def _autodiff_gradients(stride, padding, groups, x, kernel, g):
 
 def _transposed_gradients(stride, padding, groups, x, kernel, g):
     """Return both gradients as convolutions in the NHWC x HWIO form."""
-    conv = partial(
-        lax.conv_general_dilated, dimension_numbers=_NHWC, feature_group_count=groups
-    )
+    conv = partial(_in_nhwc, feature_group_count=groups)
     window = kernel.shape[:2]
     reach = [(n - 1) * stride + 1 for n in g.shape[1:3]]  # of g dilated by the stride
     sides = list(zip(x.shape[1:3], window, reach, padding, strict=True))

@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -109,8 +108,7 @@ class Shortcut(nn.Module):
             "C": as B, in every block.
         features: channels of the output.
         stride: stride of the block.
-        conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`.
+        conv, norm: as in `Block`.
 
     Raises:
         InputError: `kind` is unknown, or option A would have to drop channels.
@@ -183,17 +181,12 @@ def average_pool(
     """
     window, around = _windows(x, size, stride, 0, ceil_mode)
     # The counts of nn.avg_pool, and so its means, have JAX's default dtype.
-    pool = partial(
-        nn.pool,
-        init=0.0,
-        reduce_fn=lax.add,
-        window_shape=window,
-        strides=(stride, stride),
-        padding=around,
-    )
     wide = x.astype(at_least_float32(x.dtype))
-    counts = pool(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))
-    return (pool(wide) / counts).astype(x.dtype)
+    counts, sums = (
+        nn.pool(y, 0.0, lax.add, window, (stride, stride), around)
+        for y in (jnp.ones((1, *x.shape[1:3], 1), wide.dtype), wide)
+    )
+    return (sums / counts).astype(x.dtype)
 
 
 def _windows(x, size, stride, padding, ceil_mode):

@@ -286,16 +286,9 @@ class ResNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
-        block = partial(
-            self.block,
-            **{
-                "shortcut_kind": self.shortcut,
-                "conv": conv,
-                "norm": norm,
-                "activation": self.activation,
-                **self.block_kwargs,
-            },
-        )
+        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+        fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
+        block = partial(self.block, **fields)
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
