@@ -9,21 +9,13 @@ does not divide, and the mean is that of a sample's centre crops, kept with the 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from ml_collections import ConfigDict, FieldReference
 
 from rn_jax import data, optim, parallel
-from rn_jax.errors import InputError, shown
+from rn_jax.errors import InputError, must_be, shown
 
 
 @dataclass(frozen=True)
@@ -190,10 +182,7 @@ def _field(hint: Any) -> Field:
 # Other names by which fields can be set.
 ALIASES = {"accum_steps": "micro_batches"}
 
-FIELDS: Mapping[str, Field] = {
-    name: _field(hint)
-    for name, hint in get_type_hints(Config, include_extras=True).items()
-}
+FIELDS: Mapping[str, Field] = {f.name: _field(f.type) for f in fields(Config)}
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
@@ -313,19 +302,16 @@ def _checked(name: str, value: Any, field: Field, depth: int = 0) -> Any:
     is_bool = isinstance(value, bool) and field.kind in (int, float)
     if is_bool or not isinstance(value, accepted):
         or_none = " or None" if field.optional else ""
-        raise InputError(f"{name} must be {words}{or_none}, not {shown(value)}.")
+        raise must_be(name, f"{words}{or_none}", value)
     value = _plain(name, value, field.entry or _ANY, depth)
     if field.choices is not None and value not in field.choices:
-        raise InputError(
-            f"{name} must be one of {', '.join(map(str, field.choices))}, not "
-            f"{value!r}."
-        )
+        raise must_be(name, f"one of {', '.join(map(str, field.choices))}", value)
     if field.kind in (int, float):
         least, most = field.limits.least, field.limits.most
         if value < least:
-            raise InputError(f"{name} must be at least {least}, not {value}.")
+            raise must_be(name, f"at least {least}", value)
         if value > most:
-            raise InputError(f"{name} must be at most {most:,}, not {value}.")
+            raise must_be(name, f"at most {most:,}", value)
     if field.length is not None and len(value) != field.length:
         raise InputError(f"{name} must have {field.length} entries, not {len(value)}.")
     return tuple(value) if field.kind is tuple else value
@@ -357,19 +343,14 @@ def _plain(name, value, entry, depth):
             most = _LARGEST_OF_NETWORK
         if abs(value) >= most:
             limit = "2^31" if most == _LARGEST_INT else f"{most:,}"
-            raise InputError(f"{name} must be below {limit}, not {shown(value)}.")
+            raise must_be(name, f"below {limit}", value)
     elif isinstance(value, float):
         if not abs(value) <= _LARGEST_FLOAT:  # nan is neither
-            raise InputError(
-                f"{name} must be a finite number of at most {_LARGEST_FLOAT:g}, not "
-                f"{value}."
-            )
+            raise must_be(name, f"a finite number of at most {_LARGEST_FLOAT:g}", value)
     elif isinstance(value, str):
         if len(value) > _LONGEST or "\0" in value:
-            raise InputError(
-                f"{name} must be text of at most {_LONGEST:,} characters without "
-                f"null bytes, not {shown(value)}."
-            )
+            wanted = f"text of at most {_LONGEST:,} characters without null bytes"
+            raise must_be(name, wanted, value)
     else:
         raise InputError(
             f"{name} must consist of numbers, text, lists and dicts, which config.json "

@@ -45,6 +45,7 @@ def _imagenet(error, **fields):
 _DEPTH = {"stochastic_depth": {"last_survival": 0.5}}
 _POOLED = {"model_kwargs": {"shortcut": "A_pooled"}}
 _RAW = {"model": "resnet110", **_POOLED, "augment": False}
+_SVHN_SD = {"model": "resnet152_svhn", **_DEPTH}
 _1202 = {"model": "resnet1202", **_POOLED, "epochs": 300}
 _1202 |= {"warmup": 10, "warmup_unit": "epochs"}
 
@@ -57,12 +58,7 @@ ROWS = {
         "table 1", {"cifar10": 11.66, "cifar100": 37.8}, {**_RAW, **_DEPTH}
     ),
     "resnet152_svhn": Row("table 1", {"svhn_cropped": 1.80}, recipe=on_svhn),
-    "resnet152_svhn_sd": Row(
-        "table 1",
-        {"svhn_cropped": 1.75},
-        {"model": "resnet152_svhn", **_DEPTH},
-        recipe=on_svhn,
-    ),
+    "resnet152_svhn_sd": Row("table 1", {"svhn_cropped": 1.75}, _SVHN_SD, on_svhn),
     "resnet152_imagenet": _imagenet(21.78),
     "resnet152_imagenet_sd": _imagenet(21.98, **_DEPTH),
     "resnet1202_constant": Row("section 4", {"cifar10": 6.67}, _1202),

@@ -23,15 +23,11 @@ def get_config(dataset="cifar10"):
     )
 
 
+_DROPOUT = {"model": "wrn28_10", "model_kwargs": {"block_kwargs": {"dropout": 0.3}}}
+
 ROWS = {
     "wrn16_8": Row("16 layers, 8 times as wide"),
     "wrn40_4": Row("40 layers, 4 times as wide"),
     "wrn28_10": Row("28 layers, 10 times as wide"),
-    "wrn28_10_dropout": Row(
-        "the same with dropout 0.3",
-        fields={
-            "model": "wrn28_10",
-            "model_kwargs": {"block_kwargs": {"dropout": 0.3}},
-        },
-    ),
+    "wrn28_10_dropout": Row("the same with dropout 0.3", fields=_DROPOUT),
 }

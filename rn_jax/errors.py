@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+def must_be(name: str, wanted: str, value: Any) -> InputError:
+    """Return the error "NAME must be WANTED, not VALUE."."""
+    return InputError(f"{name} must be {wanted}, not {shown(value)}.")
+
+
 def whole_number(name: str, value: Any) -> int:
     """Return an integer of any type as an int.
 
@@ -71,9 +76,7 @@ def whole_number(name: str, value: Any) -> int:
     except TypeError:
         number = 0
     if number < 1:
-        raise InputError(
-            f"{name} must be a whole number of at least 1, not {shown(value)}."
-        )
+        raise must_be(name, "a whole number of at least 1", value)
     return number
 
 

@@ -75,11 +75,6 @@ def _counts(jaxpr, scope, times):
         else:
             turns = times * (params.get("length", 1) if name == "scan" else 1)
             for value in params.values():
-                if (inner := _inner(value)) is not None:
+                inner = getattr(value, "jaxpr", value)  # of a ClosedJaxpr
+                if isinstance(inner, core.Jaxpr):
                     yield from _counts(inner, inside, turns)
-
-
-def _inner(value):
-    if isinstance(value, core.ClosedJaxpr):
-        return value.jaxpr
-    return value if isinstance(value, core.Jaxpr) else None

@@ -91,13 +91,11 @@ def make_path_gradient(
 
     @jax.jit
     def path_gradient(variables, gates, batch, paths):
+        gates = jnp.asarray(gates)[:, None]  # all computed: no conditionals
+
         def loss(images):
             logits: Any = model.apply(
-                variables,
-                images,
-                train=False,
-                gates=jnp.asarray(gates)[:, None],  # all computed: no conditionals
-                paths=paths,
+                variables, images, train=False, gates=gates, paths=paths
             )
             logits = logits.astype(jnp.float32)
             return optax.softmax_cross_entropy_with_integer_labels(

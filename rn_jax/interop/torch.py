@@ -309,13 +309,7 @@ class _Layout:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, path, model: Network, head: str) -> tuple[str, str, str]:
-        """Return a leaf's module and kind here, and its module there.
-
-        Args:
-            path: the leaf's path in our tree.
-            model: the network.
-            head: their name of the classifier.
-        """
+        """Return a leaf's module and kind here, and its module there."""
         *modules, kind = [part.key for part in path][1:]
         module = "/".join(modules)
         return module, kind, head if module == "head" else self.module(module, model)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet: in two towers (Krizhevsky et al. 2012), and in one (Krizhevsky 2014)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -75,15 +75,11 @@ class AlexNet(Network):
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         x = flat(adaptive_average_pool(x, 3 if small else 6))
+        fields: Any = {"kernel_init": kernel_init, "bias_init": bias_init}
         for i in (1, 2):
             x = x if two else drop(x)
-            fc = nn.Dense(
-                512 if small else 4096,
-                dtype=self.dtype,
-                kernel_init=kernel_init,
-                bias_init=bias_init,
-                name=f"fc{i}",
-            )
+            width = 512 if small else 4096
+            fc = nn.Dense(width, dtype=self.dtype, **fields, name=f"fc{i}")
             x = self.activation(fc(x))
             x = drop(x) if two else x
         return self.classify(x, kernel_init=kernel_init)

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from rn_jax.errors import InputError
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+_in_nhwc = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -51,24 +51,12 @@ def conv2d(
     if gradient == "xla":
         return _conv(x, kernel, stride, padding, groups)
     if gradient == "auto":
-        return _conv_own_vjp(x, kernel, stride, padding, groups)
+        return _conv_with_rule(x, kernel, stride, padding, groups)
     raise InputError(f'conv gradient must be "auto" or "xla", not {gradient!r}.')
 
 
 def _conv(x, kernel, stride, padding, groups):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=padding,
-        dimension_numbers=_NHWC,
-        feature_group_count=groups,
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv_own_vjp(x, kernel, stride, padding, groups):
-    return _conv(x, kernel, stride, padding, groups)
+    return _in_nhwc(x, kernel, (stride, stride), padding, feature_group_count=groups)
 
 
 def _forward(x, kernel, stride, padding, groups):
@@ -84,7 +72,8 @@ def _backward(stride, padding, groups, residuals, g):
     )
 
 
-_conv_own_vjp.defvjp(_forward, _backward)
+_conv_with_rule = jax.custom_vjp(_conv, nondiff_argnums=(2, 3, 4))
+_conv_with_rule.defvjp(_forward, _backward)
 
 
 def _autodiff_gradients(stride, padding, groups, x, kernel, g):
@@ -93,40 +82,21 @@ def _autodiff_gradients(stride, padding, groups, x, kernel, g):
 
 def _transposed_gradients(stride, padding, groups, x, kernel, g):
     """Return both gradients as convolutions in the NHWC x HWIO form."""
-    size, window, reach = x.shape[1:3], kernel.shape[:2], []
-    for n in g.shape[1:3]:
-        reach.append((n - 1) * stride + 1)  # extent of g dilated by the stride
+    conv = partial(_in_nhwc, feature_group_count=groups)
+    window = kernel.shape[:2]
+    reach = [(n - 1) * stride + 1 for n in g.shape[1:3]]  # of g dilated by the stride
+    sides = list(zip(x.shape[1:3], window, reach, padding, strict=True))
 
     # d loss / d x: the flipped kernel over g, dilated by the stride.
     flipped = kernel[::-1, ::-1].reshape(*kernel.shape[:3], groups, -1)
     flipped = flipped.swapaxes(2, 4).reshape(*window, -1, x.shape[3])
-    dx_padding = [
-        (k - 1 - low, n + low - r)
-        for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
-    ]
-    dx = lax.conv_general_dilated(
-        g,
-        flipped,
-        (1, 1),
-        dx_padding,
-        (stride, stride),
-        dimension_numbers=_NHWC,
-        feature_group_count=groups,
-    )
+    around = [(k - 1 - low, n + low - r) for n, k, r, (low, _) in sides]
+    dx = conv(g, flipped, (1, 1), around, lhs_dilation=(stride, stride))
 
     # d loss / d kernel: images correlated with g, the batch in the role of channels.
     images = x.reshape(*x.shape[:3], groups, -1).transpose(4, 1, 2, 3, 0)
-    dw_padding = [
-        (low, k - 1 + r - n - low)
-        for n, k, r, (low, _) in zip(size, window, reach, padding, strict=True)
-    ]
-    dw = lax.conv_general_dilated(
-        images.reshape(*images.shape[:3], -1),
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        dw_padding,
-        rhs_dilation=(stride, stride),
-        dimension_numbers=_NHWC,
-        feature_group_count=groups,
-    )
+    images = images.reshape(*images.shape[:3], -1)
+    kernel = g.transpose(1, 2, 0, 3)
+    around = [(low, k - 1 + r - n - low) for n, k, r, (low, _) in sides]
+    dw = conv(images, kernel, (1, 1), around, rhs_dilation=(stride, stride))
     return dx, dw.transpose(1, 2, 0, 3)

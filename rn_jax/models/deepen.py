@@ -132,9 +132,6 @@ def _identity_layer(collection, tree):
         return {"bn": {**tree["bn"], "var": tree["bn"]["var"] - BatchNorm.epsilon}}
     kernel = tree["conv"]["kernel"]
     center = kernel.shape[0] // 2
-    identity = (
-        jnp.zeros_like(kernel)
-        .at[center, center]
-        .set(jnp.eye(kernel.shape[-1], dtype=kernel.dtype))
-    )
+    eye = jnp.eye(kernel.shape[-1], dtype=kernel.dtype)
+    identity = jnp.zeros_like(kernel).at[center, center].set(eye)
     return {**tree, "conv": {**tree["conv"], "kernel": identity}}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rn_jax.errors import InputError
-from rn_jax.models.gating import gated_features, scale_gradient
+from rn_jax.models.gating import gated_features, put_variables, scale_gradient
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
 from rn_jax.models.network import Count, Network
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
@@ -31,9 +31,7 @@ class DenseLayer(nn.Module):
         growth_rate: k, the number of feature maps that the layer adds.
         bottleneck: whether to use the 1x1 convolution of DenseNet-B.
         dropout: rate of dropout after every convolution.
-        conv: called as `conv(features, kernel_size)`.
-        norm: called as `norm()`.
-        activation: called as `activation(x)`.
+        conv, norm, activation: as in `Block`.
     """
 
     growth_rate: int
@@ -83,11 +81,7 @@ class DenseBlock(nn.Module):
     def __call__(self, x, gates=None, paths=None, *, train: bool):
         """Concatenate x and all new maps, f[B, H, W, C + size * growth_rate].
 
-        Args:
-            x: f[B, H, W, C].
-            gates: f32[size], f32[size, B], `Subset` or None.
-            paths: f32[size], f32[size, B] or None.
-            train: whether dropout is on.
+        The arguments are those of `Stage`.
         """
         plain = (
             self.remat == "none"
@@ -140,9 +134,7 @@ def _call_again(layer, maps, gate, train):
     again = jax.custom_vjp(pure)
     again.defvjp(lambda *arguments: (pure(*arguments), arguments), backward)
     maps, updates = again(*_parted((maps, layer.variables, gate, rngs)))
-    for collection, tree in updates.items():
-        for name, value in tree.items():
-            layer.put_variable(collection, name, value)
+    put_variables(layer, updates)
     return maps
 
 
@@ -191,9 +183,7 @@ class Transition(nn.Module):
     Attributes:
         features: channels of the output.
         dropout: rate of dropout after the convolution.
-        conv: as in `DenseLayer`.
-        norm: as in `DenseLayer`.
-        activation: as in `DenseLayer`.
+        conv, norm, activation: as in `Block`.
     """
 
     features: int
@@ -252,8 +242,7 @@ class DenseNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train)
-        parts: dict[str, Any]
-        parts = {"conv": conv, "norm": norm, "activation": self.activation}
+        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
 
         if self.stem == "small":  # no BN and ReLU: the first layer starts with them
             x = conv(self.stem_features, 3, name="stem_conv")(images)
@@ -271,10 +260,8 @@ class DenseNet(Network):
             x = block(x, *self.of_stage(stage, gates, paths), train=train)
             if stage < len(self.stage_sizes):
                 kept = math.floor(self.compression * x.shape[-1])
-                transition = Transition(
-                    kept, self.dropout, **parts, name=f"transition{stage}"
-                )
-                x = transition(x, train=train)
+                fields = {**parts, "name": f"transition{stage}"}
+                x = Transition(kept, self.dropout, **fields)(x, train=train)
         x = self.activation(norm(name="final_bn")(x))
         return self.classify(x.mean(axis=(1, 2)))
 

@@ -5,7 +5,7 @@ A gate is one number per block, f32[], or one per block and example, f32[B]. Wit
 gates (None) nothing is multiplied and nothing is skipped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rn_jax.models.skipping import left
 from rn_jax.stochastic_depth import Subset
 
 
@@ -174,8 +175,8 @@ def if_open(
         before = _state(module)
         y = compute(module)  # (B, H, W, C)
         after = _state(module)
-        kept = jax.tree.map(partial(jnp.where, is_open), after, _left(before, after))
-        _put(module, kept)
+        kept = jax.tree.map(partial(jnp.where, is_open), after, left(before, after))
+        put_variables(module, kept)
         return jnp.where(is_open, y, closed)
 
     opened: dict[str, Any] = {}  # shapes; JAX traces the open side first
@@ -186,7 +187,7 @@ def if_open(
         return y
 
     def closed_side(module, closed):
-        _put(module, _left(_state(module), opened))
+        put_variables(module, left(_state(module), opened))
         return closed
 
     return nn.cond(is_open, open_side, closed_side, module, closed)
@@ -201,15 +202,8 @@ def _state(module):
     }
 
 
-def _left(before, after):
-    """Return the leaves of `before`, and zeros for those that only `after` has."""
-    old = dict(jax.tree_util.tree_leaves_with_path(before))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: old[path] if path in old else jnp.zeros_like(leaf), after
-    )
-
-
-def _put(module, state):
+def put_variables(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Write variables, by collection and name, into a module."""
     for collection, tree in state.items():
         for name, value in tree.items():
             module.put_variable(collection, name, value)

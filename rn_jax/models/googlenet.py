@@ -41,9 +41,7 @@ class ConvUnit(nn.Module):
         features: channels of the output.
         kernel_size: side of the convolution's window.
         stride: step of the convolution's window.
-        conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`; None: no normalisation.
-        activation: called as `activation(x)`.
+        conv, norm, activation: as in `Block`; without `norm`, no normalisation.
     """
 
     features: int
@@ -66,9 +64,7 @@ class Inception(nn.Module):
 
     Attributes:
         features: channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5 and pool projection.
-        conv: as in `ConvUnit`.
-        norm: as in `ConvUnit`.
-        activation: as in `ConvUnit`.
+        conv, norm, activation: as in `ConvUnit`.
         large_kernel: 5, as in the paper, or 3, as in torchvision.
     """
 
@@ -199,10 +195,8 @@ class GoogLeNet(Network):
         x = unit(192, 3, name="conv3")(unit(64, 1, name="conv2")(x))
         x = max_pool(normalize(x), 3, 2, ceil_mode=True)
         for name, features in INCEPTION.items():
-            module = Inception(
-                features, *parts, self.large_kernel, name=f"inception{name}"
-            )
-            x = module(x)
+            fields = features, *parts, self.large_kernel
+            x = Inception(*fields, name=f"inception{name}")(x)
             if name == "3b":
                 x = max_pool(x, 3, 2, ceil_mode=True)
             elif name == "4a":

@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be
 from rn_jax.models.convolution import conv2d
 from rn_jax.models.normalization import at_least_float32
 
@@ -109,8 +108,7 @@ class Shortcut(nn.Module):
             "C": as B, in every block.
         features: channels of the output.
         stride: stride of the block.
-        conv: called as `conv(features, kernel_size, stride)`.
-        norm: called as `norm()`.
+        conv, norm: as in `Block`.
 
     Raises:
         InputError: `kind` is unknown, or option A would have to drop channels.
@@ -126,9 +124,7 @@ class Shortcut(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return h(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if self.kind not in SHORTCUTS:
-            raise InputError(
-                f"shortcut must be one of {', '.join(SHORTCUTS)}, not {self.kind!r}."
-            )
+            raise must_be("shortcut", f"one of {', '.join(SHORTCUTS)}", self.kind)
         same_shape = self.stride == 1 and x.shape[-1] == self.features
         if same_shape and self.kind != "C":
             return x
@@ -185,17 +181,12 @@ def average_pool(
     """
     window, around = _windows(x, size, stride, 0, ceil_mode)
     # The counts of nn.avg_pool, and so its means, have JAX's default dtype.
-    pool = partial(
-        nn.pool,
-        init=0.0,
-        reduce_fn=lax.add,
-        window_shape=window,
-        strides=(stride, stride),
-        padding=around,
-    )
     wide = x.astype(at_least_float32(x.dtype))
-    counts = pool(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))
-    return (pool(wide) / counts).astype(x.dtype)
+    counts, sums = (
+        nn.pool(y, 0.0, lax.add, window, (stride, stride), around)
+        for y in (jnp.ones((1, *x.shape[1:3], 1), wide.dtype), wide)
+    )
+    return (sums / counts).astype(x.dtype)
 
 
 def _windows(x, size, stride, padding, ceil_mode):

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from rn_jax.errors import InputError, shown, whole_number
+from rn_jax.errors import InputError, must_be, whole_number
 from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.skipping import at
 from rn_jax.models.trunk import BlockInfo
 from rn_jax.stochastic_depth import StochasticDepth, Subset, eval_gates, sample_gates
 
@@ -89,14 +90,10 @@ class Network(nn.Module, kw_only=True):
                 object.__setattr__(self, name, whole_number(name, value))
             elif get_origin(field.type) is Literal and value not in types[1:]:
                 *rest, last = (f'"{allowed}"' for allowed in types[1:])
-                raise InputError(
-                    f"{name} must be {', '.join(rest)} or {last}, not {shown(value)}."
-                )
+                raise must_be(name, f"{', '.join(rest)} or {last}", value)
         if not isinstance(self.stochastic_depth, StochasticDepth | None):
-            raise InputError(
-                "stochastic_depth must be rn_jax.StochasticDepth(last_survival=...) or "
-                f"None, not {shown(self.stochastic_depth)}."
-            )
+            wanted = "rn_jax.StochasticDepth(last_survival=...) or None"
+            raise must_be("stochastic_depth", wanted, self.stochastic_depth)
         _check_class(
             "conv",
             f"with the fields of {Conv.__module__}.Conv",
@@ -111,15 +108,10 @@ class Network(nn.Module, kw_only=True):
             **self._norm_fields(train=False),
         )
         if not callable(self.activation):
-            raise InputError(
-                "activation must be a function, such as nn.relu, not "
-                f"{shown(self.activation)}."
-            )
+            raise must_be("activation", "a function, such as nn.relu", self.activation)
         if self.dtype is not None and not _is_floating(self.dtype):
-            raise InputError(
-                "dtype must be a floating-point dtype, such as jnp.bfloat16, or None, "
-                f"not {shown(self.dtype)}."
-            )
+            wanted = "a floating-point dtype, such as jnp.bfloat16, or None"
+            raise must_be("dtype", wanted, self.dtype)
         super().__post_init__()
 
     @nn.nowrap
@@ -189,8 +181,7 @@ class Network(nn.Module, kw_only=True):
             The same of the stage's `size` blocks: (size,), (size, B) or None each.
         """
         places = [block.index for block in self.blocks if block.stage == stage]
-        here = slice(places[0], places[-1] + 1)
-        return tuple(None if array is None else array[here] for array in per_block)
+        return at(per_block, slice(places[0], places[-1] + 1))
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
         """Return `conv` and `norm` with the network's settings, to pass to blocks.
@@ -255,13 +246,13 @@ class Network(nn.Module, kw_only=True):
                 "Stochastic depth needs shortcuts: a plain network has no residual "
                 "branch to drop."
             )
-        if paths is not None and not self.has_shortcuts:
-            raise InputError(
-                "paths needs shortcuts: a plain network has a single path."
-            )
-        if paths is not None and subset:
-            raise InputError("paths cannot be combined with gates of subsets.")
         if paths is not None:
+            if not self.has_shortcuts:
+                raise InputError(
+                    "paths needs shortcuts: a plain network has a single path."
+                )
+            if subset:
+                raise InputError("paths cannot be combined with gates of subsets.")
             paths = _numbers("paths", paths, *shapes)
         if subset:
             return _checked_subset(gates, num_blocks), paths
@@ -286,10 +277,7 @@ def _each_whole(name, values):
     try:
         return tuple(whole_number(name, value) for value in values)
     except (TypeError, InputError) as error:
-        raise InputError(
-            f"{name} must be a tuple of whole numbers of at least 1, not "
-            f"{shown(values)}."
-        ) from error
+        raise must_be(name, "a tuple of whole numbers of at least 1", values) from error
 
 
 def _takes(kind, field):
@@ -308,10 +296,8 @@ def _check_class(name, kind, value, *args, **fields):
             raise TypeError("It is an instance.")
         inspect.signature(value).bind(*args, name="layer", **fields)
     except (TypeError, ValueError):
-        raise InputError(
-            f"{name} must be a class of modules {kind}, or a partial of one, not "
-            f"{shown(value)}."
-        ) from None
+        wanted = f"a class of modules {kind}, or a partial of one"
+        raise must_be(name, wanted, value) from None
 
 
 def _group_norm(norm, **fields):
@@ -372,9 +358,8 @@ def _numbers(name, values, *allowed):
             raise TypeError("JAX would read some strings as dtypes")
         array = jnp.asarray(values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{name} must be an array of numbers, one per block, not {shown(values)}."
-        ) from error
+        wanted = "an array of numbers, one per block"
+        raise must_be(name, wanted, values) from error
     if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(jnp.float32)
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -94,15 +94,9 @@ class DropoutShortcut(BasicBlock):
 
 def _gate(block, x: jax.Array) -> jax.Array:
     """Return g(x), a 1x1 convolution with the block's stride; we use no BatchNorm."""
-    conv = block.conv(
-        block.features,
-        1,
-        block.stride,
-        use_bias=True,
-        bias_init=nn.initializers.constant(block.gate_bias),
-        name="gate",
-    )
-    return nn.sigmoid(conv(x))
+    bias = nn.initializers.constant(block.gate_bias)
+    fields = {"use_bias": True, "bias_init": bias, "name": "gate"}
+    return nn.sigmoid(block.conv(block.features, 1, block.stride, **fields)(x))
 
 
 # --- Table 2: the positions of the activations ----------------------------------------
@@ -136,13 +130,12 @@ def weight_layers(block: nn.Module) -> list[nn.Module]:
     Raises:
         InputError: `stride_on` is unknown.
     """
-    shapes: tuple[tuple[int, int, int], ...]
     if not block.bottleneck:
-        shapes = ((block.features, 3, block.stride), (block.features, 3, 1))
+        shapes = [(block.features, 3, block.stride), (block.features, 3, 1)]
     else:
         first, second = bottleneck_strides(block)
         width = block.features // 4
-        shapes = ((width, 1, first), (width, 3, second), (block.features, 1, 1))
+        shapes = [(width, 1, first), (width, 3, second), (block.features, 1, 1)]
     return [block.conv(*shape, name=f"conv{i}") for i, shape in enumerate(shapes, 1)]
 
 
@@ -151,11 +144,6 @@ class BatchNormAfterAddition(_OrderedUnit):
 
     The BatchNorm after the sum also runs in a closed unit.
     """
-
-    @property
-    def closed_is_identity(self) -> bool:
-        """Whether h is the identity, for which `before` is one too."""
-        return self._is_as_in(FullPreactivation) and self.shortcut_kind != "C"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, final
 import flax.linen as nn
 from flax.core import FrozenDict
 
-from rn_jax.errors import InputError, shown, unknown_name
+from rn_jax.errors import InputError, must_be, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Count, Network
@@ -201,9 +201,7 @@ class PlainLayer(Block):
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         if self.downsample not in ("stride", "max_pool"):
-            raise InputError(
-                f'downsample must be "stride" or "max_pool", not {self.downsample!r}.'
-            )
+            raise must_be("downsample", '"stride" or "max_pool"', self.downsample)
         by_pooling = self.downsample == "max_pool" and self.stride > 1
         stride = 1 if by_pooling else self.stride
         y = self.conv(self.features, 3, stride, name="conv")(x)
@@ -273,10 +271,8 @@ class ResNet(Network):
                 f"stages, not {self.features}."
             )
         if not (isinstance(kind := self.block_class, type) and issubclass(kind, Block)):
-            raise InputError(
-                "block must be a subclass of rn_jax.models.resnet.Block that defines "
-                f"residual(self, x, *, train), not {shown(self.block)}."
-            )
+            wanted = "a subclass of rn_jax.models.resnet.Block that defines residual"
+            raise must_be("block", f"{wanted}(self, x, *, train)", self.block)
         if self.stem == "imagenet_linear" and not kind.preactivation:
             raise InputError(
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
@@ -290,16 +286,9 @@ class ResNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
-        block = partial(
-            self.block,
-            **{
-                "shortcut_kind": self.shortcut,
-                "conv": conv,
-                "norm": norm,
-                "activation": self.activation,
-                **self.block_kwargs,
-            },
-        )
+        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+        fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
+        block = partial(self.block, **fields)
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)

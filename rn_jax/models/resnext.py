@@ -46,12 +46,10 @@ class SplitTransformMerge(_Branches):
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
-        branches = [
-            self.conv(self.features, 1, name=f"{branch_name(i)}_conv3")(
-                branch(self, x, i)
-            )
-            for i in range(1, self.groups + 1)
-        ]
+        branches = []
+        for i in range(1, self.groups + 1):
+            last = self.conv(self.features, 1, name=f"{branch_name(i)}_conv3")
+            branches.append(last(branch(self, x, i)))
         return self.norm(name="bn3")(sum(branches))
 
 
@@ -61,9 +59,8 @@ class EarlyConcatenation(_Branches):
     def residual(self, x, *, train: bool):
         """Return F(x)."""
         branches = [branch(self, x, i) for i in range(1, self.groups + 1)]
-        y = self.conv(self.features, 1, name="conv3")(
-            jnp.concatenate(branches, axis=-1)
-        )
+        y = jnp.concatenate(branches, axis=-1)
+        y = self.conv(self.features, 1, name="conv3")(y)
         return self.norm(name="bn3")(y)
 
 
@@ -125,23 +122,18 @@ def convert_form(
     return {name: convert(tree) for name, tree in variables.items()}
 
 
-# Layers that differ between forms, and the axis of the branches in form (c), counted
-# from the end because scans stack blocks on axis 0.
-_BY_BRANCH = {"conv1": -1, "bn1": -1, "conv2": -1, "bn2": -1, "conv3": -2}
-
-
-def _layers(form):
-    layers = ["conv1", "bn1", "conv2", "bn2"] + (["conv3"] if form == "a" else [])
-    return layers if form != "c" else []
+# Layers that differ from form (c), and the axis of the branches there, counted from the
+# end because scans stack blocks on axis 0.
+_B = {"conv1": -1, "bn1": -1, "conv2": -1, "bn2": -1}
+_BY_BRANCH: dict[str, dict[str, int]] = {"a": {**_B, "conv3": -2}, "b": _B, "c": {}}
 
 
 def _merge(tree, form, groups):
-    """Return the variables of a block in form (c)."""
-    tree = dict(tree)
-    for layer in _layers(form):
+    """Turn the variables of a block into those of form (c)."""
+    for layer, axis in _BY_BRANCH[form].items():
         names = [f"{branch_name(i)}_{layer}" for i in range(1, groups + 1)]
         if names[0] in tree:  # there are no statistics of convolutions
-            parts, axis = [tree.pop(name) for name in names], _BY_BRANCH[layer]
+            parts = [tree.pop(name) for name in names]
             tree[layer] = jax.tree.map(
                 lambda *leaves, axis=axis: jnp.concatenate(leaves, axis), *parts
             )
@@ -149,11 +141,10 @@ def _merge(tree, form, groups):
 
 
 def _split(tree, form, groups):
-    """Return the variables of a block in form (c) as those of `form`."""
-    tree = dict(tree)
-    for layer in _layers(form):
+    """Turn the variables of a block in form (c) into those of `form`."""
+    for layer, axis in _BY_BRANCH[form].items():
         if layer in tree:
-            whole, axis = tree.pop(layer), _BY_BRANCH[layer]
+            whole = tree.pop(layer)
             for i in range(1, groups + 1):
                 tree[f"{branch_name(i)}_{layer}"] = jax.tree.map(
                     lambda leaf, i=i, axis=axis: jnp.split(leaf, groups, axis)[i - 1],

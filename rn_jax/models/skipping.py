@@ -99,17 +99,12 @@ def run_open(
     """
     inputs, before = jax.tree.map(jnp.asarray, (inputs, before))  # NumPy's as well
     leaves, tree = jax.tree.flatten(inputs)
-    _, shapes = jax.eval_shape(call, _at(inputs, 0), x)
-    old = dict(jax.tree_util.tree_leaves_with_path(before))
-    updates = jax.tree_util.tree_map_with_path(
-        lambda path, new: (
-            old[path]
-            if path in old
-            else jnp.zeros((len(leaves[0]), *new.shape), new.dtype)
-        ),
-        shapes,
-    )
-    updates, updates_tree = jax.tree.flatten(updates)
+    _, shapes = jax.eval_shape(call, at(inputs, 0), x)
+
+    def zeros(new):
+        return jnp.zeros((len(leaves[0]), *new.shape), new.dtype)
+
+    updates, updates_tree = jax.tree.flatten(left(before, shapes, zeros))
 
     def block(leaves, x):
         y, updates = call(jax.tree.unflatten(tree, leaves), x)
@@ -121,7 +116,7 @@ def run_open(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(block, in_line, leaves, x, updates, is_open):
-    packing, inputs = _Packing(_at(updates, 0)), _of_block(leaves, in_line)
+    packing, inputs = _Packing(at(updates, 0)), _of_block(leaves, in_line)
 
     def step(x, place):
         y, new = block(inputs(place), x)
@@ -136,7 +131,7 @@ def _forward(block, in_line, *args):
     """Return the outputs of `_run` and what its derivative needs."""
     leaves, x, updates, is_open = jax.tree.map(lambda arg: arg.value, args)
     wanted = [i for i, leaf in enumerate(args[0]) if leaf.perturbed]
-    packing, inputs = _Packing(_at(updates, 0)), _of_block(leaves, in_line)
+    packing, inputs = _Packing(at(updates, 0)), _of_block(leaves, in_line)
     gradient: Any = None  # known when `step` has been traced
 
     def step(x, place):
@@ -159,12 +154,9 @@ def _forward(block, in_line, *args):
     ]
     visit = _in_line if in_line else _in_loop
     x, outputs = visit(step, x, outputs, is_open, len(leaves[0]))
-    if in_line:
-        kept = [arrays[len(packing) :] for arrays in outputs]
-        outputs = [arrays[: len(packing)] for arrays in outputs]
-    else:
-        kept = outputs[len(packing) :]
-        outputs = outputs[: len(packing)]
+    own, rest = slice(len(packing)), slice(len(packing), None)
+    kept = [arrays[rest] for arrays in outputs] if in_line else outputs[rest]
+    outputs = [arrays[own] for arrays in outputs] if in_line else outputs[own]
     updates = packing.unpack(_stacked(outputs, in_line))
     return (x, updates), (leaves, kept, is_open, gradient)
 
@@ -175,11 +167,11 @@ def _backward(block, in_line, residuals, cotangents):
     if isinstance(g, SymbolicZero):  # the loss depends on updates alone
         g = jnp.zeros(g.shape, g.dtype)
     wanted = [leaves[i] for i in gradient.wanted]
-    packing, inputs = _Packing(_at(wanted, 0)), _of_block(leaves, in_line)
+    packing, inputs = _Packing(at(wanted, 0)), _of_block(leaves, in_line)
 
     def step(g, place):
         of_new = [_cotangent_of_block(c, place) for c in of_updates]
-        kept_of_block = kept[place] if in_line else _at(kept, place)
+        kept_of_block = kept[place] if in_line else at(kept, place)
         if in_line and is_open is None:
             # Or XLA would merge what is computed again with the first time.
             kept_of_block = lax.optimization_barrier(kept_of_block)
@@ -243,7 +235,7 @@ def _in_line(step, carry, outputs, is_open, length, *, reverse=False):
         carry, found[place] = lax.cond(
             is_open[place],
             partial(step, place=place),
-            lambda carry, place=place: (carry, _at(outputs, place)),
+            lambda carry, place=place: (carry, at(outputs, place)),
             carry,
         )
     return carry, found
@@ -255,10 +247,10 @@ def _of_block(leaves, in_line):
     A loop slices the packed inputs. In a straight line a slice is part of what uses it.
     """
     if in_line:
-        return partial(_at, leaves)
-    packing = _Packing(_at(leaves, 0))
+        return partial(at, leaves)
+    packing = _Packing(at(leaves, 0))
     packed = packing.pack(leaves)
-    return lambda place: packing.unpack(_at(packed, place))
+    return lambda place: packing.unpack(at(packed, place))
 
 
 def _stacked(outputs, in_line):
@@ -342,8 +334,17 @@ class _Packing:
         return arrays
 
 
-def _at(tree, place):
+def at(tree: Any, place: Any) -> Any:
+    """Return the entries at a place, along axis 0, of all arrays of a tree."""
     return jax.tree.map(lambda array: array[place], tree)
+
+
+def left(before: Any, after: Any, zeros: Callable = jnp.zeros_like) -> Any:
+    """Return the leaves of `before`, and zeros(leaf) for those of `after` alone."""
+    old = dict(jax.tree_util.tree_leaves_with_path(before))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: old[path] if path in old else zeros(leaf), after
+    )
 
 
 def _replaced(values, places, new):

@@ -7,22 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rn_jax.errors import InputError, unknown_name
+from rn_jax.models import preact
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import BatchNorm
-from rn_jax.models.preact import (
-    BatchNormAfterAddition,
-    ConstantScaling,
-    DropoutShortcut,
-    ExclusiveGating,
-    FullPreactivation,
-    ReluBeforeAddition,
-    ReluOnlyPreactivation,
-    ShortcutOnlyGating,
-)
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
 from rn_jax.models.vgg import VGG
@@ -160,31 +151,31 @@ _add = _rows(ResNet, "He et al. 2016, table 1")
 for _name, _h, _f in (("0_1", 0.0, 1.0), ("05_1", 0.5, 1.0), ("05_05", 0.5, 0.5)):
     _own = {"block_kwargs": {"shortcut_scale": _h, "branch_scale": _f}}
     _name = f"resnet110_scaling_{_name}"
-    _add(_name, 1_727_962, _110, block=ConstantScaling, **_own)
+    _add(_name, 1_727_962, _110, block=preact.ConstantScaling, **_own)
 for _name, _block, _bias in (
-    ("exclusive_gating_0", ExclusiveGating, 0.0),
-    ("exclusive_gating_6", ExclusiveGating, -6.0),
-    ("exclusive_gating_7", ExclusiveGating, -7.0),
-    ("shortcut_gating_0", ShortcutOnlyGating, 0.0),
-    ("shortcut_gating_6", ShortcutOnlyGating, -6.0),
+    ("exclusive_gating_0", preact.ExclusiveGating, 0.0),
+    ("exclusive_gating_6", preact.ExclusiveGating, -6.0),
+    ("exclusive_gating_7", preact.ExclusiveGating, -7.0),
+    ("shortcut_gating_0", preact.ShortcutOnlyGating, 0.0),
+    ("shortcut_gating_6", preact.ShortcutOnlyGating, -6.0),
 ):
     _own = {"block_kwargs": {"gate_bias": _bias}}
     _add(f"resnet110_{_name}", _GATED, _110, block=_block, **_own)
 _add("resnet110_conv_shortcut", 1_826_202, _110, shortcut="C")
-_add("resnet110_dropout_shortcut", 1_727_962, _110, block=DropoutShortcut)
+_add("resnet110_dropout_shortcut", 1_727_962, _110, block=preact.DropoutShortcut)
 
 _BOTTLENECKS = {"block_kwargs": {"bottleneck": True}}
 _164 = {**_CIFAR_BOTTLENECK, **_BOTTLENECKS, **_sections(164, 3)}
 _add = _rows(ResNet, "He et al. 2016, table 2")
 for _place, _block in (
-    ("bn_after_addition", BatchNormAfterAddition),
-    ("relu_before_addition", ReluBeforeAddition),
-    ("relu_only_preact", ReluOnlyPreactivation),
+    ("bn_after_addition", preact.BatchNormAfterAddition),
+    ("relu_before_addition", preact.ReluBeforeAddition),
+    ("relu_only_preact", preact.ReluOnlyPreactivation),
 ):
     _add(f"resnet110_{_place}", 1_727_962, _110, block=_block)
     _add(f"resnet164_{_place}", 1_704_154, _164, block=_block)
 
-_PREACT = {"block": FullPreactivation}
+_PREACT = {"block": preact.FullPreactivation}
 _LINEAR = {**_PREACT, "shortcut": "B_linear"}
 _CIFAR = {**_CIFAR_BOTTLENECK, **_LINEAR, **_BOTTLENECKS}
 _UNITS = {"block_kwargs": {"bottleneck": True, "stride_on": "3x3"}}

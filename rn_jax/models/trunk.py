@@ -20,9 +20,9 @@ import numpy as np
 from flax.core import unfreeze
 from flax.linen.transforms import lift_transform
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be
 from rn_jax.models.layers import ModuleDef
-from rn_jax.models.skipping import closes_blocks, over_open_blocks
+from rn_jax.models.skipping import at, closes_blocks, over_open_blocks
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
         InputError: `remat` is neither "none", "cheap" nor "all".
     """
     if remat not in REMAT_POLICIES:
-        raise InputError(
-            f"remat must be one of {', '.join(REMAT_POLICIES)}, not {remat!r}."
-        )
+        raise must_be("remat", f"one of {', '.join(REMAT_POLICIES)}", remat)
     if remat == "none":
         return call
     return nn.remat(call, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
@@ -125,14 +123,7 @@ class Stage(nn.Module):
     remat: str = "cheap"
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        gates: jax.Array | None,
-        paths: jax.Array | None,
-        *,
-        train: bool,
-    ) -> jax.Array:
+    def __call__(self, x, gates, paths, *, train: bool) -> jax.Array:
         """Return the stage's output: f[B, H, W, C] -> f[B, H', W', features].
 
         Args:
@@ -148,14 +139,12 @@ class Stage(nn.Module):
         apart = self.first is not None
         if self.first is not None:
             first = self.first(features=self.features, stride=self.stride, name="first")
-            of_first = _at(gates, 0), _at(paths, 0)
-            x = rematerialised(call, self.remat)(first, x, *of_first)
+            x = rematerialised(call, self.remat)(first, x, *at((gates, paths), 0))
         length = self.size - apart
         if not length:
             return x
         blocks = self.block(features=self.features, stride=1, name="blocks")
-        rest = slice(int(apart), None)
-        gates, paths = _at(gates, rest), _at(paths, rest)
+        gates, paths = at((gates, paths), slice(int(apart), None))
         in_line = self.scan_unroll >= length
         whole = in_line or self.scan_unroll == 1
         visits_open = whole and self._visits_open(blocks, gates, paths)
@@ -192,10 +181,6 @@ class Stage(nn.Module):
         # A closed block on a path passes no gradient, so it is no identity.
         identity = blocks.closed_is_identity and paths is None
         return identity or not closes_blocks(gates)
-
-
-def _at(array, index):
-    return None if array is None else array[index]
 
 
 def block_infos(
@@ -249,13 +234,8 @@ def number_blocks(
         for place in range(1, size + 1)
     ]
     return tuple(
-        BlockInfo(
-            name=f"stage{stage}/{name(place, size)}",
-            stage=stage,
-            index=index,
-            **facts(stage, place),
-        )
-        for index, (stage, place, size) in enumerate(places)
+        BlockInfo(f"stage{stage}/{name(place, size)}", stage, i, **facts(stage, place))
+        for i, (stage, place, size) in enumerate(places)
     )
 
 
@@ -407,9 +387,7 @@ def block_name(place: int, size: int) -> str:
 def layer_name(place: int, size: int) -> str:
     """Return the name of a layer in a stage without a scan, the same in both layouts.
 
-    Args:
-        place: position in the stage, from 1.
-        size: number of layers of the stage.
+    The arguments are those of `block_name`.
     """
     return block_name(place, size).replace("block", "layer")
 

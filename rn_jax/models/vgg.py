@@ -24,9 +24,7 @@ class VGGLayer(nn.Module):
 
     Attributes:
         features: channels of the output.
-        conv: called as `conv(features, kernel_size)`.
-        norm: called as `norm()`; None: no normalisation.
-        activation: called as `activation(x)`.
+        conv, norm, activation: as in `Block`; without `norm`, no normalisation.
         dropout: rate of dropout.
     """
 
@@ -129,19 +127,18 @@ class VGG(Network):
             x = convolutions(x, *self.of_stage(stage, gates), train=train)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
-        hidden: tuple[int, ...]
-        fc_norm: ModuleDef | None
-        if self.stem == "imagenet":
-            hidden, fc_norm = (4096, 4096), None
-            x = adaptive_average_pool(x, 7)
-        else:
-            hidden, fc_norm = (512,), norm if self.batch_norm else None
+        small = self.stem == "small"
+        if small:
             x = drop(x.mean(axis=(1, 2), keepdims=True))
+        else:
+            x = adaptive_average_pool(x, 7)
         x = flat(x)[:, None, None]
-        for i, width in enumerate(self.hidden or hidden, start=1):
+        widths = self.hidden or ((512,) if small else (4096, 4096))
+        for i, width in enumerate(widths, start=1):
             fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
             x = fc(x)
-            x = x if fc_norm is None else fc_norm(name=f"fc{i}_bn")(x)
+            if small and self.batch_norm:
+                x = norm(name=f"fc{i}_bn")(x)
             x = drop(self.activation(x))
         return self.classify(x[:, 0, 0], kernel_init=_normal)
 
