@@ -13,7 +13,6 @@ What the gradient of a block needs is what `jax.vjp` of the block keeps, except 
 inputs of the block, which are still there when it is needed.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -122,16 +121,18 @@ def _run(block, in_line, leaves, x, updates, is_open):
         y, new = block(inputs(place), x)
         return y, packing.pack(new)
 
-    visit = _in_line if in_line else _in_loop
-    x, updates = visit(step, x, packing.pack(updates), is_open, len(leaves[0]))
-    return x, packing.unpack(_stacked(updates, in_line))
+    def closed(place):
+        return packing.pack(at(updates, place))
+
+    x, updates = _visit(step, x, closed, is_open, len(leaves[0]), in_line)
+    return x, packing.unpack(updates)
 
 
 def _forward(block, in_line, *args):
     """Return the outputs of `_run` and what its derivative needs."""
     leaves, x, updates, is_open = jax.tree.map(lambda arg: arg.value, args)
     wanted = [i for i, leaf in enumerate(args[0]) if leaf.perturbed]
-    packing, inputs = _Packing(at(updates, 0)), _of_block(leaves, in_line)
+    length, inputs = len(leaves[0]), _of_block(leaves, in_line)
     gradient: Any = None  # known when `step` has been traced
 
     def step(x, place):
@@ -143,26 +144,20 @@ def _forward(block, in_line, *args):
 
         some = [of_block[i] for i in wanted]
         (y, new), pull = jax.vjp(of_wanted, x, some)
-        gradient = _Gradient(pull, of_block, wanted)
-        return y, packing.pack(new) + gradient.kept(pull)
+        gradient = _Gradient(new, pull, of_block, wanted)
+        return y, gradient.pack(new, pull)
 
-    outputs = packing.pack(updates)
-    of_block = jax.eval_shape(partial(step, place=0), x)[1]
-    outputs += [
-        lax.empty((len(leaves[0]), *kept.shape), kept.dtype)
-        for kept in of_block[len(outputs) :]
-    ]
-    visit = _in_line if in_line else _in_loop
-    x, outputs = visit(step, x, outputs, is_open, len(leaves[0]))
-    own, rest = slice(len(packing)), slice(len(packing), None)
-    kept = [arrays[rest] for arrays in outputs] if in_line else outputs[rest]
-    outputs = [arrays[own] for arrays in outputs] if in_line else outputs[own]
-    updates = packing.unpack(_stacked(outputs, in_line))
-    return (x, updates), (leaves, kept, is_open, gradient)
+    def closed(place):
+        lead = np.empty(length)[place].shape  # of one block, or of all
+        return gradient.pack_closed(at(updates, place), lead)
+
+    jax.eval_shape(partial(step, place=0), x)
+    x, outputs = _visit(step, x, closed, is_open, length, in_line)
+    return (x, gradient.updates(outputs)), (leaves, outputs, is_open, gradient)
 
 
 def _backward(block, in_line, residuals, cotangents):
-    leaves, kept, is_open, gradient = residuals
+    leaves, outputs, is_open, gradient = residuals
     g, of_updates = cotangents
     if isinstance(g, SymbolicZero):  # the loss depends on updates alone
         g = jnp.zeros(g.shape, g.dtype)
@@ -171,18 +166,22 @@ def _backward(block, in_line, residuals, cotangents):
 
     def step(g, place):
         of_new = [_cotangent_of_block(c, place) for c in of_updates]
-        kept_of_block = kept[place] if in_line else at(kept, place)
+        of_block = at(outputs, place)
         if in_line and is_open is None:
             # Or XLA would merge what is computed again with the first time.
-            kept_of_block = lax.optimization_barrier(kept_of_block)
-        pull = gradient.pull(inputs(place), kept_of_block)
+            of_block = lax.optimization_barrier(of_block)
+        pull = gradient.pull(inputs(place), of_block)
         g, new = pull((g, of_new))
         return g, packing.pack(new)
 
-    zeros = packing.pack(jax.tree.map(jnp.zeros_like, wanted))
-    visit = _in_line if in_line else _in_loop
-    g, grads = visit(step, g, zeros, is_open, len(leaves[0]), reverse=True)
-    grads = packing.unpack(_stacked(grads, in_line))
+    zeros = [jnp.zeros_like(leaf) for leaf in wanted]
+
+    def closed(place):
+        return packing.pack(at(zeros, place))
+
+    length = len(leaves[0])
+    g, grads = _visit(step, g, closed, is_open, length, in_line, reverse=True)
+    grads = packing.unpack(grads)
     of_leaves = _replaced([None] * len(leaves), gradient.wanted, grads)
     return of_leaves, g, [_of_closed(is_open, leaf) for leaf in of_updates], None
 
@@ -190,19 +189,39 @@ def _backward(block, in_line, residuals, cotangents):
 _run.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _in_loop(step, carry, outputs, is_open, length, *, reverse=False):
-    """Visit the open blocks, from the first to the last or in `reverse`, in a loop.
+def _visit(step, carry, closed, is_open, length, in_line, *, reverse=False):
+    """Visit the open blocks, from the first to the last or in `reverse`.
 
     Args:
         step: (carry, position of a block) -> (carry, outputs of the block).
         carry: before the first block.
-        outputs: arrays with the outputs of closed blocks along axis 0.
+        closed: position -> outputs of a closed block; slice(None) asks for those of all
+            blocks, along axis 0.
         is_open: bool[L]; None: all are open.
         length: L.
+        in_line: whether there is a conditional for each block instead of a loop.
 
     Returns:
-        (carry, outputs with those of the open blocks along axis 0).
+        (carry, outputs with the blocks along axis 0).
     """
+    if in_line:
+        found: dict[int, Arrays] = {}
+        places = range(length)
+        for place in reversed(places) if reverse else places:
+            if is_open is None:
+                carry, found[place] = step(carry, place)
+                continue
+            # Each side takes its arrays out of the stacked ones itself, since a device
+            # would copy what enters a conditional.
+            carry, found[place] = lax.cond(
+                is_open[place],
+                partial(step, place=place),
+                lambda carry, place=place: (carry, closed(place)),
+                carry,
+            )
+        outputs = zip(*(found[place] for place in places), strict=True)
+        return carry, [jnp.stack(arrays) for arrays in outputs]
+
     number = length
     if is_open is not None:
         number, order = is_open.sum(), jnp.argsort(~is_open, stable=True)
@@ -217,28 +236,7 @@ def _in_loop(step, carry, outputs, is_open, length, *, reverse=False):
             for array, value in zip(outputs, new, strict=True)
         ]
 
-    return lax.fori_loop(0, number, turn, (carry, outputs))
-
-
-def _in_line(step, carry, outputs, is_open, length, *, reverse=False):
-    """Like `_in_loop`, with a conditional for each block; return a list of outputs.
-
-    Each side takes its arrays out of the stacked ones itself, since a device would copy
-    what enters a conditional.
-    """
-    places = range(length)
-    found: list[Arrays] = [[] for _ in places]
-    for place in reversed(places) if reverse else places:
-        if is_open is None:
-            carry, found[place] = step(carry, place)
-            continue
-        carry, found[place] = lax.cond(
-            is_open[place],
-            partial(step, place=place),
-            lambda carry, place=place: (carry, at(outputs, place)),
-            carry,
-        )
-    return carry, found
+    return lax.fori_loop(0, number, turn, (carry, closed(slice(None))))
 
 
 def _of_block(leaves, in_line):
@@ -253,38 +251,55 @@ def _of_block(leaves, in_line):
     return lambda place: packing.unpack(at(packed, place))
 
 
-def _stacked(outputs, in_line):
-    if not in_line:
-        return outputs
-    return [jnp.stack(arrays) for arrays in zip(*outputs, strict=True)]
-
-
 @jax.tree_util.register_static
 class _Gradient:
-    """How the function that `jax.vjp` returns is taken apart and put together.
+    """How what the derivative of a block needs is kept, together with its updates.
 
     Attributes:
         wanted: positions of the block's inputs that it is differentiated by.
     """
 
-    def __init__(self, pull: Callable, inputs: Sequence[Any], wanted: Sequence[int]):
+    def __init__(
+        self,
+        updates: Arrays,
+        pull: Callable,
+        inputs: Sequence[Any],
+        wanted: Sequence[int],
+    ):
         leaves, self._tree = jax.tree.flatten(pull)
         places = {id(leaf): place for place, leaf in enumerate(inputs)}
         self._places = [places.get(id(leaf)) for leaf in leaves]
-        self._packing = _Packing(self._own(leaves))
+        self._num_updates = len(updates)
+        self._packing = _Packing([*updates, *self._own(pull)])
         self.wanted = wanted
 
-    def _own(self, leaves):
-        pairs = zip(leaves, self._places, strict=True)
+    def _own(self, pull):
+        """Return the arrays that a `pull` has besides the inputs of the block."""
+        pairs = zip(jax.tree.leaves(pull), self._places, strict=True)
         return [leaf for leaf, place in pairs if place is None]
 
-    def kept(self, pull: Callable) -> Arrays:
-        """Return what to keep of a `pull`: all that is not an input."""
-        return self._packing.pack(self._own(jax.tree.leaves(pull)))
+    def pack(self, updates: Arrays, pull: Callable) -> Arrays:
+        """Return the updates of a block and what to keep of its `pull`."""
+        return self._packing.pack([*updates, *self._own(pull)])
 
-    def pull(self, inputs: Sequence[Any], kept: Arrays) -> Callable:
-        """Return the `pull` of a block from its inputs and what was kept."""
-        own = iter(self._packing.unpack(kept))
+    def pack_closed(self, updates: Arrays, lead: tuple[int, ...]) -> Arrays:
+        """Return the same for closed blocks, of which nothing is kept.
+
+        Args:
+            updates: theirs.
+            lead: (), or (L,) for L blocks along axis 0.
+        """
+        own = self._packing.arrays[self._num_updates :]
+        empty = [lax.empty((*lead, *each.shape), each.dtype) for each in own]
+        return self._packing.pack([*updates, *empty])
+
+    def updates(self, packed: Arrays) -> Arrays:
+        """Return the updates of what was packed."""
+        return self._packing.unpack(packed)[: self._num_updates]
+
+    def pull(self, inputs: Sequence[Any], packed: Arrays) -> Callable:
+        """Return the `pull` of a block from its inputs and what was packed."""
+        own = iter(self._packing.unpack(packed)[self._num_updates :])
         leaves = [next(own) if p is None else inputs[p] for p in self._places]
         return jax.tree.unflatten(self._tree, leaves)
 
@@ -296,20 +311,17 @@ class _Packing:
     """
 
     def __init__(self, arrays: Sequence[Any]):
-        self._shapes = [array.shape for array in arrays]
+        self.arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
         self._groups: dict[Any, list[int]] = {}
         for i, array in enumerate(arrays):
             group = array.dtype if array.size <= SMALL else i
             self._groups.setdefault(group, []).append(i)
 
-    def __len__(self) -> int:
-        return len(self._groups)
-
     def pack(self, arrays: Sequence[Any]) -> Arrays:
         """Return one array for each large one and for all small ones of a dtype."""
 
         def vector(i):
-            ahead = arrays[i].ndim - len(self._shapes[i])
+            ahead = arrays[i].ndim - self.arrays[i].ndim
             return arrays[i].reshape(*arrays[i].shape[:ahead], -1)
 
         return [
@@ -321,16 +333,16 @@ class _Packing:
 
     def unpack(self, packed: Arrays) -> Arrays:
         """Undo `pack`."""
-        arrays: list[Any] = [None] * len(self._shapes)
+        arrays: list[Any] = [None] * len(self.arrays)
         for group, whole in zip(self._groups.values(), packed, strict=True):
             if len(group) == 1:
                 arrays[group[0]] = whole
                 continue
-            ends = np.cumsum([math.prod(self._shapes[i]) for i in group])
+            ends = np.cumsum([self.arrays[i].size for i in group])
             for i, part in zip(
                 group, jnp.split(whole, ends[:-1], axis=-1), strict=True
             ):
-                arrays[i] = part.reshape(*part.shape[:-1], *self._shapes[i])
+                arrays[i] = part.reshape(*part.shape[:-1], *self.arrays[i].shape)
         return arrays
 
 

@@ -76,7 +76,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
 
 
 # Largest number of blocks that is laid out in a straight line on a GPU by default. XLA
-# compiles a block in 1 to 2.5 s of CPU time, so this bounds compilation by three minutes.
+# compiles a block in 1 to 2.5 s of CPU time, all of them in at most three minutes.
 MOST_IN_LINE = 64
 
 
