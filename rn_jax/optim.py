@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be
 
 
 def piecewise_schedule(
@@ -269,11 +269,9 @@ def sgd(
         InputError: `decay` or `momentum_form` is unknown.
     """
     if decay not in ("all", "kernels"):
-        raise InputError(f'weight decay must be on "all" or "kernels", not {decay!r}.')
+        raise must_be("weight decay", 'on "all" or "kernels"', decay)
     if momentum_form not in MOMENTUM_FORMS:
-        raise InputError(
-            f'momentum_form must be "torch" or "caffe", not {momentum_form!r}.'
-        )
+        raise must_be("momentum_form", '"torch" or "caffe"', momentum_form)
     mask = kernel_mask if decay == "kernels" else None
     decayed = optax.add_decayed_weights(weight_decay, mask)
     biases = [] if bias_rate == 1 else [optax.masked(optax.scale(bias_rate), bias_mask)]

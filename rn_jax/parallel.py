@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import InputError, first_line, must_be
 
 AXIS = "devices"
 MODES = ("pmap", "shard_map")
@@ -62,9 +62,7 @@ def join_processes(
             invalid, or the processes cannot be joined.
     """
     if heartbeat_timeout < 1:
-        raise InputError(
-            f"heartbeat_timeout must be at least 1 second, not {heartbeat_timeout}."
-        )
+        raise must_be("heartbeat_timeout", "at least 1 second", heartbeat_timeout)
     by_hand = _check_place(coordinator, num_processes, process_id)
     launched = not by_hand and launched_with_others(os.environ)
     if not by_hand and not launched and find_spec("libtpu") is None:
@@ -115,9 +113,7 @@ def _check_place(coordinator, num_processes, process_id):
             f"{num_processes}."
         )
     if not coordinator.rpartition(":")[2].isdigit():
-        raise InputError(
-            f"coordinator must be HOST:PORT, such as node1:1234, not {coordinator!r}."
-        )
+        raise must_be("coordinator", "HOST:PORT, such as node1:1234", coordinator)
     return True
 
 
@@ -221,7 +217,7 @@ def choose_devices(num_devices: int | None, batch_size: int) -> list[jax.Device]
         InputError: fewer devices are available, or they do not divide the batch.
     """
     if num_devices is not None and num_devices < 1:
-        raise InputError(f"num_devices must be at least 1, not {num_devices}.")
+        raise must_be("num_devices", "at least 1", num_devices)
     try:  # only the CPU's devices are virtual; accelerators ignore the setting
         # All cores, since later batches of this process may divide by more of them.
         virtual = max(cpu_cores(), num_devices or 1)
@@ -297,9 +293,7 @@ def batch_norm_axis(devices: Sequence[jax.Device], batch_norm: str) -> str | Non
         InputError: `batch_norm` is neither "global" nor "device".
     """
     if batch_norm not in ("global", "device"):
-        raise InputError(
-            f'batch_norm must be "global" or "device", not {batch_norm!r}.'
-        )
+        raise must_be("batch_norm", '"global" or "device"', batch_norm)
     if batch_norm == "device" and devices[0].platform != "cpu":
         return None
     return axis_name(devices)
@@ -457,7 +451,7 @@ def compile_statistics_step(
 
 def _compile(step, devices, mode, specs, *, donate=(), options=None):
     if mode not in MODES:
-        raise InputError(f"parallelism must be one of {MODES}, not {mode!r}.")
+        raise must_be("parallelism", f"one of {MODES}", mode)
     if len(devices) == 1:
         return jax.jit(step, donate_argnums=donate, compiler_options=options)
     if mode == "pmap":

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rn_jax.errors import InputError, shown, unknown_name, whole_number
+from rn_jax.errors import InputError, must_be, unknown_name, whole_number
 
 GRANULARITIES = ("batch", "example", "subset")
 SCHEDULES = ("linear", "linear_from_zero", "uniform")
@@ -97,10 +97,8 @@ class StochasticDepth:
     def __post_init__(self):
         survival = _probability(self.last_survival)
         if survival is None:
-            raise InputError(
-                "last_survival, the survival probability p_L of the last block, must "
-                f"be in (0, 1], not {shown(self.last_survival)}."
-            )
+            name = "last_survival, the survival probability p_L of the last block,"
+            raise must_be(name, "in (0, 1]", self.last_survival)
         object.__setattr__(self, "last_survival", survival)
         for name, choices in [
             ("granularity", GRANULARITIES),
@@ -109,17 +107,8 @@ class StochasticDepth:
         ]:
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in choices:
-                raise InputError(
-                    f"{name} must be one of {', '.join(map(str, choices))}, not "
-                    f"{shown(value)}."
-                )
-        if isinstance(self.schedule, str):
-            if self.schedule not in SCHEDULES:
-                raise InputError(
-                    f"schedule must be one of {', '.join(SCHEDULES)} or a tuple of "
-                    f"probabilities, not {self.schedule!r}."
-                )
-        else:
+                raise must_be(name, f"one of {', '.join(map(str, choices))}", value)
+        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
             object.__setattr__(self, "schedule", _probabilities(self.schedule))
         if self.num_open is not None:
             number = whole_number("num_open", self.num_open)
@@ -188,14 +177,12 @@ def _probabilities(schedule: Any) -> tuple[float, ...]:
         given = [_probability(p) for p in schedule]
     except TypeError:  # not iterable
         given = [None]
-    if isinstance(schedule, Set | Mapping):  # unordered
+    if isinstance(schedule, str | Set | Mapping):  # an unknown name, or unordered
         given = [None]
     probs = tuple(p for p in given if p is not None)
     if len(probs) < len(given):
-        raise InputError(
-            f"schedule must be one of {', '.join(SCHEDULES)} or a tuple of survival "
-            f"probabilities, which must be in (0, 1], not {shown(schedule)}."
-        )
+        wanted = f"one of {', '.join(SCHEDULES)} or a tuple of survival probabilities"
+        raise must_be("schedule", f"{wanted}, which must be in (0, 1]", schedule)
     return probs
 
 

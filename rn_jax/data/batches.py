@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, must_be, whole_number
 
 Batch = dict[str, Any]  # arrays by name
 
@@ -112,16 +112,12 @@ def rows_of_host(batch_size: int, host_index: int, num_hosts: int) -> slice:
     Raises:
         InputError: the batch cannot be split evenly, or there is no such host.
     """
-    if batch_size < 1:
-        raise InputError(f"A batch has at least 1 example, not {batch_size}.")
-    if batch_size % num_hosts:
+    if whole_number("batch_size", batch_size) % num_hosts:
         raise InputError(
             f"A batch of {batch_size} cannot be split evenly over {num_hosts} hosts: "
             f"choose a multiple of {num_hosts}."
         )
     if not 0 <= host_index < num_hosts:
-        raise InputError(
-            f"host_index must be in 0 .. {num_hosts - 1}, not {host_index}."
-        )
+        raise must_be("host_index", f"in 0 .. {num_hosts - 1}", host_index)
     size = batch_size // num_hosts
     return slice(host_index * size, (host_index + 1) * size)

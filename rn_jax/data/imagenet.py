@@ -30,7 +30,7 @@ from rn_jax.data.batches import Batch, Feed, steps_per_epoch, train_indices
 from rn_jax.data.catalog import IMAGENET
 from rn_jax.data.tfds import MAX_SKIPPED, DamagedRecordError
 from rn_jax.data.transforms import decode_jpeg
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import InputError, first_line, must_be
 
 SPEC = IMAGENET
 TrainView = Callable[[np.random.Generator, np.ndarray], np.ndarray]
@@ -198,7 +198,7 @@ class Source(Feed):
 
     def __post_init__(self):
         if self.num_workers < 0:
-            raise InputError(f"num_workers must be 0 or more, not {self.num_workers}.")
+            raise must_be("num_workers", "0 or more", self.num_workers)
 
     def train_batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Yield `train_batch` of each step, as `Feed` says.

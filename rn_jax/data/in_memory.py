@@ -22,7 +22,7 @@ from rn_jax.data.batches import (
     train_indices,
 )
 from rn_jax.data.catalog import DATASETS, DatasetSpec
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import InputError, unknown_name, whole_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,9 +247,7 @@ def eval_batches(
     Raises:
         InputError: `batch_size` is less than 1.
     """
-    if batch_size < 1:
-        raise InputError(f"A batch has at least 1 example, not {batch_size}.")
-    size = len(range(batch_size)[rows])
+    size = len(range(whole_number("batch_size", batch_size))[rows])
     for start in range(0, len(examples), batch_size):
         images = examples.images[start : start + batch_size][rows]  # (b, H, W, C)
         labels = examples.labels[start : start + batch_size][rows]  # (b,)

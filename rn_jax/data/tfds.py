@@ -19,7 +19,7 @@ import numpy as np
 
 from rn_jax import filesystem
 from rn_jax.data.catalog import DatasetSpec
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import InputError, first_line, must_be
 
 # Prepared by `cifar`; TFDS's own builders prepare the others.
 _WITHOUT_TENSORFLOW = ("cifar10", "cifar100")
@@ -40,9 +40,7 @@ def skips_damaged(damaged_records: str) -> bool:
         InputError: it is neither.
     """
     if damaged_records not in ("stop", "skip"):
-        raise InputError(
-            f"damaged_records must be stop or skip, not {damaged_records!r}."
-        )
+        raise must_be("damaged_records", "stop or skip", damaged_records)
     return damaged_records == "skip"
 
 
