@@ -4,7 +4,7 @@
 import contextlib
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,23 @@ def whole_number(name: str, value: Any) -> int:
     if number < 1:
         raise must_be(name, "a whole number of at least 1", value)
     return number
+
+
+@contextlib.contextmanager
+def package_needed(what: str, install: str) -> Iterator[None]:
+    """Turn an `ImportError` in the body into an `InputError` that says the remedy.
+
+    Args:
+        what: the beginning of the sentence, such as "digits comes with scikit-learn".
+        install: what pip installs, quoted for a shell.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{what}, which cannot be imported ({first_line(error)}): "
+            f"pip install {install}"
+        ) from error
 
 
 def missing_folder(file: Any) -> InputError:

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import InputError, first_line, package_needed
 
 # The dtypes of safetensors that are read. NumPy has no bfloat16 of its own.
 DTYPES = {
@@ -267,13 +267,8 @@ def download(name: str) -> Path:
             f"Name weights of the Hugging Face Hub as hf-hub:OWNER/NAME, or "
             f"hf-hub:OWNER/NAME@REVISION, not {name}."
         )
-    try:
+    with package_needed(f"{name} is read with huggingface_hub", "huggingface_hub"):
         from huggingface_hub import hf_hub_download
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "Weights of the Hugging Face Hub need the package huggingface_hub: "
-            "pip install huggingface_hub."
-        ) from error
     try:
         path = hf_hub_download(match["repo"], _HUB_FILE, revision=match["revision"])
     except Exception as error:  # of the connection, the Hub, or the disk

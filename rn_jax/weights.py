@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn_jax import filesystem
-from rn_jax.errors import InputError, missing_folder, unknown_name
+from rn_jax.errors import InputError, missing_folder, package_needed, unknown_name
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import stack, unstack
@@ -292,10 +292,8 @@ def _checked(what, name, model, leaves):
     for path, leaf in own.items():
         found = arrays[path]
         floats = [jnp.issubdtype(a.dtype, jnp.floating) for a in (found, leaf)]
-        if (
-            not _fits(found.shape, leaf.shape, other[path].shape)
-            or len(set(floats)) > 1
-        ):
+        fits = _fits(found.shape, leaf.shape, other[path].shape)
+        if not fits or len(set(floats)) > 1:
             raise InputError(
                 f"{what} has {path} as {found.dtype}{list(found.shape)}, but {name} "
                 f"with these fields has {leaf.dtype}{list(leaf.shape)}."
@@ -335,11 +333,7 @@ def _same(a, b):
     """Return whether two fields are equal, also as partials of equal arguments."""
     a, b = (v.item() if isinstance(v, np.generic) else v for v in (a, b))
     if isinstance(a, partial) and isinstance(b, partial):
-        return (
-            _same(a.func, b.func)
-            and _same(a.args, b.args)
-            and _same(a.keywords, b.keywords)
-        )
+        return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
@@ -440,10 +434,6 @@ def _metadata(path):
 
 
 def _safetensors():
-    try:
+    with package_needed("Files of weights need safetensors", "safetensors"):
         import safetensors.numpy
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "Files of weights need the package safetensors: pip install safetensors."
-        ) from error
     return safetensors.numpy

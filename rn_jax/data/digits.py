@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from rn_jax.errors import InputError, first_line
+from rn_jax.errors import package_needed
 
 _NUM_TEST = 360
 
@@ -18,13 +18,8 @@ def read() -> list[tuple[np.ndarray, np.ndarray]]:
     Raises:
         InputError: scikit-learn cannot be imported.
     """
-    try:
+    with package_needed("digits comes with scikit-learn", '"rn_jax[train]"'):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError(
-            "digits comes with scikit-learn, which cannot be imported "
-            f'({first_line(error)}): pip install "rn_jax[train]"'
-        ) from error
     scans = load_digits()
     images = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = scans.target.astype(np.int32)

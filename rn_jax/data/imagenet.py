@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from rn_jax.data import tfds
@@ -30,7 +31,7 @@ from rn_jax.data.batches import Batch, Feed, steps_per_epoch, train_indices
 from rn_jax.data.catalog import IMAGENET
 from rn_jax.data.tfds import MAX_SKIPPED, DamagedRecordError
 from rn_jax.data.transforms import decode_jpeg
-from rn_jax.errors import InputError, first_line, must_be
+from rn_jax.errors import InputError, first_line, must_be, package_needed
 
 SPEC = IMAGENET
 TrainView = Callable[[np.random.Generator, np.ndarray], np.ndarray]
@@ -138,14 +139,9 @@ def open_records(
             prepared, has a format without random access, or is damaged.
     """
     skip = tfds.skips_damaged(damaged_records)
-    for package in ("grain", "cv2"):
-        try:
+    for package, name in (("grain", "Grain"), ("cv2", "OpenCV")):
+        with package_needed(f"{SPEC.name} is read with {name}", '"rn_jax[imagenet]"'):
             importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(
-                f"{SPEC.name} is read with Grain and OpenCV, but {package} cannot be "
-                f'imported ({first_line(error)}): pip install "rn_jax[imagenet]"'
-            ) from error
     data_dir = tfds.resolve_data_dir(data_dir)
     builder = tfds.open_builder(SPEC, data_dir)
     folder = os.fspath(builder.data_path)
@@ -394,7 +390,8 @@ def _in_workers(
     )
     try:
         for batch in iterator:
-            yield {name: _copy(value) for name, value in batch.items()}
+            # Copies, so that what is in shared memory is freed at once.
+            yield jax.tree.map(np.array, batch)
     except RuntimeError as error:
         raise InputError(
             f"A process that decodes images was killed ({first_line(error)}), perhaps "
@@ -402,11 +399,6 @@ def _in_workers(
         ) from error
     finally:
         iterator.close()
-
-
-def _copy(value: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Copy an array, which may be in shared memory, so that this is freed at once."""
-    return [np.array(v) for v in value] if isinstance(value, list) else np.array(value)
 
 
 def _start_worker(index: int, count: int) -> None:

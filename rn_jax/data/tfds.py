@@ -19,7 +19,7 @@ import numpy as np
 
 from rn_jax import filesystem
 from rn_jax.data.catalog import DatasetSpec
-from rn_jax.errors import InputError, first_line, must_be
+from rn_jax.errors import InputError, first_line, must_be, package_needed
 
 # Prepared by `cifar`; TFDS's own builders prepare the others.
 _WITHOUT_TENSORFLOW = ("cifar10", "cifar100")
@@ -172,13 +172,9 @@ def open_builder(spec: DatasetSpec, data_dir: str):
     Raises:
         InputError: see `rn_jax.data.load`.
     """
-    try:
+    what = f"{spec.name} is read through tensorflow-datasets"
+    with package_needed(what, '"rn_jax[train]"'):
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise InputError(
-            f"{spec.name} is read through tensorflow-datasets, which cannot be "
-            f'imported ({first_line(error)}): pip install "rn_jax[train]"'
-        ) from error
     folder = os.path.join(data_dir, spec.name)
     with quiet_tfds(), damage_in_a_sentence(spec, data_dir, folder):
         with filesystem.literal(data_dir) as there:
