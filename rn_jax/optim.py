@@ -61,8 +61,7 @@ def cosine_schedule(
     Args:
         learning_rate: rate at the end of the warm-up.
         total_steps: length of the run, including the warm-up.
-        warmup_steps: number of steps at `warmup_learning_rate`.
-        warmup_learning_rate: rate of the warm-up.
+        warmup_steps, warmup_learning_rate: as in `piecewise_schedule`.
 
     Returns:
         A function of the step.

@@ -29,6 +29,12 @@ SCHEDULES = ("linear", "linear_from_zero", "uniform")
 SCALINGS = ("test", "training", "none")
 STATISTICS = ("frozen", "updated")
 
+_TIMM = {
+    "granularity": "example",
+    "schedule": "linear_from_zero",
+    "scaling": "training",
+    "closed_statistics": "updated",
+}
 # The variants of other projects; docs/gates.md lists the differences.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "huang2016": {
@@ -37,18 +43,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "scaling": "test",
         "closed_statistics": "frozen",
     },
-    "timm": {
-        "granularity": "example",
-        "schedule": "linear_from_zero",
-        "scaling": "training",
-        "closed_statistics": "updated",
-    },
-    "torchvision": {  # ConvNeXt's and Swin's use of ops.stochastic_depth, mode="row"
-        "granularity": "example",
-        "schedule": "linear_from_zero",
-        "scaling": "training",
-        "closed_statistics": "updated",
-    },
+    "timm": _TIMM,
+    # ConvNeXt's and Swin's use of ops.stochastic_depth, mode="row"
+    "torchvision": _TIMM,
 }
 
 

@@ -70,11 +70,8 @@ def create_state(
 
     Args:
         key: PRNG key of the parameters.
-        model: network of this library.
-        tx: optimiser.
         image_shape: (H, W, C).
-        feedback: controller of the learning rate.
-        loss_scaling: loss scaling for float16.
+        model, tx, feedback, loss_scaling: as in `make_train_step`.
 
     Raises:
         InputError: the network needs variables in collections other than "params" and

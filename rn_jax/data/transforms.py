@@ -58,11 +58,8 @@ def _size_in_header(encoded: bytes) -> tuple[int, int] | None:
     while (place := encoded.find(b"\xff", place)) >= 0:  # skips stray bytes
         marker, length = encoded[place + 1 : place + 2], encoded[place + 2 : place + 4]
         if marker in _FRAMES:
-            height, width = (
-                encoded[place + 5 : place + 7],
-                encoded[place + 7 : place + 9],
-            )
-            return int.from_bytes(height), int.from_bytes(width)
+            size = encoded[place + 5 : place + 9]
+            return int.from_bytes(size[:2]), int.from_bytes(size[2:])
         if marker in _WITHOUT_LENGTH:
             place += 1 if marker == b"\xff" else 2
         else:
