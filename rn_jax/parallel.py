@@ -307,8 +307,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -
 
     Args:
         tree: arrays that are the same in every process.
-        devices: the devices of the steps.
-        mode: the mode of the steps, see `compile_train_step`.
+        devices, mode: those of the steps, see `compile_train_step`.
     """
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
@@ -389,8 +388,7 @@ def place(rows: Any, devices: Sequence[jax.Device], *, mode: str = "pmap") -> An
 
     Args:
         rows: arrays with the rows along axis 0.
-        devices: the devices of the steps.
-        mode: the mode of the steps, see `compile_train_step`.
+        devices, mode: those of the steps, see `compile_train_step`.
     """
     if len(devices) == 1:
         return jax.device_put(rows, devices[0])
@@ -458,7 +456,11 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
         compiled = jax.pmap(
             step,
             axis_name=AXIS,
-            in_axes=jax.tree.map(_pmap_axis, specs, is_leaf=_is_spec),
+            in_axes=jax.tree.map(
+                lambda spec: 0 if spec == P(AXIS) else None,
+                specs,
+                is_leaf=lambda tree: isinstance(tree, P),
+            ),
             out_axes=None,
             devices=devices,
             donate_argnums=donate,
@@ -477,14 +479,6 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
         compiler_options=options,
     )
     return _OverDevices(compiled, devices, mode)
-
-
-def _is_spec(tree):
-    return isinstance(tree, P)
-
-
-def _pmap_axis(spec):
-    return 0 if spec == P(AXIS) else None
 
 
 def _split(rows, parts):
