@@ -37,7 +37,7 @@ test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
 	.venv-max/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 	.venv-max/bin/python -m pytest -n 2 -m slow -k runs tests/test_notebooks.py
 
-# What XLA makes of training steps for devices that are not here. Each compiler has an
+# The training steps that XLA compiles for absent devices. Each compiler has an
 # environment of its own, and none of CUDA's libraries is needed.
 device-programs: .venv-h200/stamp .venv-v5e/stamp  ## Tables of compiled steps, in results/
 	.venv-h200/bin/python -m benchmarks.device_program --device=h200

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count what a training step makes a GPU or a TPU do, on a machine that has neither.
+"""Count what a training step makes a GPU or a TPU do, on a machine without them.
 
     python -m benchmarks.device_program [--device=h200] [--models=resnet110,resnet50]
         [--batch_size=128] [--dtypes=float32,bfloat16] [--last_survivals=1.0,0.5]
 
-XLA compiles for devices that are only described to it. The step is the one that
+XLA compiles for absent devices from a description. The step is the one that
 `experiments.run` compiles for the config of that name. Nothing runs, so there are no
-times. `make device-programs` makes the environments that have the compilers.
+times. `make device-programs` creates the environments that have the compilers.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from configs.default import Config
 from experiments import markdown
 from experiments.cli import Parser
 from experiments.config import load_config
-from experiments.training import setup
+from experiments.training import environment, setup
 from experiments.training.network import make_model
 from rn_jax import InputError
 from rn_jax.errors import first_line, unknown_name
@@ -97,7 +97,7 @@ NETWORKS = {
 
 
 def describe(name: str) -> list[jax.Device]:
-    """Return devices that one can compile for, but that are not there.
+    """Return absent devices to compile for.
 
     Raises:
         InputError: the device is unknown, or its compiler is not installed.
@@ -215,7 +215,7 @@ class Cost(NamedTuple):
 def cost(
     thunks: Sequence[Thunk],
     turns: Callable[[Thunk], tuple[float, bool]],
-    share_open: Callable[[Thunk], float],
+    share_open: Callable[[Thunk], float] | None,
     *,
     in_graph: bool = False,
 ) -> Cost:
@@ -224,7 +224,9 @@ def cost(
     Args:
         thunks: the thunks.
         turns: loop -> (number of its turns, whether only the device knows it).
-        share_open: conditional -> share of its runs that take the side that costs more.
+        share_open: conditional -> share of its runs that take the side of an open
+            block, which is the one that reduces more; None: the side that launches more
+            is always taken.
         in_graph: whether they are in a CUDA graph.
     """
     of = partial(cost, turns=turns, share_open=share_open)
@@ -238,9 +240,15 @@ def cost(
                 check = of(thunk.parts["condition"], in_graph=in_graph)
                 total = total.plus(check.plus(wait), times + 1)
         elif thunk.kind == "Conditional":
-            sides = sorted(of(p, in_graph=in_graph) for p in thunk.parts.values())
+            sides = [of(part, in_graph=in_graph) for part in thunk.parts.values()]
+            total = total.plus(wait)
+            if share_open is None:
+                total = total.plus(max(sides))
+                continue
+            # BatchNorm reduces on the open side; the other one may have more copies.
+            closed, opened = sorted(sides, key=lambda c: (c.reductions, c.launches))
             share = share_open(thunk)
-            total = total.plus(sides[-1], share).plus(sides[0], 1 - share).plus(wait)
+            total = total.plus(opened, share).plus(closed, 1 - share)
         elif thunk.parts:
             inside = in_graph or thunk.kind == "CommandBuffer"
             for part in thunk.parts.values():
@@ -285,7 +293,7 @@ class GpuProgram:
         return sum(thunk.kind == "CommandBuffer" for thunk in _all(self._thunks))
 
     def cost(self, *, expected: bool) -> Cost:
-        """Return the expected cost of a step, or that with all blocks open."""
+        """Return the expected cost of a step, or the largest one."""
 
         def turns(loop):
             line = self._lines[loop.name]
@@ -295,9 +303,9 @@ class GpuProgram:
             return float(survival.sum()) if expected else len(survival), True
 
         def share_open(conditional):
-            return float(self._survival(conditional).mean()) if expected else 1
+            return float(self._survival(conditional).mean())
 
-        return cost(self._thunks, turns, share_open)
+        return cost(self._thunks, turns, share_open if expected else None)
 
     def _survival(self, thunk):
         """Return p_l of the blocks that a thunk of a stage is about."""
@@ -351,12 +359,15 @@ def compile_for(
     backend = DEVICES[device].backend
     _, config = load_config(options)
     model = make_model(config)
+    form = ""
     if "scan_unroll" not in model.__dataclass_fields__:
         scan_unroll = None
     else:  # None would ask for this machine's
         scan_unroll = scan_unroll or default_unroll(model.num_blocks, backend)
         kwargs = {**config.model_kwargs, "scan_unroll": scan_unroll}
         config = dataclasses.replace(config, model_kwargs=kwargs)
+        form = "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
+        form = "line" if scan_unroll >= model.num_blocks else form
     start = time.process_time()
     program, model = lower(config, devices)
     traced = time.process_time()
@@ -370,13 +381,14 @@ def compile_for(
             "dtype": dtype,
             "last_survival": last_survival,
             "scan_unroll": scan_unroll,
+            "form": form,
             "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
             "compile_seconds": time.process_time() - traced,
         }
         if backend == "gpu":
             found = GpuProgram(Path(folder), model)
-            row["all_open"] = found.cost(expected=False)._asdict()
+            row["at_most"] = found.cost(expected=False)._asdict()
             row["expected"] = found.cost(expected=True)._asdict()
             row["cuda_graphs"] = found.graphs
     if backend == "tpu":
@@ -389,7 +401,7 @@ def compile_for(
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of programs."""
     head = ["network", "batch", "dtype", "p_L", "form"]
-    if "all_open" in rows[0]:
+    if "at_most" in rows[0]:
         head += ["launches", "expected", "reductions", "copies", "waits", "graphs"]
         head.append("outside")
     else:
@@ -399,9 +411,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         texts = [row["model"], str(row["batch_size"]), row["dtype"]]
         texts.append(f"{row['last_survival']:g}")
-        texts.append({None: "", 1: "loop"}.get(row["scan_unroll"], "line"))
-        if "all_open" in row:
-            most = row["all_open"]
+        texts.append(row["form"])
+        if "at_most" in row:
+            most = row["at_most"]
             counts = [most["launches"], row["expected"]["launches"]]
             counts += [most["reductions"], most["copies"], most["waits"]]
             counts += [row["cuda_graphs"], most["outside_graphs"]]
@@ -443,13 +455,14 @@ def device_program(
         device: to compile for, h200 or v5e.
         models: names of configs, separated by commas.
         batch_size: examples of a step; None: one that suits the network.
-        dtypes: of the computation, separated by commas.
+        dtypes: dtypes to compute in, separated by commas.
         last_survivals: p_L, separated by commas. 1 is constant depth, the only one for
             networks without shortcuts.
         scan_unroll: blocks per iteration of a loop; None: what suits the device.
 
     Returns:
-        The JSON file, which keeps its other rows of this version of JAX.
+        The JSON file. It keeps its other rows of this version of JAX; each row has the
+        commit that made it.
     """
     describe(device)  # before anything is compiled
     kept = {}
@@ -467,6 +480,7 @@ def device_program(
                     continue
                 size = batch_size or NETWORKS.get(name, _OF_CIFAR)[device]
                 row = compile_for(device, name, size, dtype, last_survival, scan_unroll)
+                row["commit"] = environment.git_revision()
                 kept[_key(row)] = row
                 lines = table([row])
                 print("\n".join(lines[2:] if shown else lines), flush=True)

@@ -55,7 +55,7 @@ def test_thunks_are_nested_as_they_are_indented(thunks):
 
 def test_a_loop_with_a_known_number_of_turns(thunks):
     """3 turns of 2, no check of the condition; the dearer side of both conditionals."""
-    found = cost(thunks, lambda loop: (3, False), lambda conditional: 1)
+    found = cost(thunks, lambda loop: (3, False), None)
     assert found == Cost(
         launches=2 + 3 * 2 + 2 + 1 + 1,
         reductions=3,
@@ -74,6 +74,20 @@ def test_a_loop_over_open_blocks_and_expected_sides(thunks):
     assert found.waits == 1  # the loop waits inside the graph, for nobody
 
 
+def test_the_open_side_is_the_one_that_reduces():
+    """Even if the closed side launches more, as in a DenseNet."""
+    opened = [Thunk("Convolution", "cudnn-conv"), Thunk("CustomKernel", "reduce")]
+    closed = [Thunk("Copy", "copy") for _ in range(5)]
+    thunks = [Thunk("Conditional", "cond", {"a": closed, "b": opened})]
+
+    def launches(share_open):
+        return cost(thunks, lambda loop: (1, False), share_open).launches
+
+    assert launches(None) == 5
+    assert launches(lambda conditional: 1) == 2
+    assert launches(lambda conditional: 0.25) == 0.25 * 2 + 0.75 * 5
+
+
 def test_a_loop_outside_graphs_waits_for_every_check():
     text = SEQUENCE.replace("000: kCommandBuffer", "000: kSequential")
     found = cost(
@@ -83,8 +97,10 @@ def test_a_loop_outside_graphs_waits_for_every_check():
     assert found.outside_graphs == found.launches
 
 
-def test_devices_that_are_unknown_or_without_a_compiler(capsys):
+def test_devices_that_are_unknown_or_without_a_compiler(capsys, monkeypatch):
     assert device_program.main(["--device=h20"]) == 2
     assert "h200" in capsys.readouterr().err
+    for name in device_program.DEVICES["h200"].environment:
+        monkeypatch.setenv(name, "")  # so that what `describe` sets is undone
     with pytest.raises(InputError, match="make device-programs"):
         device_program.describe("h200")

@@ -13,7 +13,7 @@ def pytest_addoption(parser):
 def device(request):
     name = request.config.getoption("--device", default=None)
     if name is None:
-        pytest.skip("make test-devices compiles for devices that are not here")
+        pytest.skip("make test-devices compiles for absent devices")
     # What is compiled for an absent device cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
     return name

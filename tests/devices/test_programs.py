@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What XLA makes of training steps for a GPU and a TPU that are not here."""
+"""The training steps that XLA compiles for an absent GPU and TPU."""
 
 import dataclasses
 import json
@@ -47,7 +47,8 @@ def config_of(name, **fields):
 def compile_quickly(lowered, device, **options):
     """Compile with the least effort, which takes a quarter of the time for a TPU.
 
-    Such a program needs more memory than that of a run, not less.
+    ResNet-20's step needed more memory so (203 instead of 123 MiB), so what fits here
+    should fit in a run.
     """
     if program.DEVICES[device].backend == "tpu":
         options["exec_time_optimization_effort"] = -1.0
@@ -72,12 +73,12 @@ def test_every_kind_of_network_compiles_and_fits(device, name):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("unroll", [None, 1], ids=["line", "loop"])
+@pytest.mark.parametrize("unroll", [9, 1], ids=["line", "loop"])
 def test_every_form_of_stochastic_depth_compiles_without_waiting(
     device, form, unroll, tmp_path
 ):
     """Gates of a mini-batch decide on the device, within the one CUDA graph."""
-    kwargs = {"scan_unroll": unroll or 9}
+    kwargs = {"scan_unroll": unroll}
     config = config_of("resnet20", stochastic_depth=FORMS[form], model_kwargs=kwargs)
     lowered, model = program.lower(config, program.describe(device)[:1])
     dump = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
@@ -119,13 +120,12 @@ def test_launches_stay_near_the_committed_number(device, name, last_survival):
     (committed,) = [
         row
         for row in content["programs"]
-        if (row["model"], row["dtype"], row["last_survival"])
-        == (name, "float32", last_survival)
-        and row["scan_unroll"] > 1
+        if (row["model"], row["dtype"], row["last_survival"], row["form"])
+        == (name, "float32", last_survival, "line")
+        and row["batch_size"] == 128
     ]
-    size = committed["batch_size"]
-    row = program.compile_for(device, name, size, "float32", last_survival)
-    for side in ("all_open", "expected"):
+    row = program.compile_for(device, name, 128, "float32", last_survival)
+    for side in ("at_most", "expected"):
         most = 1.05 * committed[side]["launches"]
         assert 0 < row[side]["launches"] <= most
-    assert row["cuda_graphs"] == 1 and row["all_open"]["waits"] == 0
+    assert row["cuda_graphs"] == 1 and row["at_most"]["waits"] == 0
