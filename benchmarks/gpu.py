@@ -94,7 +94,7 @@ def name_of_run(workload: Workload, *, bare: bool = False) -> str:
 
 
 def plan(scale: Scale, folder: Path) -> list[Measurement]:
-    """Return what to measure, in the order of worth.
+    """Return what to measure, the most important first.
 
     Args:
         scale: how much.

@@ -368,10 +368,11 @@ def cuda_graph_options(device: jax.Device) -> Mapping[str, Any] | None:
         device: one of this process, or the description of one.
 
     Returns:
-        The options; None for a device that is not NVIDIA's, or if XLA does not know
-        them, which is reported on stderr.
+        The options; None for a device that is no NVIDIA GPU, or if XLA does not know
+        them, which is reported on stderr. With a driver older than CUDA 12.3, XLA
+        leaves conditionals and loops out of the graph.
     """
-    if not device.device_kind.startswith("NVIDIA"):
+    if device.platform != "gpu" or device.device_kind.startswith("AMD"):
         return None
     probe = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(device))
     try:
@@ -422,8 +423,8 @@ def compile_train_step(
             device.
         from_examples: whether the step is one of `train.from_examples`. Its "images"
             and "labels" are then replicated, and its "order" is split.
-        compiler_options: of XLA, as from `cuda_graph_options`. `jax.pmap` ignores
-            them.
+        compiler_options: XLA's compiler options, as from `cuda_graph_options`.
+            `jax.pmap` ignores them.
 
     Raises:
         InputError: `mode` is unknown.

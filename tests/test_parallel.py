@@ -159,7 +159,10 @@ def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsy
     assert capsys.readouterr().err == ""
 
     class Gpu:
-        device_kind = "NVIDIA H200"
+        platform, device_kind = "gpu", "Tesla T4"  # "NVIDIA" is in some names only
+
+    class Amd:
+        platform, device_kind = "gpu", "AMD Instinct MI300X"
 
     asked = []
 
@@ -179,6 +182,7 @@ def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsy
     assert asked == [dict(options)]
     assert "CONVOLUTION" in options["xla_gpu_enable_command_buffer"]
     assert capsys.readouterr().err == ""
+    assert parallel.cuda_graph_options(Amd()) is None
     fails = True
     assert parallel.cuda_graph_options(Gpu()) is None
     said = capsys.readouterr().err

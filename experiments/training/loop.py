@@ -149,7 +149,7 @@ class _Run:
         # Metrics on the devices: of steps that may not have ended, and of those since.
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._ended: list[tuple[int, Any]] = []
-        self._looked = time.perf_counter()
+        self._fetched = time.perf_counter()
         self._rate_factor = 1.0  # of the last step looked at
 
     def resume(self) -> None:
@@ -195,8 +195,8 @@ class _Run:
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._await(leave=evaluation.IN_FLIGHT)
-                if self._is_time_to_look():
-                    self._look()
+                if self._should_fetch():
+                    self._fetch()
                 self.clock.start(self.state)
                 profile.after_step(self.state)
                 if self.step == trainer.total_steps or self._is_due(evaluate_every):
@@ -221,7 +221,7 @@ class _Run:
             jax.block_until_ready(self._ended[-1][1]["loss"])
             self.clock.step_ended()
 
-    def _is_time_to_look(self):
+    def _should_fetch(self):
         if not self._ended:
             return False
         every = self.trainer.config.log_every_steps or _MOST_STEPS
@@ -229,13 +229,13 @@ class _Run:
             return True
         # Several processes must find at the same step that training diverged.
         alone = jax.process_count() == 1
-        return alone and time.perf_counter() - self._looked > _MOST_SECONDS
+        return alone and time.perf_counter() - self._fetched > _MOST_SECONDS
 
-    def _look(self):
+    def _fetch(self):
         """Fetch the metrics of the steps that have ended, check them and log them."""
         every = self.trainer.config.log_every_steps
         ended, self._ended = jax.device_get(self._ended), []
-        self._looked = time.perf_counter()
+        self._fetched = time.perf_counter()
         for step, sums in ended:
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
                 self._diverge(step)
@@ -258,9 +258,9 @@ class _Run:
             last = mean["loss"], mean["error_percent"]
             self.progress.advance(len(ended), epoch, *last)
 
-    def _look_at_all(self):
+    def _fetch_all(self):
         self._await()
-        self._look()
+        self._fetch()
 
     def _learning_rate(self, step):
         """Return the rate of the step that led to `step`, the last one looked at."""
@@ -269,7 +269,7 @@ class _Run:
     def _evaluate(self):
         """Evaluate, log, adapt the learning rate, and save."""
         trainer, config = self.trainer, self.trainer.config
-        self._look_at_all()
+        self._fetch_all()
         self.clock.stop(self.state)
         started = time.perf_counter()
         steps = trainer.eval_steps(self.step)
@@ -297,7 +297,7 @@ class _Run:
 
     def _save(self, is_best=False, **timing):
         """Save a checkpoint, and log what was timed since the one before."""
-        self._look_at_all()
+        self._fetch_all()
         self.clock.stop(self.state)
         if not _is_finite(self.state):  # the update after a loss that was finite
             self._diverge(self.step)

@@ -143,8 +143,8 @@ class Trainer(Experiment):
     def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Yield what `train_step` takes as the batch of each step.
 
-        It is this host's rows or, where the examples stay on the devices, the order of
-        the epoch, on the devices.
+        It is either this host's rows, or the order of the epoch together with the
+        examples on the devices.
         """
         feed, mode = self.feed, self.config.parallelism
         if isinstance(feed, data.InMemory) and self.placed:

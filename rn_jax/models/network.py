@@ -60,7 +60,8 @@ class Network(nn.Module, kw_only=True):
             `partial(nn.GroupNorm, num_groups=8)`, normalises each example by itself and
             gets no `axis_name`.
         activation: activation function of the blocks.
-        conv_gradient: "auto", or "xla" for forward mode; see `conv2d`.
+        conv_gradient: "auto", or "xla" for forward mode and second derivatives, with
+            slower convolutions on the CPU and no loop over open blocks; see `conv2d`.
         axis_name: axis of the devices over which BatchNorm is synchronised.
         dtype: dtype of the computation; parameters and statistics are float32.
 

@@ -9,8 +9,8 @@ for each decision. Here the stage has a `custom_vjp`, in one of two forms:
   program is the same for any set of them, and does not grow with the number of blocks;
 - a straight line of conditionals, which a GPU can run as one CUDA graph.
 
-What the gradient of a block needs is what `jax.vjp` of the block keeps, except for the
-inputs of the block, which are still there when it is needed.
+The backward pass keeps what `jax.vjp` of each open block keeps, except for the block's
+parameters and gates, which are read again.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,13 +82,13 @@ def run_open(
 ) -> tuple[jax.Array, Any]:
     """Apply the open ones of L blocks, one after the other.
 
-    Reverse mode is supported once, forward mode is not.
+    Only first-order reverse-mode differentiation is supported.
 
     Args:
         call: (inputs of one block, x) -> (y, its updates), with y like x.
         inputs: pytree of arrays and PRNG keys with the blocks along axis 0.
-        before: pytree of what the updates of closed blocks are, along axis 0; missing
-            entries are zeros.
+        before: updates of closed blocks, stacked on axis 0; entries that are missing
+            are zeros.
         x: input of the first block.
         is_open: bool[L]; None: all are open.
         in_line: whether to write one conditional for each block instead of a loop.
@@ -352,7 +352,7 @@ def at(tree: Any, place: Any) -> Any:
 
 
 def left(before: Any, after: Any, zeros: Callable = jnp.zeros_like) -> Any:
-    """Return the leaves of `before`, and zeros(leaf) for those of `after` alone."""
+    """Return the tree of `after`, with the leaves of `before` or else zeros(leaf)."""
     old = dict(jax.tree_util.tree_leaves_with_path(before))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: old[path] if path in old else zeros(leaf), after

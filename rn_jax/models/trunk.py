@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunk shared by residual families: stages of equal blocks, run in a scan.
+"""The trunk shared by residual families: stages of equal blocks, run in a loop.
 
-The blocks of a stage that keep the shape of their input run in one `nn.scan`, with
-their variables stacked on axis 0 under `stageS/blocks`. A first block that changes the
-shape is apart, under `stageS/first`. Compile time is then independent of depth.
-`unstack` gives every block variables of its own; `stack` is its inverse.
+The blocks of a stage that keep the shape of their input share one loop
+(`over_open_blocks`, or `nn.scan` where that does not apply), with their variables
+stacked on axis 0 under `stageS/blocks`. A first block that changes the shape is
+separate, under `stageS/first`. A loop compiles in a time that does not depend on depth;
+on a GPU, up to `MOST_IN_LINE` blocks are laid out one after another instead. `unstack`
+gives each block its own variables; `stack` is its inverse.
 """
 
 import copy
@@ -76,7 +78,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
 
 
 # Largest number of blocks that is laid out in a straight line on a GPU by default. XLA
-# compiles a block in 1 to 2.5 s of CPU time, all of them in at most three minutes.
+# compiles a block in 1 to 3.5 s of CPU time, all of them in at most four minutes.
 MOST_IN_LINE = 64
 
 

@@ -180,3 +180,38 @@ def test_closed_blocks_return_what_a_scan_of_conditionals_returns(
 
     found, expected = jax.jit(logits, static_argnums=0), logits("xla")
     np.testing.assert_allclose(found("auto"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["none", "cheap", "all"])
+@pytest.mark.parametrize("scan_unroll", [1, 4], ids=["loop", "line"])
+def test_gradients_and_statistics_are_those_of_a_scan_of_conditionals(
+    x64, random_variables, remat, scan_unroll
+):
+    """In training, with closed blocks and dropout."""
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    model = ResNet(
+        (4,),
+        features=(4,),
+        block=FullPreactivation,
+        block_kwargs={"dropout": 0.5},
+        dtype="float64",
+        remat=remat,
+        scan_unroll=scan_unroll,
+    )
+    variables = random_variables(model, images.shape[1:], "float64")
+    gates = np.float32([1, 0, 0, 1])
+
+    def loss(params, gradient):
+        logits, updates = model.clone(conv_gradient=gradient).apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            gates=gates,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        return (logits**2).sum(), updates
+
+    gradients = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    found, expected = (gradients(variables["params"], by) for by in ("auto", "xla"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), found, expected)

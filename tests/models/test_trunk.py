@@ -14,7 +14,7 @@ from rn_jax import InputError, block_variables
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
-from rn_jax.models.trunk import Stage, block_infos, block_name
+from rn_jax.models.trunk import Stage, block_infos, block_name, default_unroll
 
 IMAGE = (6, 6, 3)
 MODELS = {
@@ -400,3 +400,11 @@ def test_parameters_are_those_that_a_scan_draws():
     stage = Stage(block, None, 3, 4, 1, 1)
     found = stage.init(jax.random.key(0), x, None, None, train=True)
     assert_equal(found["params"], expected["params"])
+
+
+def test_a_gpu_has_a_straight_line_of_limited_length():
+    """ResNet-110 and 164, not 1202: the time to compile is bounded."""
+    assert default_unroll(54, "gpu") == 54
+    assert default_unroll(64, "gpu") == 64
+    assert default_unroll(65, "gpu") == default_unroll(600, "gpu") == 1
+    assert default_unroll(9, "cpu") == default_unroll(9, "tpu") == 1

@@ -202,6 +202,35 @@ def test_examples_on_the_devices_give_the_same_run(
     assert_same_run(tmp_path / "w", finished[0])
 
 
+def test_metrics_are_fetched_in_bursts(tmp_path, monkeypatch):
+    """A transfer guard does not see a CPU's fetches, so they are counted."""
+    callers = []
+
+    def watch(owner, name):
+        whole = getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            frame = sys._getframe(1)
+            while frame and frame.f_code.co_filename != loop.__file__:
+                frame = frame.f_back
+            callers.append(frame and frame.f_code.co_name)
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("__float__", "__array__"):
+        watch(type(jnp.zeros(())), name)
+    watch(jax, "device_get")
+    monkeypatch.setattr(loop, "_MOST_SECONDS", math.inf)
+    options = [SD, "--config.epochs=6", "--config.log_every_steps=10"]
+    assert in_process(monkeypatch, arguments(tmp_path / "run", *options)) == 0
+    steps = lines(tmp_path / "run")[-1]["step"]
+    in_run = {name for name in callers if name} - {"train", "__init__", "build"}
+    assert in_run <= {"_fetch", "_learning_rate", "_evaluate", "_save", "_next_epoch"}
+    # Once for a logged step, twice for an evaluation, which saves a checkpoint.
+    assert 0 < callers.count("_fetch") <= steps // 10 + 2 * 6 < steps
+
+
 @pytest.mark.parametrize(
     "what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)]
 )
