@@ -107,14 +107,17 @@ def whole(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
-def test_two_processes_are_as_one(whole, tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "on_device"), [("pmap", False), ("pmap", True), ("shard_map", True)]
+)
+def test_two_processes_are_as_one(whole, tmp_path, mode, on_device):
     """The first one writes and prints; a signal to the second stops both at a step.
 
     What they began is ended by two, or by one on one device or on four.
     """
-    workdir, option = tmp_path / "two", f"--config.parallelism={mode}"
-    processes = start(workdir, option)
+    workdir = tmp_path / "two"
+    options = f"--config.parallelism={mode}", f"--config.data_on_device={on_device}"
+    processes = start(workdir, *options)
     checkpoint_is_there(workdir, 3, processes)
     processes[1].send_signal(signal.SIGTERM)
     (out, err), (other_out, other_err) = ends(processes, [75, 75])
@@ -123,13 +126,13 @@ def test_two_processes_are_as_one(whole, tmp_path, mode):
     assert "a signal to another process" in err and "SIGTERM" in other_err
     assert (workdir / "checkpoints" / step).exists()
     assert "Run folder" in out and "Run folder" not in other_out
-    if mode == "pmap":
+    if not on_device:
         for devices in (1, 4):
             ended_by_one = shutil.copytree(workdir, tmp_path / f"one{devices}")
             out = one(ended_by_one, f"--config.num_devices={devices}")
             assert f"Resumed at step {step} of 20." in out
             assert_close(ended_by_one, whole)
-    (out, _), (other_out, _) = ends(start(workdir, option), [0, 0])
+    (out, _), (other_out, _) = ends(start(workdir, *options), [0, 0])
     assert f"Resumed at step {step} of 20." in out
     assert "Test error" in out and "Test error" not in other_out
     assert_close(workdir, whole)
