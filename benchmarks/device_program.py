@@ -359,15 +359,12 @@ def compile_for(
     backend = DEVICES[device].backend
     _, config = load_config(options)
     model = make_model(config)
-    form = ""
     if "scan_unroll" not in model.__dataclass_fields__:
         scan_unroll = None
     else:  # None would ask for this machine's
         scan_unroll = scan_unroll or default_unroll(model.num_blocks, backend)
         kwargs = {**config.model_kwargs, "scan_unroll": scan_unroll}
         config = dataclasses.replace(config, model_kwargs=kwargs)
-        form = "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
-        form = "line" if scan_unroll >= model.num_blocks else form
     start = time.process_time()
     program, model = lower(config, devices)
     traced = time.process_time()
@@ -381,7 +378,7 @@ def compile_for(
             "dtype": dtype,
             "last_survival": last_survival,
             "scan_unroll": scan_unroll,
-            "form": form,
+            "form": _form(scan_unroll, model.num_blocks),
             "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
             "compile_seconds": time.process_time() - traced,
@@ -396,6 +393,14 @@ def compile_for(
         for kind in ("fusion", "while", "conditional"):
             row[f"{kind}s"] = len(re.findall(rf" {kind}\(", text))
     return row
+
+
+def _form(scan_unroll, num_blocks):
+    if scan_unroll is None:
+        return ""
+    if scan_unroll >= num_blocks:
+        return "line"
+    return "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from etils import epath
 from experiments import cli
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.filesystem import make_folder, read_json, replace_file
+from rn_jax.filesystem import expanded, make_folder, read_json, replace_file
 
 FACTORS = ("keep", "drop")
 
@@ -59,10 +59,10 @@ def _bounds(text):
 
 def _folders(text):
     """Return the folders of one --compare: one whose name has commas, or a list."""
-    whole = cli.expanded(text)
+    whole = expanded(text)
     if epath.Path(whole).exists():
         return [whole]
-    return [cli.expanded(part) for part in text.split(",") if part]
+    return [expanded(part) for part in text.split(",") if part]
 
 
 _STUDY = {

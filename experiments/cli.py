@@ -172,20 +172,9 @@ def at_least(least: int, **values: int | None) -> None:
             raise InputError(f"--{name} must be at least {least}, not {value}.")
 
 
-def expanded(path: str) -> str:
-    """Return a path with "~" and "~user" expanded.
-
-    Raises:
-        InputError: no file can have this path.
-    """
-    path = os.path.expanduser(path)
-    filesystem.check(path)
-    return path
-
-
 # Annotations of options: a path, in which "~" and "~user" are expanded.
-Path = Annotated[str, expanded]
-AnyPath = Annotated[epath.PathLike, expanded]
+Path = Annotated[str, filesystem.expanded]
+AnyPath = Annotated[epath.PathLike, filesystem.expanded]
 
 
 def as_typed(name: str, argv: Sequence[str]) -> str:

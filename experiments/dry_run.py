@@ -196,8 +196,8 @@ def _computed(model):
 def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
     """Measure the operations per second of a 3x3 convolution with 64 channels.
 
-    The devices compute their shares at the same time, with images and kernel of the
-    dtype. It is the best of five measurements.
+    The devices compute their shares at the same time; images and kernel have the dtype.
+    The rate is the best of five measurements.
     """
     images = np.ones((16 * len(devices), 32, 32, 64), dtype)
     images = parallel.split_examples(images, devices)
@@ -208,11 +208,11 @@ def convolution_rate(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
         )
     )
     seconds = []
-    for _ in range(6):
+    for _ in range(6):  # the first one compiles
         start = time.perf_counter()
         jax.block_until_ready(convolve(images, kernel))
         seconds.append(time.perf_counter() - start)
-    return 2 * images.size * kernel.shape[-1] * 9 / min(seconds[1:])  # one compiles
+    return 2 * images.size * kernel.shape[-1] * 9 / min(seconds[1:])
 
 
 def duration(seconds: float) -> str:

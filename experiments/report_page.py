@@ -123,7 +123,7 @@ class Record:
 
 
 def page(records: Sequence[Record], *, command: str) -> str:
-    """Return the whole page of runs, in their order, made by a command line."""
+    """Return the page about runs, in this order, with the command line that made it."""
     title = f"Report of {', '.join(record.label for record in records)}"
     sections = [
         ("Results", _side_by_side(records, _result)),

@@ -38,6 +38,17 @@ def absolute(path: str | os.PathLike) -> str:
     return os.fspath(path) if is_remote(path) else os.path.realpath(path)
 
 
+def expanded(path: str) -> str:
+    """Return a path with "~" and "~user" expanded.
+
+    Raises:
+        InputError: no file can have this path: see `check`.
+    """
+    path = os.path.expanduser(path)
+    check(path)
+    return path
+
+
 def check(path: str | os.PathLike) -> None:
     """Raise an error for a path that no file or folder can have.
 

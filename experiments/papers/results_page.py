@@ -92,9 +92,9 @@ def keep(
 
 
 def write(folder: epath.Path) -> epath.Path:
-    """Write the page of a folder of runs, README.md, and a figure of every table.
+    """Write README.md about the runs of a folder, and return its path.
 
-    Tables without runs have no figure. Return the page's path.
+    Each table with runs gets a figure.
     """
     make_folder(folder)
     for name in TABLES:

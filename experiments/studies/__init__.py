@@ -72,7 +72,7 @@ STUDIES: dict[str, Study] = dict(sorted(_found.items(), key=lambda s: s[1].order
 def do(name: str, lab: Lab, *, command: str) -> Result:
     """Run a study of `STUDIES`; return its JSON, and add it to `lab.earlier`.
 
-    The JSON has the command that runs the study.
+    `command`, which runs the study, is recorded in the JSON.
     """
     start = time.perf_counter()
     numbers = STUDIES[name].measure(lab)

@@ -118,7 +118,10 @@ class Lab:
         return self.split(stacked, axis=1)
 
     def error(self, gates: np.ndarray, variables: Any = None) -> float:
-        """Return the test error in percent by gates f32[L]; variables None: its own."""
+        """Return the test error in percent with gates f32[L].
+
+        `variables` are other variables of the network; None: its own.
+        """
         variables = self.variables if variables is None else variables
         wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images

@@ -107,7 +107,9 @@ def find(
 
 
 def from_run(path: str, *, data_dir: str | None = None) -> Subject:
-    """Open the network of a run after its last epoch, with arguments of `finished`.
+    """Open the network of a run after its last epoch.
+
+    The arguments are those of `finished`.
 
     Raises:
         InputError: as `finished`, or the run's data set is ImageNet.
@@ -217,9 +219,9 @@ def from_weights(
 
 
 def from_saved(source: str, *, data_dir: str | None = None) -> Subject:
-    """Open a network by a `source` of `rn_jax.load`, with its file's data set.
+    """Open a network that `rn_jax.load` reads from `source`, on its own data set.
 
-    The data set is in `data_dir`; None: where TFDS finds it.
+    The file names the data set, which is in `data_dir`; None: where TFDS finds it.
 
     Raises:
         InputError: the file names no data set or cannot be read.

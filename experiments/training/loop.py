@@ -150,7 +150,7 @@ class _Run:
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._ended: list[tuple[int, Any]] = []
         self._fetched = time.perf_counter()
-        self._rate_factor = 1.0  # of the last step looked at
+        self._rate_factor = 1.0  # of the last step fetched
 
     def resume(self) -> None:
         """Go to the newest checkpoint, if there is one."""
@@ -263,7 +263,7 @@ class _Run:
         self._fetch()
 
     def _learning_rate(self, step):
-        """Return the rate of the step that led to `step`, the last one looked at."""
+        """Return the rate of the step that led to `step`, the last one fetched."""
         return float(self.trainer.schedule(step - 1) * self._rate_factor)
 
     def _evaluate(self):

@@ -201,11 +201,13 @@ def _result(job, path, seeds):
     workdirs = [Workdir(folder, config) for folder, config in runs(job, path, seeds)]
     summaries = [found for run in workdirs if (found := run.summary())]
     reasons = [found["reason"] for run in workdirs if (found := run.diverged())]
-    state = "unfinished" if any(run.path.exists() for run in workdirs) else "not begun"
-    if len(summaries) == len(workdirs):
-        state = "finished"
     if reasons:
         state = "diverged"
+    elif len(summaries) == len(workdirs):
+        state = "finished"
+    else:
+        begun = any(run.path.exists() for run in workdirs)
+        state = "unfinished" if begun else "not begun"
     result = {"state": state, **together(summaries)}
     return result | {"reason": reasons[0]} if reasons else result
 

@@ -12,13 +12,12 @@ import numpy as np
 import optax
 
 from configs.default import Config
-from experiments import cli
 from experiments.config import check_config
 from experiments.training import feed as feeds
 from experiments.training.evaluation import EvalSteps, make_eval_steps
 from experiments.training.network import make_model, make_network
 from experiments.training.schedule import count_steps, make_feedback, make_schedule
-from rn_jax import data, optim, parallel, train
+from rn_jax import data, filesystem, optim, parallel, train
 from rn_jax.data.batches import Batch
 from rn_jax.errors import InputError
 from rn_jax.models.network import Network
@@ -364,6 +363,6 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
 def use_compilation_cache(folder: str) -> None:
     """Use a folder as JAX's cache of programs of any compile time; "" uses none."""
     if folder:
-        jax.config.update("jax_compilation_cache_dir", cli.expanded(folder))
+        jax.config.update("jax_compilation_cache_dir", filesystem.expanded(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

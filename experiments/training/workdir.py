@@ -170,7 +170,7 @@ class Workdir:
     def log(self, name: str, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl or timing.jsonl, by name, and to the events.
 
-        It has a "step", and besides numbers, strings or None.
+        The line has a "step"; its other values are numbers, strings or None.
         """
         if not self._writes:
             return

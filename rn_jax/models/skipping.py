@@ -211,8 +211,8 @@ def _visit(step, carry, closed, is_open, length, in_line, *, reverse=False):
             if is_open is None:
                 carry, found[place] = step(carry, place)
                 continue
-            # Each side takes its arrays out of the stacked ones itself, since a device
-            # would copy what enters a conditional.
+            # Each side slices the stacked arrays itself, since a device would copy what
+            # enters a conditional.
             carry, found[place] = lax.cond(
                 is_open[place],
                 partial(step, place=place),
@@ -253,7 +253,7 @@ def _of_block(leaves, in_line):
 
 @jax.tree_util.register_static
 class _Gradient:
-    """How what the derivative of a block needs is kept, together with its updates.
+    """Packs the updates of a block together with what its derivative needs.
 
     Attributes:
         wanted: positions of the block's inputs that it is differentiated by.
@@ -286,7 +286,7 @@ class _Gradient:
         """Return the same for closed blocks, of which nothing is kept.
 
         Args:
-            updates: theirs.
+            updates: the updates of these blocks.
             lead: (), or (L,) for L blocks along axis 0.
         """
         own = self._packing.arrays[self._num_updates :]

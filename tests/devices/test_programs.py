@@ -45,11 +45,7 @@ def config_of(name, **fields):
 
 
 def compile_quickly(lowered, device, **options):
-    """Compile with the least effort, which takes a quarter of the time for a TPU.
-
-    ResNet-20's step needed more memory so (203 instead of 123 MiB), so what fits here
-    should fit in a run.
-    """
+    """Compile, with the least effort for a TPU, which takes minutes by default."""
     if program.DEVICES[device].backend == "tpu":
         options["exec_time_optimization_effort"] = -1.0
         options["memory_fitting_effort"] = -1.0

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses import in_training
 from sizes import narrow, one_of_each
 
 import rn_jax
@@ -427,17 +428,7 @@ def test_gates(name, quick_compile, random_variables):
 
     @jax.jit
     def run(variables, images, gates):
-        def loss(params, gates):
-            logits, updates = model.apply(
-                {**variables, "params": params},
-                images,
-                train=True,
-                gates=gates,
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
-            )
-            return (logits**2).sum(), updates
-
+        loss = in_training(model, variables, images)
         grads, updates = jax.grad(loss, has_aux=True)(variables["params"], gates)
         logits = model.apply(variables, images, train=False, gates=gates)
         plain = model.apply(variables, images, train=False)
