@@ -27,6 +27,7 @@ ROOMS = {
             "experiments.sweep",
             "experiments.reproduce",
             "experiments.analyze",
+            "experiments.claims",
             "experiments.evaluate",
             "experiments.predict",
             "experiments.export",

@@ -24,7 +24,7 @@ from rn_jax.errors import InputError, unknown_name
 
 # The modules that are commands.
 COMMANDS = (
-    *("analyze", "evaluate", "export", "predict"),
+    *("analyze", "claims", "evaluate", "export", "predict"),
     *("report", "reproduce", "run", "sweep"),
 )
 

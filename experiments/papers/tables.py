@@ -106,6 +106,12 @@ TABLES: Mapping[str, Table] = {
         published_of="none",
         differences=(("plain110", "resnet110"), ("resnet110_sd", "resnet110")),
     ),
+    "ensembles": Table(
+        "Not from a paper: the networks that Veit et al. 2016 study, on digits",
+        _rows("preact_resnet110", "vgg15"),
+        datasets=("digits",),
+        published_of="none",
+    ),
     "preact_shortcuts": Table(
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",
         {"original": "resnet110_he2016", **_of(he2016, "table 1", "resnet110_")},

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge the claims of the literature by runs, studies and exact numbers.
+
+python -m experiments.claims [--only=CLAIMS] [--workdir=DIR] [--keep=DIR] [--page=FILE]
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from etils import epath
+
+from experiments import cli
+from experiments.analyze import analyze
+from experiments.markdown import table
+from experiments.papers import evidence as ev
+from experiments.papers import exact
+from experiments.papers.claim_table import GROUPS, Claim
+from experiments.reproduce import reproduce
+from rn_jax.errors import unknown_name
+from rn_jax.filesystem import make_folder, read_json, replace_file
+
+_HEADER = """# Claims of the literature
+
+Each row is a claim of a paper, the command that shows it, and what this project has
+seen. `python -m experiments.claims --keep=results --page=docs/claims.md` collects what
+is missing and writes this page from the JSON files in `results/`.
+
+- **{holds}**: it follows from the definitions, or the runs show it.
+- **{fails}**: the runs on this data set show the opposite. Most train on `digits`,
+  1,437 images of 8x8 pixels, and do not contradict the paper's larger experiment.
+- **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
+  {level:.0%}), or networks of different seeds disagree.
+- **{not_run}**: it needs a GPU or a large data set; the command is ready.
+
+Numbers after "±" are standard deviations over seeds; lists have one number per seed.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return cli.Parser(__doc__, claims).call(
+        argv, interrupted="Interrupted; the same command continues."
+    )
+
+
+def claims(
+    *,
+    only: str | None = None,
+    workdir: cli.Path = "runs/claims",
+    keep: cli.Path | None = None,
+    page: cli.Path | None = None,
+    command: str = "experiments.claims.claims(...)",
+) -> dict[str, ev.Seen]:
+    """Collect the evidence that is missing, and write a page with a verdict per claim.
+
+    All of it takes two CPU cores about three quarters of an hour. Finished runs and
+    studies are not repeated.
+
+    Args:
+        only: names of claims, with commas between; None: all.
+        workdir: folder of the runs.
+        keep: folder of the evidence; None: WORKDIR/results.
+        page: file of the page; None: WORKDIR/claims.md.
+        command: the command line, which runs and studies name.
+
+    Returns:
+        What was seen, by name of the claim.
+
+    Raises:
+        InputError: a claim is unknown, or bad input that the user can correct.
+    """
+    known = {claim.name: claim for group in GROUPS.values() for claim in group}
+    chosen = list(known) if only is None else only.split(",")
+    for name in chosen:
+        if name not in known:
+            raise unknown_name("claim", name, known)
+    folder = epath.Path(keep or f"{workdir}/results")
+    needed = [e for name in chosen for e in known[name].evidence]
+    for evidence in dict.fromkeys(needed):
+        if evidence.load(folder) is None:
+            _collect(evidence, folder, epath.Path(workdir), command)
+    file = epath.Path(page or f"{workdir}/claims.md")
+    make_folder(file.parent)
+    replace_file(file, as_page(folder))
+    found = {name: seen(known[name], folder) for name in chosen}
+    for name, what in found.items():
+        print(f"{name}: {what.verdict} ({what.text or 'no evidence'})")
+    print(f"Page: {file}")
+    return found
+
+
+def _collect(evidence, folder, workdir, command):
+    """Train, study or compute what a piece of evidence consists of."""
+    if isinstance(evidence, ev.Exact):
+        print(evidence.name, flush=True)
+        file = folder / ev.EXACT
+        found = read_json(file) if file.exists() else {}
+        found[evidence.name] = exact.FUNCTIONS[evidence.name]()
+        make_folder(file.parent)
+        replace_file(file, json.dumps(found, indent=1) + "\n")
+    elif isinstance(evidence, ev.Runs):
+        _train(evidence, folder, workdir, command)
+    elif isinstance(evidence, ev.Studies):
+        _train(evidence.runs, folder, workdir, command)
+        for place in evidence.places:
+            run = workdir / epath.Path(place).relative_to("claims")
+            analyze(workdir=str(run), studies=evidence.names, command=command)
+            make_folder(folder / place)
+            for name in evidence.names:
+                result = (run / "analysis" / f"{name}.json").read_bytes()
+                replace_file(folder / place / f"{name}.json", result)
+
+
+def _train(runs, folder, workdir, command):
+    reproduce(
+        table=runs.table,
+        only=",".join(runs.rows),
+        seeds=runs.seeds,
+        dataset=runs.dataset,
+        workdir=str(workdir / runs.table),
+        keep=str(folder),
+        command=command,
+    )
+
+
+def seen(claim: Claim, folder: epath.Path) -> ev.Seen:
+    """Return what the evidence in a folder shows of a claim."""
+    loaded = [evidence.load(folder) for evidence in claim.evidence]
+    if claim.judge is None or None in loaded:
+        return ev.Seen("", ev.NOT_RUN)
+    return claim.judge(*loaded)
+
+
+def as_page(folder: epath.Path) -> str:
+    """Return the page on the evidence in a folder."""
+    lines = [
+        _HEADER.format(
+            holds=ev.HOLDS,
+            fails=ev.FAILS,
+            undecided=ev.UNDECIDED,
+            not_run=ev.NOT_RUN,
+            level=ev.SIGNIFICANCE,
+        )
+    ]
+    verdicts = [seen(c, folder).verdict for group in GROUPS.values() for c in group]
+    counts = [
+        f"{verdicts.count(v)} {v}"
+        for v in (ev.HOLDS, ev.FAILS, ev.UNDECIDED, ev.NOT_RUN)
+    ]
+    lines += [f"Of {len(verdicts)} claims: {', '.join(counts)}.", ""]
+    for title, group in GROUPS.items():
+        rows = []
+        for claim in group:
+            what = seen(claim, folder)
+            command = claim.evidence[0].command if claim.evidence else claim.command
+            verdict = f"**{what.verdict}**"
+            rows.append([claim.says, claim.source, what.text, verdict, f"`{command}`"])
+        head = ["claim", "source", "seen here", "verdict", "command"]
+        lines += [f"## {title}", "", *table(head, rows), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

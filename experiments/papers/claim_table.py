@@ -1,0 +1,800 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The claims of the literature, with the evidence for each and how it is judged.
+
+`experiments.claims` collects the evidence and writes docs/claims.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from experiments.papers import evidence as ev
+from experiments.papers.evidence import (
+    Benchmark,
+    Evidence,
+    Exact,
+    Runs,
+    Seen,
+    Studies,
+    in_every_run,
+    lower,
+    of,
+    proved,
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper.
+
+    Attributes:
+        name: short name, for `experiments.claims --only`.
+        source: paper and section.
+        says: the claim, in one sentence.
+        evidence: what the claim is judged by; none: a command that needs a GPU or a
+            large data set.
+        judge: what was seen, from the loaded evidence in order.
+        command: the command that shows the claim, if it has no evidence here.
+    """
+
+    name: str
+    source: str
+    says: str
+    evidence: tuple[Evidence, ...] = ()
+    judge: Callable[..., Seen] | None = None
+    command: str = ""
+
+
+def _reproduce(table: str, only: str = "") -> str:
+    rows = f" --only={only}" if only else ""
+    return f"python -m experiments.reproduce --table={table}{rows}"
+
+
+_DIGITS = Runs("digits", ("plain20", "resnet20", "plain110", "resnet110"))
+_DEPTH = Runs("digits", ("resnet110", "resnet110_sd"))
+_SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
+_LESIONS = ("delete_one", "delete_many", "permute")
+_ENSEMBLE = ("path_gradients", "layer_responses")
+_ORIGINAL = Studies(Runs("digits", ("resnet110",)), (*_LESIONS, *_ENSEMBLE))
+_DROPPED = Studies(
+    Runs("digits", ("resnet110_sd",)),
+    ("delete_one", "survival_damage", "gradient_magnitude"),
+)
+_CONSTANT = Studies(
+    Runs("digits", ("resnet110",)), ("delete_one", "gradient_magnitude")
+)
+_PREACT = Studies(
+    Runs("ensembles", ("preact_resnet110",)), (*_LESIONS, "path_gradients")
+)
+_VGG = Studies(Runs("ensembles", ("vgg15",)), ("delete_one",))
+_SKIP = Benchmark("skip_resnet110_cpu.json", "python -m benchmarks.skip")
+
+_ERROR, _LOSS = "test_error_percent", "train_loss"
+
+
+def _rows(quantity, name, first, second):
+    """Return a judge of whether a number is lower in the runs of one row."""
+
+    def judge(*runs):
+        found = {row: summaries for each in runs for row, summaries in each.items()}
+        here, there = ((row, of(found, row, name)) for row in (first, second))
+        return lower(here, there, quantity)
+
+    return judge
+
+
+def _errors(first, second):
+    return _rows("test error (%)", _ERROR, first, second)
+
+
+def _ratio(name, first, second, unit, scale, holds):
+    """Return a judge of the ratio of the sizes of two networks."""
+
+    def judge(sizes):
+        here, there = sizes[first][name], sizes[second][name]
+        text = f"{first} {here / scale:,.2f}, {second} {there / scale:,.2f} {unit}"
+        return proved(f"{text} (ratio {here / there:.3g})", holds(here / there))
+
+    return judge
+
+
+# --- Training deep networks is hard ---------------------------------------------------
+
+
+def _deeper(found):
+    worst = max(found.values())
+    shown = ", ".join(found)
+    return proved(
+        f"logits of {shown}, twice as deep, differ by {worst:.1g} of the largest",
+        worst < 1e-5,
+    )
+
+
+_HARD = (
+    Claim(
+        "degradation",
+        "He et al. 2015, section 1 and figure 6",
+        "A deeper plain network has a higher training error than a shallower one.",
+        (_DIGITS,),
+        _rows("training loss", _LOSS, "plain20", "plain110"),
+    ),
+    Claim(
+        "not_overfitting",
+        "He et al. 2015, section 1",
+        "Overfitting does not cause the degradation: with shortcuts, the same layers "
+        "reach a lower training loss.",
+        (_DIGITS,),
+        _rows("training loss", _LOSS, "resnet110", "plain110"),
+    ),
+    Claim(
+        "degradation_cifar",
+        "He et al. 2015, figure 6",
+        "On CIFAR-10, plain-56 has a higher training and test error than plain-20.",
+        command=_reproduce("degradation", "plain20,plain56"),
+    ),
+    Claim(
+        "deeper",
+        "He et al. 2015, section 1",
+        "There is a deeper network that is no worse: the added layers are identities.",
+        (Exact("deeper"),),
+        _deeper,
+    ),
+)
+
+# --- Shortcuts ------------------------------------------------------------------------
+
+
+def _parameter_free(sizes):
+    plain, residual = sizes["plain110"], sizes["resnet110"]
+    return proved(
+        f"both have {plain['params']:,} parameters and {plain['multiply_adds']:,} "
+        "multiply-adds",
+        plain == residual,
+    )
+
+
+def _projections(sizes):
+    a, b = sizes["resnet34 A"]["params"], sizes["resnet34 B"]["params"]
+    c = sizes["resnet34 C"]["params"]
+    return proved(
+        f"ResNet-34 has {a:,} parameters with A, {b:,} with B and {c:,} with C",
+        a < b < c < 1.06 * a,
+    )
+
+
+def _doubled(sizes):
+    before, after = sizes["resnet50 B"], sizes["resnet50 C"]
+    params, adds = (after[n] / before[n] for n in ("params", "multiply_adds"))
+    # A block that keeps its shape has 256 x 64 + 9 x 64 x 64 + 64 x 256 weights.
+    block = 256 * 64 + 9 * 64 * 64 + 64 * 256
+    ratio = (block + 256 * 256) / block
+    return proved(
+        f"a block {ratio:.2f} times, the whole of ResNet-50 {params:.2f} times the "
+        f"parameters and {adds:.2f} times the multiply-adds",
+        1.8 < ratio < 2.1,
+    )
+
+
+_SHORTCUT = (
+    Claim(
+        "trainable",
+        "He et al. 2015, section 4.2",
+        "With shortcuts, 110 layers train.",
+        (_DIGITS,),
+        _errors("resnet110", "plain110"),
+    ),
+    Claim(
+        "gain_from_depth",
+        "He et al. 2015, table 6",
+        "With shortcuts, the deeper network is more accurate: ResNet-110 against "
+        "ResNet-20.",
+        (_DIGITS,),
+        _errors("resnet110", "resnet20"),
+    ),
+    Claim(
+        "converges",
+        "He et al. 2015, section 4.1",
+        "At a depth that both can train, the residual network reaches a lower training "
+        "loss in the same time.",
+        (_DIGITS,),
+        _rows("training loss", _LOSS, "resnet20", "plain20"),
+    ),
+    Claim(
+        "parameter_free",
+        "He et al. 2015, section 3.2",
+        "Identity shortcuts add neither parameters nor computation.",
+        (_SIZES,),
+        _parameter_free,
+    ),
+    Claim(
+        "projections",
+        "He et al. 2015, section 4.1",
+        "Projections add few parameters to ResNet-34: option A has the fewest, option "
+        "C the most.",
+        (_SHORTCUTS,),
+        _projections,
+    ),
+    Claim(
+        "projections_double",
+        "He et al. 2015, section 4.1",
+        "Projections in place of identities double the time and the size of a "
+        "bottleneck.",
+        (_SHORTCUTS,),
+        _doubled,
+    ),
+    Claim(
+        "options",
+        "He et al. 2015, table 3",
+        "Option B is slightly better than A, and C slightly better than B.",
+        command=_reproduce("resnet_imagenet", "resnet34_a,resnet34_b,resnet34_c"),
+    ),
+    Claim(
+        "complexity_34",
+        "He et al. 2015, section 3.3",
+        "A network of 34 layers has 18 % of the multiply-adds of VGG-19.",
+        (_SIZES,),
+        _ratio(
+            "multiply_adds",
+            *("plain34", "vgg19", "1e9 multiply-adds", 1e9),
+            lambda r: abs(r - 0.18) < 0.01,
+        ),
+    ),
+    Claim(
+        "complexity_152",
+        "He et al. 2015, section 4.1",
+        "ResNet-152 has a lower complexity than VGG-16.",
+        (_SIZES,),
+        _ratio(
+            "multiply_adds",
+            *("resnet152", "vgg16", "1e9 multiply-adds", 1e9),
+            lambda r: r < 1,
+        ),
+    ),
+    Claim(
+        "error_20",
+        "He et al. 2015, table 6",
+        "ResNet-20 has 8.75 % test error on CIFAR-10.",
+        command=_reproduce("resnet_cifar", "resnet20"),
+    ),
+    Claim(
+        "worse_at_1202",
+        "He et al. 2015, section 4.2",
+        "1,202 layers train, but their test error is higher than that of 110 layers.",
+        command=_reproduce("resnet_cifar", "resnet110,resnet1202"),
+    ),
+)
+
+# --- Where activations stand ----------------------------------------------------------
+
+_ACTIVATIONS = (
+    Claim(
+        "identity_is_best",
+        "He et al. 2016, table 1",
+        "Scaling, gating, 1x1 convolutions and dropout on the shortcut all raise the "
+        "test error.",
+        command=_reproduce("preact_shortcuts"),
+    ),
+    Claim(
+        "activation_orders",
+        "He et al. 2016, table 2",
+        "Of five places for BatchNorm and ReLU, full pre-activation has the lowest "
+        "test error.",
+        command=_reproduce("preact_activations"),
+    ),
+    Claim(
+        "preactivation_110",
+        "He et al. 2016, table 2",
+        "With 110 layers, pre-activation has a lower test error than the original "
+        "block.",
+        (Runs("ensembles", ("preact_resnet110",)), _DIGITS),
+        _errors("preact_resnet110", "resnet110"),
+    ),
+    Claim(
+        "preactivation_converges",
+        "He et al. 2016, section 4.2",
+        "Pre-activation makes optimisation easier: the training loss ends lower.",
+        (Runs("ensembles", ("preact_resnet110",)), _DIGITS),
+        _rows("training loss", _LOSS, "preact_resnet110", "resnet110"),
+    ),
+    Claim(
+        "preactivation_1001",
+        "He et al. 2016, table 3",
+        "With pre-activation, 1,001 layers are more accurate than 110 and 164.",
+        command=_reproduce("preact_depth"),
+    ),
+)
+
+# --- Paths ----------------------------------------------------------------------------
+
+
+def _distribution(found):
+    share = found["19 to 35"]
+    return proved(
+        f"mean {found['mean']:.0f}; {share:.1%} of the 2^54 paths have 19 to 35 blocks",
+        share > 0.95,
+    )
+
+
+def _damages(study):
+    """Return the points of test error that each deletion costs, without transitions."""
+    base = study["baseline_error_percent"]
+    return np.array(
+        [
+            block["error_percent"] - base
+            for block in study["blocks"]
+            if block["error_percent"] is not None and not block["transition"]
+        ]
+    )
+
+
+# A deletion is hardly noticed if it costs at most this many points of test error.
+_UNNOTICED = 1.0
+
+
+def _single_deletions(studies):
+    each = [_damages(s["delete_one"]) for s in studies]
+    shares = [float((d <= _UNNOTICED).mean()) for d in each]
+    shown = ", ".join(f"{share:.0%}" for share in shares)
+    text = f"{shown} of the deletions cost at most {_UNNOTICED:g} point"
+    return in_every_run(text, [float(np.median(d)) <= _UNNOTICED for d in each])
+
+
+def _only_transitions(studies):
+    worst = [float(_damages(s["delete_one"]).max()) for s in studies]
+    shown = ", ".join(f"{w:.0f}" for w in worst)
+    text = f"deleting a block within a stage costs up to {shown} points"
+    return in_every_run(text, [w <= 5 for w in worst])
+
+
+def _fatal(studies):
+    each = [s["delete_one"] for s in studies]
+    least = [_damages(s).min() + s["baseline_error_percent"] for s in each]
+    chance = 100 * (1 - 1 / each[0]["num_classes"])
+    shown = ", ".join(f"{e:.0f}" for e in least)
+    text = (
+        f"after the mildest deletion the error is {shown} %, chance is {chance:.0f} %"
+    )
+    return in_every_run(text, [e > chance / 2 for e in least])
+
+
+def _many_deletions(studies):
+    found = []
+    for study in studies:
+        many = study["delete_many"]
+        medians = [float(np.median(errors)) for errors in many["error_percent"]]
+        steps = np.diff([many["baseline_error_percent"], *medians])
+        rho = float(stats.spearmanr(many["deleted"], medians).statistic)
+        found.append((rho, float(steps.max())))
+    shown = ", ".join(f"{rho:.2f} and {step:.0f}" for rho, step in found)
+    text = f"rank correlation, and largest step in points: {shown}"
+    return in_every_run(text, [rho > 0.9 and step < 15 for rho, step in found])
+
+
+def _reordered(studies):
+    rhos = []
+    for study in studies:
+        orders = study["permute"]["orders"]
+        tau, error = ([o[n] for o in orders] for n in ("kendall_tau", "error_percent"))
+        rhos.append(float(stats.spearmanr(tau, error).statistic))
+    shown = ", ".join(f"{rho:.2f}" for rho in rhos)
+    text = f"rank correlation of Kendall's tau and the error: {shown}"
+    return in_every_run(text, [rho < -0.5 for rho in rhos])
+
+
+def _shrinks(studies):
+    factors = []
+    for study in studies:
+        means = np.array(study["path_gradients"]["relative_mean"])
+        known = means > 0
+        lengths = np.arange(len(means))[known]
+        factors.append(float(np.exp(-np.polyfit(lengths, np.log(means[known]), 1)[0])))
+    shown = ", ".join(f"{factor:.2f}" for factor in factors)
+    text = f"one more block divides the gradient along a path by {shown}"
+    return in_every_run(text, [factor > 1 for factor in factors])
+
+
+def _carried(low, high):
+    """Return a judge of whether paths of these lengths carry most of the gradient."""
+
+    def judge(studies):
+        shares = []
+        for study in studies:
+            weights = np.array(study["path_gradients"]["contribution"]["weights"])
+            shares.append(float(weights[low : high + 1].sum() / weights.sum()))
+        shown = ", ".join(f"{share:.0%}" for share in shares)
+        text = f"paths of {low} to {high} blocks carry {shown} of the gradient"
+        return in_every_run(text, [share > 0.5 for share in shares])
+
+    return judge
+
+
+def _tiny(found):
+    share = found["5 to 17"]
+    return proved(f"5 to 17 blocks: {share:.2%} of all paths", share < 0.005)
+
+
+_OF_PATHS = (
+    Claim(
+        "path_lengths",
+        "Veit et al. 2016, section 4.3",
+        "Path lengths follow a binomial distribution: over 95 % of the paths of 54 "
+        "blocks go through 19 to 35 of them.",
+        (_PATHS,),
+        _distribution,
+    ),
+    Claim(
+        "single_deletions",
+        "Veit et al. 2016, section 4.1",
+        "Deleting a block of a residual network hardly changes the test error.",
+        (_PREACT,),
+        _single_deletions,
+    ),
+    Claim(
+        "single_deletions_original",
+        "Veit et al. 2016, section 4.1, for original blocks",
+        "The same for blocks with a ReLU after the sum.",
+        (_ORIGINAL,),
+        _single_deletions,
+    ),
+    Claim(
+        "only_transitions",
+        "Veit et al. 2016, section 4.1",
+        "Only the deletion of a block that changes the shape has a visible effect.",
+        (_PREACT,),
+        _only_transitions,
+    ),
+    Claim(
+        "vgg_deletions",
+        "Veit et al. 2016, section 4.1",
+        "Deleting any layer of VGG raises the error to chance.",
+        (_VGG,),
+        _fatal,
+    ),
+    Claim(
+        "many_deletions",
+        "Veit et al. 2016, section 4.2",
+        "The error rises smoothly with the number of deleted blocks.",
+        (_PREACT,),
+        _many_deletions,
+    ),
+    Claim(
+        "reordering",
+        "Veit et al. 2016, section 4.2",
+        "The error rises smoothly with the disorder of swapped blocks.",
+        (_PREACT,),
+        _reordered,
+    ),
+    Claim(
+        "gradient_by_length",
+        "Veit et al. 2016, section 4.3",
+        "The gradient along a path shrinks exponentially with its length.",
+        (_PREACT,),
+        _shrinks,
+    ),
+    Claim(
+        "short_paths_carry",
+        "Veit et al. 2016, section 4.3",
+        "Most of the gradient comes from paths of 5 to 17 blocks.",
+        (_PREACT,),
+        _carried(5, 17),
+    ),
+    Claim(
+        "nine_to_18",
+        "Secondary source: a survey article that cites Veit et al. 2016",
+        "Most of the gradient comes from paths of 9 to 18 blocks.",
+        (_PREACT,),
+        _carried(9, 18),
+    ),
+    Claim(
+        "short_paths_are_few",
+        "Veit et al. 2016, section 4.3",
+        "The paths of 5 to 17 blocks are only 0.45 % of all paths.",
+        (_PATHS,),
+        _tiny,
+    ),
+    Claim(
+        "short_paths_suffice",
+        "Veit et al. 2016, section 4.3",
+        "Training on 23 of 54 blocks at a time loses nothing.",
+        command=_reproduce("short_paths"),
+    ),
+)
+
+# --- Stochastic depth -----------------------------------------------------------------
+
+
+def _expected(found):
+    return proved(
+        f"{found['expected_open']:.2f} of {found['blocks']} blocks are open on average",
+        found["expected_open"] == 40.25,
+    )
+
+
+def _decay(found):
+    return proved(
+        f"p_1 = {found['first']:.3f}, p_54 = {found['last']:.3f}",
+        abs(found["first"] - (1 - 0.5 / 54)) < 1e-6 and found["last"] == 0.5,
+    )
+
+
+def _not_computed(found):
+    return proved(
+        "with parameters that are not a number in a closed block, "
+        f"{found['finite_logits']:.0%} of the logits are finite; the largest gradient "
+        f"is {found['largest_gradient']:g} and statistics change by "
+        f"{found['largest_change_of_statistics']:g}",
+        found["finite_logits"] == 1
+        and found["largest_gradient"] == found["largest_change_of_statistics"] == 0,
+    )
+
+
+def _time(last_survival, saved):
+    """Return a judge of the time of a step with stochastic depth."""
+
+    def judge(result):
+        found = result["ratio_to_constant"][f"drawn p_L={last_survival:g}"]
+        low, high = found["quartile_1"], found["quartile_3"]
+        text = (
+            f"on a CPU a step takes {found['median']:.2f} times that of constant depth "
+            f"(quartiles {low:.2f} and {high:.2f} of {result['rounds']} rounds)"
+        )
+        if low <= 1 <= high:
+            return Seen(text, ev.UNDECIDED)
+        # Within a tenth of the saving that the paper reports.
+        return proved(text, found["median"] <= 1 - saved + 0.1)
+
+    return judge
+
+
+def _robust(dropped, constant):
+    counts = [
+        [int((_damages(s["delete_one"]) <= _UNNOTICED).sum()) for s in studies]
+        for studies in (dropped, constant)
+    ]
+    here, there = ([-float(n) for n in each] for each in counts)
+    seen = lower(("stochastic depth", here), ("constant depth", there), "-")
+    text = (
+        f"deletions that cost at most {_UNNOTICED:g} point: stochastic depth "
+        f"{ev.with_spread(counts[0], 1)}, constant depth {ev.with_spread(counts[1], 1)}"
+    )
+    return Seen(f"{text}{seen.text[seen.text.rindex(' (p') :]}", seen.verdict)
+
+
+def _larger_gradient(dropped, constant):
+    ratios = []
+    for one, other in zip(dropped, constant, strict=True):
+        here, there = (s["gradient_magnitude"]["first_gradient"] for s in (one, other))
+        ratios.append(float(np.median(np.array(here) / np.array(there))))
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    text = f"{shown} times at the median epoch"
+    return in_every_run(text, [ratio > 1 for ratio in ratios])
+
+
+def _early_blocks(studies):
+    rhos = [float(s["survival_damage"]["spearman"]) for s in studies]
+    shown = ", ".join(f"{rho:.2f}" for rho in rhos)
+    text = f"rank correlation of p_l and the damage of deleting block l: {shown}"
+    return in_every_run(text, [rho > 0.3 for rho in rhos])
+
+
+_STOCHASTIC = (
+    Claim(
+        "linear_decay",
+        "Huang et al. 2016, equation 4",
+        "Survival probabilities fall linearly from 1 at the input to p_L.",
+        (Exact("survival"),),
+        _decay,
+    ),
+    Claim(
+        "expected_depth",
+        "Huang et al. 2016, section 3",
+        "With p_L = 0.5, about 40 of 54 blocks are open in training.",
+        (Exact("survival"),),
+        _expected,
+    ),
+    Claim(
+        "not_computed",
+        "Huang et al. 2016, section 3",
+        "A closed block is computed neither forward nor backward.",
+        (Exact("closed_blocks"),),
+        _not_computed,
+    ),
+    Claim(
+        "time_saved",
+        "Huang et al. 2016, section 4",
+        "With p_L = 0.5, training takes about 25 % less time.",
+        (_SKIP,),
+        _time(0.5, 0.25),
+    ),
+    Claim(
+        "more_time_saved",
+        "Huang et al. 2016, section 4",
+        "With p_L = 0.2, training takes about 40 % less time.",
+        (_SKIP,),
+        _time(0.2, 0.4),
+    ),
+    Claim(
+        "stochastic_depth_is_better",
+        "Huang et al. 2016, table 1",
+        "Stochastic depth lowers the test error of ResNet-110.",
+        (_DEPTH,),
+        _errors("resnet110_sd", "resnet110"),
+    ),
+    Claim(
+        "regularises",
+        "Huang et al. 2016, section 4",
+        "Stochastic depth ends with a higher training loss than constant depth.",
+        (_DEPTH,),
+        _rows("training loss", _LOSS, "resnet110", "resnet110_sd"),
+    ),
+    Claim(
+        "stochastic_depth_cifar",
+        "Huang et al. 2016, table 1",
+        "On CIFAR-10, CIFAR-100 and SVHN stochastic depth has a lower test error.",
+        command=_reproduce("stochastic_depth"),
+    ),
+    Claim(
+        "beyond_1000",
+        "Huang et al. 2016, section 4",
+        "With stochastic depth, 1,202 layers are more accurate than 110.",
+        command=_reproduce("stochastic_depth", "stochastic,stochastic_1202"),
+    ),
+    Claim(
+        "larger_gradients",
+        "Huang et al. 2016, figure 7",
+        "Stochastic depth has larger gradients in the first block.",
+        (_DROPPED, _CONSTANT),
+        _larger_gradient,
+    ),
+    Claim(
+        "early_blocks_matter",
+        "Huang et al. 2016, section 3",
+        "Early blocks extract features that later ones use, so dropping them costs "
+        "more.",
+        (_DROPPED,),
+        _early_blocks,
+    ),
+    Claim(
+        "linear_beats_uniform",
+        "Huang et al. 2016, figure 8",
+        "Linear decay is better than a uniform survival probability.",
+        command="python -m experiments.sweep --config=configs/resnet110_sd.py "
+        "--seeds=3 --grid config.stochastic_depth.schedule=linear,uniform "
+        "--grid config.stochastic_depth.last_survival=0.2,0.5,0.8",
+    ),
+    Claim(
+        "robust_to_deletion",
+        "Veit et al. 2016, section 4.3",
+        "A network trained with stochastic depth is slightly more robust to deletions.",
+        (_DROPPED, _CONSTANT),
+        _robust,
+    ),
+)
+
+# --- Dense and aggregated blocks ------------------------------------------------------
+
+
+def _linear_growth(found):
+    k, initial, inputs = (found[n] for n in ("growth_rate", "initial", "first_stage"))
+    expected = [initial + k * (layer - 1) for layer in range(1, len(inputs) + 1)]
+    shown = ", ".join(map(str, inputs[:3]))
+    return proved(f"layers 1, 2, 3, ... have {shown}, ... maps", inputs == expected)
+
+
+def _equal_forms(found):
+    worst = max(found.values())
+    return proved(f"logits differ by {worst:.1g} of the largest", worst < 1e-5)
+
+
+_DENSE = (
+    Claim(
+        "equal_forms",
+        "Xie et al. 2017, section 3.3",
+        "Aggregated transformations, early concatenation and grouped convolutions are "
+        "the same function.",
+        (Exact("resnext_forms"),),
+        _equal_forms,
+    ),
+    Claim(
+        "same_complexity",
+        "Xie et al. 2017, table 2",
+        "ResNeXt-50 (32x4d) has the complexity of ResNet-50.",
+        (_SIZES,),
+        _ratio(
+            "multiply_adds",
+            *("resnext50_32x4d", "resnet50", "1e9 multiply-adds", 1e9),
+            lambda r: abs(r - 1) < 0.05,
+        ),
+    ),
+    Claim(
+        "cardinality",
+        "Xie et al. 2017, tables 3 and 4",
+        "A larger cardinality lowers the error more than more depth or width.",
+        command=_reproduce("resnext_imagenet"),
+    ),
+    Claim(
+        "dense_inputs",
+        "Huang et al. 2017, section 3",
+        "Layer l has k_0 + k (l - 1) input maps.",
+        (Exact("dense_inputs"),),
+        _linear_growth,
+    ),
+    Claim(
+        "dense_parameters",
+        "Huang et al. 2017, section 4.3",
+        "DenseNet-BC-100 (k = 12) has less than a tenth of the parameters of "
+        "pre-activation ResNet-1001.",
+        (_SIZES,),
+        _ratio(
+            "params",
+            *("densenet_bc100_12", "preact_resnet1001", "1e6 parameters", 1e6),
+            lambda r: r < 0.1,
+        ),
+    ),
+    Claim(
+        "dense_accuracy",
+        "Huang et al. 2017, table 2",
+        "Its error on CIFAR-10 is that of pre-activation ResNet-1001.",
+        command=_reproduce("densenet", "bc100_12"),
+    ),
+)
+
+# --- What came before -----------------------------------------------------------------
+
+
+def _layers(name, number, what):
+    return lambda found: proved(f"{found[name]} {what}", found[name] == number)
+
+
+_BEFORE = (
+    Claim(
+        "alexnet_layers",
+        "Krizhevsky et al. 2012",
+        "AlexNet has five convolutional layers.",
+        (Exact("depths"),),
+        _layers("alexnet_2012 convolutions", 5, "convolutional layers"),
+    ),
+    Claim(
+        "vgg_layers",
+        "Simonyan and Zisserman 2015",
+        "VGG-19 has 19 weighted layers.",
+        (Exact("depths"),),
+        _layers("vgg19", 19, "weighted layers"),
+    ),
+    Claim(
+        "googlenet_layers",
+        "Szegedy et al. 2015",
+        "GoogLeNet has 22 weighted layers in sequence.",
+        (Exact("depths"),),
+        _layers("googlenet_2014", 22, "weighted layers"),
+    ),
+    Claim(
+        "googlenet_parameters",
+        "Szegedy et al. 2015, section 1",
+        "GoogLeNet has a twelfth of the parameters of AlexNet.",
+        (_SIZES,),
+        _ratio(
+            "params",
+            *("googlenet_2014", "alexnet_2012", "1e6 parameters", 1e6),
+            lambda r: 1 / 13 < r < 1 / 11,
+        ),
+    ),
+    Claim(
+        "errors_before",
+        "Krizhevsky et al. 2012, Simonyan and Zisserman 2015, Szegedy et al. 2015",
+        "Their test errors on ImageNet.",
+        command=_reproduce("before_resnets"),
+    ),
+)
+
+GROUPS: dict[str, tuple[Claim, ...]] = {
+    "Training deep networks is hard": _HARD,
+    "Shortcuts": _SHORTCUT,
+    "Where activations stand": _ACTIVATIONS,
+    "Paths": _OF_PATHS,
+    "Stochastic depth": _STOCHASTIC,
+    "Dense and aggregated blocks": _DENSE,
+    "What came before": _BEFORE,
+}

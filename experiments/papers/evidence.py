@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence for claims: runs, studies, benchmarks and exact numbers, kept as JSON.
+
+All of it is below one folder, such as results/ of the repository:
+
+- runs/TABLE/ROW-DATASET/seedN/summary.json, see `experiments.papers.results_page`;
+- claims/TABLE/ROW-DATASET/seedN/STUDY.json, written by `experiments.analyze`;
+- claims/exact.json, what is computed from definitions alone;
+- the results of benchmarks.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+from scipy import stats
+
+from rn_jax.filesystem import read_json
+
+# The verdicts on a claim.
+HOLDS = "holds"
+FAILS = "does not hold here"
+UNDECIDED = "too small to say"
+NOT_RUN = "not run here"
+
+# The file of the exact numbers, in the folder of the evidence.
+EXACT = "claims/exact.json"
+
+# Differences that chance produces more often than this are not decided.
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of a table of `experiments.reproduce`, each trained with several seeds.
+
+    Attributes:
+        table: name of the table.
+        rows: names of rows.
+        dataset: data set of all rows.
+        seeds: number of seeds, from 0.
+    """
+
+    table: str
+    rows: tuple[str, ...]
+    dataset: str = "digits"
+    seeds: int = 3
+
+    @property
+    def command(self) -> str:
+        """The command that trains the rows."""
+        return (
+            f"python -m experiments.reproduce --table={self.table} "
+            f"--only={','.join(self.rows)} --dataset={self.dataset} "
+            f"--seeds={self.seeds}"
+        )
+
+    def load(self, folder: epath.Path) -> dict[str, list[Any]] | None:
+        """Return the summary of every run by row; None unless all have finished."""
+        found: dict[str, list[Any]] = {}
+        for row in self.rows:
+            place = folder / "runs" / self.table / f"{row}-{self.dataset}"
+            files = [place / f"seed{s}" / "summary.json" for s in range(self.seeds)]
+            if not all(file.exists() for file in files):
+                return None
+            found[row] = [read_json(file) for file in files]
+        return found
+
+
+@dataclass(frozen=True)
+class Studies:
+    """Studies of the networks of one row, trained with several seeds.
+
+    Attributes:
+        runs: the runs, of one row.
+        names: names of studies.
+    """
+
+    runs: Runs
+    names: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The command that studies the first of the runs."""
+        return (
+            f"python -m experiments.analyze --workdir=runs/{self.places[0]} "
+            f"--study={','.join(self.names)}"
+        )
+
+    @property
+    def places(self) -> list[str]:
+        """The folder of each run, and of its studies, below those of the evidence."""
+        [row] = self.runs.rows
+        row = f"claims/{self.runs.table}/{row}-{self.runs.dataset}"
+        return [f"{row}/seed{seed}" for seed in range(self.runs.seeds)]
+
+    def load(self, folder: epath.Path) -> list[dict[str, Any]] | None:
+        """Return the studies of every run by name; None unless all are done."""
+        found = []
+        for place in self.places:
+            files = {name: folder / place / f"{name}.json" for name in self.names}
+            if not all(file.exists() for file in files.values()):
+                return None
+            found.append({name: read_json(file) for name, file in files.items()})
+        return found
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Numbers that follow from definitions, a function of `experiments.papers.exact`.
+
+    Attributes:
+        name: name of the function.
+    """
+
+    name: str
+
+    @property
+    def command(self) -> str:
+        """The command that computes the numbers."""
+        return f"python -m experiments.claims --only={self.name}"
+
+    def load(self, folder: epath.Path) -> Any:
+        """Return the numbers; None unless they have been computed."""
+        file = folder / EXACT
+        return read_json(file).get(self.name) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The result of a command that `experiments.claims` does not run.
+
+    Attributes:
+        file: the JSON file, in the folder of the evidence.
+        command: the command that writes it.
+    """
+
+    file: str
+    command: str
+
+    def load(self, folder: epath.Path) -> Any:
+        """Return the result; None if there is none."""
+        file = folder / self.file
+        return read_json(file) if file.exists() else None
+
+
+Evidence = Runs | Studies | Exact | Benchmark
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen, as text without a final period, and the verdict on the claim."""
+
+    text: str
+    verdict: str
+
+
+# --- Verdicts -------------------------------------------------------------------------
+
+
+def proved(text: str, holds: bool) -> Seen:
+    """Return the verdict on a claim that follows from definitions."""
+    return Seen(text, HOLDS if holds else FAILS)
+
+
+def lower(
+    first: tuple[str, Sequence[float]],
+    second: tuple[str, Sequence[float]],
+    quantity: str,
+) -> Seen:
+    """Return the verdict on the claim that a quantity is lower in the first.
+
+    Welch's t-test over the seeds decides; see `SIGNIFICANCE`.
+
+    Args:
+        first, second: name and the value of each seed.
+        quantity: what is compared, with its unit.
+    """
+    (one, here), (other, there) = first, second
+    text = f"{quantity}: {one} {with_spread(here)}, {other} {with_spread(there)}"
+    if min(len(here), len(there)) < 2:
+        return Seen(text, UNDECIDED)
+    difference = statistics.fmean(here) - statistics.fmean(there)
+    if statistics.stdev(here) == statistics.stdev(there) == 0:
+        p = 1.0 if difference == 0 else 0.0
+    else:
+        p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
+    text += f" (p = {p:.2g})"
+    if p > SIGNIFICANCE:
+        return Seen(text, UNDECIDED)
+    return Seen(text, HOLDS if difference < 0 else FAILS)
+
+
+def in_every_run(text: str, held: Sequence[bool]) -> Seen:
+    """Return the verdict on a claim that each of several networks can show.
+
+    One network alone decides nothing, nor do networks that disagree.
+    """
+    text = f"{text} (in {sum(held)} of {len(held)} networks)"
+    if len(held) < 2 or len(set(held)) == 2:
+        return Seen(text, UNDECIDED)
+    return Seen(text, HOLDS if held[0] else FAILS)
+
+
+def with_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean and the standard deviation of several seeds as text."""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return text
+
+
+def of(summaries: Mapping[str, Sequence[Any]], row: str, name: str) -> list[float]:
+    """Return a number of the summary of each of a row's runs."""
+    return [summary[name] for summary in summaries[row]]

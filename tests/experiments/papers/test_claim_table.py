@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judges of claims, on evidence made by hand."""
+
+import math
+
+import pytest
+
+from experiments.papers import claim_table
+from experiments.papers import evidence as ev
+from experiments.papers.tables import TABLES
+
+CLAIMS = {c.name: c for group in claim_table.GROUPS.values() for c in group}
+
+
+def deletions(*errors, transitions=(90.0,), base=1.0):
+    blocks = [{"error_percent": e, "transition": False} for e in (*errors, None)]
+    blocks += [{"error_percent": e, "transition": True} for e in transitions]
+    found = {"blocks": blocks, "baseline_error_percent": base, "num_classes": 10}
+    return {"delete_one": found}
+
+
+def many(*medians, base=1.0):
+    errors = [[m - 5, m, m + 5] for m in medians]
+    deleted = list(range(1, len(medians) + 1))
+    result = {"deleted": deleted, "error_percent": errors}
+    return {"delete_many": {**result, "baseline_error_percent": base}}
+
+
+def orders(*errors):
+    found = [
+        {"kendall_tau": 1 - i / 9, "error_percent": e} for i, e in enumerate(errors)
+    ]
+    return {"permute": {"orders": found}}
+
+
+def gradients(factor, peak=None):
+    """Gradients that shrink by a factor, and contributions of one length."""
+    weights = [float(length == peak) for length in range(55)]
+    means = [factor**-length for length in range(55)]
+    result = {"relative_mean": means, "contribution": {"weights": weights}}
+    return {"path_gradients": result}
+
+
+def first_gradients(*values):
+    return {"gradient_magnitude": {"first_gradient": list(values)}}
+
+
+def damage(rho):
+    return {"survival_damage": {"spearman": rho}}
+
+
+def skip(median, low, high):
+    found = {"median": median, "quartile_1": low, "quartile_3": high}
+    ratios = {"drawn p_L=0.5": found, "drawn p_L=0.2": found}
+    return {"rounds": 7, "ratio_to_constant": ratios}
+
+
+def runs(**errors):
+    """Runs by row: a test error, and a training loss a hundred times smaller."""
+    return {
+        row: [{"test_error_percent": e, "train_loss": e / 100} for e in each]
+        for row, each in errors.items()
+    }
+
+
+LOW, HIGH, WIDE = (1.0, 1.1, 0.9), (9.0, 9.1, 8.9), (0.5, 9.0, 4.0)
+EVEN = [1.5 + 4 * k for k in range(8)]
+JUMP = [1.0, 2.0, 60.0, 61.0, 62.0, 63.0, 64.0, 65.0]
+
+CASES = {
+    "trainable": [
+        ([runs(resnet110=LOW, plain110=HIGH)], ev.HOLDS),
+        ([runs(resnet110=HIGH, plain110=LOW)], ev.FAILS),
+        ([runs(resnet110=WIDE, plain110=WIDE)], ev.UNDECIDED),
+    ],
+    "preactivation_110": [
+        ([runs(preact_resnet110=LOW), runs(resnet110=HIGH)], ev.HOLDS),
+    ],
+    "single_deletions": [
+        ([[deletions(1.0, 1.5, 40.0)] * 2], ev.HOLDS),
+        ([[deletions(1.0, 40.0, 40.0)] * 2], ev.FAILS),
+        ([[deletions(1.0, 1.5, 40.0), deletions(1.0, 40.0, 40.0)]], ev.UNDECIDED),
+    ],
+    "only_transitions": [
+        ([[deletions(1.0, 5.5)] * 2], ev.HOLDS),
+        ([[deletions(1.0, 6.5)] * 2], ev.FAILS),
+    ],
+    "vgg_deletions": [
+        ([[deletions(85.0, 60.0)] * 2], ev.HOLDS),
+        ([[deletions(85.0, 30.0)] * 2], ev.FAILS),
+    ],
+    "many_deletions": [
+        ([[many(*EVEN)] * 2], ev.HOLDS),
+        ([[many(*JUMP)] * 2], ev.FAILS),
+    ],
+    "reordering": [
+        ([[orders(1, 2, 4, 8, 16)] * 2], ev.HOLDS),
+        ([[orders(16, 2, 4, 8, 1)] * 2], ev.FAILS),
+    ],
+    "gradient_by_length": [
+        ([[gradients(3.0)] * 2], ev.HOLDS),
+        ([[gradients(0.9)] * 2], ev.FAILS),
+    ],
+    "short_paths_carry": [
+        ([[gradients(3.0, peak=17)] * 2], ev.HOLDS),
+        ([[gradients(3.0, peak=18)] * 2], ev.FAILS),
+    ],
+    "nine_to_18": [
+        ([[gradients(3.0, peak=18)] * 2], ev.HOLDS),
+        ([[gradients(3.0, peak=8)] * 2], ev.FAILS),
+    ],
+    "time_saved": [
+        ([skip(0.78, 0.75, 0.8)], ev.HOLDS),
+        ([skip(1.4, 1.3, 1.5)], ev.FAILS),
+        ([skip(0.9, 0.6, 1.1)], ev.UNDECIDED),
+    ],
+    "larger_gradients": [
+        (
+            [[first_gradients(2.0, 3.0)] * 2, [first_gradients(1.0, 1.0)] * 2],
+            ev.HOLDS,
+        ),
+        (
+            [[first_gradients(2.0, 3.0)] * 2, [first_gradients(4.0, 4.0)] * 2],
+            ev.FAILS,
+        ),
+    ],
+    "early_blocks_matter": [
+        ([[damage(0.8)] * 2], ev.HOLDS),
+        ([[damage(0.1)] * 2], ev.FAILS),
+    ],
+    "robust_to_deletion": [
+        ([[deletions(1.0, 1.5)] * 2, [deletions(1.0, 9.0)] * 2], ev.HOLDS),
+        ([[deletions(1.0, 9.0)] * 2, [deletions(1.0, 1.5)] * 2], ev.FAILS),
+        ([[deletions(1.0, 1.5)] * 2, [deletions(1.0, 1.5)] * 2], ev.UNDECIDED),
+    ],
+    "deeper": [
+        ([{"resnet20": 1e-7}], ev.HOLDS),
+        ([{"resnet20": 1e-7, "plain20": 0.1}], ev.FAILS),
+    ],
+    "not_computed": [
+        (
+            [
+                {
+                    "finite_logits": 1.0,
+                    "largest_gradient": math.nan,
+                    "largest_change_of_statistics": 0.0,
+                }
+            ],
+            ev.FAILS,
+        ),
+    ],
+    "dense_inputs": [
+        ([{"growth_rate": 12, "initial": 16, "first_stage": [16, 28, 40]}], ev.HOLDS),
+        ([{"growth_rate": 12, "initial": 16, "first_stage": [16, 28, 44]}], ev.FAILS),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "loaded", "verdict"),
+    [(name, *case) for name, cases in CASES.items() for case in cases],
+)
+def test_verdicts(name, loaded, verdict):
+    seen = CLAIMS[name].judge(*loaded)
+    assert seen.verdict == verdict and seen.text
+
+
+def test_text_has_the_number_of_each_seed():
+    seen = CLAIMS["only_transitions"].judge([deletions(5.0), deletions(20.0)])
+    assert "costs up to 4, 19 points (in 1 of 2 networks)" in seen.text
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_rows_are_those_of_tables(name):
+    claim = CLAIMS[name]
+    for evidence in claim.evidence:
+        runs = getattr(evidence, "runs", evidence)
+        if isinstance(runs, ev.Runs):
+            assert set(runs.rows) <= set(TABLES[runs.table].rows)
+    if "experiments.reproduce" in claim.command:
+        options = dict(o[2:].split("=") for o in claim.command.split()[3:])
+        rows = options.get("only", "").split(",") if "only" in options else []
+        assert set(rows) <= set(TABLES[options["table"]].rows)
