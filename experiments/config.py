@@ -30,7 +30,7 @@ BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {
     **dict.fromkeys(["num_devices", "num_workers", "init_from", "data_dir"]),
-    "micro_batches": 1,
+    **{"micro_batches": 1, "cuda_graphs": True, "data_on_device": None},
 }
 
 _HINT = "configs/default.py lists them."

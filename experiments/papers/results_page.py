@@ -2,7 +2,7 @@
 """The page of all results: every row of `TABLES` beside its runs.
 
 FOLDER/runs/TABLE/ROW-DATASET/seedN keeps config.json, metrics.jsonl and summary.json,
-or diverged.json, of a run that has ended.
+or diverged.json, of a run that has ended; of an unfinished run, only the first two.
 """
 
 import json
@@ -32,6 +32,8 @@ KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
 # Fields in which the runs of a row may differ without a remark.
 _FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
+# Fields that the papers leave open: another value gets a remark, but no star.
+_OPEN = {"eval_every_epochs", "eval_every_steps", "momentum_form"}
 
 _HEADER = """# Results
 
@@ -40,8 +42,8 @@ _HEADER = """# Results
 Errors are the statistic that the paper prints of its own runs (mean, median or best),
 and "±" is the standard deviation. Training losses, without the weight penalty, and
 times are means. A star marks a schedule that was shortened in proportion, to the epochs
-in its column, or other changes that are listed below the table: such a number says
-nothing about the paper's.
+in its column, or other deviations from the paper that are listed below the table: such
+a number says nothing about the paper's.
 [Reproduction](../docs/reproduction.md) discusses what is reproduced so far;
 [measurements](measurements.md) has times, memory and studies.
 """
@@ -55,10 +57,10 @@ _COLUMNS = (
 def keep(
     runs: Sequence[tuple[str, Config]], workdir: str, table: str, folder: epath.Path
 ) -> None:
-    """Copy the kept files of runs that have ended, and update the page.
+    """Copy the kept files of runs, and update the page.
 
     They replace runs of another config, unless those are longer. A run that diverged
-    never replaces one that finished.
+    never replaces one that finished, and an unfinished run replaces none.
 
     Args:
         runs: folder and config of each run, see `many_runs.runs`.
@@ -68,10 +70,12 @@ def keep(
     """
     for path, config in runs:
         source = epath.Path(path)
-        if not (end := _end(source)):
-            continue
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
         place = row / f"seed{config.seed}"
+        if not (end := _end(source)):
+            if not _kept(row) and (source / "metrics.jsonl").exists():
+                _copy(source, place)
+            continue
         others = [there for c, there in _kept(row) if _differing(config, c)]
         ended = [other for other in others if "reason" not in other]
         if "reason" in end and (ended or (place / "summary.json").exists()):
@@ -82,13 +86,17 @@ def keep(
             continue
         if others:
             row.rmtree()
-        make_folder(place)
-        for file in KEPT:
-            if (source / file).exists():
-                replace_file(place / file, (source / file).read_bytes())
-            else:
-                (place / file).unlink(missing_ok=True)
+        _copy(source, place)
     write(folder)
+
+
+def _copy(source, place):
+    make_folder(place)
+    for file in KEPT:
+        if (source / file).exists():
+            replace_file(place / file, (source / file).read_bytes())
+        else:
+            (place / file).unlink(missing_ok=True)
 
 
 def write(folder: epath.Path) -> epath.Path:
@@ -118,14 +126,16 @@ def page(folder: epath.Path) -> str:
         results = list(map(_together, kept))
         head = ["row", "data set", f"published (%), {table.published_of}"]
         body = [
-            _cells(table, entry, runs, result)
+            _cells(table, entry, runs, result, _begun(_row(folder, name, entry)))
             for entry, runs, result in zip(found, kept, results, strict=True)
         ]
         parts += [f"## {table.title}", ""]
         parts += markdown([*head, f"ours (%), {table.statistic}", *_COLUMNS], body)
         run = [(e, runs[0][0]) for e, runs in zip(found, kept, strict=True) if runs]
         changed = {
-            (e.row, e.dataset) for e, fields in run if _differing(e.config, fields)
+            (e.row, e.dataset)
+            for e, fields in run
+            if _differing(e.config, fields) - _OPEN
         }
         for line in differences(table, found, results):
             pair = {(row, line["dataset"]) for row in line["rows"]}
@@ -149,7 +159,7 @@ def rows_with_runs(folder: epath.Path) -> str:
     for name, table in TABLES.items():
         for entry in entries(table, None, None, [], 1):
             if runs := _kept(_row(folder, name, entry)):
-                cells = _cells(table, entry, runs, _together(runs))
+                cells = _cells(table, entry, runs, _together(runs), 0)
                 body.append([table.title.partition(":")[0], *cells[:4], *cells[5:7]])
     head = ["table", "row", "data set", "published (%)", "ours (%)", *_COLUMNS[1:3]]
     return "\n".join(markdown(head, body))
@@ -198,6 +208,12 @@ def _epochs(place):
     return [line for line in lines if line["kind"] == "epoch"]
 
 
+def _begun(row):
+    """Return the number of epochs that an unfinished run of a row has seen, or 0."""
+    unfinished = [place for place in _places(row) if not _end(place)]
+    return max((_epochs(place)[-1]["epoch"] for place in unfinished), default=0)
+
+
 def _differing(config: Config, fields):
     """Return the fields in which the training of two configs differs."""
     here = as_json(config)
@@ -221,18 +237,18 @@ def _mark(changed):
     return "\\*" if changed else ""
 
 
-def _cells(table: Table, entry: Entry, runs, result):
-    """Return the cells of one row."""
+def _cells(table: Table, entry: Entry, runs, result, begun):
+    """Return the cells of one row, of which an unfinished run has `begun` epochs."""
     start = [entry.row, entry.dataset, published_cell(entry)]
     epochs = entry.config.epochs
     if epochs is None:
         examples = (entry.config.steps or 0) * entry.config.batch_size
         epochs = round(examples / count_train(entry.config))
     if not runs:
-        return [*start, "", "", "0", f"0 of {epochs}", "", "", "", ""]
+        return [*start, "", "", "0", f"{begun} of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
-    mark = _mark(_differing(entry.config, config))
+    mark = _mark(_differing(entry.config, config) - _OPEN)
     loss = result.get("train_loss")
     return [
         *start,

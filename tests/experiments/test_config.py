@@ -25,6 +25,8 @@ from experiments.config import (
 from experiments.training import setup
 from rn_jax.errors import InputError
 
+KEPT = sorted(f.parent for f in (ROOT / "results/runs").glob("*/*/*/config.json"))
+
 # A config file of a user's own.
 MINE = """
 import configs
@@ -158,6 +160,16 @@ def test_config_of_a_run_is_read_back_as_it_was(tmp_path):
     file.write_text(json.dumps({**earlier, "seed": "1"}))
     with pytest.raises(InputError, match="seed must be a whole number, not '1'"):
         read_config(file.parent)
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda f: "/".join(f.parts[-3:]))
+def test_runs_of_earlier_versions_are_read(folder):
+    """Among them are runs on a GPU, whose version lacked two fields of today's."""
+    config, kept = (
+        read_config(epath.Path(folder)),
+        json.loads((folder / "config.json").read_text()),
+    )
+    assert {name: as_json(config)[name] for name in kept} == kept
 
 
 WRONG = [object(), -math.inf, {"a": {1, 2}}, 10**30, "\0"]

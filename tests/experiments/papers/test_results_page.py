@@ -147,6 +147,40 @@ def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
     assert row[3] == "11.00\\*"
 
 
+def test_momentum_of_another_form_gets_a_remark_and_no_star(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    options = [*PAIR, "--config.momentum_form=caffe", f"--keep={tmp_path / 'results'}"]
+    assert in_process(monkeypatch, arguments(tmp_path / "a", *options), reproduce) == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "stochastic (cifar10): with momentum_form=caffe." in page
+    assert page_rows(page)[TABLES["stochastic_depth"].title][0][3] == "11.00"
+    assert "in the paper.\\*" not in page
+
+
+def test_an_unfinished_run_has_its_epochs_on_the_page(tmp_path, monkeypatch):
+    """Until a run of the row has finished."""
+    only = ["--only=constant", "--dataset=cifar10", f"--keep={tmp_path / 'results'}"]
+    argv = arguments(tmp_path / "a", *only)
+    fake.use(monkeypatch, at=1, ends=KeyboardInterrupt())
+    assert in_process(monkeypatch, argv, reproduce) == 2
+    page = tmp_path / "results" / "README.md"
+    row = page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
+    assert row[3:7] == ["", "", "0", "1 of 500"]
+    fake.use(monkeypatch)
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    row = page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
+    assert row[3:7] == ["11.00", "0.250", "1", "500 of 500"]
+
+
+def unfinished(row):
+    """The lines on epochs of runs that have no end."""
+    ends = {file.parent for file in row.glob("*/summary.json")}
+    for file in row.glob("*/metrics.jsonl"):
+        if file.parent not in ends:
+            lines = file.read_text().splitlines()
+            yield [line for line in lines if '"kind": "epoch"' in line]
+
+
 def test_every_figure_of_the_results_comes_from_a_committed_summary():
     """Read off the page, without what writes it."""
     text = (ROOT / "README.md").read_text()
@@ -165,7 +199,10 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
                     assert ours == "diverged"
                 else:
                     assert (ours, loss, *rest) == ("",) * 6
-                    assert epochs.startswith("0 of ")
+                    begun = [
+                        json.loads(lines[-1])["epoch"] for lines in unfinished(place)
+                    ]
+                    assert epochs.startswith(f"{max(begun, default=0)} of ")
                 continue
             seen |= set(files)
             summaries = [json.loads(file.read_text()) for file in files]
