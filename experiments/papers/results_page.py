@@ -45,7 +45,8 @@ times are means. A star marks a schedule that was shortened in proportion, to th
 in its column, or other deviations from the paper that are listed below the table: such
 a number says nothing about the paper's.
 [Reproduction](../docs/reproduction.md) discusses what is reproduced so far;
-[measurements](measurements.md) has times, memory and studies.
+[measurements](measurements.md) has times, memory and studies, and [LOG.md](LOG.md) what
+was tried, with its outcome.
 """
 
 _COLUMNS = (
