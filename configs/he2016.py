@@ -40,6 +40,8 @@ ROWS = {
     "resnet110_relu_before_addition": Row("table 2", {"cifar10": 7.84}),
     "resnet110_relu_only_preact": Row("table 2", {"cifar10": 6.71}),
     "preact_resnet110": Row("tables 2 and 3", {"cifar10": 6.37}),
+    "resnet110_single_layer": Row("table 3, 1layer skip", {"cifar10": 9.90}),
+    "preact_resnet110_single_layer": Row("table 3, 1layer skip", {"cifar10": 8.91}),
     "resnet164": Row("tables 2 and 3", {"cifar10": 5.93, "cifar100": 25.16}),
     "resnet164_bn_after_addition": Row("table 2", {"cifar10": 6.50}),
     "resnet164_relu_before_addition": Row("table 2", {"cifar10": 6.14}),

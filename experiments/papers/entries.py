@@ -62,7 +62,10 @@ def entries(
     for name in names:
         published = configs.get_config(table.rows[name]).published_error_percent
         own = [column for column in table.datasets if column in published]
-        for each in [dataset] if dataset else own or table.datasets:
+        own = own or list(table.datasets)
+        if "digits" in table.datasets and "digits" not in own:
+            own.append("digits")
+        for each in [dataset] if dataset else own:
             config = shorten(_config(table.rows[name], each, arguments), scale)
             found.append(Entry(name, each, config))
     return found

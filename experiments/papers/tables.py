@@ -20,7 +20,7 @@ class Table:
         title: paper and number of the table.
         rows: names of configs, by name of the row.
         datasets: columns of the table. A row is trained on those for which its paper
-            has a number, or on all of them if it has none.
+            has a number, or on all of them if it has none; and on digits, if named.
         statistic: the paper's statistic of its runs: "mean" (also of one), "median" or
             "best".
         published_of: number of runs of the published number, and how they were tested
@@ -75,6 +75,24 @@ TABLES: Mapping[str, Table] = {
             ("stochastic_svhn", "constant_svhn"),
             ("stochastic_imagenet", "constant_imagenet"),
             ("stochastic_1202", "constant_1202"),
+        ),
+    ),
+    "stochastic_depth_dropout": Table(
+        "Not from a paper: stochastic depth and Dropout at equal expected depth",
+        {
+            "constant": "resnet110",
+            "expected": "resnet82",
+            "dropout": "resnet110_dropout",
+            "stochastic": "resnet110_sd",
+            "uniform": "resnet110_sd_uniform",
+        },
+        datasets=("cifar10", "digits"),
+        published_of="1 run, of constant and stochastic",
+        differences=(
+            ("dropout", "constant"),
+            ("stochastic", "dropout"),
+            ("uniform", "dropout"),
+            ("stochastic", "expected"),
         ),
     ),
     "resnet_cifar": Table(
@@ -141,6 +159,8 @@ TABLES: Mapping[str, Table] = {
         {
             "original_110": "resnet110_he2016",
             "full_110": "preact_resnet110",
+            "original_110_single_layer": "resnet110_single_layer",
+            "full_110_single_layer": "preact_resnet110_single_layer",
             "original_164": "resnet164",
             "full_164": "preact_resnet164",
             "original_1001": "resnet1001",
@@ -151,6 +171,8 @@ TABLES: Mapping[str, Table] = {
         published_of="median of 5 runs",
         differences=(
             ("full_110", "original_110"),
+            ("original_110_single_layer", "original_110"),
+            ("full_110_single_layer", "full_110"),
             ("full_164", "original_164"),
             ("full_1001", "original_1001"),
         ),
@@ -161,10 +183,12 @@ TABLES: Mapping[str, Table] = {
         datasets=(*_CIFAR, "svhn_cropped"),
     ),
     "resnext_cifar": Table(
-        "Xie et al. 2017, table 7: ResNeXt-29 on CIFAR",
+        "Xie et al. 2017, table 7 and figure 7: ResNeXt-29 on CIFAR",
         _of(xie2017, prefix="resnext29_"),
         datasets=_CIFAR,
         published_of="mean of 10 runs",
+        # More groups, or wider ones with more parameters.
+        differences=(("2x64d", "1x128d"), ("4x64d", "1x192d")),
     ),
     "wide_resnet": Table(
         "Zagoruyko and Komodakis 2016: wide ResNets on CIFAR",
@@ -179,6 +203,22 @@ TABLES: Mapping[str, Table] = {
         statistic="best",
         published_of="best of several runs on CIFAR-10 (mean 7.72)",
     ),
+    "highway_resnet": Table(
+        "Not from a paper: highway networks and residual networks by one recipe",
+        {
+            "coupled": "highway19",
+            "independent": "highway19_independent",
+            "open": "highway19_open",
+            "resnet20": "resnet20_46",
+        },
+        datasets=("cifar10", "digits"),
+        published_of="best of several runs, of highway19 alone",
+        differences=(
+            ("coupled", "open"),
+            ("independent", "open"),
+            ("coupled", "resnet20"),
+        ),
+    ),
     "short_paths": Table(
         "Veit et al. 2016: training on short paths only",
         {"whole": "preact_resnet110_whole", "short": "preact_resnet110_short_paths"},
@@ -189,6 +229,13 @@ TABLES: Mapping[str, Table] = {
         _of(imagenet),
         datasets=_IMAGENET,
         published_of="1 run, 10 crops; ours: one centre crop",
+    ),
+    "max_pool": Table(
+        "Not from a paper: plain networks with strides and with max-pooling",
+        _rows("plain18", "plain18_max_pool", "plain34", "plain34_max_pool"),
+        datasets=_IMAGENET,
+        published_of="1 run, 10 crops, with strides alone; ours: one centre crop",
+        differences=(("plain18_max_pool", "plain18"), ("plain34_max_pool", "plain34")),
     ),
     "preact_imagenet": Table(
         "He et al. 2016, table 5: pre-activation ResNets on ImageNet",
@@ -201,6 +248,12 @@ TABLES: Mapping[str, Table] = {
         {**_of(xie2017, "table 3"), **_of(xie2017, "table 4")},
         datasets=_IMAGENET,
         published_of="1 run, a crop of 224",
+        # Twice the work by more groups, by more layers or by more channels.
+        differences=(
+            ("resnext101_2x64d", "resnet200_xie2017"),
+            ("resnext101_2x64d", "resnext101_1x100d"),
+            ("resnext101_64x4d", "resnext101_2x64d"),
+        ),
     ),
     "densenet_imagenet": Table(
         "Huang et al. 2017, table 3, and (161) the authors' code: DenseNets",

@@ -56,25 +56,30 @@ def exclusive_sum(
     block: nn.Module,
     x: jax.Array,
     shortcut: jax.Array,
-    gate_and_residual: Callable[[nn.Module, jax.Array], tuple[jax.Array, jax.Array]],
+    gates_and_residual: Callable[
+        [nn.Module, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
+    ],
     gate: jax.Array | Subset | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
-    """Return (1 - b g(x)) * shortcut + b g(x) * F(x), with the block's own gate g.
+    """Return (1 - b r(x)) * shortcut + b t(x) * F(x), with the block's own gates t, r.
+
+    With r = t the two sides exclude each other: what the branch adds, the shortcut
+    loses.
 
     Args:
         block, x, shortcut, on_path: as in `gated_sum`.
-        gate_and_residual: (block, x) -> (g(x), F(x)), with the shape of `shortcut`; not
-            computed if b is 0.
+        gates_and_residual: (block, x) -> (t(x), r(x), F(x)), with the shape of
+            `shortcut`; not computed if b is 0.
         gate: b, as in `gated_sum`.
     """
 
     def mix(block, x, shortcut, gate):
-        g, branch = gate_and_residual(block, x)
-        g = scale(gate, g)
-        branch = g * branch
+        t, removed, branch = gates_and_residual(block, x)
+        branch = scale(gate, t) * branch
         block.sow("intermediates", "residual", branch)
-        carried = _pass_gradient((1 - g) * shortcut, on_path, unless=True)
+        carried = (1 - scale(gate, removed)) * shortcut
+        carried = _pass_gradient(carried, on_path, unless=True)
         return carried + _pass_gradient(branch, on_path)
 
     closed = _pass_gradient(shortcut, on_path, unless=True)

@@ -3,9 +3,14 @@
 
 A layer learns how much of its input to carry unchanged:
 
-    y = H(x) * T(x) + x * (1 - T(x)),   T(x) = sigmoid(W_T x + b_T)   (equation 3).
+    y = H(x) * T(x) + x * C(x),   T(x) = sigmoid(W_T x + b_T)   (equation 2).
 
-With b_T below 0, a network of any depth initially carries its input.
+The papers couple the gates, C = 1 - T (equation 3); with b_T below 0, a network of any
+depth then initially carries its input. C does what the forget gate does in an LSTM, by
+which the papers were inspired: the cell c_t = i_t * g_t + f_t * c_(t-1) is the same
+sum, with the input gate i for T and the forget gate f for C. The first LSTM had no
+forget gate: f = 1. A residual layer has neither gate: with T = C = 1, y = x + H(x), so
+layers with a carry gate of their own can compute what residual layers compute.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +20,8 @@ from typing import ClassVar
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from rn_jax.errors import InputError
-from rn_jax.models.gating import exclusive_sum
+from rn_jax.errors import InputError, must_be
+from rn_jax.models.gating import exclusive_sum, gated_sum
 from rn_jax.models.layers import ModuleDef, flat, max_pool, torch_linear
 from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import at_least_float32
@@ -28,25 +33,34 @@ from rn_jax.models.trunk import (
     number_blocks,
 )
 
+GATES = ("coupled", "independent", "open")
+
 
 class HighwayLayer(nn.Module):
-    """H(x) * T(x) + x * (1 - T(x)), with convolutions or fully connected layers.
+    """H(x) * T(x) + x * C(x), with convolutions or fully connected layers.
 
-    A gate b multiplies T(x); with b = 0 the layer is the identity. The sum of T(x),
-    without b, over an example's units and pixels, f[B], is sown in "intermediates" as
-    "transform_gate_sum", the quantity in the papers' figures.
+    A gate b multiplies T(x) and 1 - C(x); with b = 0 the layer is the identity. The sum
+    of T(x), without b, over an example's units and pixels, f[B], is sown in
+    "intermediates" as "transform_gate_sum", the quantity in the papers' figures.
 
     Attributes:
         features: channels or units of input and output.
-        linear: called as `linear(features, name=..., ...)`: the layer of W_H and W_T.
+        linear: called as `linear(features, name=..., ...)`: the layer of W_H, W_T, W_C.
         activation: activation of H.
         gate_bias: initial b_T.
+        gating: "coupled", C = 1 - T; "independent", C(x) = sigmoid(W_C x + b_C), with
+            the initial b_C = -b_T, with which C is initially near 1 - T (our choice:
+            the papers train no such layer); or "open", T = C = 1, a residual layer.
+
+    Raises:
+        InputError: `gating` is unknown.
     """
 
     features: int
     linear: ModuleDef
     activation: Callable = nn.relu
     gate_bias: float = -2.0
+    gating: str = "coupled"
 
     closed_is_identity: ClassVar[bool] = True
 
@@ -54,17 +68,30 @@ class HighwayLayer(nn.Module):
     def __call__(self, x, gate=None, on_path=None, *, train: bool):
         """Return the layer's output: f[B, ..., features] -> f[B, ..., features]."""
         del train  # no difference
+        if self.gating not in GATES:
+            raise must_be("gating", f"one of {', '.join(GATES)}", self.gating)
 
-        def gate_and_transform(layer, x):
-            bias = nn.initializers.constant(layer.gate_bias)
-            t = nn.sigmoid(layer.linear(layer.features, bias_init=bias, name="gate")(x))
+        def transform(layer, x):
+            return layer.activation(layer.linear(layer.features, name="transform")(x))
+
+        def sigmoid(layer, x, bias, name):
+            start = nn.initializers.constant(bias)
+            return nn.sigmoid(
+                layer.linear(layer.features, bias_init=start, name=name)(x)
+            )
+
+        def gates_and_transform(layer, x):
+            t = removed = sigmoid(layer, x, layer.gate_bias, "gate")
             wide = t.astype(at_least_float32(t.dtype))
             total = flat(wide).sum(axis=1)
             layer.sow("intermediates", "transform_gate_sum", total)
-            h = layer.activation(layer.linear(layer.features, name="transform")(x))
-            return t, h
+            if layer.gating == "independent":
+                removed = 1 - sigmoid(layer, x, -layer.gate_bias, "carry_gate")
+            return t, removed, transform(layer, x)
 
-        return exclusive_sum(self, x, x, gate_and_transform, gate, on_path)
+        if self.gating == "open":
+            return gated_sum(self, x, x, transform, gate, on_path)
+        return exclusive_sum(self, x, x, gates_and_transform, gate, on_path)
 
 
 class _Highway(Network, kw_only=True):
@@ -72,12 +99,14 @@ class _Highway(Network, kw_only=True):
 
     Attributes:
         gate_bias: initial b_T.
+        gating: "coupled", "independent" or "open"; see `HighwayLayer`.
         scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
             suits the backend; see `default_unroll`.
         remat: "none", "cheap" or "all"; see `Stage`.
     """
 
     gate_bias: float = -2.0
+    gating: str = "coupled"
     scan_unroll: Count | None = None
     remat: str = "cheap"
 
@@ -88,7 +117,7 @@ class _Highway(Network, kw_only=True):
 
         def layer(features, stride, name):
             del stride  # highway layers keep the shape
-            fields = self.activation, self.gate_bias
+            fields = self.activation, self.gate_bias, self.gating
             return HighwayLayer(features, linear, *fields, name=name)
 
         return Stage(

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity Mappings in Deep Residual Networks (He et al. 2016): both ablations.
+"""Identity Mappings in Deep Residual Networks (He et al. 2016): its ablations.
 
 A unit is x_{l+1} = f(h(x_l) + F(x_l)), equations 1 and 2. Figure 2 and table 1 change
 the shortcut h of the original unit; figure 4 and table 2 change the positions of
-normalisation and activation. Wide residual networks (Zagoruyko and Komodakis 2016) are
-full pre-activation units with more channels and, optionally, dropout.
+normalisation and activation; in two rows of table 3, F has one layer. Wide residual
+networks (Zagoruyko and Komodakis 2016) are full pre-activation units with more channels
+and, optionally, dropout.
 """
 
 import flax.linen as nn
 import jax
 
+from rn_jax.errors import InputError
 from rn_jax.models.gating import exclusive_sum
 from rn_jax.models.layers import PROJECTIONS
 from rn_jax.models.resnet import BasicBlock, Block, bottleneck_strides
@@ -54,11 +56,12 @@ class ExclusiveGating(BasicBlock):
     def sum(self, x, gate, on_path, *, train: bool):
         """Return (1 - b g(x)) * x + b g(x) * F(x): see `exclusive_sum`."""
 
-        def gate_and_residual(block, x):
-            return _gate(block, x), block.residual(x, train=train)
+        def gates_and_residual(block, x):
+            g = _gate(block, x)
+            return g, g, block.residual(x, train=train)
 
         shortcut = self.shortcut(x, train=train)
-        return exclusive_sum(self, x, shortcut, gate_and_residual, gate, on_path)
+        return exclusive_sum(self, x, shortcut, gates_and_residual, gate, on_path)
 
 
 class ShortcutOnlyGating(BasicBlock):
@@ -92,11 +95,47 @@ class DropoutShortcut(BasicBlock):
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
+class DropoutBranch(BasicBlock):
+    """x + F(x) with dropout between the two convolutions of F, after their ReLU.
+
+    It is where wide residual networks have it; He et al. 2016 have no such unit.
+
+    Attributes:
+        dropout: rate of dropout.
+    """
+
+    dropout: float = 0.25
+
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        y = self.activation(self.norm(name="bn1")(y))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = self.conv(self.features, 3, name="conv2")(y)
+        return self.norm(name="bn2")(y)
+
+
 def _gate(block, x: jax.Array) -> jax.Array:
     """Return g(x), a 1x1 convolution with the block's stride; we use no BatchNorm."""
     bias = nn.initializers.constant(block.gate_bias)
     fields = {"use_bias": True, "bias_init": bias, "name": "gate"}
     return nn.sigmoid(block.conv(block.features, 1, block.stride, **fields)(x))
+
+
+# --- Table 3: shortcuts around one layer ----------------------------------------------
+
+
+class SingleLayer(Block):
+    """relu(x + BN(W x)), the original unit of table 3's "1layer skip" (one 3x3 layer).
+
+    The pre-activation unit of that row is `FullPreactivation` with `single`.
+    """
+
+    def residual(self, x, *, train: bool):
+        """Return F(x)."""
+        return self.norm(name="bn1")(
+            self.conv(self.features, 3, self.stride, name="conv1")(x)
+        )
 
 
 # --- Table 2: the positions of the activations ----------------------------------------
@@ -107,11 +146,13 @@ class _OrderedUnit(Block):
 
     Attributes:
         bottleneck: whether to use weight layers 1x1, 3x3 and 1x1 instead of two 3x3.
+        single: whether to use one 3x3 weight layer (table 3, "1layer skip").
         stride_on: layer with a bottleneck's stride: "1x1" (the authors' code) or "3x3"
             (fb.resnet.torch).
     """
 
     bottleneck: bool = False
+    single: bool = False
     stride_on: str = "1x1"
 
     def after(self, y, *, train: bool):
@@ -128,9 +169,13 @@ def weight_layers(block: nn.Module) -> list[nn.Module]:
     """Return the convolutions of a unit's branch, in order.
 
     Raises:
-        InputError: `stride_on` is unknown.
+        InputError: `stride_on` is unknown, or the unit is to have one and three layers.
     """
-    if not block.bottleneck:
+    if block.bottleneck and block.single:
+        raise InputError("A unit is a bottleneck or single, not both.")
+    if block.single:
+        shapes = [(block.features, 3, block.stride)]
+    elif not block.bottleneck:
         shapes = [(block.features, 3, block.stride), (block.features, 3, 1)]
     else:
         first, second = bottleneck_strides(block)
@@ -217,14 +262,14 @@ class FullPreactivation(_OrderedUnit):
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
-        *weights, last = weight_layers(self)
+        weights = weight_layers(self)
+        done = self.activated or self._both_activated(x)
         for i, weight in enumerate(weights, 1):
-            done = i == 1 and (self.activated or self._both_activated(x))
-            x = weight(x if done else self._activate(x, i))
-        x = self._activate(x, len(weights) + 1)
-        if self.dropout:
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return last(x)
+            x = x if i == 1 and done else self._activate(x, i)
+            if self.dropout and i == len(weights):
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = weight(x)
+        return x
 
     def _activate(self, x, i):
         return self.activation(self.norm(name=f"bn{i}")(x))

@@ -99,6 +99,9 @@ for _depth, _params in (
 # "resnet152" is the network for ImageNet.
 _add = _rows(ResNet, "Huang et al. 2016")
 _add("resnet152_svhn", 2_408_474, _sections(152, 2), shortcut="A_pooled")
+_add = _rows(ResNet, "after Huang et al. 2016, with Dropout")
+_own = {"block": preact.DropoutBranch, "shortcut": "A_pooled"}
+_add("resnet110_dropout", 1_727_962, _sections(110, 2), **_own)
 
 _CIFAR_BOTTLENECK = {"features": (64, 128, 256), "stem_features": 16, "shortcut": "B"}
 _ORIGINAL = {"block": Bottleneck, "block_kwargs": {"stride_on": "1x1"}}
@@ -176,6 +179,12 @@ for _place, _block in (
     _add(f"resnet164_{_place}", 1_704_154, _164, block=_block)
 
 _PREACT = {"block": preact.FullPreactivation}
+_SINGLE = {**_PREACT, "block_kwargs": {"single": True}}
+_add = _rows(ResNet, "He et al. 2016, table 3")
+_own = {"block": preact.SingleLayer, **_sections(110, 1)}
+_add("resnet110_single_layer", 1_727_962, _own)
+_add("preact_resnet110_single_layer", 1_727_962, _SINGLE, **_sections(110, 1))
+
 _LINEAR = {**_PREACT, "shortcut": "B_linear"}
 _CIFAR = {**_CIFAR_BOTTLENECK, **_LINEAR, **_BOTTLENECKS}
 _UNITS = {"block_kwargs": {"bottleneck": True, "stride_on": "3x3"}}
@@ -225,6 +234,7 @@ for _depth, _stages, _c, _d, _params in (
     (50, _50, 8, 14, 25_603_016),
     (50, _50, 32, 4, 25_028_904),
     (101, _101, 32, 4, 44_177_704),
+    (101, _101, 1, 100, 85_611_336),
     (101, _101, 2, 64, 84_198_184),
     (101, _101, 64, 4, 83_455_272),
     (101, _101, 32, 8, 88_791_336),
@@ -279,6 +289,10 @@ for _depth, _k, _stages, _params, _in_code_alone in (
 
 _add = _rows(HighwayNet, "Srivastava et al. 2015 (1507.06228)")
 _add("highway19", 2_256_838)
+_add = _rows(HighwayNet, "after Srivastava et al. 2015, with two gates")
+_add("highway19_independent", 3_320_150, gating="independent")
+_add = _rows(HighwayNet, "after Srivastava et al. 2015, without gates")
+_add("highway19_open", 1_193_526, gating="open")
 _add = _rows(
     HighwayMLP, "Srivastava et al. 2015 (1505.00387)", image_size=28, channels=1
 )

@@ -19,6 +19,11 @@ from experiments.training.network import make_network
 from experiments.training.schedule import count_steps, make_schedule
 from rn_jax import InputError, create_model, data
 from rn_jax.models import MODELS
+from rn_jax.stochastic_depth import (
+    StochasticDepth,
+    expected_open_blocks,
+    survival_probs,
+)
 
 FOLDER = configs.FOLDER
 NAMES = configs.names()
@@ -73,7 +78,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 100
+    assert len(NAMES) == len(set(NAMES)) == 118
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -205,11 +210,13 @@ def rows_of(name):
 @pytest.mark.parametrize(
     ("base", "number"),
     [
-        ("resnet164", 22),
+        ("resnet164", 24),
         ("preact_resnet152", 3),
-        ("resnext29_1x64d", 3),
-        ("resnext50_1x64d", 8),
+        ("resnext29_1x64d", 7),
+        ("resnext50_1x64d", 11),
         ("wrn16_8", 4),
+        ("highway19", 4),
+        ("plain18_max_pool", 2),
         ("densenet40_12", 14),
         ("densenet121", 5),
         ("vgg16", 4),
@@ -413,6 +420,27 @@ def test_constant_depth_twin_differs_in_depth_alone():
     one, two = load("resnet110"), load("resnet110_sd")
     differ = {name for name in one if one[name] != two[name]}
     assert differ == {"stochastic_depth", "published_error_percent"}
+
+
+def test_dropout_and_stochastic_depth_have_the_same_expected_depth():
+    """40.25 of 54 blocks are open, or their units kept; or the network has 40."""
+    for name in ("resnet110_sd", "resnet110_sd_uniform"):
+        settings = StochasticDepth(**load(name).stochastic_depth)
+        assert float(expected_open_blocks(settings, 54)) == pytest.approx(40.25)
+    rate = load("resnet110_dropout").model_kwargs.block_kwargs.dropout
+    assert 54 * (1 - rate) == pytest.approx(40.25)
+    sizes = load("resnet82").model_kwargs.stage_sizes
+    probs = survival_probs(StochasticDepth(last_survival=0.5), 54).reshape(3, 18)
+    sums = np.cumsum(probs.sum(axis=1))
+    assert np.cumsum(sizes).tolist() == np.round(sums).tolist() == [16, 30, 40]
+
+    constant = load("resnet110")
+    network = {"model", "model_kwargs", "stochastic_depth", "published_error_percent"}
+    for name in ("resnet110_sd_uniform", "resnet110_dropout", "resnet82"):
+        config = load(name)
+        assert {n for n in config if config[n] != constant[n]} <= network
+        model = create_model(config.model, **config.model_kwargs)
+        assert model.shortcut == "A_pooled"
 
 
 def test_resnet1202_with_stochastic_depth_warms_up_for_ten_epochs():

@@ -13,6 +13,7 @@ from rn_jax import InputError, create_model
 from rn_jax.analysis.highway import gate_sums
 from rn_jax.models.highway import HighwayLayer, HighwayMLP, HighwayNet
 from rn_jax.models.layers import Conv
+from rn_jax.models.resnet import Block
 
 
 def np_linear(x, params):
@@ -21,22 +22,46 @@ def np_linear(x, params):
     return x @ params["kernel"] + params["bias"]
 
 
+def sigmoid(x, params):
+    return 1 / (1 + np.exp(-np_linear(x, params)))
+
+
 def np_highway(x, params, gate=1.0):
-    t = gate / (1 + np.exp(-np_linear(x, params["gate"])))
-    return t * np.maximum(np_linear(x, params["transform"]), 0) + (1 - t) * x
+    """Equation 2; its gates are 1 without parameters, and C = 1 - T without its own."""
+    t = sigmoid(x, params["gate"]) if "gate" in params else 1.0
+    c = 1 - t if "gate" in params else 1.0
+    if "carry_gate" in params:
+        c = sigmoid(x, params["carry_gate"])
+    h = np.maximum(np_linear(x, params["transform"]), 0)
+    return gate * (t * h + c * x) + (1 - gate) * x  # a closed layer is the identity
 
 
+KEY = jax.random.key(0)
 CONV = partial(Conv, kernel_size=3, use_bias=True)
 
 
-@pytest.mark.parametrize("linear, shape", [(CONV, (3, 5, 5, 4)), (nn.Dense, (3, 4))])
-def test_layer_by_numpy(x64, linear, shape):
+LAYERS = pytest.mark.parametrize(
+    "linear, shape", [(CONV, (3, 5, 5, 4)), (nn.Dense, (3, 4))]
+)
+
+
+@LAYERS
+@pytest.mark.parametrize(
+    "gating, names",
+    [
+        ("coupled", {"gate", "transform"}),
+        ("independent", {"gate", "carry_gate", "transform"}),
+        ("open", {"transform"}),
+    ],
+)
+def test_layer_by_numpy(x64, linear, shape, gating, names):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape)
-    layer = HighwayLayer(4, linear)
+    layer = HighwayLayer(4, linear, gating=gating)
     single = x.astype("float32")
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), single, train=False))
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)["params"]
+    assert set(params) == names
     run = jax.jit(lambda gate: layer.apply({"params": params}, x, gate, train=False))
     for gate in (None, 0.3, 1.0):
         expected = np_highway(x, params, 1.0 if gate is None else gate)
@@ -48,11 +73,81 @@ def test_layer_by_numpy(x64, linear, shape):
     expected = [np_highway(x[i : i + 1], params, b) for i, b in enumerate(by_example)]
     np.testing.assert_allclose(run(by_example), np.concatenate(expected), atol=1e-12)
 
-    # With the transform gate fully open it is the plain layer.
+
+class ResidualLayer(Block):
+    """x + relu(W x + b)."""
+
+    def residual(self, x, *, train):
+        linear = self.conv(self.features, name="transform")
+        return self.activation(linear(x))
+
+    def after(self, y, *, train):
+        return y
+
+
+@LAYERS
+def test_gates_that_are_open(x64, linear, shape):
+    """T = 1 and C = 0 is the plain layer, T = C = 1 a residual layer."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    single = x.astype("float32")
+
+    def drawn(layer):
+        shapes = jax.eval_shape(partial(layer.init, train=False), KEY, single)
+        return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)["params"]
+
+    layer = HighwayLayer(4, linear)
+    params = drawn(layer)
     params["gate"]["bias"] = np.full(4, 1e3)
     plain = np.maximum(np_linear(x, params["transform"]), 0)
-    opened = layer.apply({"params": params}, x, train=False)
-    np.testing.assert_allclose(opened, plain, rtol=0, atol=1e-12)
+    found = layer.apply({"params": params}, x, train=False)
+    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-12)
+
+    layer = HighwayLayer(4, linear, gating="independent")
+    params = drawn(layer)
+    params["gate"]["bias"] = params["carry_gate"]["bias"] = np.full(4, 1e3)
+    own = {"params": {"transform": params["transform"]}}
+    residual = ResidualLayer(4, 1, "A", linear, None, nn.relu)
+    opened = HighwayLayer(4, linear, gating="open")
+    gates = (None, np.array(0.0), np.array([0.0, 0.5, 1.0]))
+    for gate in gates:
+        expected = residual.apply(own, x, gate, train=False)
+        for network, variables in ((layer, {"params": params}), (opened, own)):
+            found = network.apply(variables, x, gate, train=False)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        residual.apply(own, x, train=False),
+        x + np.maximum(np_linear(x, params["transform"]), 0),
+        rtol=0,
+        atol=1e-12,
+    )
+
+    def slopes(layer, variables):
+        def loss(x, on_path):
+            return (layer.apply(variables, x, None, on_path, train=False) ** 2).sum()
+
+        return [jax.grad(loss)(x, np.array(on)) for on in (0.0, 1.0)]
+
+    # The gradients of the two paths are those of a residual layer too.
+    expected = slopes(residual, own)
+    for found in (slopes(layer, {"params": params}), slopes(opened, own)):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_unknown_gating_is_refused():
+    with pytest.raises(InputError, match="gating must be one of coupled, independent"):
+        HighwayLayer(4, nn.Dense, gating="closed").init(
+            KEY, np.zeros((1, 4), "float32"), train=False
+        )
+
+
+def test_a_carry_gate_begins_near_the_coupled_one(quick_compile):
+    model = create_model("highway50_mnist", depth=3, gating="independent")
+    image = np.zeros((1, 28, 28, 1), "float32")
+    params = jax.jit(partial(model.init, train=False))(KEY, image)["params"]
+    layers = params["stage1"]["blocks"]
+    assert np.all(layers["gate"]["bias"] == -2)
+    assert np.all(layers["carry_gate"]["bias"] == 2)  # sigmoid(2) = 1 - sigmoid(-2)
 
 
 def test_bias_of_the_gates_is_a_setting(quick_compile):

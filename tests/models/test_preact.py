@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from by_numpy import np_conv, np_norm
 
-from rn_jax import create_model
+from rn_jax import InputError, create_model
 from rn_jax.models import preact
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm
@@ -93,6 +93,10 @@ def relu_only_preactivation(r, x, b, f, n):
     return r.h(x, f) + b * y
 
 
+def single_layer(r, x, b, f, n):
+    return relu(r.h(x, f) + b * r.bn(r.w(x, 1), "bn1"))
+
+
 def full_preactivation(r, x, b, f, n):
     if "shortcut" in r.p:  # one activation for both paths
         x = relu(r.bn(x, "bn1"))
@@ -122,6 +126,10 @@ UNITS = [
     (preact.ReluBeforeAddition, relu_before_addition, *THREE),
     (preact.ReluOnlyPreactivation, relu_only_preactivation, *TWO),
     (preact.ReluOnlyPreactivation, relu_only_preactivation, *THREE),
+    (preact.SingleLayer, single_layer, {}, 1),
+    (preact.DropoutBranch, dropout_shortcut, {"dropout": 0.0}, 2),
+    (preact.ReluOnlyPreactivation, relu_only_preactivation, {"single": True}, 1),
+    (preact.FullPreactivation, full_preactivation, {"single": True}, 1),
     (preact.FullPreactivation, full_preactivation, *TWO),
     (preact.FullPreactivation, full_preactivation, *THREE),
 ]
@@ -167,7 +175,7 @@ def test_unit_by_numpy(
 
 
 def test_dropout_is_where_the_papers_have_it(x64):
-    """On the shortcut alone; and before the last weight layer of a wide network."""
+    """On the shortcut alone; and before the last weight layer of a branch."""
     x = np.abs(np.random.default_rng(0).normal(size=(64, 2, 2, 8))) + 1
     norm = partial(BatchNorm, use_running_average=True)
     parts = (8, 1, "A", Conv, norm, nn.relu)
@@ -196,6 +204,22 @@ def test_dropout_is_where_the_papers_have_it(x64):
     kept = np.abs(y) > 1e-9  # what the last weight layer was given
     assert abs(kept.mean() - 0.5) < 0.05
     np.testing.assert_allclose(y[kept], 2 * x[kept], rtol=1e-4)
+
+    unit = preact.DropoutBranch(*parts, dropout=0.25)
+    variables = init(unit)
+    for layer in ("conv1", "conv2"):
+        variables["params"][layer]["kernel"] = kernel
+    y = np.asarray(unit.apply(variables, x, train=True, rngs=rngs)) - x
+    kept = np.abs(y) > 1e-9
+    assert abs(kept.mean() - 0.75) < 0.05
+    np.testing.assert_allclose(y[kept], x[kept] / 0.75, rtol=1e-4)
+
+
+def test_a_single_layer_is_no_bottleneck():
+    fields = {"bottleneck": True, "single": True}
+    unit = preact.FullPreactivation(8, 1, "A", Conv, BatchNorm, nn.relu, **fields)
+    with pytest.raises(InputError, match="a bottleneck or single, not both"):
+        preact.weight_layers(unit)
 
 
 def test_the_gates_bias_is_a_setting(quick_compile):

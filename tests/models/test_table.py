@@ -27,6 +27,7 @@ GOLDEN = {
     **dict.fromkeys(("resnet110", "plain110"), 1_727_962),
     **dict.fromkeys(("resnet1202", "plain1202"), 19_421_274),
     "resnet152_svhn": 2_408_474,  # Huang et al. 2016: n = 25
+    "resnet110_dropout": 1_727_962,
     # 9n + 2 layers, BatchNorm on the projections.
     "resnet164": 1_704_154,
     "resnet1001": 10_328_602,
@@ -69,6 +70,8 @@ GOLDEN = {
             "resnet110_relu_before_addition",
             "resnet110_relu_only_preact",
             "preact_resnet110",
+            "resnet110_single_layer",  # table 3: twice the units of half the layers
+            "preact_resnet110_single_layer",
         ),
         1_727_962,
     ),
@@ -102,6 +105,7 @@ GOLDEN = {
     "resnext50_8x14d": 25_603_016,
     "resnext50_32x4d": 25_028_904,
     "resnext101_32x4d": 44_177_704,
+    "resnext101_1x100d": 85_611_336,
     "resnext101_2x64d": 84_198_184,
     "resnext101_64x4d": 83_455_272,
     "resnext101_32x8d": 88_791_336,
@@ -129,6 +133,9 @@ GOLDEN = {
     "densenet161": 28_681_000,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
+    # One gate more or less in 4, 5 and 5 layers: 9 w^2 + w for w = 32, 80 and 128.
+    "highway19_independent": 2_256_838 + 1_063_312,
+    "highway19_open": 2_256_838 - 1_063_312,
     "highway10_mnist": 39_250 + 9 * 2 * 2_550 + 510,
     "highway50_mnist": 39_250 + 49 * 2 * 2_550 + 510,
     # Before residual networks: torchvision's, and the forms of the papers.
@@ -155,6 +162,11 @@ VARIANTS = [
     ("resnet34", {"shortcut": "A"}, 21_623_848),
     ("resnet34", {"shortcut": "C"}, 22_716_840),
     ("resnet50", {"block_kwargs": {"stride_on": "1x1"}}, 25_557_032),
+    # In 12 of 16 blocks a projection of 4w = 256 to 2048 channels with BatchNorm:
+    # 2, 3, 5 and 2 times 16 w^2 + 8 w more.
+    ("resnet50", {"shortcut": "C"}, 25_557_032 + 14_571_520),
+    ("resnet20", {"features": (46, 92, 184)}, 2_216_152),
+    ("resnet110", {"stage_sizes": (16, 14, 10)}, 1_052_506),
     ("preact_resnet110", {"shortcut": "B_linear"}, 1_730_522),
     ("resnet164", {"num_classes": 100}, 1_727_284),
     ("preact_resnet164", {"num_classes": 100}, 1_726_388),
@@ -255,12 +267,15 @@ def test_depth_is_what_the_name_says(shapes):
         depth_is_what_the_name_says(name, tree)
 
 
+GATES = {"gate", "carry_gate"}  # beside the path
+
+
 def depth_is_what_the_name_says(name, tree):
     """Weighted layers on the longest path."""
     layers = projections = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree["params"]):
         keys = [key.key for key in path]
-        if keys[-1] != "kernel" or "gate" in keys or keys[0].startswith("aux"):
+        if keys[-1] != "kernel" or GATES & set(keys) or keys[0].startswith("aux"):
             continue
         if "inception" in keys[0] and not keys[1].startswith("branch2"):
             continue  # beside the 1x1 and 3x3 convolutions of another branch
@@ -277,6 +292,9 @@ def depth_is_what_the_name_says(name, tree):
 # Credits of networks that their paper's tables and figures do not have.
 NOT_IN_THE_PAPER = {
     "plain1202": "after He et al. 2015",
+    "resnet110_dropout": "after Huang et al. 2016, with Dropout",
+    "highway19_independent": "after Srivastava et al. 2015, with two gates",
+    "highway19_open": "after Srivastava et al. 2015, without gates",
     "plain18_max_pool": "after He et al. 2015, with max-pooling in place of strides",
     "plain34_max_pool": "after He et al. 2015, with max-pooling in place of strides",
     "wide_resnet50_2": "torchvision, after Zagoruyko and Komodakis 2016",
@@ -334,6 +352,9 @@ KINDS = [
     "resnet164_relu_before_addition",
     "resnet110_relu_only_preact",
     "resnet164_relu_only_preact",
+    "resnet110_single_layer",
+    "preact_resnet110_single_layer",
+    "resnet110_dropout",
     "preact_resnet110",
     "preact_resnet164",
     "preact_resnet152",
@@ -348,6 +369,8 @@ KINDS = [
     "densenet_bc100_12",
     "densenet121",
     "highway19",
+    "highway19_independent",
+    "highway19_open",
     "highway10_mnist",
     "highway50_mnist",
     "vgg16",
@@ -399,6 +422,8 @@ LONG = {
     "resnet110_shortcut_gating_0",
     "resnext29_8x64d",
     "highway10_mnist",
+    "highway19_open",
+    "resnet110_dropout",
     "plain18_max_pool",
     "resnet164_bn_after_addition",
     "resnet164_relu_before_addition",
@@ -465,11 +490,11 @@ def on_the_branch(name, layer, info):
     """Whether a closed block leaves a layer out."""
     if layer in ("shortcut", "bn_after"):
         return False
-    if layer == "gate":
+    if layer in GATES:
         return "exclusive" in name or "highway" in name
     if layer == "bn1" and name.startswith(("preact_resnet", "resnetv2", "wrn")):
         # One BN-ReLU feeds both paths where a convolution is on the shortcut.
-        return info.same_shape or name == "preact_resnet110"
+        return info.same_shape or name.startswith("preact_resnet110")
     return True
 
 

@@ -59,6 +59,8 @@ PUBLISHED = {
     "preact_depth": {
         "original_110": (6.61,),
         "full_110": (6.37,),
+        "original_110_single_layer": (9.90,),
+        "full_110_single_layer": (8.91,),
         "original_164": (5.93, 25.16),
         "full_164": (5.46, 24.33),
         "original_1001": (7.61, 27.82),
@@ -79,10 +81,41 @@ PUBLISHED = {
     },
     "resnext_cifar": {
         "1x64d": (None, None),
+        "2x64d": (None, None),
+        "4x64d": (None, None),
+        "1x128d": (None, None),
+        "1x192d": (None, None),
         "8x64d": (3.65, 17.77),
         "16x64d": (3.58, 17.31),
     },
+    "resnext_imagenet": {
+        "resnext50_1x64d": (23.9,),
+        "resnext50_2x40d": (23.0,),
+        "resnext50_4x24d": (22.6,),
+        "resnext50_8x14d": (22.3,),
+        "resnext50_32x4d": (22.2,),
+        "resnext101_1x64d": (22.0,),
+        "resnext101_32x4d": (21.2,),
+        "resnet200_xie2017": (21.7,),
+        "resnext101_1x100d": (21.3,),
+        "resnext101_2x64d": (20.7,),
+        "resnext101_64x4d": (20.4,),
+    },
     "highway": {"highway19": (7.54, 32.24)},
+    # On digits no paper has a number, and every row that names them is trained on them.
+    "highway_resnet": {
+        "coupled": (7.54, None),
+        "independent": (None, None),
+        "open": (None, None),
+        "resnet20": (None, None),
+    },
+    "stochastic_depth_dropout": {
+        "constant": (6.41, None),
+        "expected": (None, None),
+        "dropout": (None, None),
+        "stochastic": (5.25, None),
+        "uniform": (None, None),
+    },
     "short_paths": {"whole": (6.10,), "short": (5.96,)},
 }
 
