@@ -127,6 +127,19 @@ GOLDEN = {
     "densenet201": 20_013_928,
     "densenet264": 33_337_704,
     "densenet161": 28_681_000,
+    # Han et al. 2017: floor(16 + k alpha / N) or floor(16 alpha^(k / N)) channels.
+    "pyramidnet110_48": 1_739_730,
+    "pyramidnet110_84": 3_855_054,
+    "pyramidnet110_270": 28_485_477,
+    "pyramidnet110_mul4_75": 1_717_584,
+    "pyramidnet110_mul8": 3_810_424,
+    "pyramidnet110_mul27": 28_254_503,
+    "pyramidnet164_48": 1_684_002,
+    "pyramidnet164_84": 3_710_550,
+    "pyramidnet164_270": 27_216_021,
+    "pyramidnet200_240": 26_617_000,
+    "pyramidnet236_220": 26_806_528,
+    "pyramidnet272_200": 26_049_562,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
     "highway10_mnist": 39_250 + 9 * 2 * 2_550 + 510,
@@ -202,8 +215,8 @@ def count(tree):
 
 
 # Tracing layer by layer takes seconds: in `make test-all`.
-DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121"} ^ {
-    name for name in GOLDEN if name.startswith("densenet")
+DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121", "pyramidnet110_48"} ^ {
+    name for name in GOLDEN if name.startswith(("densenet", "pyramidnet"))
 }
 
 
@@ -347,6 +360,9 @@ KINDS = [
     "densenet40_12",
     "densenet_bc100_12",
     "densenet121",
+    "pyramidnet110_48",
+    "pyramidnet110_mul8",
+    "pyramidnet164_48",
     "highway19",
     "highway10_mnist",
     "highway50_mnist",
