@@ -369,6 +369,19 @@ def test_recipe_of_han_2017():
         np.testing.assert_allclose(rates, rate * factors, rtol=1e-6)
 
 
+def test_recipe_of_yamada_2018():
+    """That of PyramidNet with a rate of 0.5, and p_L = 0.5."""
+    for dataset in ("cifar10", "cifar100"):
+        config = load("pyramidnet110_270_shake", dataset)
+        other = load("pyramidnet110_270", dataset)
+        assert config.learning_rate == 0.5
+        assert config.stochastic_depth == {"last_survival": 0.5, "shake": "example"}
+        assert {n for n in config if config[n] != other[n]} <= {
+            *("learning_rate", "stochastic_depth", "paper"),
+            "published_error_percent",
+        }
+
+
 def test_recipe_of_srivastava_2015():
     """The authors' solver: 0.025, divided at 100k, 150k and 175k of 200k; batch 100."""
     config = load("highway19")
