@@ -22,6 +22,7 @@ from rn_jax import data, parallel, survival_probs, train
 from rn_jax.analysis.cost import multiply_adds_by_module
 from rn_jax.data import imagenet
 from rn_jax.models import MODELS
+from rn_jax.stochastic_depth import computes_closed
 
 # The backward pass has two products for each product of the forward pass, and a
 # multiply-add is two operations.
@@ -186,9 +187,7 @@ def _shapes(tree):
 def _computed(model):
     """Return the expected share of the blocks' work that a step computes."""
     settings = model.stochastic_depth
-    if settings is None or settings.closed_statistics == "updated":
-        return 1.0
-    if settings.granularity == "example":
+    if settings is None or computes_closed(settings):
         return 1.0
     return float(survival_probs(settings, model.num_blocks).mean())
 

@@ -6,6 +6,7 @@ from rn_jax.models import ModelEntry, create_model, list_models, register_model
 from rn_jax.models.deepen import deepen
 from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
 from rn_jax.stochastic_depth import (
+    Shaken,
     StochasticDepth,
     Subset,
     eval_gates,
@@ -22,6 +23,7 @@ __all__ = [
     "BlockInfo",
     "InputError",
     "ModelEntry",
+    "Shaken",
     "StochasticDepth",
     "Subset",
     "block_variables",

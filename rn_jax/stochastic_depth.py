@@ -11,12 +11,15 @@ branch is multiplied by its survival probability (equation 5):
     H_l = ReLU(p_l f_l(H_{l-1}) + shortcut(H_{l-1})).
 
 At least seven other algorithms have the same name. `StochasticDepth` names each choice
-in which they differ. All functions here are pure; gates are ordinary arrays that a
-network takes as data.
+in which they differ. One of its settings is ShakeDrop (Yamada et al. 2018), which
+perturbs the branch of a closed block instead of dropping it. All functions here are
+pure; gates are ordinary arrays that a network takes as data.
 """
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +31,7 @@ GRANULARITIES = ("batch", "example", "subset")
 SCHEDULES = ("linear", "linear_from_zero", "uniform")
 SCALINGS = ("test", "training", "none")
 STATISTICS = ("frozen", "updated")
+SHAKES = ("batch", "example")
 
 _TIMM = {
     "granularity": "example",
@@ -79,6 +83,16 @@ class StochasticDepth:
         num_open: number of blocks open in every mini-batch (or for every example),
             chosen uniformly: p_l = num_open / L, and `last_survival` is ignored.
             `schedule` must be "uniform".
+        shake: ShakeDrop (Yamada et al. 2018): the branch of a closed block (b_l = 0) is
+            multiplied by a uniform alpha in the forward pass, and its gradient by a
+            uniform beta: the factors are b_l + alpha - b_l alpha and b_l + beta -
+            b_l beta. Both are drawn for every block and "batch" or "example" (the
+            paper's image level; its channel and pixel levels are not here). None: a
+            closed branch is dropped. A closed branch is computed and updates
+            statistics. At test, scaling "test" multiplies by the mean of b_l + alpha -
+            b_l alpha; scaling "training" is not possible, nor granularity "subset".
+        shake_forward: (least, greatest) alpha.
+        shake_backward: (least, greatest) beta.
 
     Raises:
         InputError: a value is not one of these, or the combination has no meaning.
@@ -90,6 +104,9 @@ class StochasticDepth:
     scaling: str = "test"
     closed_statistics: str | None = None
     num_open: int | None = None
+    shake: str | None = None
+    shake_forward: tuple[float, float] = (-1.0, 1.0)
+    shake_backward: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
         survival = _probability(self.last_survival)
@@ -101,6 +118,7 @@ class StochasticDepth:
             ("granularity", GRANULARITIES),
             ("scaling", SCALINGS),
             ("closed_statistics", (None, *STATISTICS)),
+            ("shake", (None, *SHAKES)),
         ]:
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in choices:
@@ -110,6 +128,8 @@ class StochasticDepth:
         if self.num_open is not None:
             number = whole_number("num_open", self.num_open)
             object.__setattr__(self, "num_open", number)
+        for name in ("shake_forward", "shake_backward"):
+            object.__setattr__(self, name, _range(name, getattr(self, name)))
         self._check_combination()
 
     def _check_combination(self):
@@ -134,6 +154,16 @@ class StochasticDepth:
                     'granularity "subset" opens every block for the same number of '
                     'examples, so schedule must be "uniform".'
                 )
+        if self.shake and self.closed_statistics == "frozen":
+            raise InputError(
+                "shake computes the branch of a closed block, so closed_statistics "
+                'cannot be "frozen".'
+            )
+        if self.shake and (self.granularity == "subset" or self.scaling == "training"):
+            raise InputError(
+                'shake cannot be combined with the granularity "subset" or the scaling '
+                '"training", in which a closed branch has no factor.'
+            )
         if self.num_open is not None and self.schedule != "uniform":
             raise InputError(
                 'num_open chooses blocks uniformly, so schedule must be "uniform".'
@@ -181,6 +211,35 @@ def _probabilities(schedule: Any) -> tuple[float, ...]:
         wanted = f"one of {', '.join(SCHEDULES)} or a tuple of survival probabilities"
         raise must_be("schedule", f"{wanted}, which must be in (0, 1]", schedule)
     return probs
+
+
+def _range(name: str, value: Any) -> tuple[float, float]:
+    """Return (least, greatest) as floats, or raise an InputError."""
+    try:
+        least, greatest = map(float, value)
+        unordered = isinstance(value, str | bytes | Set | Mapping)
+        if not unordered and -math.inf < least <= greatest < math.inf:
+            return least, greatest
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise must_be(name, "two numbers, the least and the greatest", value)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shaken:
+    """Gates of ShakeDrop: factors of each branch and of its gradient.
+
+    Attributes:
+        forward: f32[L], f32[L, 1] or f32[L, B], factors of the branches.
+        backward: f32[L], f32[L, 1] or f32[L, B], factors of their gradients.
+    """
+
+    forward: jax.Array
+    backward: jax.Array
+
+    def __getitem__(self, index) -> "Shaken":
+        return Shaken(self.forward[index], self.backward[index])
 
 
 @jax.tree_util.register_dataclass
@@ -234,7 +293,7 @@ def sample_gates(
     num_blocks: int,
     batch_size: int | None = None,
     first_index: int | jax.Array = 0,
-) -> jax.Array | Subset:
+) -> jax.Array | Subset | Shaken:
     """Draw the gates of one mini-batch for training (section 3).
 
     Gates of the mini-batch depend on the key alone, so devices with the same key skip
@@ -252,6 +311,7 @@ def sample_gates(
         f32[L] for "batch"; f32[L, 1], which computes every branch, if
         `closed_statistics` is "updated"; f32[L, B] for "example"; `Subset` for
         "subset". A gate is 0 if closed, 1 if open, or 1 / p_l with scaling in training.
+        `Shaken` with `shake`.
 
     Raises:
         InputError: `batch_size` is required but missing, or see `survival_probs`.
@@ -267,18 +327,37 @@ def sample_gates(
             is_open = order < settings.num_open
         return jnp.where(is_open, weights, 0)
 
-    if settings.granularity == "batch":
-        gates = draw(key)  # (num_blocks,)
-        return gates[:, None] if settings.closed_statistics == "updated" else gates
-    if batch_size is None:
-        raise InputError(
-            f'granularity "{settings.granularity}" needs the batch size to draw gates.'
-        )
-    if settings.granularity == "example":
+    def draw_for(unit, key, draw):
+        """Return draw(key) for the batch, f32[L, 1], or each example, f32[L, B]."""
+        if unit == "batch":
+            return draw(key)[:, None]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             key, first_index + jnp.arange(batch_size, dtype=jnp.int32)
         )
-        return jax.vmap(draw, out_axes=1)(keys)  # (num_blocks, B)
+        return jax.vmap(draw, out_axes=1)(keys)
+
+    units = settings.granularity, settings.shake
+    if batch_size is None and not {*units} <= {"batch", None}:
+        name = "shake" if settings.granularity == "batch" else "granularity"
+        raise InputError(
+            f'{name} "{getattr(settings, name)}" needs the batch size to draw gates.'
+        )
+    if settings.shake:
+        open_key, *keys = jax.random.split(key, 3)
+        is_open = draw_for(settings.granularity, open_key, draw)
+
+        def factors(key, limits):  # b + alpha - b alpha
+            uniform = partial(jax.random.uniform, shape=(num_blocks,), dtype="float32")
+            draw = partial(uniform, minval=limits[0], maxval=limits[1])
+            shaken = draw_for(settings.shake, key, draw)
+            return jnp.where(is_open != 0, 1.0, shaken)  # (num_blocks, 1 or B)
+
+        ranges = settings.shake_forward, settings.shake_backward
+        return Shaken(*map(factors, keys, ranges))
+    if settings.granularity != "subset":
+        gates = draw_for(settings.granularity, key, draw)
+        closes = settings.granularity == "batch" and not computes_closed(settings)
+        return gates[:, 0] if closes else gates
     size = subset_size(settings, batch_size)
     keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
     places = jnp.arange(batch_size, dtype=jnp.int32)
@@ -293,22 +372,37 @@ def subset_size(settings: StochasticDepth, batch_size: int) -> int:
     return max(1, round(settings.last_survival * batch_size))
 
 
-def open_shares(gates: jax.Array | Subset, batch_size: int) -> jax.Array:
+def computes_closed(settings: StochasticDepth) -> bool:
+    """Return whether the branches of closed blocks are computed."""
+    by_example = settings.granularity == "example"
+    updated = settings.closed_statistics == "updated"
+    return by_example or updated or settings.shake is not None
+
+
+def open_shares(gates: jax.Array | Subset | Shaken, batch_size: int) -> jax.Array:
     """Return the share of the mini-batch for which each block is open, f32[L]."""
     if isinstance(gates, Subset):
         num_blocks, size = gates.indices.shape
         return jnp.full(num_blocks, size / batch_size, jnp.float32)
-    is_open = (gates != 0).astype(jnp.float32)
-    return is_open if is_open.ndim == 1 else is_open.mean(axis=1)
+    if isinstance(gates, Shaken):  # other factors are 1 with probability 0
+        is_open = (gates.forward == 1) & (gates.backward == 1)
+    else:
+        is_open = gates != 0
+    shares = is_open.astype(jnp.float32)
+    return shares if shares.ndim == 1 else shares.mean(axis=1)
 
 
 def eval_gates(settings: StochasticDepth, num_blocks: int) -> jax.Array:
     """Return the gates at test, f32[L]: p_l with scaling at test (equation 5), else 1.
 
+    With `shake`, p_l is replaced by the mean of b_l + alpha - b_l alpha.
+
     Raises:
         InputError: see `survival_probs`.
     """
     probs = survival_probs(settings, num_blocks)
+    if settings.shake:
+        probs = probs + (1 - probs) * jnp.float32(sum(settings.shake_forward) / 2)
     return probs if settings.scaling == "test" else jnp.ones_like(probs)
 
 

@@ -300,7 +300,8 @@ def draw_gates(
         return None, jnp.ones(num_blocks, jnp.float32)
     gates: Any = sample_gates(key, settings, num_blocks, batch_size, first_index)
     if from_step:
-        gates = jnp.where(step < from_step, 1, gates)
+        constant = step < from_step
+        gates = jax.tree.map(lambda gate: jnp.where(constant, 1, gate), gates)
     return gates, open_shares(gates, batch_size)
 
 
@@ -364,7 +365,8 @@ def accumulate_gradients(
         params: parameters, by which the loss is differentiated.
         batch_stats: statistics, passed from part to part.
         examples: arrays with the examples along axis 0.
-        gates: f32[L] for all parts, or f32[L, B], split like the examples.
+        gates: f32[L] or f32[L, 1] for all parts, or f32[L, B], split like the examples;
+            or `Shaken` of the latter two.
         dropout_key: PRNG key, split into one for each part.
         micro_batches: number of parts; divides B.
 
@@ -379,9 +381,10 @@ def accumulate_gradients(
     def split(array, axis=0):
         return jnp.stack(jnp.split(array, micro_batches, axis))
 
-    by_example = gates is not None and gates.ndim == 2
+    # Not f32[L, 1], which are the same for all parts.
+    by_example = any(g.shape[1:] > (1,) for g in jax.tree.leaves(gates))
     keys = jax.random.split(dropout_key, micro_batches)
-    own_gates = (split(gates, axis=1),) if by_example else ()
+    own_gates = (jax.tree.map(partial(split, axis=1), gates),) if by_example else ()
 
     def add(carry, part):
         batch_stats, total = carry

@@ -219,6 +219,8 @@ FORMS = {
     "updated": StochasticDepth(closed_statistics="updated"),
     "exactly k": StochasticDepth(schedule="uniform", num_open=1),
     "subset": StochasticDepth(schedule="uniform", granularity="subset"),
+    "shake": StochasticDepth(shake="batch"),
+    "shake of examples": StochasticDepth(shake="example"),
 }
 
 
@@ -250,7 +252,7 @@ SMALLEST = one_of_each(sorted(MODELS, key=lambda name: MODELS[name].params))
 @pytest.mark.slow
 @pytest.mark.parametrize("place, name", list(enumerate(SMALLEST)))
 def test_every_whole_network_takes_a_form(place, name):
-    """The forms in turn; each meets every fifth network."""
+    """The forms in turn; each meets every seventh network."""
     form = list(FORMS.values())[place % len(FORMS)]
     takes_form_or_says_that_it_has_no_shortcuts(
         rn_jax.create_model(name, stochastic_depth=form)
@@ -270,6 +272,112 @@ def test_every_network_takes_every_form(name, form):
     takes_form_or_says_that_it_has_no_shortcuts(
         narrow(name, stochastic_depth=FORMS[form])
     )
+
+
+# --- ShakeDrop (Yamada et al. 2018)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "example"])
+@pytest.mark.parametrize("shake", ["batch", "example"])
+def test_shaken_gates(granularity, shake):
+    """b + alpha - b alpha, alpha in [-1, 1], and b + beta - b beta, beta in [0, 1]."""
+    settings = StochasticDepth(0.5, granularity=granularity, shake=shake)
+    gates = rn_jax.sample_gates(jax.random.key(0), settings, 200, 50)
+    by_example = "example" in (granularity, shake)
+    assert gates.forward.shape == (200, 50 if by_example else 1)
+    forward, backward = np.asarray(gates.forward), np.asarray(gates.backward)
+    is_open = forward == 1
+    np.testing.assert_array_equal(is_open, backward == 1)
+    np.testing.assert_allclose(is_open.mean(), 0.75, atol=0.07)
+    shares = stochastic_depth.open_shares(gates, 50)
+    np.testing.assert_allclose(shares, is_open.mean(axis=1), rtol=1e-6)
+    for values, least in ((forward, -1), (backward, 0)):
+        closed = np.unique(values[~is_open])
+        assert least <= closed.min() < least + 0.3 and 0.7 < closed.max() < 1
+        # One for each closed example, or for each block that any of them closes.
+        of_examples, of_blocks = (~is_open).sum(), (~is_open).any(axis=1).sum()
+        drawn = of_examples if shake == "example" else of_blocks
+        assert 0.99 * drawn < len(closed) <= drawn
+    closed = forward[~is_open], backward[~is_open]
+    assert abs(np.corrcoef(*closed)[0, 1]) < 0.4  # drawn independently
+
+
+def test_shaken_gates_of_examples_follow_their_place_in_the_global_batch():
+    settings = StochasticDepth(granularity="example", shake="example")
+    key = jax.random.key(3)
+    whole = rn_jax.sample_gates(key, settings, L, B)
+    last = rn_jax.sample_gates(key, settings, L, 2, first_index=B - 2)
+    np.testing.assert_array_equal(whole.forward[:, -2:], last.forward)
+    np.testing.assert_array_equal(whole.backward[:, -2:], last.backward)
+    with pytest.raises(InputError, match='shake "example" needs the batch size'):
+        rn_jax.sample_gates(key, StochasticDepth(shake="example"), L)
+
+
+@pytest.mark.parametrize("limits", [(-1, 1), (0, 1), (0, 0), (-0.5, 2.0)])
+def test_shaken_gates_at_test_are_the_expectation(limits):
+    settings = StochasticDepth(0.4, shake="batch", shake_forward=limits)
+
+    def forward(key):
+        return rn_jax.sample_gates(key, settings, L).forward[:, 0]
+
+    drawn = jax.vmap(forward)(jax.random.split(jax.random.key(0), 5000))
+    at_test = rn_jax.eval_gates(settings, L)
+    np.testing.assert_allclose(at_test, drawn.mean(axis=0), atol=0.05)
+    p = 1 - np.arange(1, L + 1) / L * 0.6
+    np.testing.assert_allclose(at_test, p + (1 - p) * np.mean(limits), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "pyramidnet110_48", "densenet40_12"])
+def test_shaken_branch_by_its_factors(name, random_variables, quick_compile):
+    """The value of a branch times alpha, and its gradient times beta.
+
+    With the last gate alone other than 1, the gradient by its branch's parameters is
+    beta / alpha times that with an ordinary gate of alpha, by the head it is the same.
+    """
+    model = narrow(name)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    variables = random_variables(model, (8, 8, 3))
+    plain, behind = np.ones((2, model.num_blocks, 2), "float32")
+    plain[-1], behind[-1] = -0.5, 0.2
+
+    @jax.jit
+    def run(params, gates):
+        def loss(params):
+            own = {**variables, "params": params}
+            logits = model.apply(own, images, train=False, gates=gates)
+            return jnp.square(logits).sum(), logits
+
+        grads, logits = jax.grad(loss, has_aux=True)(params)
+        return rn_jax.unstack({"params": grads})["params"], logits
+
+    shaken = rn_jax.Shaken(plain, behind)
+    ours, logits = run(variables["params"], shaken)
+    theirs, expected = run(variables["params"], plain)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    stage, block = model.blocks[-1].name.split("/")
+    mine, other = ours[stage][block], theirs[stage][block]
+    assert jax.tree.leaves(mine)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b * 0.2 / -0.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours["head"]["kernel"], theirs["head"]["kernel"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"closed_statistics": "frozen"}, 'closed_statistics cannot be "frozen"'),
+        ({"scaling": "training"}, "shake cannot be combined"),
+        ({"granularity": "subset", "schedule": "uniform"}, "shake cannot be combined"),
+        ({"shake": "pixel"}, "shake must be one of None, batch, example"),
+        ({"shake_forward": (1, -1)}, "shake_forward must be two numbers"),
+        ({"shake_backward": "01"}, "shake_backward must be two numbers"),
+    ],
+)
+def test_settings_of_shake_that_have_no_meaning(fields, message):
+    with pytest.raises(InputError, match=message):
+        StochasticDepth(**{"shake": "batch", **fields})
 
 
 # --- Other projects' rules, written down independently

@@ -553,11 +553,17 @@ def one_step(model, batch, **settings):
 
 
 @pytest.mark.parametrize(
-    "granularity", [pytest.param("batch", marks=pytest.mark.slow), "example"]
+    "granularity, shake",
+    [
+        pytest.param("batch", None, marks=pytest.mark.slow),
+        ("example", None),
+        pytest.param("batch", "batch", marks=pytest.mark.slow),
+        ("batch", "example"),
+    ],
 )
-def test_parts_of_a_batch_add_up_to_its_gradient(granularity, quick_compile):
+def test_parts_of_a_batch_add_up_to_its_gradient(granularity, shake, quick_compile):
     """Without BatchNorm, and with gates that go with their examples."""
-    depth = StochasticDepth(last_survival=0.3, granularity=granularity)
+    depth = StochasticDepth(last_survival=0.3, granularity=granularity, shake=shake)
     model = HighwayMLP(depth=4, width=8, stochastic_depth=depth)
     start, whole, sums = one_step(model, make_batch())
     _, parts, sums_of_parts = one_step(model, make_batch(), micro_batches=4)

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from configs import before_resnets, he2016, huang2017, imagenet, xie2017, zagoruyko2016
+from configs import (
+    before_resnets,
+    han2017,
+    he2016,
+    huang2017,
+    imagenet,
+    xie2017,
+    zagoruyko2016,
+)
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,12 @@ TABLES: Mapping[str, Table] = {
         _of(zagoruyko2016, prefix="wrn"),
         datasets=_CIFAR,
         published_of="no published number available",
+    ),
+    "pyramidnet": Table(
+        "Han et al. 2017, the authors' code: PyramidNets on CIFAR",
+        _of(han2017, prefix="pyramidnet"),
+        datasets=_CIFAR,
+        published_of="number of runs not stated",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",

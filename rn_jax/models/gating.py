@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rn_jax.models.skipping import left
-from rn_jax.stochastic_depth import Subset
+from rn_jax.stochastic_depth import Shaken, Subset
 
 
 def gated_sum(
@@ -23,7 +23,7 @@ def gated_sum(
     x: jax.Array,
     shortcut: jax.Array,
     residual: Callable[[nn.Module, jax.Array], jax.Array],
-    gate: jax.Array | Subset | None,
+    gate: jax.Array | Subset | Shaken | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
     """Return shortcut + gate * residual(x), without computing a closed branch.
@@ -34,7 +34,7 @@ def gated_sum(
         shortcut: f[B, H, W, C], output of the shortcut.
         residual: (block, x) -> F(x), with the shape of `shortcut`.
         gate: f32[], f32[B] or None, see `if_open`; or a `Subset` of i32[m] examples,
-            which alone pass through the branch.
+            which alone pass through the branch; or `Shaken` of f32[1] or f32[B].
         on_path: f32[], f32[B] or None. Where it is 1 the gradient passes through the
             branch alone, where it is 0 through the shortcut alone; values are unchanged
             (Veit et al. 2016, section 4.3). Not with `Subset`.
@@ -59,7 +59,7 @@ def exclusive_sum(
     gates_and_residual: Callable[
         [nn.Module, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
     ],
-    gate: jax.Array | Subset | None,
+    gate: jax.Array | Subset | Shaken | None,
     on_path: jax.Array | None = None,
 ) -> jax.Array:
     """Return (1 - b r(x)) * shortcut + b t(x) * F(x), with the block's own gates t, r.
@@ -91,7 +91,7 @@ def gated_features(
     maps: Sequence[jax.Array],
     features: int,
     compute: Callable[[nn.Module, Sequence[jax.Array]], jax.Array],
-    gate: jax.Array | Subset | None,
+    gate: jax.Array | Subset | Shaken | None,
 ) -> jax.Array:
     """Return gate * compute(maps), zeros if the gate is 0 (DenseNet).
 
@@ -144,6 +144,8 @@ def _gated(block, x, shortcut, combine, gate, closed=None):
         chosen = jax.tree.map(lambda array: array[gate.indices], (x, shortcut))
         y = combine(block, *chosen, gate.weights)  # (m, H, W, C)
         return shortcut.at[gate.indices].set(y, unique_indices=True)
+    if isinstance(gate, Shaken):
+        return combine(block, x, shortcut, gate)
     closed = shortcut if closed is None else closed
     return if_open(block, gate, lambda b: combine(b, x, shortcut, gate), closed)
 
@@ -214,15 +216,19 @@ def put_variables(module: nn.Module, state: Mapping[str, Any]) -> None:
             module.put_variable(collection, name, value)
 
 
-def scale(gate: jax.Array | None, x: jax.Array) -> jax.Array:
+def scale(gate: jax.Array | Shaken | None, x: jax.Array) -> jax.Array:
     """Return gate * x in the dtype of x.
 
     Args:
-        gate: f32[] or f32[B]; None returns x.
+        gate: f32[] or f32[B]; None returns x. `Shaken` multiplies x by `forward` and
+            its gradient by `backward`.
         x: f[B, ...].
     """
     if gate is None:
         return x
+    if isinstance(gate, Shaken):
+        constant = lax.stop_gradient(x)
+        return scale(gate.forward, constant) + scale(gate.backward, x - constant)
     return gate.astype(x.dtype).reshape(gate.shape + (1,) * (x.ndim - gate.ndim)) * x
 
 

@@ -20,7 +20,13 @@ from rn_jax.models.layers import Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.skipping import at
 from rn_jax.models.trunk import BlockInfo
-from rn_jax.stochastic_depth import StochasticDepth, Subset, eval_gates, sample_gates
+from rn_jax.stochastic_depth import (
+    Shaken,
+    StochasticDepth,
+    Subset,
+    eval_gates,
+    sample_gates,
+)
 
 # Type of a field that counts something. A network checks its fields of this type, of a
 # sequence of it and of either or None.
@@ -39,7 +45,8 @@ class Network(nn.Module, kw_only=True):
     - `train`: use the batch's own statistics in BatchNorm, dropout with
       `rngs={"dropout": key}`, and, with stochastic depth and without `gates`, draw
       gates with `rngs={"gates": key}`.
-    - `gates`: f32[L], f32[L, B] or `Subset`, used as given, in training and at test.
+    - `gates`: f32[L], f32[L, B], `Subset` or `Shaken`, used as given, in training and
+      at test.
     - `paths`: f32[L], 1 for the blocks of a single path and 0 for the others: values
       are unchanged, gradients follow the path alone (Veit et al. 2016, section 4.3).
       f32[L, B] has a path for each example.
@@ -152,7 +159,7 @@ class Network(nn.Module, kw_only=True):
         images: jax.Array,
         *,
         train: bool,
-        gates: jax.Array | Subset | None = None,
+        gates: jax.Array | Subset | Shaken | None = None,
         paths: jax.Array | None = None,
     ) -> jax.Array:
         """Return the logits, f[B, num_classes]; see the class."""
@@ -165,7 +172,7 @@ class Network(nn.Module, kw_only=True):
 
         Args:
             images: f[B, H, W, C].
-            gates: f32[L], f32[L, 1], f32[L, B], `Subset` or None.
+            gates: f32[L], f32[L, 1], f32[L, B], `Subset`, `Shaken` or None.
             paths: f32[L], f32[L, B] or None.
             train: whether the network is in training.
         """
@@ -220,7 +227,7 @@ class Network(nn.Module, kw_only=True):
 
     def resolve_gates(
         self, images: jax.Array, gates: Any, paths: Any, *, train: bool
-    ) -> tuple[jax.Array | Subset | None, jax.Array | None]:
+    ) -> tuple[jax.Array | Subset | Shaken | None, jax.Array | None]:
         """Check the arguments of the call and return the gates and paths to use.
 
         With stochastic depth, missing gates are drawn from the rng "gates" in training.
@@ -229,7 +236,8 @@ class Network(nn.Module, kw_only=True):
 
         Args:
             images: f[B, H, W, C].
-            gates: f32[L], f32[L, B], `Subset` or None, as arrays, lists or tuples.
+            gates: f32[L], f32[L, B], `Subset`, `Shaken` or None, as arrays, lists or
+                tuples.
             paths: f32[L], f32[L, B] or None, likewise.
             train: whether the network is in training.
 
@@ -242,7 +250,8 @@ class Network(nn.Module, kw_only=True):
         settings, num_blocks = self.stochastic_depth, self.num_blocks
         shapes = (num_blocks,), (num_blocks, images.shape[0])
         subset = isinstance(gates, Subset)
-        if not self.has_shortcuts and (settings or subset):
+        shaken = isinstance(gates, Shaken)
+        if not self.has_shortcuts and (settings or subset or shaken):
             raise InputError(
                 "Stochastic depth needs shortcuts: a plain network has no residual "
                 "branch to drop."
@@ -257,6 +266,10 @@ class Network(nn.Module, kw_only=True):
             paths = _numbers("paths", paths, *shapes)
         if subset:
             return _checked_subset(gates, num_blocks), paths
+        if shaken:
+            forward = _numbers("gates.forward", gates.forward, *shapes)
+            backward = _numbers("gates.backward", gates.backward, *shapes)
+            return Shaken(forward, backward), paths
         if gates is not None:
             return _numbers("gates", gates, *shapes), paths
         if settings is None:

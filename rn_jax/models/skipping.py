@@ -24,7 +24,7 @@ from flax.core import lift
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from rn_jax.stochastic_depth import Subset
+from rn_jax.stochastic_depth import Shaken, Subset
 
 # Arrays of a block with at most this many numbers travel in one vector, since a device
 # copies one array faster than many small ones.
@@ -66,9 +66,9 @@ def over_open_blocks(fn: Callable, *, length: int, in_line: bool) -> Callable:
     return lift.pack(lifted, (True,), (True,), (True,), name="run_open")
 
 
-def closes_blocks(gates: jax.Array | Subset | None) -> bool:
+def closes_blocks(gates: jax.Array | Subset | Shaken | None) -> bool:
     """Return whether gates are those of a mini-batch, f32[L], which close blocks."""
-    return gates is not None and not isinstance(gates, Subset) and gates.ndim == 1
+    return not isinstance(gates, Subset | Shaken | None) and gates.ndim == 1
 
 
 def run_open(

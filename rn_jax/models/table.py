@@ -14,6 +14,7 @@ from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.pyramidnet import PyramidNet
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
 from rn_jax.models.vgg import VGG
@@ -284,6 +285,32 @@ for _depth, _k, _stages, _params, _in_code_alone in (
     _own = {"stage_sizes": _stages, "growth_rate": _k, "stem_features": 2 * _k}
     _add = _rows(DenseNet, _PAPERS[_in_code_alone], **_IMAGENET)
     _add(f"densenet{_depth}", _params, _BC, stem="imagenet", **_own)
+
+# --- Han et al. 2017 ------------------------------------------------------------------
+
+_MULTIPLICATIVE = {"widening": "multiplicative"}
+_add = _rows(PyramidNet, "Han et al. 2017")
+for _name, _depth, _alpha, _params in (
+    ("48", 110, 48, 1_739_730),
+    ("84", 110, 84, 3_855_054),
+    ("270", 110, 270, 28_485_477),
+    ("mul4_75", 110, 4.75, 1_717_584),
+    ("mul8", 110, 8, 3_810_424),
+    ("mul27", 110, 27, 28_254_503),
+):
+    _shared = _MULTIPLICATIVE if _name.startswith("mul") else {}
+    _own = {"alpha": _alpha, **_sections(_depth, 2)}
+    _add(f"pyramidnet{_depth}_{_name}", _params, _shared, **_own)
+for _depth, _alpha, _params in (
+    (164, 48, 1_684_002),
+    (164, 84, 3_710_550),
+    (164, 270, 27_216_021),
+    (200, 240, 26_617_000),
+    (236, 220, 26_806_528),
+    (272, 200, 26_049_562),
+):
+    _own = {"alpha": _alpha, "bottleneck": True, **_sections(_depth, 3)}
+    _add(f"pyramidnet{_depth}_{_alpha}", _params, **_own)
 
 # --- Srivastava et al. 2015 -----------------------------------------------------------
 

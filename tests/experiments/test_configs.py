@@ -44,7 +44,9 @@ CASES = [
     or load(name).paper in ("He et al. 2015", "Huang et al. 2016")
 ]
 # Tracing layer by layer takes seconds: in `make test-all`.
-DEEP = {"densenet40_12", "densenet_bc100_12"} ^ {n for n in NAMES if "densenet" in n}
+DEEP = {"densenet40_12", "densenet_bc100_12", "pyramidnet110_48"} ^ {
+    n for n in NAMES if n.startswith(("densenet", "pyramidnet"))
+}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,7 @@ def rows_of(name):
         ("plain18_max_pool", 2),
         ("densenet40_12", 14),
         ("densenet121", 5),
+        ("pyramidnet110_48", 12),
         ("vgg16", 4),
     ],
 )
@@ -357,6 +360,33 @@ def test_recipe_of_huang_2017():
     assert total == 90 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_recipe_of_han_2017():
+    """300 epochs of batches of 128, divided at 150 and 225; 0.5 on CIFAR-100."""
+    for dataset, rate in (("cifar10", 0.1), ("cifar100", 0.5)):
+        config = load("pyramidnet272_200", dataset)
+        assert (config.batch_size, config.protocol) == (128, "full")
+        assert config.normalization == "channel"
+        assert optimiser_of(config) == ("torch", 0.9, True, 1e-4, "all")
+        steps, total = 390, 300 * 390
+        schedule = make_schedule(make_config(config), steps, total)
+        rates = [float(schedule(e * steps)) for e in (0, 149, 150, 224, 225)]
+        factors = np.array([1, 1, 0.1, 0.1, 0.01])
+        np.testing.assert_allclose(rates, rate * factors, rtol=1e-6)
+
+
+def test_recipe_of_yamada_2018():
+    """That of PyramidNet with a rate of 0.5, and p_L = 0.5."""
+    for dataset in ("cifar10", "cifar100"):
+        config = load("pyramidnet110_270_shake", dataset)
+        other = load("pyramidnet110_270", dataset)
+        assert config.learning_rate == 0.5
+        assert config.stochastic_depth == {"last_survival": 0.5, "shake": "example"}
+        assert {n for n in config if config[n] != other[n]} <= {
+            *("learning_rate", "stochastic_depth", "paper"),
+            "published_error_percent",
+        }
 
 
 def test_recipe_of_srivastava_2015():

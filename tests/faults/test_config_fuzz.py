@@ -201,6 +201,8 @@ DEPTHS = {
     "scaling": st.sampled_from(["test", "training", "none", 1]),
     "closed_statistics": st.sampled_from([None, "frozen", "updated", []]),
     "num_open": st.sampled_from([None, 1, 4, 5, 10**9, 0, -1, 1.5, True, "x"]),
+    "shake": st.sampled_from([None, "batch", "example", "pixel", 1, []]),
+    "shake_forward": st.one_of(st.sampled_from([(-1, 1), (1, -1), "01"]), VALUES),
     "preset": st.one_of(st.sampled_from(["timm", "huang2016", "tim"]), VALUES),
     "x": SCALARS,
 }

@@ -131,6 +131,19 @@ GOLDEN = {
     "densenet201": 20_013_928,
     "densenet264": 33_337_704,
     "densenet161": 28_681_000,
+    # Han et al. 2017: floor(16 + k alpha / N) or floor(16 alpha^(k / N)) channels.
+    "pyramidnet110_48": 1_739_730,
+    "pyramidnet110_84": 3_855_054,
+    "pyramidnet110_270": 28_485_477,
+    "pyramidnet110_mul4_75": 1_717_584,
+    "pyramidnet110_mul8": 3_810_424,
+    "pyramidnet110_mul27": 28_254_503,
+    "pyramidnet164_48": 1_684_002,
+    "pyramidnet164_84": 3_710_550,
+    "pyramidnet164_270": 27_216_021,
+    "pyramidnet200_240": 26_617_000,
+    "pyramidnet236_220": 26_806_528,
+    "pyramidnet272_200": 26_049_562,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
     # One gate more or less in 4, 5 and 5 layers: 9 w^2 + w for w = 32, 80 and 128.
@@ -214,8 +227,8 @@ def count(tree):
 
 
 # Tracing layer by layer takes seconds: in `make test-all`.
-DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121"} ^ {
-    name for name in GOLDEN if name.startswith("densenet")
+DEEP = {"densenet40_12", "densenet_bc100_12", "densenet121", "pyramidnet110_48"} ^ {
+    name for name in GOLDEN if name.startswith(("densenet", "pyramidnet"))
 }
 
 
@@ -368,6 +381,9 @@ KINDS = [
     "densenet40_12",
     "densenet_bc100_12",
     "densenet121",
+    "pyramidnet110_48",
+    "pyramidnet110_mul8",
+    "pyramidnet164_48",
     "highway19",
     "highway19_independent",
     "highway19_open",

@@ -101,6 +101,20 @@ PUBLISHED = {
         "resnext101_2x64d": (20.7,),
         "resnext101_64x4d": (20.4,),
     },
+    "pyramidnet": {
+        "110_48": (4.62, 23.31),
+        "110_84": (4.27, 20.21),
+        "110_270": (3.73, 18.25),
+        "110_mul4_75": (4.62, 23.16),
+        "110_mul8": (4.50, 20.94),
+        "110_mul27": (4.06, 18.79),
+        "164_48": (4.21, 19.52),
+        "164_84": (3.96, 18.32),
+        "164_270": (3.48, 17.01),
+        "200_240": (3.44, 16.51),
+        "236_220": (3.40, 16.37),
+        "272_200": (3.31, 16.35),
+    },
     "highway": {"highway19": (7.54, 32.24)},
     # On digits no paper has a number, and every row that names them is trained on them.
     "highway_resnet": {
@@ -139,7 +153,7 @@ def test_every_config_is_a_row_or_no_row_of_a_paper():
     rows = {config for table in TABLES.values() for config in table.rows.values()}
     assert rows <= set(NAMES)
     assert set(NAMES) - rows == {
-        *("highway50_mnist", "vgg15", "resnet200"),
+        *("highway50_mnist", "vgg15", "resnet200", "pyramidnet110_270_shake"),
         *("densenet_bc40_36", "densenet_bc40_48", "densenet_bc40_60"),
     }
     for table in TABLES.values():
