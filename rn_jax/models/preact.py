@@ -55,7 +55,7 @@ class ExclusiveGating(BasicBlock):
         """Return (1 - b g(x)) * x + b g(x) * F(x): see `exclusive_sum`."""
 
         def gate_and_residual(block, x):
-            return _gate(block, x), block.residual(x, train=train)
+            return _gate(block, x), block.branch(x, train=train)
 
         shortcut = self.shortcut(x, train=train)
         return exclusive_sum(self, x, shortcut, gate_and_residual, gate, on_path)
@@ -114,6 +114,11 @@ class _OrderedUnit(Block):
     bottleneck: bool = False
     stride_on: str = "1x1"
 
+    @property
+    def branch_depth(self) -> int:
+        """Number of weight layers of F."""
+        return 3 if self.bottleneck else 2
+
     def after(self, y, *, train: bool):
         """Return the sum itself."""
         return y
@@ -144,6 +149,8 @@ class BatchNormAfterAddition(_OrderedUnit):
 
     The BatchNorm after the sum also runs in a closed unit.
     """
+
+    branch_ends = "weight"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
@@ -179,6 +186,7 @@ class ReluOnlyPreactivation(_OrderedUnit):
     activated: bool = False
 
     preactivation = "relu"
+    branch_ends = "norm"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
@@ -203,6 +211,7 @@ class FullPreactivation(_OrderedUnit):
     dropout: float = 0.0
 
     preactivation = "bn_relu"
+    branch_ends = "weight"
 
     def before(self, x, *, train: bool):
         """Return the input, activated if both paths share the activation."""
