@@ -62,9 +62,9 @@ def deepen(
 
     Raises:
         InputError: the network is of another kind; a stage would lose blocks; the norm
-            or the activation is not the default; or the block cannot both be the
-            identity and learn: it has a convolution, a gate or BatchNorm on the
-            shortcut, or a ReLU after a branch of zeros.
+            or the activation is not the default; branches have learned scalars; or the
+            block cannot both be the identity and learn: it has a convolution, a gate or
+            BatchNorm on the shortcut, or a ReLU after a branch of zeros.
     """
     if not isinstance(model, resnet.ResNet):
         raise InputError(f"deepen takes a ResNet, not a {type(model).__name__}.")
@@ -83,6 +83,11 @@ def deepen(
         raise InputError(
             f"{block.__name__} with shortcut {model.shortcut!r} cannot both be the "
             "identity and learn."
+        )
+    if model.branch_init not in (None, "zero_gamma"):
+        raise InputError(
+            f'deepen takes branches without scalars, not branch_init="'
+            f'{model.branch_init}".'
         )
     as_identity = _identity_layer
     if model.has_shortcuts:

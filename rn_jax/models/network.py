@@ -65,7 +65,7 @@ class Network(nn.Module, kw_only=True):
         norm: class of the normalisation; has the fields of `nn.BatchNorm`, or has no
             `use_running_average`, such as `nn.LayerNorm` or
             `partial(nn.GroupNorm, num_groups=8)`, normalises each example by itself and
-            gets no `axis_name`.
+            gets no `axis_name`. `rn_jax.models.normalization.Identity` is none.
         activation: activation function of the blocks.
         conv_gradient: "auto", or "xla" for forward mode and second derivatives, with
             slower convolutions on the CPU and no loop over open blocks; see `conv2d`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm that keeps one array for the backward pass, and AlexNet's LRN."""
+"""BatchNorm that keeps one array for the backward pass, none, and AlexNet's LRN."""
 
 import math
 from collections.abc import Callable
@@ -163,6 +163,15 @@ class BatchNorm(nn.Module):
                 keep = self.momentum
                 average.value = keep * average.value + (1 - keep) * new
         return y
+
+
+class Identity(nn.Module):
+    """No normalisation: `norm=Identity` makes a network without BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x."""
+        return x
 
 
 def local_response_norm(

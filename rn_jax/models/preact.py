@@ -58,7 +58,7 @@ class ExclusiveGating(BasicBlock):
 
         def gates_and_residual(block, x):
             g = _gate(block, x)
-            return g, g, block.residual(x, train=train)
+            return g, g, block.branch(x, train=train)
 
         shortcut = self.shortcut(x, train=train)
         return exclusive_sum(self, x, shortcut, gates_and_residual, gate, on_path)
@@ -155,6 +155,13 @@ class _OrderedUnit(Block):
     single: bool = False
     stride_on: str = "1x1"
 
+    @property
+    def branch_depth(self) -> int:
+        """Number of weight layers of F."""
+        if self.single:
+            return 1
+        return 3 if self.bottleneck else 2
+
     def after(self, y, *, train: bool):
         """Return the sum itself."""
         return y
@@ -190,6 +197,8 @@ class BatchNormAfterAddition(_OrderedUnit):
     The BatchNorm after the sum also runs in a closed unit.
     """
 
+    branch_ends = "weight"
+
     def residual(self, x, *, train: bool):
         """Return F(x)."""
         *weights, last = weight_layers(self)
@@ -224,6 +233,7 @@ class ReluOnlyPreactivation(_OrderedUnit):
     activated: bool = False
 
     preactivation = "relu"
+    branch_ends = "norm"
 
     def residual(self, x, *, train: bool):
         """Return F(x)."""
@@ -248,6 +258,7 @@ class FullPreactivation(_OrderedUnit):
     dropout: float = 0.0
 
     preactivation = "bn_relu"
+    branch_ends = "weight"
 
     def before(self, x, *, train: bool):
         """Return the input, activated if both paths share the activation."""

@@ -4,17 +4,20 @@
 Later papers use the same trunk; their blocks are in files of their own.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, final
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from rn_jax.errors import InputError, must_be, unknown_name
-from rn_jax.models.gating import gated_layer, gated_sum
+from rn_jax.models.gating import gated_layer, gated_sum, scale
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Count, Network
+from rn_jax.models.starts import ScalarBias, begin, check_branch_init
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
 
 
@@ -33,9 +36,17 @@ class Block(nn.Module):
         conv: called as `conv(features, kernel_size, stride)`.
         norm: called as `norm()`; already set for training or test.
         activation: called as `activation(x)`.
+        scalar: initial value of a learned number that multiplies F(x), before the gate
+            does; None: there is none. See `branch_init` of `ResNet`.
         has_shortcut: class attribute: whether the block has a shortcut.
         preactivation: class attribute: "relu" or "bn_relu", with which F starts and the
             trunk therefore ends; None if F starts with a convolution.
+        branch_ends: class attribute: "norm" or "weight", the kind of the last layer of
+            F; None if an activation follows it, or for a block that does not say.
+        branch_depth: number m of weight layers of F. With `branch_ends`, the last one
+            is named "conv<m>" and its BatchNorm "bn<m>".
+        takes_depth: class attribute: whether `shortcut` and `residual` have a keyword
+            `depth`, f32[], which grows from 0 in the first block to 1 in the last.
 
     Raises:
         InputError: a subclass defines `__call__`.
@@ -47,9 +58,12 @@ class Block(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     activation: Callable
+    scalar: float | None = dataclasses.field(default=None, kw_only=True)
 
     has_shortcut: ClassVar[bool] = True
     preactivation: ClassVar[str | None] = None
+    branch_ends: ClassVar[str | None] = None
+    takes_depth: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -62,18 +76,21 @@ class Block(nn.Module):
 
     @final
     @nn.compact
-    def __call__(self, x, gate=None, on_path=None, *, train: bool):
+    def __call__(self, x, gate=None, on_path=None, depth=0.0, *, train: bool):
         """Return f(h(x) + gate * F(x)), f[B, H / stride, W / stride, features].
 
         Args:
             x: f[B, H, W, C].
             gate: f32[], f32[1], f32[B], `Subset` or None; see `gated_sum`.
             on_path: f32[], f32[B] or None; see `gated_sum`.
+            depth: f32[], for a block that `takes_depth`.
             train: whether the network is in training.
         """
+        given = {"depth": depth} if self.takes_depth else {}
         x = self.before(x, train=train)  # (B, H, W, C)
         # (B, H / stride, W / stride, features)
-        return self.after(self.sum(x, gate, on_path, train=train), train=train)
+        y = self.sum(x, gate, on_path, train=train, **given)
+        return self.after(y, train=train)
 
     def before(self, x, *, train: bool):
         """Return the input of both paths, f[B, H, W, C]: that of the block."""
@@ -88,11 +105,22 @@ class Block(nn.Module):
         """Return F(x), with the shape of h(x)."""
         raise NotImplementedError(f"{type(self).__name__} must define residual.")
 
-    def sum(self, x, gate, on_path, *, train: bool):
-        """Return h(x) + gate * F(x): see `gated_sum`."""
-        shortcut = self.shortcut(x, train=train)
-        residual = partial(type(self).residual, train=train)
-        return gated_sum(self, x, shortcut, residual, gate, on_path)
+    def branch(self, x, **given):
+        """Return F(x), times the learned scalar if there is one."""
+        y = self.residual(x, **given)
+        if self.scalar is None:
+            return y
+        start = nn.initializers.constant(self.scalar)
+        return scale(self.param("scalar", start, (), jnp.float32), y)
+
+    def sum(self, x, gate, on_path, **given):
+        """Return h(x) + gate * F(x): see `gated_sum`.
+
+        `given` are the keywords of `shortcut` and `residual`.
+        """
+        shortcut = self.shortcut(x, **given)
+        branch = partial(type(self).branch, **given)
+        return gated_sum(self, x, shortcut, branch, gate, on_path)
 
     def after(self, y, *, train: bool):
         """Return f(y), the activation after the sum."""
@@ -126,6 +154,9 @@ def __getattr__(name):
 class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut (figure 5, left)."""
 
+    branch_ends = "norm"
+    branch_depth = 2
+
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
@@ -153,6 +184,9 @@ class Bottleneck(Block):
     groups: int = 1
     base_width: int = 64
     stride_on: str = "3x3"
+
+    branch_ends = "norm"
+    branch_depth = 3
 
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
@@ -242,14 +276,17 @@ class ResNet(Network):
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
         block_kwargs: further fields of the block, such as {"base_width": 128}.
+        branch_init: how residual branches begin: "zero_gamma", "skip_init", "re_zero"
+            or "fixup"; see `rn_jax.models.starts`. None: as in the block's paper.
         conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
         scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
             suits the backend; see `default_unroll`.
         remat: "none", "cheap" or "all"; see `Stage`.
 
     Raises:
-        InputError: an unknown stem, too few `features`, a block of another kind, or an
-            unknown field in `block_kwargs`.
+        InputError: an unknown stem, too few `features`, a block of another kind, an
+            unknown field in `block_kwargs`, or a `branch_init` that does not suit the
+            block or the norm.
     """
 
     stage_sizes: Sequence[Count]
@@ -259,6 +296,7 @@ class ResNet(Network):
     shortcut: str | None = "A"
     block: ModuleDef = BasicBlock
     block_kwargs: Mapping[str, Any] = FrozenDict()
+    branch_init: str | None = None
     conv_bias: bool = False
     scan_unroll: Count | None = None
     remat: str = "cheap"
@@ -282,6 +320,8 @@ class ResNet(Network):
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             own = set(fields) - set(Block.__dataclass_fields__)
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
+        if self.branch_init is not None:
+            check_branch_init(self.branch_init, kind, self.norm)
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
@@ -289,6 +329,13 @@ class ResNet(Network):
         parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
         block = partial(self.block, **fields)
+        if self.branch_init is not None:
+            block = begin(self.branch_init, block, self.num_blocks)
+        if self.branch_init == "fixup":
+            norm = ScalarBias
+        depths = None  # f32[num_blocks]
+        if self.block_class.takes_depth:
+            depths = jnp.linspace(0.0, 1.0, self.num_blocks, dtype=jnp.float32)
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
@@ -312,12 +359,16 @@ class ResNet(Network):
                 gradient=self.conv_gradient,
                 remat=self.remat,
                 name=f"stage{stage}",
-            )(x, *self.of_stage(stage, gates, paths), train=train)
+            )(x, *self.of_stage(stage, gates, paths, depths), train=train)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
-        return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
+        x = x.mean(axis=(1, 2))
+        if self.branch_init == "fixup":
+            x = ScalarBias(name="head_bias")(x)
+            return self.classify(x, kernel_init=nn.initializers.zeros)
+        return self.classify(x)  # (B, num_classes)
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -23,6 +23,9 @@ class _Branches(Block):
     groups: int = 32
     base_width: int = 4
 
+    branch_ends = "norm"
+    branch_depth = 3
+
 
 def branch(block: nn.Module, x: jax.Array, i: int) -> jax.Array:
     """Return branch i, from 1, before its last 1x1 convolution: f[B, H', W', d]."""

@@ -37,21 +37,22 @@ def over_open_blocks(fn: Callable, *, length: int, in_line: bool) -> Callable:
     """Lift `run_open` to modules, as `nn.scan` lifts `lax.scan`.
 
     Args:
-        fn: (block, x, gate, on_path) -> y, with the shape of `x`. The gate of a
+        fn: (block, x, gate, on_path, ...) -> y, like `x`. The gate of a
             mini-batch is f32[1], so that the block has no conditional of its own.
         length: L, the number of blocks.
         in_line: as in `run_open`.
 
     Returns:
-        run(blocks, x, gates, paths) -> y. `blocks` has variables stacked on axis 0;
-        gates and paths are f32[L], f32[L, B], `Subset` (gates alone) or None.
+        run(blocks, x, gates, paths, ...) -> y. `blocks` has variables stacked on axis
+        0; gates, paths and further arguments are f32[L], f32[L, B], `Subset` (gates
+        alone) or None.
     """
 
-    def lifted(scope_fn, repack_fn, variables, rngs, x, gates, paths):
+    def lifted(scope_fn, repack_fn, variables, rngs, x, gates, *others):
         def call(inputs, x):
-            variables, rngs, gate, on_path = inputs
+            variables, rngs, *per_block = inputs
             scopes = scope_fn(variables, rngs)
-            return fn(scopes, x, gate, on_path), repack_fn(scopes)
+            return fn(scopes, x, *per_block), repack_fn(scopes)
 
         def split(key):
             return jax.random.split(key, length)
@@ -60,7 +61,7 @@ def over_open_blocks(fn: Callable, *, length: int, in_line: bool) -> Callable:
         is_open = None
         if closes_blocks(gates):
             gates, is_open = gates[:, None], gates != 0
-        inputs = variables, rngs, gates, paths
+        inputs = variables, rngs, gates, *others
         return run_open(call, inputs, variables, x, is_open, in_line=in_line)
 
     return lift.pack(lifted, (True,), (True,), (True,), name="run_open")

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rn_jax.errors import InputError, unknown_name
-from rn_jax.models import preact
+from rn_jax.models import preact, squeeze_excite, swapout, weighted
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.network import Network
-from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.pyramidnet import PyramidNet
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
@@ -257,6 +257,42 @@ for _c, _d, _params in (
 ):
     _own = {**_sections(29, 3), "cardinality": _c, "base_width": _d}
     _add(f"resnext29_{_c}x{_d}d", _params, _RESNEXT_29, **_own)
+
+# --- How a residual branch begins: see starts.py --------------------------------------
+
+for _start, _paper, _params, _own in (
+    ("zero_gamma", "Goyal et al. 2017", 1_727_962, {}),
+    ("re_zero", "Bachlechner et al. 2020", 1_728_016, {}),
+    # Biases or scalars in place of the 8,096 parameters of BatchNorm.
+    (
+        "skip_init",
+        "De and Smith 2020",
+        1_723_968,
+        {"norm": Identity, "conv_bias": True},
+    ),
+    ("fixup", "Zhang et al. 2019", 1_720_138, {"norm": Identity}),
+):
+    _add = _rows(ResNet, f"after {_paper}")
+    _add(f"resnet110_{_start}", _params, _110, branch_init=_start, **_own)
+
+# --- Weights, masks and means on the branch -------------------------------------------
+
+_add = _rows(ResNet, "after Shen et al. 2016")
+_add("weighted_resnet110", 1_728_016, _110, block=weighted.WeightedResidual)
+
+# 32 layers of 4 times the channels.
+_32 = {**_sections(32, 2), "features": (64, 128, 256), "shortcut": "B_linear"}
+_rows(ResNet, "Singh et al. 2016")(
+    "swapout32_w4", 7_427_146, _32, block=swapout.Swapout
+)
+
+_add = _rows(ResNet, "after Hu et al. 2017")
+_add("se_resnet110", 1_742_200, _110, block=squeeze_excite.ExcitedBasicBlock)
+_add = _rows(ResNet, "Hu et al. 2017", **_IMAGENET)
+_EXCITED = {**_WIDE_STAGES, "block": squeeze_excite.ExcitedBottleneck}
+_add("se_resnet50", 28_088_024, _EXCITED, stage_sizes=_50)
+_add("se_resnet101", 49_326_872, _EXCITED, stage_sizes=_101)
+_add("se_resnet152", 66_821_848, _EXCITED, stage_sizes=_152)
 
 # --- Huang et al. 2017 ----------------------------------------------------------------
 

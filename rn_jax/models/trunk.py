@@ -101,8 +101,8 @@ class Stage(nn.Module):
 
     Attributes:
         block: called as `block(features=..., stride=..., name=...)`; returns a module
-            that is called as `module(x, gate, on_path, train=...)` and has
-            `closed_is_identity`, see `Block`.
+            that is called as `module(x, gate, on_path, train=...)`, with `depth` after
+            `on_path` if depths are given, and has `closed_is_identity`, see `Block`.
         first: the same for a first block that is apart; None: there is none.
         size: number of blocks.
         features: channels of the stage's output.
@@ -125,54 +125,56 @@ class Stage(nn.Module):
     remat: str = "cheap"
 
     @nn.compact
-    def __call__(self, x, gates, paths, *, train: bool) -> jax.Array:
+    def __call__(self, x, gates, paths, depths=None, *, train: bool) -> jax.Array:
         """Return the stage's output: f[B, H, W, C] -> f[B, H', W', features].
 
         Args:
             x: f[B, H, W, C].
             gates: f32[size], f32[size, B], `Subset` or None.
             paths: f32[size], f32[size, B] or None.
+            depths: f32[size], for blocks that take their depth, or None.
             train: whether the network is in training.
         """
 
-        def call(block, x, gate, on_path):
-            return block(x, gate, on_path, train=train)
+        def call(block, x, *given):  # gate, on_path and, if it takes it, depth
+            return block(x, *given, train=train)
 
+        per_block = (gates, paths) if depths is None else (gates, paths, depths)
         apart = self.first is not None
         if self.first is not None:
             first = self.first(features=self.features, stride=self.stride, name="first")
-            x = rematerialised(call, self.remat)(first, x, *at((gates, paths), 0))
+            x = rematerialised(call, self.remat)(first, x, *at(per_block, 0))
         length = self.size - apart
         if not length:
             return x
         blocks = self.block(features=self.features, stride=1, name="blocks")
-        gates, paths = at((gates, paths), slice(int(apart), None))
+        per_block = at(per_block, slice(int(apart), None))
         in_line = self.scan_unroll >= length
         whole = in_line or self.scan_unroll == 1
-        visits_open = whole and self._visits_open(blocks, gates, paths)
+        visits_open = whole and self._visits_open(blocks, *per_block[:2])
         # In loops and conditionals XLA merges nothing anyway; `run_open` has a barrier.
         barrier = in_line and not visits_open
         again = rematerialised(call, self.remat, prevent_cse=barrier)
 
-        def visit(block, x, gate, on_path):
+        def visit(block, x, *given):
             # Flax advances its counters of keys at every trace. They are reset so that
             # all traces draw the same numbers; parameters are drawn once.
             if not self.is_initializing():
                 block.scope.rng_counters = copy.deepcopy(block.scope.rng_counters)
-            return again(block, x, gate, on_path)
+            return again(block, x, *given)
 
         if visits_open:
             form = {"length": length, "in_line": in_line}
             run = lift_transform(over_open_blocks, visit, **form)
-            return run(blocks, x, gates, paths)  # (B, H', W', features)
+            return run(blocks, x, *per_block)  # (B, H', W', features)
         scan = nn.scan(
-            lambda block, x, gate, on_path: (visit(block, x, gate, on_path), None),
+            lambda block, x, *given: (visit(block, x, *given), None),
             variable_axes={True: 0},  # every collection
             split_rngs={True: True},  # every stream of keys
             length=length,
             unroll=self.scan_unroll,
         )
-        return scan(blocks, x, gates, paths)[0]  # (B, H', W', features)
+        return scan(blocks, x, *per_block)[0]  # (B, H', W', features)
 
     def _visits_open(self, blocks, gates, paths):
         """Whether `over_open_blocks` can do what a scan of conditionals does."""

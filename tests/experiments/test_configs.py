@@ -190,7 +190,7 @@ def optimiser_of(config):
 # Where a paper was trained in Torch; the others in Caffe, or by its formula.
 TORCH = {
     *("Huang et al. 2016", "Huang et al. 2017", "Xie et al. 2017"),
-    "Zagoruyko and Komodakis 2016",
+    *("Zagoruyko and Komodakis 2016", "Hu et al. 2017"),
 }
 
 
@@ -326,6 +326,29 @@ def test_recipe_of_xie_2017_on_imagenet():
     assert total == 100 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60, 90)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.0001])
+
+
+def test_recipe_of_hu_2017():
+    """Batches of 1,024, 0.6 divided every 30 of 100 epochs."""
+    assert set(rows_of("se_resnet50")) == {f"se_resnet{n}" for n in (50, 101, 152)}
+    config = load("se_resnet101")
+    assert_as_in_fb_resnet_torch(config)
+    assert (config.batch_size, config.train_crop) == (1024, "area")
+    schedule, total = schedule_of("se_resnet101", steps_per_epoch=1251)
+    assert total == 100 * 1251
+    rates = [float(schedule(e * 1251)) for e in (0, 29, 30, 60, 90)]
+    assert rates == pytest.approx([0.6, 0.6, 0.06, 0.006, 0.0006])
+
+
+def test_recipe_of_singh_2016():
+    """256 epochs, divided at 192 and 224."""
+    config = load("swapout32_w4")
+    assert (config.batch_size, config.normalization) == (128, "channel")
+    assert optimiser_of(config) == ("caffe", 0.9, False, 1e-4, "kernels")
+    schedule, total = schedule_of("swapout32_w4", steps_per_epoch=390)
+    assert total == 256 * 390
+    rates = [float(schedule(e * 390)) for e in (0, 191, 192, 224)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_recipe_of_zagoruyko_2016():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rn_jax import InputError, StochasticDepth
-from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.resnet import ResNet
 
 
@@ -44,6 +44,19 @@ def test_values_gradients_and_averages_are_those_of_flax(x64):
         results.append((grads[0]["params"], grads[1], rest))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), *results
+    )
+
+
+def test_identity_is_a_network_without_normalisation():
+    """Its batch then matters to no example, and it has convolutions alone."""
+    model = ResNet((1, 1), features=(4, 8), norm=Identity)
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
+    variables = model.init({"params": jax.random.key(0)}, x, train=False)
+    assert set(variables) == {"params"}
+    assert set(variables["params"]["stage1"]["blocks"]) == {"conv1", "conv2"}
+    alone = model.apply(variables, x[:1], train=True)
+    np.testing.assert_allclose(
+        model.apply(variables, x, train=True)[:1], alone, rtol=1e-5, atol=1e-6
     )
 
 

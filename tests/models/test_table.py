@@ -116,6 +116,20 @@ GOLDEN = {
     "resnext29_16x64d": 68_155_210,
     "resnext29_1x128d": 13_775_178,
     "resnext29_1x192d": 27_280_970,
+    # One scalar in each of 54 blocks.
+    "resnet110_zero_gamma": 1_727_962,
+    **dict.fromkeys(("resnet110_re_zero", "weighted_resnet110"), 1_727_962 + 54),
+    # Without BatchNorm: a bias for each of its channels and a scalar a block; or five
+    # scalars a block, one before the first activation, one before the classifier.
+    "resnet110_skip_init": 1_727_962 - 8_096 + 8_096 // 2 + 54,
+    "resnet110_fixup": 1_727_962 - 8_096 + 5 * 54 + 2,
+    # Singh et al. 2016: 7.43 million, secondary source: memory of the paper's table 4.
+    "swapout32_w4": 7_427_146,
+    # Hu et al. 2017: 2 C^2 / r + C / r + C in every block, as in timm's seresnet50.
+    "se_resnet110": 1_727_962 + 18 * (49 + 162 + 580),
+    "se_resnet50": 25_557_032 + 2_530_992,
+    "se_resnet101": 44_549_160 + 2_530_992 + 17 * 132_160,
+    "se_resnet152": 60_192_808 + 2_530_992 + 4 * 33_312 + 30 * 132_160,
     # Huang et al. 2017; the paper's 16 channels first, 2 k for BC.
     "densenet40_12": 1_019_722,
     "densenet100_12": 6_979_642,
@@ -288,7 +302,9 @@ def depth_is_what_the_name_says(name, tree):
     layers = projections = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree["params"]):
         keys = [key.key for key in path]
-        if keys[-1] != "kernel" or GATES & set(keys) or keys[0].startswith("aux"):
+        if keys[-1] != "kernel" or (GATES | {"squeeze", "excite"}) & set(keys):
+            continue
+        if keys[0].startswith("aux"):
             continue
         if "inception" in keys[0] and not keys[1].startswith("branch2"):
             continue  # beside the 1x1 and 3x3 convolutions of another branch
@@ -308,6 +324,12 @@ NOT_IN_THE_PAPER = {
     "resnet110_dropout": "after Huang et al. 2016, with Dropout",
     "highway19_independent": "after Srivastava et al. 2015, with two gates",
     "highway19_open": "after Srivastava et al. 2015, without gates",
+    "resnet110_zero_gamma": "after Goyal et al. 2017",
+    "resnet110_re_zero": "after Bachlechner et al. 2020",
+    "resnet110_skip_init": "after De and Smith 2020",
+    "resnet110_fixup": "after Zhang et al. 2019",
+    "weighted_resnet110": "after Shen et al. 2016",
+    "se_resnet110": "after Hu et al. 2017",
     "plain18_max_pool": "after He et al. 2015, with max-pooling in place of strides",
     "plain34_max_pool": "after He et al. 2015, with max-pooling in place of strides",
     "wide_resnet50_2": "torchvision, after Zagoruyko and Komodakis 2016",
@@ -349,6 +371,14 @@ KINDS = [
     "plain18",
     "plain18_max_pool",
     "resnet50",
+    "resnet110_zero_gamma",
+    "resnet110_re_zero",
+    "resnet110_skip_init",
+    "resnet110_fixup",
+    "weighted_resnet110",
+    "swapout32_w4",
+    "se_resnet110",
+    "se_resnet50",
     "resnet110_scaling_0_1",
     "resnet110_scaling_05_1",
     "resnet110_scaling_05_05",
@@ -421,6 +451,8 @@ def test_networks_without_blocks_take_gates_of_none(name):
 
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
 LONG = {
+    *("resnet110_zero_gamma", "resnet110_re_zero", "resnet110_skip_init"),
+    *("weighted_resnet110", "se_resnet50"),
     *("resnetv2_18", "resnetv2_50"),
     "resnet50",
     "resnet164",
@@ -508,7 +540,9 @@ def on_the_branch(name, layer, info):
         return False
     if layer in GATES:
         return "exclusive" in name or "highway" in name
-    if layer == "bn1" and name.startswith(("preact_resnet", "resnetv2", "wrn")):
+    if layer == "bn1" and name.startswith(
+        ("preact_resnet", "resnetv2", "wrn", "swapout")
+    ):
         # One BN-ReLU feeds both paths where a convolution is on the shortcut.
         return info.same_shape or name.startswith("preact_resnet110")
     return True

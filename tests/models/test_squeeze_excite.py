@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Squeeze-and-excitation by NumPy, on three blocks and with gates."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from rn_jax.models import squeeze_excite
+from rn_jax.models.layers import Conv
+from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.preact import FullPreactivation
+from rn_jax.models.resnet import BasicBlock, Bottleneck
+
+
+def branch_of(block, variables, x):
+    """What the block's branch returns, which the block sows."""
+    apply = jax.jit(partial(block.apply, train=False, mutable=["intermediates"]))
+    return apply(variables, x)[1]["intermediates"]["residual"][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (squeeze_excite.ExcitedBasicBlock, BasicBlock),
+        (squeeze_excite.ExcitedBottleneck, Bottleneck),
+        (squeeze_excite.ExcitedPreactivation, FullPreactivation),
+    ],
+)
+def test_the_branch_is_weighted_by_channel(kind, base, quick_compile):
+    """s * F(x) with the F of the block without it, by the same weights."""
+    fields = {
+        "features": 8,
+        "stride": 1,
+        "shortcut_kind": "A",
+        "conv": Conv,
+        "norm": partial(BatchNorm, use_running_average=True),
+        "activation": nn.relu,
+    }
+    block, without = kind(reduction=4, **fields), base(**fields)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 4, 8)).astype("float32")
+    shapes = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x)
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.9, leaf.shape).astype("float32") - 0.2, shapes
+    )
+    stats = variables["batch_stats"]
+    variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.3, stats)
+    excited = branch_of(block, variables, x)
+    p = variables["params"]
+    squeeze, excite = p.pop("squeeze"), p.pop("excite")
+    assert squeeze["kernel"].shape == (1, 1, 8, 2)
+    y = np.asarray(branch_of(without, variables, x))
+    z = y.mean((1, 2)) @ squeeze["kernel"][0, 0] + squeeze["bias"]
+    z = np.maximum(z, 0) @ excite["kernel"][0, 0] + excite["bias"]
+    s = 1 / (1 + np.exp(-z))
+    assert 0.01 < s.min() and np.ptp(s) > 0.01
+    np.testing.assert_allclose(excited, s[:, None, None] * y, rtol=1e-5, atol=1e-5)
+
+
+def test_there_is_at_least_one_row():
+    block = squeeze_excite.ExcitedBasicBlock(8, 1, "A", Conv, BatchNorm, nn.relu)
+    assert block.reduction == 16 and block.closed_is_identity
