@@ -54,7 +54,7 @@ class AlexNet(Network):
 
         def layer(x, i, kernel_size, **fields):
             c = conv(next(widths), kernel_size, name=f"conv{i}", **fields)
-            return self.activation(c(x))
+            return self.feature(f"conv{i}", self.activation(c(x)))
 
         def pool(x):
             return max_pool(x, 3, 2)
@@ -72,6 +72,7 @@ class AlexNet(Network):
         x = layer(x, 3, 3)
         x = layer(x, 4, 3, groups=self.towers, bias_init=bias_init)
         x = pool(layer(x, 5, 3, groups=self.towers, bias_init=bias_init))
+        x = self.feature("final", x)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         x = flat(adaptive_average_pool(x, 3 if small else 6))

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import inspect
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -183,6 +184,13 @@ class Network(nn.Module, kw_only=True):
         """
         places = [block.index for block in self.blocks if block.stage == stage]
         return at(per_block, slice(places[0], places[-1] + 1))
+
+    @nn.nowrap
+    def feature(self, name: str, x: jax.Array) -> jax.Array:
+        """Return x, and sow it for `rn_jax.features` as the feature of that name."""
+        if not self.is_initializing():
+            self.sow("features", "by_name", {name: x}, operator.or_, dict)
+        return x
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
         """Return `conv` and `norm` with the network's settings, to pass to blocks.

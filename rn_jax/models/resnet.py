@@ -294,6 +294,7 @@ class ResNet(Network):
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
             x = self.activation(norm(name="stem_bn")(x))
+        x = self.feature("stem", x)
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
@@ -313,10 +314,12 @@ class ResNet(Network):
                 remat=self.remat,
                 name=f"stage{stage}",
             )(x, *self.of_stage(stage, gates, paths), train=train)
+            x = self.feature(f"stage{stage}", x)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
+        x = self.feature("final", x)
         return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
 
     @cached_property

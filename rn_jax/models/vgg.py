@@ -125,6 +125,8 @@ class VGG(Network):
             rate = self.conv_dropout[stage - 1] if self.conv_dropout else 0.0
             convolutions = VGGStage(layer, size, rate, name=f"stage{stage}")
             x = convolutions(x, *self.of_stage(stage, gates), train=train)
+            x = self.feature(f"stage{stage}", x)
+        x = self.feature("final", x)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         small = self.stem == "small"
