@@ -195,6 +195,11 @@ class HighwayMLP(_Highway):
         x = self._stage(1, dense, self.width, x, gates, paths, train)
         return self.classify(self.feature("final", x))
 
+    @nn.nowrap
+    def for_whole_images(self) -> "Network":
+        """Raise an InputError: the network takes images of one size only."""
+        raise InputError("A fully connected network takes images of one size only.")
+
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:
         """The highway layers, in order."""
