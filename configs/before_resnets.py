@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet, GoogLeNet and VGG on ImageNet, by the recipes of their papers.
 
-Errors are top-1: of VGG dense, at one scale of 256; of AlexNet over ten crops. For
+Errors are top-1: of VGG dense, at one scale of 256 (`python -m experiments.evaluate
+--crops=dense --scales=256`); of AlexNet over ten crops (`--crops=ten`). For
 GoogLeNet the paper has only a top-5 error, 10.07 % of one model and one crop; for
 VGG-11 and VGG-13 no number was available. The rate is divided when the validation error
 stops falling, within 370,000 iterations (VGG) or about 90 epochs (AlexNet), on crops of

@@ -23,8 +23,6 @@ from experiments.training.evaluation import by_batch, by_shape, top_error
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import replace_file
-from rn_jax.models.densenet import DenseNet
-from rn_jax.models.resnet import ResNet
 
 CROPS = ("center", "ten", "dense")
 
@@ -69,7 +67,7 @@ def evaluate(
     Args:
         workdir: folder of a finished run.
         crops: "center", "ten" (corners and centre, also mirrored) or "dense" (the whole
-            image at several scales).
+            image at several scales, with fully connected layers as convolutions).
         resize: shorter side in pixels before a crop; None for the run's.
         size: side of a crop in pixels; None for the run's.
         scales: shorter sides of dense images, multiples of 32 pixels.
@@ -89,7 +87,7 @@ def evaluate(
     cli.at_least(1, resize=resize, size=size, images=images, batch_size=batch_size)
     scales = _scales(scales)
     run = trained.finished(workdir, data_dir=data_dir, num_workers=num_workers)
-    config, experiment, model = run.config, run.experiment, run.model
+    config, experiment = run.config, run.experiment
     if not isinstance(experiment.feed, imagenet.Source):
         raise InputError(
             f"The run {workdir} is on {config.dataset}, whose test images are not "
@@ -100,11 +98,8 @@ def evaluate(
     dense = crops == "dense"
     if not dense and side > resize:
         raise InputError(f"A crop of {side} does not fit a shorter side of {resize}.")
-    if dense and not isinstance(model, ResNet | DenseNet):
-        raise InputError(
-            "--crops=dense needs a network that ends in a mean over all pixels, as "
-            f"ResNets and DenseNets do, and not {config.model}."
-        )
+    if dense:
+        run = run._replace(model=run.model.for_whole_images())
     view: imagenet.EvalView = partial(
         transforms.dense_views, sizes=scales, multiple=_MULTIPLE
     )

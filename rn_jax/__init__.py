@@ -4,6 +4,7 @@
 from rn_jax.errors import InputError
 from rn_jax.models import ModelEntry, create_model, list_models, register_model
 from rn_jax.models.deepen import deepen
+from rn_jax.models.features import FeatureInfo, feature_info, features
 from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
 from rn_jax.stochastic_depth import (
     Shaken,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockInfo",
+    "FeatureInfo",
     "InputError",
     "ModelEntry",
     "Shaken",
@@ -31,6 +33,8 @@ __all__ = [
     "deepen",
     "eval_gates",
     "expected_open_blocks",
+    "feature_info",
+    "features",
     "list_models",
     "list_weights",
     "load",

@@ -6,7 +6,13 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from rn_jax.errors import InputError
-from rn_jax.models.layers import adaptive_average_pool, flat, max_pool, torch_linear
+from rn_jax.models.layers import (
+    adaptive_average_pool,
+    flat,
+    max_pool,
+    torch_linear,
+    windows,
+)
 from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import local_response_norm
 
@@ -27,6 +33,9 @@ class AlexNet(Network):
             4096 on 6x6 cells; or "small", for images of 32 pixels, a 3x3 convolution of
             stride 1 and fully connected layers of 512 on 3x3 cells.
         dropout: rate of dropout at the two fully connected layers.
+        fully_convolutional: whether the fully connected layers are applied to every
+            window of 6x6 (3x3) cells of the last map, without averaging cells, and the
+            logits are the mean over all windows, as in dense evaluation of VGG.
 
     Raises:
         InputError: `towers` is not 1 or 2, or `stem` is unknown.
@@ -35,6 +44,7 @@ class AlexNet(Network):
     towers: Count = 1
     stem: Literal["small", "imagenet"] = "imagenet"
     dropout: float = 0.5
+    fully_convolutional: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,7 +64,7 @@ class AlexNet(Network):
 
         def layer(x, i, kernel_size, **fields):
             c = conv(next(widths), kernel_size, name=f"conv{i}", **fields)
-            return self.activation(c(x))
+            return self.feature(f"conv{i}", self.activation(c(x)))
 
         def pool(x):
             return max_pool(x, 3, 2)
@@ -72,9 +82,14 @@ class AlexNet(Network):
         x = layer(x, 3, 3)
         x = layer(x, 4, 3, groups=self.towers, bias_init=bias_init)
         x = pool(layer(x, 5, 3, groups=self.towers, bias_init=bias_init))
+        x = self.feature("final", x)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
-        x = flat(adaptive_average_pool(x, 3 if small else 6))
+        cells = 3 if small else 6
+        if self.fully_convolutional:
+            x = windows(x, cells)
+        else:
+            x = flat(adaptive_average_pool(x, cells))[:, None, None]
         fields: Any = {"kernel_init": kernel_init, "bias_init": bias_init}
         for i in (1, 2):
             x = x if two else drop(x)
@@ -82,4 +97,9 @@ class AlexNet(Network):
             fc = nn.Dense(width, dtype=self.dtype, **fields, name=f"fc{i}")
             x = self.activation(fc(x))
             x = drop(x) if two else x
-        return self.classify(x, kernel_init=kernel_init)
+        return self.classify(x, kernel_init=kernel_init).mean(axis=(1, 2))
+
+    @nn.nowrap
+    def for_whole_images(self) -> "AlexNet":
+        """Return the network with `fully_convolutional`; see `Network`."""
+        return self.copy(fully_convolutional=True)

@@ -249,6 +249,8 @@ class DenseNet(Network):
         else:
             x = conv(self.stem_features, 7, 2, name="stem_conv")(images)
             x = self.activation(norm(name="stem_bn")(x))
+        x = self.feature("stem", x)
+        if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
 
         def layer(name):
@@ -258,11 +260,12 @@ class DenseNet(Network):
         for stage, size in enumerate(self.stage_sizes, start=1):
             block = DenseBlock(layer, size, self.remat, name=f"stage{stage}")
             x = block(x, *self.of_stage(stage, gates, paths), train=train)
+            x = self.feature(f"stage{stage}", x)
             if stage < len(self.stage_sizes):
                 kept = math.floor(self.compression * x.shape[-1])
                 fields = {**parts, "name": f"transition{stage}"}
                 x = Transition(kept, self.dropout, **fields)(x, train=train)
-        x = self.activation(norm(name="final_bn")(x))
+        x = self.feature("final", self.activation(norm(name="final_bn")(x)))
         return self.classify(x.mean(axis=(1, 2)))
 
     @cached_property

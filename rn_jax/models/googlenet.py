@@ -188,15 +188,17 @@ class GoogLeNet(Network):
                 head(x, train=train)
 
         if small:
-            x = normalize(unit(64, 3, name="conv1")(images))
+            x = self.feature("conv1", unit(64, 3, name="conv1")(images))
         else:
-            x = max_pool(unit(64, 7, 2, name="conv1")(images), 3, 2, ceil_mode=True)
-            x = normalize(x)
-        x = unit(192, 3, name="conv3")(unit(64, 1, name="conv2")(x))
+            x = self.feature("conv1", unit(64, 7, 2, name="conv1")(images))
+            x = max_pool(x, 3, 2, ceil_mode=True)
+        x = self.feature("conv2", unit(64, 1, name="conv2")(normalize(x)))
+        x = self.feature("conv3", unit(192, 3, name="conv3")(x))
         x = max_pool(normalize(x), 3, 2, ceil_mode=True)
         for name, features in INCEPTION.items():
             fields = features, *parts, self.large_kernel
             x = Inception(*fields, name=f"inception{name}")(x)
+            x = self.feature(f"inception{name}", x)
             if name == "3b":
                 x = max_pool(x, 3, 2, ceil_mode=True)
             elif name == "4a":
@@ -205,7 +207,7 @@ class GoogLeNet(Network):
                 auxiliary(x, "aux2")
             elif name == "4e":
                 x = max_pool(x, self.last_pool, 2, ceil_mode=True)
-        x = x.mean(axis=(1, 2))
+        x = self.feature("final", x).mean(axis=(1, 2))
         if self.num_classes is None:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -120,7 +120,7 @@ class _Highway(Network, kw_only=True):
             fields = self.activation, self.gate_bias, self.gating
             return HighwayLayer(features, linear, *fields, name=name)
 
-        return Stage(
+        x = Stage(
             layer,
             None,
             size=sum(block.stage == stage for block in self.blocks),
@@ -131,6 +131,7 @@ class _Highway(Network, kw_only=True):
             remat=self.remat,
             name=f"stage{stage}",
         )(x, *self.of_stage(stage, gates, paths), train=train)
+        return self.feature(f"stage{stage}", x)
 
     def _infos(self, stage_sizes):
         facts = {"same_shape": True, "apart": False, "skippable": True}
@@ -177,6 +178,7 @@ class HighwayNet(_Highway):
             x = self.activation(conv(features, 3, name=f"conv{stage}")(x))
             x = self._stage(stage, conv, features, x, gates, paths, train)
         x = self.activation(conv(self.last_features, 1, name="last_conv")(x))
+        x = self.feature("final", x)
         return self.classify(drop(x.mean(axis=(1, 2))))
 
     @cached_property
@@ -219,7 +221,13 @@ class HighwayMLP(_Highway):
                     f"{images.shape[1:]}."
                 )
         x = self.activation(dense(self.width, name="fc")(x))
-        return self.classify(self._stage(1, dense, self.width, x, gates, paths, train))
+        x = self._stage(1, dense, self.width, x, gates, paths, train)
+        return self.classify(self.feature("final", x))
+
+    @nn.nowrap
+    def for_whole_images(self) -> "Network":
+        """Raise an InputError: the network takes images of one size only."""
+        raise InputError("A fully connected network takes images of one size only.")
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -220,6 +220,26 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     return x
 
 
+def windows(x: jax.Array, size: int) -> jax.Array:
+    """Return all windows of s x s pixels, s = `size`, each as `flat` orders it.
+
+    A fully connected layer on the result, f[B, H - s + 1, W - s + 1, s * s * C], is a
+    convolution of f[B, H, W, C] without padding.
+
+    Raises:
+        InputError: the image is smaller than a window.
+    """
+    rows, columns = (n - size + 1 for n in x.shape[1:3])
+    if min(rows, columns) < 1:
+        raise InputError(
+            f"The fully connected layers take maps of at least {size} pixels a side, "
+            f"but their input has the shape {x.shape}: use larger images."
+        )
+    places = [(i, j) for i in range(size) for j in range(size)]
+    shifted = [x[:, i : i + rows, j : j + columns] for i, j in places]
+    return jnp.concatenate(shifted, axis=-1)
+
+
 def flat(x: jax.Array) -> jax.Array:
     """Return each example as a row: f[B, ...] -> f[B, N], even if B is 0."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))

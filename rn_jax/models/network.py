@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import inspect
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -190,6 +191,25 @@ class Network(nn.Module, kw_only=True):
         """
         places = [block.index for block in self.blocks if block.stage == stage]
         return at(per_block, slice(places[0], places[-1] + 1))
+
+    @nn.nowrap
+    def for_whole_images(self) -> "Network":
+        """Return the network, with the same variables, for dense evaluation.
+
+        It takes images of any size that is not too small, and its logits are means over
+        an image. A network that ends in a mean over all pixels is one already.
+
+        Raises:
+            InputError: the network takes images of one size only.
+        """
+        return self
+
+    @nn.nowrap
+    def feature(self, name: str, x: jax.Array) -> jax.Array:
+        """Return x, and sow it for `rn_jax.features` as the feature of that name."""
+        if not self.is_initializing():
+            self.sow("features", "by_name", {name: x}, operator.or_, dict)
+        return x
 
     def layers(self, *, train: bool, **conv_fields: Any) -> tuple[ModuleDef, ModuleDef]:
         """Return `conv` and `norm` with the network's settings, to pass to blocks.

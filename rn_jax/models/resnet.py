@@ -341,6 +341,7 @@ class ResNet(Network):
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
             x = self.activation(norm(name="stem_bn")(x))
+        x = self.feature("stem", x)
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
@@ -360,10 +361,12 @@ class ResNet(Network):
                 remat=self.remat,
                 name=f"stage{stage}",
             )(x, *self.of_stage(stage, gates, paths, depths), train=train)
+            x = self.feature(f"stage{stage}", x)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
+        x = self.feature("final", x)
         x = x.mean(axis=(1, 2))
         if self.branch_init == "fixup":
             x = ScalarBias(name="head_bias")(x)

@@ -9,7 +9,13 @@ import flax.linen as nn
 
 from rn_jax.errors import InputError
 from rn_jax.models.gating import gated_layer
-from rn_jax.models.layers import ModuleDef, adaptive_average_pool, flat, max_pool
+from rn_jax.models.layers import (
+    ModuleDef,
+    adaptive_average_pool,
+    flat,
+    max_pool,
+    windows,
+)
 from rn_jax.models.network import Count, Network
 from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
 
@@ -88,6 +94,10 @@ class VGG(Network):
         dropout: rate of dropout around the fully connected layers.
         conv_dropout: by stage, rate of dropout after each convolution but the last;
             empty: none.
+        fully_convolutional: with the stem "imagenet", whether the fully connected
+            layers are applied to every 7x7 window of the last map, without pooling, and
+            the logits are the mean over all windows (section 3.2, which does not say
+            whether scores are averaged before or after the softmax).
 
     Raises:
         InputError: `stem` is unknown, or the number of stages differs between fields.
@@ -100,6 +110,7 @@ class VGG(Network):
     hidden: Sequence[Count] | None = None
     dropout: float = 0.5
     conv_dropout: Sequence[float] = ()
+    fully_convolutional: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,14 +136,17 @@ class VGG(Network):
             rate = self.conv_dropout[stage - 1] if self.conv_dropout else 0.0
             convolutions = VGGStage(layer, size, rate, name=f"stage{stage}")
             x = convolutions(x, *self.of_stage(stage, gates), train=train)
+            x = self.feature(f"stage{stage}", x)
+        x = self.feature("final", x)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
         small = self.stem == "small"
         if small:
             x = drop(x.mean(axis=(1, 2), keepdims=True))
+        elif self.fully_convolutional:
+            x = windows(x, 7)
         else:
-            x = adaptive_average_pool(x, 7)
-        x = flat(x)[:, None, None]
+            x = flat(adaptive_average_pool(x, 7))[:, None, None]
         widths = self.hidden or ((512,) if small else (4096, 4096))
         for i, width in enumerate(widths, start=1):
             fc = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name=f"fc{i}")
@@ -140,7 +154,12 @@ class VGG(Network):
             if small and self.batch_norm:
                 x = norm(name=f"fc{i}_bn")(x)
             x = drop(self.activation(x))
-        return self.classify(x[:, 0, 0], kernel_init=_normal)
+        return self.classify(x, kernel_init=_normal).mean(axis=(1, 2))
+
+    @nn.nowrap
+    def for_whole_images(self) -> "VGG":
+        """Return the network with `fully_convolutional`; see `Network`."""
+        return self.copy(fully_convolutional=True)
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

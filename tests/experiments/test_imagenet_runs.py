@@ -30,6 +30,7 @@ from experiments.training import evaluation, feed, trained
 from rn_jax import InputError, create_model
 from rn_jax.data import imagenet, transforms
 from rn_jax.models import MODELS
+from rn_jax.models.vgg import VGG
 
 pytest.importorskip("grain")
 
@@ -363,13 +364,30 @@ def test_bad_evaluations(finished, tmp_path, capsys):
         subject.from_run(str(finished))
 
 
-def test_networks_with_fixed_heads_are_not_evaluated_densely(
+@pytest.mark.slow
+def test_dense_evaluation_of_fully_connected_layers(
+    finished, monkeypatch, random_variables
+):
+    """VGG sees 7x7 windows of whole images, with the scores that it gives itself."""
+    like = trained.finished(str(finished), num_workers=0)
+    classes = like.model.num_classes
+    vgg = VGG((1,) * 5, features=(4,) * 5, hidden=(6, 6), num_classes=classes)
+    vgg = like._replace(model=vgg, variables=random_variables(vgg, (32, 32, 3)))
+    monkeypatch.setattr(trained, "finished", lambda path, **_: vgg)
+    argv = [f"--workdir={finished}", "--crops=dense", "--images=2", "--batch_size=2"]
+    asked = []
+    whole = VGG.for_whole_images
+    monkeypatch.setattr(VGG, "for_whole_images", lambda m: asked.append(m) or whole(m))
+    assert evaluate.main([*argv, "--scales=224,256"]) == 0 and asked == [vgg.model]
+    found = json.loads((finished / "evaluation_dense.json").read_text())
+    assert found["scales"] == [224, 256] and found["images"] == 2
+
+
+def test_networks_for_images_of_one_size_are_not_evaluated_densely(
     finished, monkeypatch, capsys
 ):
     like = trained.finished(str(finished), num_workers=0)
-    vgg = like._replace(model=create_model("vgg11"))
-    monkeypatch.setattr(trained, "finished", lambda path, **_: vgg)
+    mlp = like._replace(model=create_model("highway10_mnist"))
+    monkeypatch.setattr(trained, "finished", lambda path, **_: mlp)
     assert evaluate.main([f"--workdir={finished}", "--crops=dense"]) == 2
-    assert "needs a network that ends in a mean over all pixels" in (
-        capsys.readouterr().err
-    )
+    assert "takes images of one size only" in capsys.readouterr().err

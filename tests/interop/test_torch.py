@@ -551,6 +551,103 @@ def test_what_is_no_state_dict():
             from_torch("resnet20", content)
 
 
+# --- Features -------------------------------------------------------------------------
+
+
+@functools.cache
+def peer_of_features(name):
+    """A small network of timm's, our fields, and our names of its features."""
+    from timm.layers import BatchNormAct2d, create_conv2d
+    from timm.models import densenet, resnet, resnetv2, vgg
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    sizes, widths = (2, 1, 1, 1), (8, 16, 16, 32)
+    fields = {"stage_sizes": sizes, "features": widths}
+    if name == "resnet18":
+        peer = resnet.ResNet(resnet.BasicBlock, sizes, channels=widths, num_classes=7)
+        return peer, fields | {"stem_features": 64}, ["stem", *stages]
+    if name == "resnetv2_18":
+        layers = {"conv_layer": create_conv2d, "norm_layer": BatchNormAct2d}
+        settings = {"basic": True, "bottle_ratio": 1.0, "stem_chs": 8, **layers}
+        peer = resnetv2.ResNetV2(sizes, widths, num_classes=7, **settings)
+        return peer, fields | {"stem_features": 8}, ["stem", *stages]
+    if name == "densenet121":
+        peer = densenet.DenseNet(8, sizes, num_classes=7)
+        fields = {"stage_sizes": sizes, "growth_rate": 8, "stem_features": 16}
+        return peer, fields, ["stem", *stages[:3], "final"]
+    parts = [8, "M", 16, 16, "M", 16, 16, "M"]
+    layers = {"norm_layer": torch.nn.BatchNorm2d}
+    peer = vgg.VGG(parts, num_classes=7, mlp_ratio=1 / 128, **layers)
+    fields = {"stage_sizes": (1, 2, 2), "features": (8, 16, 16), "hidden": (32, 4096)}
+    return peer, fields, ["stage1/layer01", "stage2/layer02", "stage3/layer02", "final"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnetv2_18", "densenet121", "vgg11_bn")
+        ),
+    ],
+)
+def test_features_are_timms(name, torchvision, quick_compile):
+    """Those of `features_only`: maps, strides and channels."""
+    pytest.importorskip("timm", reason="an optional peer")
+    peer, fields, names = peer_of_features(name)
+    peer = randomised(peer).eval()
+    model = create_model(name, num_classes=7, **fields)
+    variables = from_torch(name, peer.state_dict(), **fields)
+    images = np.random.default_rng(1).normal(size=(2, 45, 64, 3)).astype("float32")
+    with torch.no_grad():
+        theirs = peer.forward_intermediates(
+            torch.from_numpy(images.transpose(0, 3, 1, 2)), intermediates_only=True
+        )
+    run = jax.jit(functools.partial(rn_jax.features, model, names=names))
+    ours, info = run(variables, images), rn_jax.feature_info(model)
+    assert len(theirs) == len(names)
+    for name, map_, about in zip(names, theirs, peer.feature_info, strict=True):
+        map_ = map_.numpy().transpose(0, 2, 3, 1)
+        assert ours[name].shape == map_.shape
+        assert relative_error(ours[name], map_) < 1e-4, name
+        expected = rn_jax.FeatureInfo(about["reduction"], about["num_chs"])
+        assert info[name] == expected
+
+
+NODES = {
+    "alexnet": {
+        f"conv{i}": f"features.{n}" for i, n in enumerate((1, 4, 7, 9, 11), start=1)
+    },
+    "googlenet": {
+        **{name: name for name in ("conv1", "conv2", "conv3")},
+        **{f"inception{m}": f"inception{m}" for m in ("3a", "3b", "4a", "4e", "5b")},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NODES)
+def test_features_are_torchvisions(name, torchvision, quick_compile):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    settings = {"init_weights": False} if name == "googlenet" else {}
+    peer = torchvision.models.get_model(name, num_classes=7, **settings)
+    peer = randomised(peer).eval()
+    variables = from_torch(name, peer.state_dict())
+    nodes = {theirs: ours for ours, theirs in NODES[name].items()}
+    images = np.random.default_rng(1).normal(size=(1, 95, 127, 3)).astype("float32")
+    with torch.no_grad():
+        extract = create_feature_extractor(peer, nodes, suppress_diff_warning=True)
+        theirs = extract(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    model = create_model(name, num_classes=7)
+    ours = rn_jax.features(model, variables, images, NODES[name])
+    for name, map_ in theirs.items():
+        map_ = map_.numpy().transpose(0, 2, 3, 1)
+        assert ours[name].shape == map_.shape
+        assert relative_error(ours[name], map_) < 1e-4, name
+
+
 # --- Channels, headless weights, half precision, prefixes and checkpoints -------------
 
 TINY = {"stage_sizes": (1, 1), "features": (4, 8)}

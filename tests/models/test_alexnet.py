@@ -123,7 +123,7 @@ def test_classifier_and_its_dropout_by_numpy(quick_compile, random_variables, na
     rngs = {"dropout": jax.random.key(0)}
     logits, updates = jax.jit(run)(variables, x, rngs=rngs)
     features = updates["intermediates"]
-    dropped = [np.asarray(y) for y in features["Dropout_0"]["__call__"]]
+    dropped = [np.asarray(y).reshape(8, -1) for y in features["Dropout_0"]["__call__"]]
     p = jax.device_get(variables["params"])
 
     def layer(y, name):
@@ -161,3 +161,26 @@ def test_biases_of_one_as_in_the_paper(quick_compile):
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match=r"^towers must be 1 or 2, not 3"):
         create_model("alexnet", towers=3)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_dense_evaluation_is_the_mean_over_crops(x64, random_variables, name):
+    """A step of the last map is 8 pixels; convolutions of one pixel need no padding."""
+    model = create_model(name, stem="small", num_classes=3)
+    variables = random_variables(model, (32, 32, 3), "float64")
+    for layer, tree in variables["params"].items():
+        if layer.startswith("conv"):
+            middle = tree["kernel"].shape[0] // 2
+            pixel = tree["kernel"][middle, middle].copy()
+            tree["kernel"][:] = 0
+            tree["kernel"][middle, middle] = 3 * pixel
+    both = model.for_whole_images(), model
+    dense, plain = (jax.jit(partial(m.apply, train=False)) for m in both)
+    x = np.random.default_rng(0).normal(size=(2, 40, 48, 3))
+    crops = [x[:, i : i + 32, j : j + 32] for i in (0, 8) for j in (0, 8, 16)]
+    of_crops = np.array([plain(variables, crop) for crop in crops])
+    scale = np.abs(of_crops - of_crops.mean(0)).max()
+    found = dense(variables, x)
+    np.testing.assert_allclose(found, of_crops.mean(0), rtol=0, atol=1e-10 * scale)
+    one = crops[0]
+    np.testing.assert_allclose(dense(variables, one), plain(variables, one), rtol=1e-12)

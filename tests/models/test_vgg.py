@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from by_numpy import np_conv, np_norm
 
+import rn_jax
 from rn_jax import InputError, StochasticDepth, create_model
 from rn_jax.models.layers import Conv, adaptive_average_pool, max_pool
 from rn_jax.models.normalization import BatchNorm
@@ -147,6 +148,54 @@ def test_fully_connected_layers_and_their_dropout_by_numpy(
         layer = p[("fc2", "head")[i]]
         y = dropped[i] @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(logits, y, rtol=1e-4, atol=1e-4)
+
+
+def test_dense_evaluation(x64, random_variables):
+    """The mean over all windows of 7x7 cells, in NumPy, and over all crops.
+
+    Crops see zeros where a whole image has neighbours, unless the convolutions look at
+    one pixel only.
+    """
+    model = VGG((1, 1), features=(4, 8), hidden=(6, 5), num_classes=3)
+    variables = random_variables(model, (28, 28, 3), "float64")
+    both = model.for_whole_images(), model
+    dense, plain = (jax.jit(partial(m.apply, train=False)) for m in both)
+    x = np.random.default_rng(0).normal(size=(2, 36, 40, 3))
+    crops = [x[:, i : i + 28, j : j + 28] for i in (0, 4, 8) for j in (0, 4, 8, 12)]
+
+    params = variables["params"]
+    last = np.asarray(rn_jax.features(model, variables, x, ["final"])["final"])
+    assert last.shape == (2, 9, 10, 8)
+    scores = []
+    for i in range(3):
+        for j in range(4):
+            y = last[:, i : i + 7, j : j + 7].reshape(2, -1)
+            for name in ("fc1", "fc2"):
+                y = np.maximum(y @ params[name]["kernel"] + params[name]["bias"], 0)
+            scores.append(y @ params["head"]["kernel"] + params["head"]["bias"])
+    found = dense(variables, x)
+    np.testing.assert_allclose(found, np.mean(scores, axis=0), rtol=1e-10)
+
+    one = crops[0]
+    np.testing.assert_allclose(dense(variables, one), plain(variables, one), rtol=1e-12)
+    of_crops = np.mean([plain(variables, crop) for crop in crops], axis=0)
+    assert np.abs(found - of_crops).max() > 0.01
+
+    for stage in ("stage1", "stage2"):
+        kernel = params[stage]["layer01"]["conv"]["kernel"]
+        kernel *= np.eye(3)[1][:, None, None, None] * np.eye(3)[1][:, None, None]
+    of_crops = np.mean([plain(variables, crop) for crop in crops], axis=0)
+    np.testing.assert_allclose(dense(variables, x), of_crops, rtol=1e-10)
+
+
+def test_dense_evaluation_of_small_images(random_variables):
+    """They must fill a window; what ends in a mean over all pixels is dense already."""
+    model = VGG((1,), features=(4,), hidden=(6,), num_classes=3).for_whole_images()
+    variables = random_variables(model, (14, 14, 3))
+    with pytest.raises(InputError, match="maps of at least 7 pixels a side, but"):
+        model.apply(variables, np.zeros((1, 12, 20, 3), "float32"), train=False)
+    resnet = create_model("resnet20")
+    assert resnet.for_whole_images() is resnet
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 9, 14])
