@@ -11,6 +11,9 @@ from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
 from rn_jax.models.deepen import cannot_deepen
 
+# The marker of the network as it was trained.
+_TRAINED = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 11}
+
 
 def missing(subject: Subject) -> str | None:
     """Return why no deeper network has the same function, or None."""
@@ -73,9 +76,6 @@ def draw(results: Results) -> figures.Figure:
     axes.plot([], [], "ko", **_TRAINED, linestyle="", label="as trained")
     figures.finish(axes, xlabel="blocks $L$", ylabel="test error (%)", ylim=(0, None))
     return figure
-
-
-_TRAINED = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 11}
 
 
 def describe(result: Result) -> str:
