@@ -67,6 +67,11 @@ def initialise(state: TrainState, config: Config) -> TrainState:
             model = make_model(read_config(epath.Path(source)))
     elif is_saved(source):
         model, found = load(source)
+    elif config.init_deepen:
+        raise InputError(
+            "init_deepen needs an init_from that says what network it is of: a run, a "
+            "file of rn_jax.save, or a name of list_weights()."
+        )
     else:
         weights, name = read_weights(source), str(config.model)
         fields = {**torch_fields(name, weights), **config.model_kwargs}
@@ -116,11 +121,6 @@ def _is_run(source):
 
 def _deepened(model, found, config):
     """Return the variables of a model, deepened to the network of the config."""
-    if model is None:
-        raise InputError(
-            "init_deepen needs an init_from that says what network it is of: a run, a "
-            "file of rn_jax.save, or a name of list_weights()."
-        )
     ours = make_model(config)
     if why := cannot_deepen(ours):
         raise InputError(why)
