@@ -10,6 +10,7 @@ only that summation may impede the information flow.
 
 import jax
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
@@ -72,6 +73,7 @@ def draw(results: Results) -> figures.Figure:
     ratio.set(title="combination", ylim=(0, None))
     ratio.axhline(1, color="0.6", linewidth=0.8)
     for axes in (parts, distance, ratio):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("block $l$")
         axes.grid(alpha=0.3)
     parts.legend(fontsize="small")

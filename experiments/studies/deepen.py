@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 import rn_jax
 from experiments import figures
@@ -74,6 +75,7 @@ def draw(results: Results) -> figures.Figure:
         )
         axes.plot(blocks[0], result["baseline_error_percent"], "o", **_TRAINED)
     axes.plot([], [], "ko", **_TRAINED, linestyle="", label="as trained")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figures.finish(axes, xlabel="blocks $L$", ylabel="test error (%)", ylim=(0, None))
     return figure
 

@@ -63,7 +63,8 @@ def draw(results: Results) -> figures.Figure:
                 interpolation="none",
                 extent=(0.5, last + 0.5, last - 0.5, -0.5),
             )
-            axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, fill=False))
+            frame = {"fill": False, "edgecolor": "0.6", "linewidth": 2}
+            axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, **frame))
             end = "classifier" if place == len(blocks) else "transition"
             axes.set_title(f"{label}: block {place}", fontsize="small")
             axes.set_xlabel(f"reading layer $l$ (last: {end})")

@@ -2,7 +2,6 @@
 """Stochastic depth as an ensemble (Huang et al. 2016, section 3)."""
 
 import numpy as np
-from matplotlib.ticker import ScalarFormatter
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
@@ -53,10 +52,10 @@ def draw(results: Results) -> figures.Figure:
         rule = result["test_rule_error_percent"]
         axes.axhline(rule, color=style["color"], linestyle=":", linewidth=1)
     axes.plot(
-        [], [], "k:", linewidth=1, label="test rule: one network, branches by p_l"
+        [], [], "k:", linewidth=1, label="test rule: one network, branches by $p_l$"
     )
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     figures.finish(
         axes, xlabel="drawn networks $k$", ylabel="test error (%)", ylim=(0, None)
     )
