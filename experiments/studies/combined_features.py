@@ -43,8 +43,8 @@ def measure(lab: Lab) -> Result:
             for i in lab.each(starts, "combined_features")
         ]
     )
-    names = ("carried", "added", "combined", "distance")
-    names += ("variance_ratio", "concatenated_ratio")
+    names = ["carried", "added", "combined", "distance"]
+    names += ["variance_ratio", "concatenated_ratio"]
     shown = f"{size * len(starts):,} of {len(lab.subject.test):,} test images"
     return {
         "measured_on": shown,

@@ -2,6 +2,7 @@
 """Deeper networks built from the trained one (He et al. 2015, section 1)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,11 @@ from experiments.studies import Lab, Result, Results, Study, Subject
 from rn_jax.models.deepen import cannot_deepen
 
 # The marker of the network as it was trained.
-_TRAINED = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 11}
+_TRAINED: dict[str, Any] = {
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+    "markersize": 11,
+}
 
 
 def missing(subject: Subject) -> str | None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean absolute weights between the layers of a DenseNet (Huang et al. 2017)."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.patches import Rectangle
 
@@ -22,7 +24,9 @@ def measure(lab: Lab) -> Result:
     `weights[s][l - 1]` is that of source s (0: the block's input) in layer l, or in the
     transition or the classifier, which is last; None where s >= l.
     """
-    found = reuse.mean_absolute_weights(lab.subject.variables["params"], lab.model)
+    model = lab.model
+    assert isinstance(model, DenseNet), "`missing` excludes other networks"
+    found = reuse.mean_absolute_weights(lab.subject.variables["params"], model)
     return {
         "measured_on": "computed from the weights",
         "blocks": [
@@ -63,7 +67,7 @@ def draw(results: Results) -> figures.Figure:
                 interpolation="none",
                 extent=(0.5, last + 0.5, last - 0.5, -0.5),
             )
-            frame = {"fill": False, "edgecolor": "0.6", "linewidth": 2}
+            frame: dict[str, Any] = {"fill": False, "edgecolor": "0.6", "linewidth": 2}
             axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, **frame))
             end = "classifier" if place == len(blocks) else "transition"
             axes.set_title(f"{label}: block {place}", fontsize="small")

@@ -31,11 +31,12 @@ def measure(lab: Lab) -> Result:
     gates = ensemble.draw_networks(lab.seed, settings, lab.num_blocks, NETWORKS)
     predictions = [lab.probabilities(g) for g in lab.each(gates, "gate_ensemble")]
     found, labels = np.stack(predictions), lab.labels
+    rule = np.asarray(eval_gates(settings, lab.num_blocks))
     return {
         "measured_on": lab.test_images,
         "sizes": list(SIZES),
         "error_percent": [ensemble.group_errors(found, labels, k) for k in SIZES],
-        "test_rule_error_percent": lab.error(eval_gates(settings, lab.num_blocks)),
+        "test_rule_error_percent": lab.error(rule),
         "open_blocks_mean": float((gates != 0).sum(axis=1).mean()),
     }
 
