@@ -58,6 +58,7 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
     matmul_precision: MatmulPrecision | None = None  # rounding of float32 products
     init_from: str | None = None  # run or weights; the classifier is reinitialised
+    init_deepen: bool = False  # deepen that network, and keep its function
 
     # Data
     dataset: str = "cifar10"  # cifar10, cifar100, svhn_cropped, mnist, ..., digits

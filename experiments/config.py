@@ -26,7 +26,11 @@ from rn_jax.filesystem import read_json
 # Fields that describe the network of a config's file, and their values for another one.
 OF_NETWORK = {"published_error_percent": {}, "expected_to_fail": False}
 # Values assumed for fields that older runs lack.
-BEFORE: Mapping[str, Any] = {"momentum_form": "torch", "mean_image_examples": 10_000}
+BEFORE: Mapping[str, Any] = {
+    "momentum_form": "torch",
+    "mean_image_examples": 10_000,
+    "init_deepen": False,
+}
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {
     **dict.fromkeys(["num_devices", "num_workers", "init_from", "data_dir"]),

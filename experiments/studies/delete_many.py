@@ -10,7 +10,7 @@ from scipy import stats
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, no_gates
 from experiments.studies.words import too_near_chance
-from rn_jax.analysis import lesion
+from rn_jax.analysis import lesion, paths
 
 # Largest number of blocks that are deleted together.
 MOST_DELETED = 20
@@ -37,7 +37,7 @@ def measure(lab: Lab) -> Result:
 
 
 def draw(results: Results) -> figures.Figure:
-    """Draw boxes of the error by the number of deleted blocks."""
+    """Draw boxes of the error, and the share of paths left, by deleted blocks."""
     figure, [axes] = figures.panels()
     width = 0.7 / len(results)
     for i, (label, result, style) in enumerate(figures.styled(results)):
@@ -58,6 +58,12 @@ def draw(results: Results) -> figures.Figure:
         axes.plot(place, medians, **style, markersize=3, linewidth=0.8, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("blocks deleted together, $k$")
+    if several := [r for r in results.values() if r["has_shortcuts"]]:
+        deleted = np.arange(1 + max(r["deleted"][-1] for r in several))
+        left = [100 * paths.surviving_share(d) for d in deleted]
+        beside = axes.twinx()
+        beside.plot(deleted, left, color="0.6", linewidth=1)
+        beside.set(ylabel="paths left, $2^{-k}$ (%, grey line)", ylim=(0, None))
     figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
     return figure
 
@@ -71,7 +77,7 @@ def describe(result: Result) -> str:
     text = (
         f"The median test error over {result['draws']} draws is "
         f"{result['baseline_error_percent']:.2f} % with none of {result['deletable']} "
-        f"blocks deleted, {shown}."
+        f"blocks deleted, {shown}. {_paths_left(result, at)}"
     )
     if len(k) < 3 or np.ptp(medians) == 0:
         return text
@@ -85,6 +91,13 @@ def describe(result: Result) -> str:
         f"step from one k to the next is {jump:.1f} points. "
         f"{too_near_chance(result) or smooth}"
     )
+
+
+def _paths_left(result, deleted):
+    if not result["has_shortcuts"]:
+        return "The network has a single path, which each deletion cuts."
+    left = ", ".join(f"{100 * paths.surviving_share(d):.2g} %" for d in deleted)
+    return f"Of the 2^{result['num_blocks']} paths {left} are left."
 
 
 def _five_deleted(result):

@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, no_gates
-from experiments.studies.words import UNHARMED, chance, too_near_chance
+from experiments.studies.words import UNHARMED, activated_sum, chance, too_near_chance
 
 # Points of test error that one deleted block must cost to be called needed.
 NEEDED = 5.0
@@ -54,7 +54,9 @@ def draw(results: Results) -> figures.Figure:
     axes.plot([], [], "k:", linewidth=0.8, label="whole network")
     last = max(len(result["blocks"]) for result in results.values())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="deleted block $l$", xlim=(0.4, last + 0.6))
+    several = any(result["has_shortcuts"] for result in results.values())
+    left = " (half of the paths are left, $2^{-1}$)" if several else ""
+    axes.set(xlabel=f"deleted block $l${left}", xlim=(0.4, last + 0.6))
     figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
     return figure
 
@@ -70,13 +72,16 @@ def describe(result: Result) -> str:
         f"{inner.max():.2f} at most; {(inner <= UNHARMED).sum()} of these deletions "
         f"cost {UNHARMED:g} point or less."
     )
+    if result["has_shortcuts"]:
+        text += " Each deletion leaves half of all paths."
     if len(across):
         costs = ", ".join(f"{cost:.2f}" for cost in across)
         text += f" Deleting transitions, whose shortcut remains, costs {costs} points."
     if fixed := sum(not block["deletable"] for block in result["blocks"]):
         text += f" Layers that change the shape cannot be deleted: {fixed}."
     if result["residual"]:
-        return f"{text} {_agreement(result, inner, across)}"
+        agreement = _agreement(result, inner, across)
+        return f"{text} {agreement}{activated_sum(result)}"
     if result["has_shortcuts"]:
         return f"{text} The paper does not study such networks."
     halfway = (base + chance(result)) / 2

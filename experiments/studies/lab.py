@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.studies.subject import Log, Subject
 from experiments.training import environment
 from rn_jax import data, eval_gates, parallel, survival_probs, unstack
-from rn_jax.analysis import lesion
+from rn_jax.analysis import ensemble, lesion
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError
 from rn_jax.models.resnet import ResNet
@@ -126,6 +126,24 @@ class Lab:
         wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images
 
+    def probabilities(self, gates: np.ndarray) -> np.ndarray:
+        """Return the predictions for the test images with gates f32[L], f32[N, K]."""
+        found = self._probabilities(
+            self.variables, np.asarray(gates), self.batches["image"]
+        )
+        return np.asarray(found)[np.asarray(self.batches["mask"])]
+
+    @cached_property
+    def _probabilities(self):
+        return ensemble.make_probabilities(
+            model=self.model, preprocess=self.subject.preprocess
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes of the test images, i32[N]."""
+        return np.asarray(self.batches["label"])[np.asarray(self.batches["mask"])]
+
     @cached_property
     def baseline(self) -> float:
         """Test error in percent of the whole network."""
@@ -181,6 +199,8 @@ class Lab:
             "num_blocks": self.num_blocks,
             "num_classes": self.model.num_classes,
             "residual": isinstance(self.model, ResNet) and self.model.has_shortcuts,
+            "preactivation": isinstance(self.model, ResNet)
+            and self.model.block_class.preactivation is not None,
             "has_shortcuts": self.model.has_shortcuts,
             "weights_sha256": digest(subject.variables),
             "images": self.images,

@@ -6,10 +6,15 @@ import numpy as np
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, no_paths
 from experiments.studies.path_lengths import distribution
+from experiments.studies.words import activated_sum
 from rn_jax.analysis import paths
 
 # Training images per draw, each with its own path.
 BATCH = 100
+# Where most of the gradient of 54 blocks comes from: by both versions of the paper,
+# whose abstracts have 10 to 34 layers; and by an overview of it (V. Fung, "An Overview
+# of ResNet and its Variants", 2017: a secondary source).
+TEXTS = {"the paper": (5, 17), "an overview of it": (9, 18)}
 # The gradient's mean path length counts as short below this share of that of all paths.
 SHORTER = 0.8
 
@@ -116,10 +121,26 @@ def describe(result: Result) -> str:
         f"Multiplied by the number of paths, 95 % of the gradient passes through paths "
         f"of length {low} to {high}, mean {contribution['mean']:.1f}. These are "
         f"{100 * held:.3g} % of all paths, whose mean length is "
-        f"{everything['mean']:.1f}. {verdict} (In the paper: 5 to 17 of 54 blocks, "
-        "0.45 % of the paths. Norms that are not divided by that of the image, and "
-        f"therefore depend on the hardest images, give {plain[0]} to {plain[1]}.)"
+        f"{everything['mean']:.1f}. {verdict} {_texts(result)} (Norms that are not "
+        "divided by that of the image, and therefore depend on the hardest images, "
+        f"give {plain[0]} to {plain[1]}.){activated_sum(result)}"
     )
+
+
+def _texts(result):
+    """Return the shares of the ranges that the texts give, or those ranges alone."""
+    gradient = np.array(result["contribution"]["weights"])
+    everything = np.array(result["paths"]["weights"])
+    if len(gradient) != 55:
+        ranges = " and ".join(f"{a} to {b} ({t})" for t, (a, b) in TEXTS.items())
+        return f"For 54 blocks the texts name lengths {ranges}."
+    shares = " and ".join(
+        f"{100 * paths.share(gradient, low, high):.1f} % from lengths {low} to {high}, "
+        f"the range of {text} ({100 * paths.share(everything, low, high):.2g} % of all "
+        "paths)"
+        for text, (low, high) in TEXTS.items()
+    )
+    return f"It gets {shares}."
 
 
 STUDY = Study(

@@ -12,6 +12,16 @@ def chance(result: Result) -> float:
     return 100 * (1 - 1 / result["num_classes"])
 
 
+def activated_sum(result: Result) -> str:
+    """Return how a residual network differs from those of Veit et al., or "".
+
+    Theirs are pre-activation networks. Older results do not say which they are of.
+    """
+    if not result["residual"] or result.get("preactivation", True):
+        return ""
+    return " (The paper's networks are pre-activation; here a ReLU follows each sum.)"
+
+
 def too_near_chance(result: Result) -> str:
     """Return why a network cannot be compared with the paper's, or ""."""
     if result["baseline_error_percent"] <= chance(result) / 2:

@@ -13,10 +13,13 @@ import numpy as np
 from etils import epath
 
 from configs.default import Config
+from experiments.config import read_config
+from experiments.training.network import make_model
 from experiments.training.workdir import read_checkpoint
 from rn_jax import filesystem
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.models.deepen import cannot_deepen, deepen
 from rn_jax.train import TrainState
 from rn_jax.weight_files import is_hub_name
 from rn_jax.weights import is_saved, load
@@ -35,6 +38,11 @@ def initialise(state: TrainState, config: Config) -> TrainState:
     layers before the classifier, if the weights have neither. The optimiser's state is
     unchanged.
 
+    With `init_deepen` the weights, of a network of this library with fewer blocks per
+    stage, become those of a deeper network with the same function: see
+    `rn_jax.deepen`. The classifier is kept too, so that training begins with the error
+    of the shallower network.
+
     If one network reads greyscale images and the other images of n channels, the kernel
     of the first convolution is adapted, and a warning is logged: it is summed over the
     channels for greyscale images (as in timm), or repeated n times and divided by n.
@@ -47,19 +55,30 @@ def initialise(state: TrainState, config: Config) -> TrainState:
             a PyTorch project that `interop.read_weights` reads. "~" is expanded.
 
     Raises:
-        InputError: there are no such weights, or they are of another network.
+        InputError: there are no such weights, or they are of another network; or this
+            network is not a deeper one that `rn_jax.deepen` can make of theirs.
     """
     source = os.path.expanduser(str(config.init_from))
+    model = None
     if _is_run(source):
         size = sum(leaf.size for leaf in jax.tree.leaves(state))
         found = read_checkpoint(epath.Path(source), most=_TIMES_OURS * size)
+        if config.init_deepen:
+            model = make_model(read_config(epath.Path(source)))
     elif is_saved(source):
-        found = load(source)[1]
+        model, found = load(source)
+    elif config.init_deepen:
+        raise InputError(
+            "init_deepen needs an init_from that says what network it is of: a run, a "
+            "file of rn_jax.save, or a name of list_weights()."
+        )
     else:
-        weights, model = read_weights(source), str(config.model)
-        fields = {**torch_fields(model, weights), **config.model_kwargs}
-        found = from_torch(model, weights, **fields)
+        weights, name = read_weights(source), str(config.model)
+        fields = {**torch_fields(name, weights), **config.model_kwargs}
+        found = from_torch(name, weights, **fields)
     has_head = "head" in found["params"]
+    if config.init_deepen:
+        found = _deepened(model, found, config)
     parts = {
         name: _replaced(
             getattr(state, name), found.get(name, {}), source, config, has_head
@@ -100,8 +119,27 @@ def _is_run(source):
     return True
 
 
+def _deepened(model, found, config):
+    """Return the variables of a model, deepened to the network of the config."""
+    ours = make_model(config)
+    if why := cannot_deepen(ours):
+        raise InputError(why)
+    variables = {name: found[name] for name in ("params", "batch_stats")}
+    key = jax.random.key(config.seed)
+    deeper, grown = deepen(model, variables, ours.stage_sizes, key=key)
+    if deeper.stochastic_depth != ours.stochastic_depth:
+        _logger.warning(
+            "The survival probabilities of this run are not those of init_from, so its "
+            "error at the start is another; rn_jax.deepen lists the same ones."
+        )
+    return grown
+
+
 def _replaced(new, old, source, config, has_head):
-    """Return the tree `new` with the leaves of `old`, except those of heads."""
+    """Return the tree `new` with the leaves of `old`, except those of heads.
+
+    With `init_deepen` heads are no exception.
+    """
     new = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(new))
     old = flax.traverse_util.flatten_dict(old)
     if stem := other_channels(new, old):
@@ -116,7 +154,8 @@ def _replaced(new, old, source, config, has_head):
         kernel = np.asarray(old[stem], np.float32).sum(2, keepdims=True)
         old[stem] = kernel.repeat(channels, 2) / channels
     for path, leaf in new.items():
-        if path[0] == "head" or path[0].startswith("aux"):
+        is_head = path[0] == "head" or path[0].startswith("aux")
+        if is_head and not config.init_deepen:
             continue
         there = old.get(path)
         if there is None and path[0].startswith("fc") and not has_head:

@@ -34,6 +34,11 @@ def length_distribution(probabilities: Sequence[float] | np.ndarray) -> np.ndarr
     return distribution
 
 
+def surviving_share(deleted: int) -> float:
+    """Return 2^-d, the share of the paths that avoid d deleted branches."""
+    return 0.5**deleted
+
+
 def share(weights: np.ndarray, low: int, high: int) -> float:
     """Return the share of the weights, f[L + 1], of lengths low to high inclusive."""
     weights = np.asarray(weights, np.float64)

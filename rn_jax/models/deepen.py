@@ -66,8 +66,8 @@ def deepen(
             block cannot both be the identity and learn: it has a convolution, a gate or
             BatchNorm on the shortcut, or a ReLU after a branch of zeros.
     """
-    if not isinstance(model, resnet.ResNet):
-        raise InputError(f"deepen takes a ResNet, not a {type(model).__name__}.")
+    if why := cannot_deepen(model):
+        raise InputError(why)
     deeper = model.copy(stage_sizes=stage_sizes)
     old, new = model.stage_sizes, deeper.stage_sizes
     if len(old) != len(new) or any(a > b for a, b in zip(old, new, strict=False)):
@@ -75,20 +75,6 @@ def deepen(
             f"stage_sizes must have {len(old)} entries, none below {old}, not {new}."
         )
     block = model.block_class
-    if model.norm is not BatchNorm or model.activation is not nn.relu:
-        raise InputError(
-            "deepen needs the default norm and activation, BatchNorm and ReLU."
-        )
-    if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
-        raise InputError(
-            f"{block.__name__} with shortcut {model.shortcut!r} cannot both be the "
-            "identity and learn."
-        )
-    if model.branch_init not in (None, "zero_gamma"):
-        raise InputError(
-            f'deepen takes branches without scalars, not branch_init="'
-            f'{model.branch_init}".'
-        )
     as_identity = _identity_layer
     if model.has_shortcuts:
         as_identity = partial(_identity_block, _LAST_LAYER[block])
@@ -107,6 +93,26 @@ def deepen(
                 mine[added] = as_identity(collection, mine[added])
             tree[name] = mine
     return deeper, stack(grown, deeper)
+
+
+def cannot_deepen(model: nn.Module) -> str | None:
+    """Return why `deepen` has no deeper network for this one, or None."""
+    if not isinstance(model, resnet.ResNet):
+        return f"deepen takes a ResNet, not a {type(model).__name__}."
+    block = model.block_class
+    if model.norm is not BatchNorm or model.activation is not nn.relu:
+        return "deepen needs the default norm and activation, BatchNorm and ReLU."
+    if (block not in _LAST_LAYER and model.has_shortcuts) or model.shortcut == "C":
+        return (
+            f"{block.__name__} with shortcut {model.shortcut!r} cannot both be the "
+            "identity and learn."
+        )
+    if model.branch_init not in (None, "zero_gamma"):
+        return (
+            "deepen takes branches without scalars, not "
+            f'branch_init="{model.branch_init}".'
+        )
+    return None
 
 
 def _kept(

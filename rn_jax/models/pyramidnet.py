@@ -153,6 +153,7 @@ class PyramidNet(Network):
         fields = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck, **parts}
         unit = partial(PyramidUnit, **fields)
         x = norm(name="stem_bn")(conv(self.stem_features, 3, name="stem_conv")(images))
+        x = self.feature("stem", x)
         for stage in range(1, len(self.stage_sizes) + 1):
             features = [
                 width
@@ -163,7 +164,8 @@ class PyramidNet(Network):
             part = PyramidStage(unit, features, **fields, name=f"stage{stage}")
             # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[-1])
             x = part(x, *self.of_stage(stage, gates, paths), train=train)
-        x = self.activation(norm(name="final_bn")(x))
+            x = self.feature(f"stage{stage}", x)
+        x = self.feature("final", self.activation(norm(name="final_bn")(x)))
         return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
 
     @cached_property

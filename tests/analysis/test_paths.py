@@ -39,6 +39,13 @@ def test_lengths_in_stochastic_depth_by_enumeration():
     np.testing.assert_allclose(paths.length_distribution(p), expected, rtol=1e-12)
 
 
+def test_paths_that_survive_by_enumeration():
+    every = list(itertools.product((0, 1), repeat=5))
+    for deleted in ([], [1], [0, 3], [0, 2, 4], range(5)):
+        left = [path for path in every if not any(path[i] for i in deleted)]
+        assert paths.surviving_share(len(deleted)) == len(left) / len(every)
+
+
 def test_share_by_hand():
     weights = np.array([1.0, 2.0, 3.0, 4.0])
     assert paths.share(weights, 1, 2) == pytest.approx(0.5)

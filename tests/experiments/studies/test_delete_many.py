@@ -11,6 +11,8 @@ def result(base=5.0):
     return {
         "baseline_error_percent": base,
         "num_classes": 10,
+        "num_blocks": 6,
+        "has_shortcuts": True,
         "deletable": 6,
         "draws": 3,
         "deleted": [1, 2, 3, 4, 5],
@@ -24,12 +26,22 @@ def test_words(base, compared):
     told = STUDY.describe(result(base))
     assert f"over 3 draws is {base:.2f} % with none of 6 blocks deleted" in told
     assert f"{base + 5:.2f} % with 1, {base + 15:.2f} % with 3" in told
+    assert "Of the 2^6 paths 50 %, 12 %, 3.1 % are left." in told
     assert ("rises smoothly, as in the paper" in told) == compared
     assert ("is too inaccurate to be compared" in told) != compared
 
 
+def test_a_network_of_one_path():
+    plain = {**result(), "has_shortcuts": False}
+    assert "a single path, which each deletion cuts" in STUDY.describe(plain)
+    assert len(STUDY.draw({"a": plain}).axes) == 1
+
+
 def test_figure():
-    [axes] = STUDY.draw({"a": result(), "b": result(10.0)}).axes
+    axes, beside = STUDY.draw({"a": result(), "b": result(10.0)}).axes
+    [left] = beside.get_lines()
+    np.testing.assert_allclose(left.get_xdata(), np.arange(6))
+    np.testing.assert_allclose(left.get_ydata(), 100 / 2.0 ** np.arange(6))
     medians = [line for line in axes.get_lines() if line.get_label() in "ab"]
     for line, base, shift in zip(medians, (5, 10), (-0.175, 0.175), strict=True):
         np.testing.assert_allclose(line.get_xdata(), np.arange(6) + shift)

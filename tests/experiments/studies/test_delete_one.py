@@ -37,6 +37,10 @@ def test_words():
     assert "2 of 3 deletions raise the error above 48 %" in broken
     assert "Layers that change the shape cannot be deleted: 1." in broken
     dense = STUDY.describe(result([5.0, 50.0], residual=False))
+    assert "Each deletion leaves half of all paths." in dense
+    assert "half of all paths" not in broken
+    activated = result([5.0, 5.0], preactivation=False)
+    assert "here a ReLU follows each sum" in STUDY.describe(activated)
     assert "agrees" not in dense and "The paper does not study such" in dense
 
 
@@ -51,6 +55,7 @@ def test_figure():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         *("a", "transition", "changes the shape: not deletable", "whole network")
     ]
+    assert "(half of the paths are left, $2^{-1}$)" in axes.get_xlabel()
     assert axes.get_ylabel() == "test error (%)" and axes.get_ylim()[0] == 0
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient by path length: figure and text for given numbers."""
 
+import math
+
 import numpy as np
 
 from experiments.studies.path_gradients import STUDY
@@ -13,6 +15,7 @@ def result(mean):
         "contribution": about,
         "contribution_of_norms": about,
         "paths": {"mean": 2.0, "weights": [0.1, 0.2, 0.4, 0.2, 0.1]},
+        "residual": True,
     }
 
 
@@ -22,6 +25,30 @@ def test_words():
     assert "As in the paper" in STUDY.describe(result(1.5))
     assert "not by as much as in the paper" in STUDY.describe(result(1.7))
     assert "here they are not" in STUDY.describe(result(2.0))
+
+
+def test_ranges_of_the_texts():
+    assert "the texts name lengths 5 to 17 (the paper) and 9 to 18" in STUDY.describe(
+        result(1.0)
+    )
+    weights = np.zeros(55)
+    weights[[4, 5, 8, 9, 17, 18, 19]] = 1, 2, 3, 4, 5, 6, 7
+    about = {"mean": 1.0, "interval_95": [4, 19], "weights": weights}
+    every = {"mean": 27.0, "weights": [math.comb(54, k) / 2**54 for k in range(55)]}
+    facts = {"relative_mean": np.ones(55), "contribution": about, "paths": every}
+    told = STUDY.describe({**result(1.0), **facts})
+    assert "50.0 % from lengths 5 to 17" in told  # 14 of 28
+    assert "(0.45 % of all paths)" in told  # as the paper says
+    assert "53.6 % from lengths 9 to 18" in told  # 15 of 28
+
+
+def test_networks_unlike_those_of_the_paper():
+    for preactivation, unlike in ((False, True), (True, False)):
+        told = STUDY.describe({**result(1.0), "preactivation": preactivation})
+        assert ("here a ReLU follows each sum" in told) == unlike
+    assert "ReLU" not in STUDY.describe(result(1.0))  # of an earlier version
+    plain = {**result(1.0), "residual": False, "preactivation": False}
+    assert "ReLU" not in STUDY.describe(plain)
 
 
 def test_figure():

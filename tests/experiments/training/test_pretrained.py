@@ -184,3 +184,76 @@ def torch_state(classes):
 def norm(name, width):
     parts = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{part}": (width,) for part in parts}
+
+
+def deepening(source, **fields):
+    """A config of a network of 2 and 3 blocks that begins with one of 1 and 1."""
+    return Config(
+        **{
+            "init_from": str(source),
+            "init_deepen": True,
+            "model": "resnet20",
+            "model_kwargs": SMALL | {"stage_sizes": (2, 3)},
+            "dataset": "digits",
+            **fields,
+        }
+    )
+
+
+def test_a_deepened_network_begins_with_the_same_logits(
+    tmp_path, random_variables, quick_compile, caplog
+):
+    image = (8, 8, 1)
+    shallow = create_model("resnet20", **SMALL)
+    variables = random_variables(shallow, image)
+    rn_jax.save(tmp_path / "net.safetensors", shallow, variables)
+    deep = shallow.copy(stage_sizes=(2, 3))
+    config = deepening(tmp_path / "net.safetensors")
+    begun = pretrained.initialise(zero_state(deep, image), config)
+    grown = {"params": begun.params, "batch_stats": begun.batch_stats}
+    images = np.random.default_rng(0).normal(size=(3, *image)).astype("float32")
+    ours, expected = (
+        jax.jit(lambda v, model=model: model.apply(v, images, train=False))(v)
+        for model, v in ((deep, grown), (shallow, variables))
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    assert begun.step == 0 and not caplog.records
+    # Its other layers are drawn, so that it can learn.
+    assert np.all(begun.params["stage1"]["blocks"]["conv1"]["kernel"][1])
+    config = deepening(config.init_from, stochastic_depth={"last_survival": 0.5})
+    pretrained.initialise(zero_state(deep, image), config)
+    assert "survival probabilities of this run are not those" in caplog.text
+
+
+def test_what_cannot_be_deepened_is_said(tmp_path, random_variables):
+    image = (8, 8, 1)
+    shallow = create_model("resnet20", **SMALL)
+    variables = random_variables(shallow, image)
+    rn_jax.save(tmp_path / "net.safetensors", shallow, variables)
+    state = zero_state(shallow, image)
+    for says, fields in (
+        (r"none below \(1, 1\), not \(1,\)", {"model_kwargs": {"stage_sizes": (1,)}}),
+        ("takes a ResNet, not a DenseNet", {"model": "densenet40_12"}),
+    ):
+        fields = {"model_kwargs": {}, **fields}
+        with pytest.raises(InputError, match=says):
+            pretrained.initialise(
+                state, deepening(tmp_path / "net.safetensors", **fields)
+            )
+    with pytest.raises(InputError, match="needs an init_from that says what network"):
+        pretrained.initialise(state, deepening("torch.pth"))
+
+
+@pytest.mark.slow
+def test_the_network_of_a_run_is_deepened(run):
+    source = read_config(epath.Path(run))
+    config = dataclasses.replace(
+        source,
+        init_from=str(run),
+        init_deepen=True,
+        model_kwargs={"stage_sizes": (3, 2)},
+    )
+    begun = pretrained.initialise(setup.build(config).initial_state, config)
+    np.testing.assert_array_equal(
+        begun.params["head"]["kernel"], final_state(run)["['params']['head']['kernel']"]
+    )

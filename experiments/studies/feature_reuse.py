@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mean absolute weights between the layers of a DenseNet (Huang et al. 2017)."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, Subject
+from rn_jax.analysis import reuse
+from rn_jax.models.densenet import DenseNet
+
+
+def missing(subject: Subject) -> str | None:
+    """Return why no layer reads the maps of all earlier ones, or None."""
+    dense = isinstance(subject.model, DenseNet)
+    return None if dense else "only layers of a DenseNet read the maps of all earlier"
+
+
+def measure(lab: Lab) -> Result:
+    """Compute the mean absolute weight from each layer to each later one, by block.
+
+    `weights[s][l - 1]` is that of source s (0: the block's input) in layer l, or in the
+    transition or the classifier, which is last; None where s >= l.
+    """
+    model = lab.model
+    assert isinstance(model, DenseNet), "`missing` excludes other networks"
+    found = reuse.mean_absolute_weights(lab.subject.variables["params"], model)
+    return {
+        "measured_on": "computed from the weights",
+        "blocks": [
+            [[None if np.isnan(w) else float(w) for w in row] for row in weights]
+            for weights in found.values()
+        ],
+    }
+
+
+def _arrays(result):
+    """Return the blocks' weights f[s, l], NaN where s >= l."""
+    return [np.array(block, float) for block in result["blocks"]]
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw a heat map per dense block, with sources down and readers across.
+
+    As in the paper's figure, a frame marks the column of the transition, or of the
+    classifier. Weights are relative to the largest of their block.
+    """
+    widest = max(len(r["blocks"]) for r in results.values())
+    size = (3.6 * widest + 1, 3.6 * len(results) + 0.4)
+    figure = figures.Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(results), widest, squeeze=False)
+    for panels, (label, result) in zip(grid, results.items(), strict=True):
+        blocks = _arrays(result)
+        for place, axes in enumerate(panels, start=1):
+            if place > len(blocks):
+                axes.set_axis_off()
+                continue
+            weights = blocks[place - 1]
+            last = len(weights)
+            image = axes.imshow(
+                weights / np.nanmax(weights),
+                cmap="Greys",
+                vmin=0,
+                vmax=1,
+                interpolation="none",
+                extent=(0.5, last + 0.5, last - 0.5, -0.5),
+            )
+            frame: dict[str, Any] = {"fill": False, "edgecolor": "0.6", "linewidth": 2}
+            axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, **frame))
+            end = "classifier" if place == len(blocks) else "transition"
+            axes.set_title(f"{label}: block {place}", fontsize="small")
+            axes.set_xlabel(f"reading layer $l$ (last: {end})")
+        panels[0].set_ylabel("source layer $s$ (0: input of the block)")
+    bar = figure.colorbar(image, ax=grid, shrink=0.6)
+    bar.set_label("mean absolute weight (largest of its block: 1)")
+    return figure
+
+
+def describe(result: Result) -> str:
+    """Describe what layers read, by the four observations of the paper."""
+    blocks = _arrays(result)
+    spread = [
+        np.mean(np.exp(_entropy(column)) / len(column))
+        for weights in blocks
+        for column in _columns(weights)[1:-1]
+    ]
+    ends = [_columns(weights)[-1] for weights in blocks]
+    evenness = [float(np.exp(_entropy(end)) / len(end)) for end in ends]
+    first = [_first_row_share(weights) for weights in blocks]
+    half = len(ends[-1]) // 2
+    late = float(ends[-1][half:].mean() / ends[-1][:half].mean())
+    text = ""
+    if spread:
+        text = (
+            "A layer spreads its weights over its sources as evenly as over "
+            f"{100 * np.mean(spread):.0f} % of them (by entropy; 100 %: all alike). "
+        )
+    shown = ", ".join(f"{100 * e:.0f} %" for e in evenness)
+    inputs = ", ".join(f"{f:.2f}" for f in first)
+    return (
+        f"{text}For the transitions and the classifier it is {shown}. Layers weigh the "
+        f"input of their block {inputs} times as much as its layers' maps (one number "
+        f"per block). The classifier weighs the later half of its sources {late:.2f} "
+        "times as much as the earlier. In the paper layers and transitions use all "
+        "earlier layers, the second and third block use the transition's output least, "
+        "and the classifier leans to the last maps."
+    )
+
+
+def _columns(weights):
+    """Return the weights of each reader's sources, f[l] for l = 1, ..., n + 1."""
+    return [weights[: place + 1, place] for place in range(len(weights))]
+
+
+def _entropy(column):
+    """Return the entropy in nats of the shares of a reader's sources."""
+    shares = column / column.sum()
+    return -np.sum(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares)))
+
+
+def _first_row_share(weights):
+    """Return the mean ratio of layers' weights of the input to those of layers."""
+    columns = _columns(weights)[1:-1] or _columns(weights)[1:]
+    return float(np.mean([c[0] / c[1:].mean() for c in columns]))
+
+
+STUDY = Study(
+    "Feature reuse",
+    "Mean absolute weight with which each layer of a dense block, and the transition "
+    "or the classifier after it (framed), reads the maps of each earlier layer, "
+    "relative to the largest of the block (Huang et al. 2017, figure 5).",
+    *(measure, draw, describe),
+    order=11,
+    missing=missing,
+)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic depth as an ensemble (Huang et al. 2016, section 3)."""
+
+import numpy as np
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study, Subject
+from rn_jax import eval_gates
+from rn_jax.analysis import ensemble
+
+# Number of networks drawn, a power of two, and the sizes of ensembles made of them.
+NETWORKS = 32
+SIZES = tuple(2**i for i in range(NETWORKS.bit_length()))
+
+
+def missing(subject: Subject) -> str | None:
+    """Return why no networks were drawn in training, or None."""
+    drawn = subject.stochastic_depth is not None
+    return None if drawn else "it was trained at constant depth, as a single network"
+
+
+def measure(lab: Lab) -> Result:
+    """Measure the test error in percent of ensembles of k drawn networks.
+
+    `NETWORKS` networks are drawn from the seed as for mini-batches of training, with
+    BatchNorm's moving averages. For each k they are split into disjoint ensembles,
+    which average their predicted probabilities.
+    """
+    settings = lab.model.stochastic_depth
+    assert settings is not None, "`missing` excludes constant depth"
+    gates = ensemble.draw_networks(lab.seed, settings, lab.num_blocks, NETWORKS)
+    predictions = [lab.probabilities(g) for g in lab.each(gates, "gate_ensemble")]
+    found, labels = np.stack(predictions), lab.labels
+    rule = np.asarray(eval_gates(settings, lab.num_blocks))
+    return {
+        "measured_on": lab.test_images,
+        "sizes": list(SIZES),
+        "error_percent": [ensemble.group_errors(found, labels, k) for k in SIZES],
+        "test_rule_error_percent": lab.error(rule),
+        "open_blocks_mean": float((gates != 0).sum(axis=1).mean()),
+    }
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw the error by the size of the ensemble, with a line for the test rule."""
+    figure, [axes] = figures.panels()
+    for label, result, style in figures.styled(results):
+        means = [np.mean(errors) for errors in result["error_percent"]]
+        axes.plot(result["sizes"], means, **style, label=f"{label}: mean of ensembles")
+        for size, errors in zip(result["sizes"], result["error_percent"], strict=True):
+            dots = {"color": style["color"], "alpha": 0.4, "markersize": 3}
+            axes.plot([size] * len(errors), errors, ".", **dots)
+        rule = result["test_rule_error_percent"]
+        axes.axhline(rule, color=style["color"], linestyle=":", linewidth=1)
+    axes.plot(
+        [], [], "k:", linewidth=1, label="test rule: one network, branches by $p_l$"
+    )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    figures.finish(
+        axes, xlabel="drawn networks $k$", ylabel="test error (%)", ylim=(0, None)
+    )
+    return figure
+
+
+def describe(result: Result) -> str:
+    """Compare single networks, their ensembles and the test rule."""
+    single = result["error_percent"][0]
+    size, whole = result["sizes"][-1], np.mean(result["error_percent"][-1])
+    rule = result["test_rule_error_percent"]
+    image = 100 / result["images"]
+    if abs(whole - rule) <= image:
+        verdict = "as accurate as the average, to within one test image"
+    elif rule < whole:
+        verdict = "more accurate than the average"
+    else:
+        verdict = "less accurate than the average"
+    gain = "lowers" if whole < np.mean(single) else "does not lower"
+    return (
+        f"A single drawn network, with {result['open_blocks_mean']:.1f} of "
+        f"{result['num_blocks']} blocks open on average, has "
+        f"{np.mean(single):.2f} % test error (mean of {len(single)}; "
+        f"{min(single):.2f} to {max(single):.2f}). Averaging the predictions of "
+        f"{size} such networks {gain} it: {whole:.2f} %. The test rule, one network "
+        f"with every branch scaled by p_l, has {rule:.2f} %, and is {verdict}. The "
+        "paper calls stochastic depth an implicit ensemble of networks of different "
+        "depths."
+    )
+
+
+STUDY = Study(
+    "Stochastic depth as an ensemble",
+    f"Test error of the averaged predictions of k networks drawn as in training, k = 1 "
+    f"to {NETWORKS}, and of the test rule (Huang et al. 2016, section 3).",
+    *(measure, draw, describe),
+    order=14,
+    missing=missing,
+    uses=("seed",),
+)

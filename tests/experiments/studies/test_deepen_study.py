@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identity by construction: measurement, figure and text."""
+
+import numpy as np
+import pytest
+
+from experiments.studies.deepen import STUDY
+from rn_jax import StochasticDepth
+from rn_jax.models.preact import FullPreactivation
+from rn_jax.models.resnet import PlainLayer, ResNet
+
+SMALL = {"num_classes": 3, "features": (4,)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNet((2,), **SMALL, stochastic_depth=StochasticDepth(0.2)),
+        pytest.param(ResNet((2,), **SMALL, block=PlainLayer), marks=pytest.mark.slow),
+        pytest.param(
+            ResNet((2,), **SMALL, block=FullPreactivation), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["stochastic depth", "plain", "pre-activation"],
+)
+def test_deeper_networks_have_the_same_error(model, make_lab, quick_compile):
+    lab = make_lab(model)
+    found = STUDY.measure(lab)
+    assert [d["stage_sizes"] for d in found["deeper"]] == [[3], [4]]
+    assert [d["num_blocks"] for d in found["deeper"]] == [3, 4]
+    few, *more = (found["parameters"], *(d["parameters"] for d in found["deeper"]))
+    assert few < more[0] and more[1] - more[0] == more[0] - few
+    predicted = lab.probabilities(lab.gates).argmax(axis=1)
+    error = 100 * np.mean(predicted != lab.labels)
+    for deeper in found["deeper"]:
+        assert deeper["error_percent"] == pytest.approx(error)
+        assert deeper["largest_change_of_probability"] < 1e-5
+
+
+RESULT = {
+    "baseline_error_percent": 4.0,
+    "num_blocks": 2,
+    "parameters": 1000,
+    "deeper": [
+        {
+            "num_blocks": blocks,
+            "parameters": 500 * blocks,
+            "error_percent": 4.0,
+            "largest_change_of_probability": 1e-6,
+        }
+        for blocks in (3, 4)
+    ],
+}
+
+
+def test_words_and_figure():
+    told = STUDY.describe(RESULT)
+    assert "With its 2 blocks (1,000 parameters) the network has 4.00 %" in told
+    assert "4.00 % with 3 blocks (1,500 parameters) and 4.00 % with 4 blocks" in told
+    assert "(2,000 parameters): the same. No predicted probability changes by" in told
+    assert "more than 1e-06" in told
+    worse = {**RESULT["deeper"][0], "error_percent": 9.0}
+    assert ": not the same." in STUDY.describe({**RESULT, "deeper": [worse]})
+    [axes] = STUDY.draw({"a": RESULT}).axes
+    line, trained, _ = axes.get_lines()
+    assert list(line.get_xdata()) == [2, 3, 4] and set(line.get_ydata()) == {4}
+    assert (list(trained.get_xdata()), list(trained.get_ydata())) == ([2], [4])
