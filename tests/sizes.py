@@ -7,6 +7,7 @@ from functools import partial
 
 from rn_jax import create_model
 from rn_jax.models.densenet import DenseNet
+from rn_jax.models.fractalnet import FractalNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.vgg import VGG
 
@@ -35,6 +36,7 @@ def _without_sizes(value):
 # The other families' fields of a network with few blocks and few channels.
 NARROW = {
     DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
+    FractalNet: {"features": (4, 8), "columns": 3},
     HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
     HighwayMLP: {"depth": 4, "width": 8},
     VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (32,)},

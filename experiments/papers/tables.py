@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from configs import before_resnets, he2016, huang2017, imagenet, xie2017, zagoruyko2016
+from configs import (
+    before_resnets,
+    he2016,
+    huang2017,
+    imagenet,
+    larsson2017,
+    xie2017,
+    zagoruyko2016,
+)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,12 @@ TABLES: Mapping[str, Table] = {
         _of(zagoruyko2016, prefix="wrn"),
         datasets=_CIFAR,
         published_of="no published number available",
+    ),
+    "fractalnet": Table(
+        "Larsson et al. 2017, tables 1 and 3: FractalNets on CIFAR",
+        _of(larsson2017, prefix="fractalnet"),
+        datasets=_CIFAR,
+        published_of="1 run; none for the narrow networks of table 3",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",

@@ -10,6 +10,7 @@ from rn_jax.errors import InputError, unknown_name
 from rn_jax.models import preact
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
+from rn_jax.models.fractalnet import FractalNet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.network import Network
@@ -274,6 +275,15 @@ for _depth, _k, _stages, _params, _in_code_alone in (
     _own = {"stage_sizes": _stages, "growth_rate": _k, "stem_features": 2 * _k}
     _add = _rows(DenseNet, _PAPERS[_in_code_alone], **_IMAGENET)
     _add(f"densenet{_depth}", _params, _BC, stem="imagenet", **_own)
+
+# --- Larsson et al. 2017 --------------------------------------------------------------
+
+_add = _rows(FractalNet, "Larsson et al. 2017")
+_add("fractalnet20", 33_724_618)
+_NARROW = {"features": (16, 32, 64, 128, 128)}
+for _columns, _params in ((2, 836_106), (3, 2_113_594), (4, 4_767_210)):
+    _name = f"fractalnet{5 * 2 ** (_columns - 1)}_16"
+    _add(_name, _params, _NARROW, columns=_columns)
 
 # --- Srivastava et al. 2015 -----------------------------------------------------------
 

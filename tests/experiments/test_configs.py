@@ -73,7 +73,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 100
+    assert len(NAMES) == len(set(NAMES)) == 107
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -212,6 +212,7 @@ def rows_of(name):
         ("wrn16_8", 4),
         ("densenet40_12", 14),
         ("densenet121", 5),
+        ("fractalnet20", 7),
         ("vgg16", 4),
     ],
 )
@@ -350,6 +351,19 @@ def test_recipe_of_huang_2017():
     assert total == 90 * 5004
     rates = [float(schedule(e * 5004)) for e in (0, 29, 30, 60)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_recipe_of_larsson_2017():
+    """0.02, divided whenever half of the remaining 400 epochs are over; batch 100."""
+    config = load("fractalnet20_drop_path")
+    assert config.model_kwargs.drop_path == 0.15
+    assert tuple(config.model_kwargs.dropout) == (0, 0.1, 0.2, 0.3, 0.4)
+    assert (config.batch_size, config.bias_rate) == (100, 2)
+    assert optimiser_of(config) == ("caffe", 0.9, False, 0, "kernels")
+    schedule, total = schedule_of("fractalnet20_drop_path", steps_per_epoch=500)
+    assert total == 400 * 500
+    rates = [float(schedule(e * 500)) for e in (199, 200, 300, 350, 374, 375)]
+    assert rates == pytest.approx([0.02, 2e-3, 2e-4, 2e-5, 2e-5, 2e-6])
 
 
 def test_recipe_of_srivastava_2015():

@@ -15,6 +15,7 @@ import rn_jax
 from benchmarks.training_step import make_step
 from rn_jax import create_model
 from rn_jax.models import MODELS
+from rn_jax.models.fractalnet import join_inputs
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
 # the definitions of the papers by plain arithmetic, and of torchvision's models.
@@ -127,6 +128,11 @@ GOLDEN = {
     "densenet201": 20_013_928,
     "densenet264": 33_337_704,
     "densenet161": 28_681_000,
+    # Larsson et al. 2017: 3x3 convolutions without biases, BatchNorms, the classifier.
+    "fractalnet20": 33_724_618,
+    "fractalnet10_16": 836_106,
+    "fractalnet20_16": 2_113_594,
+    "fractalnet40_16": 4_767_210,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
     "highway10_mnist": 39_250 + 9 * 2 * 2_550 + 510,
@@ -175,6 +181,9 @@ VARIANTS = [
     ("densenet40_12", {"stem_features": 24}, 1_059_298),
     ("densenet100_12", {"stem_features": 24}, 7_083_538),
     ("densenet100_24", {"stem_features": 48}, 28_071_706),
+    ("fractalnet20", {"num_classes": 100}, 33_770_788),
+    # The plain network of 20 layers: the deepest column.
+    ("fractalnet20_16", {"column": 3}, 1_278_778),
     ("googlenet", {"aux_heads": False}, 6_624_904),
     ("googlenet_2014", {"aux_heads": False}, 6_998_552),
     # BatchNorm without biases, and true 5x5 convolutions.
@@ -246,6 +255,11 @@ DEPTH = {
     "googlenet_2014": 22,
     "highway10_mnist": 11,
     "highway50_mnist": 51,
+    # The deepest column, and the classifier, which the paper does not count.
+    "fractalnet20": 21,
+    "fractalnet10_16": 11,
+    "fractalnet20_16": 21,
+    "fractalnet40_16": 41,
     "densenet264": 265,  # (6 + 12 + 64 + 48) x 2, three transitions, first and last
 }
 
@@ -262,6 +276,8 @@ def depth_is_what_the_name_says(name, tree):
         keys = [key.key for key in path]
         if keys[-1] != "kernel" or "gate" in keys or keys[0].startswith("aux"):
             continue
+        if beside_the_longest_path(name, keys):
+            continue
         if "inception" in keys[0] and not keys[1].startswith("branch2"):
             continue  # beside the 1x1 and 3x3 convolutions of another branch
         if "shortcut" in keys:
@@ -272,6 +288,15 @@ def depth_is_what_the_name_says(name, tree):
         layers += projections - 1  # beside the path, and not the classifier
     depth = DEPTH.get(name) or int(re.search(r"\d\d+", name).group())
     assert layers == depth, name
+
+
+def beside_the_longest_path(name, keys):
+    """Whether a layer is of a shallower column or a shorter tower."""
+    if name.startswith("fractalnet"):
+        columns = create_model(name).columns
+        deepest = {i.name for i in join_inputs(columns, columns)}
+        return keys[0] != "head" and keys[1] not in deepest
+    return False
 
 
 # Credits of networks that their paper's tables and figures do not have.
@@ -347,6 +372,7 @@ KINDS = [
     "densenet40_12",
     "densenet_bc100_12",
     "densenet121",
+    "fractalnet20",
     "highway19",
     "highway10_mnist",
     "highway50_mnist",

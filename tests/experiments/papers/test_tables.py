@@ -82,6 +82,15 @@ PUBLISHED = {
         "8x64d": (3.65, 17.77),
         "16x64d": (3.58, 17.31),
     },
+    "fractalnet": {
+        "20": (5.22, 23.30),
+        "20_drop_path": (4.60, 23.73),
+        "20_not_augmented": (10.18, 35.34),
+        "20_drop_path_not_augmented": (7.33, 28.20),
+        "10_16": (None, None),
+        "20_16": (None, None),
+        "40_16": (None, None),
+    },
     "highway": {"highway19": (7.54, 32.24)},
     "short_paths": {"whole": (6.10,), "short": (5.96,)},
 }
