@@ -73,7 +73,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 107
+    assert len(NAMES) == len(set(NAMES)) == 108
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -364,6 +364,18 @@ def test_recipe_of_larsson_2017():
     assert total == 400 * 500
     rates = [float(schedule(e * 500)) for e in (199, 200, 300, 350, 374, 375)]
     assert rates == pytest.approx([0.02, 2e-3, 2e-4, 2e-5, 2e-5, 2e-6])
+
+
+def test_recipe_of_szegedy_2017():
+    """0.045, times 0.94 every two epochs; crops of 299 pixels."""
+    config = load("inception_resnet_v2")
+    assert (config.image_size, config.eval_size) == (299, 299)
+    assert optimiser_of(config) == ("caffe", 0.9, False, 4e-5, "kernels")
+    schedule, total = schedule_of("inception_resnet_v2", steps_per_epoch=5004)
+    assert total == 200 * 5004
+    found = {e: float(schedule(e * 5004)) for e in (0, 1, 2, 3, 4, 199)}
+    power = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 199: 99}
+    assert found == pytest.approx({e: 0.045 * 0.94**n for e, n in power.items()})
 
 
 def test_recipe_of_srivastava_2015():

@@ -133,6 +133,8 @@ GOLDEN = {
     "fractalnet10_16": 836_106,
     "fractalnet20_16": 2_113_594,
     "fractalnet40_16": 4_767_210,
+    # Szegedy et al. 2017: timm's.
+    "inception_resnet_v2": 55_843_464,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
     "highway10_mnist": 39_250 + 9 * 2 * 2_550 + 510,
@@ -184,6 +186,8 @@ VARIANTS = [
     ("fractalnet20", {"num_classes": 100}, 33_770_788),
     # The plain network of 20 layers: the deepest column.
     ("fractalnet20_16", {"column": 3}, 1_278_778),
+    # TF-Slim's classes.
+    ("inception_resnet_v2", {"num_classes": 1001}, 55_843_464 + 1_537),
     ("googlenet", {"aux_heads": False}, 6_624_904),
     ("googlenet_2014", {"aux_heads": False}, 6_998_552),
     # BatchNorm without biases, and true 5x5 convolutions.
@@ -195,7 +199,8 @@ VARIANTS = [
 def image_shape(name, batch=1):
     """Small where the parameters do not depend on it, as with GoogLeNet's heads."""
     entry = MODELS[name]
-    size = min(entry.image_size, 224 if name == "googlenet_2014" else 64)
+    least = {"googlenet_2014": 224, "inception_resnet_v2": 75}
+    size = min(entry.image_size, least.get(name, 64))
     return (batch, size, size, entry.channels)
 
 
@@ -260,6 +265,8 @@ DEPTH = {
     "fractalnet10_16": 11,
     "fractalnet20_16": 21,
     "fractalnet40_16": 41,
+    # Five of the stem, three modules, 10 + 20 + 10 blocks of four, and two.
+    "inception_resnet_v2": 5 + 3 * 3 + 40 * 4 + 2,
     "densenet264": 265,  # (6 + 12 + 64 + 48) x 2, three transitions, first and last
 }
 
@@ -296,6 +303,11 @@ def beside_the_longest_path(name, keys):
         columns = create_model(name).columns
         deepest = {i.name for i in join_inputs(columns, columns)}
         return keys[0] != "head" and keys[1] not in deepest
+    if name == "inception_resnet_v2":
+        longest = {"stage1": 3, "stage2": 2, "stage3": 2, "stage4": 2}
+        longest |= {"mixed_5b": 3, "mixed_6a": 2, "mixed_7a": 3}
+        layer = next((key for key in keys if re.match("tower|pooled", key)), "")
+        return layer != "" and not layer.startswith(f"tower{longest[keys[0]]}_")
     return False
 
 
@@ -311,6 +323,7 @@ NOT_IN_THE_PAPER = {
     "densenet_bc40_48": "Huang et al. 2017, the authors' code",
     "densenet_bc40_60": "Huang et al. 2017, the authors' code",
     "densenet161": "Huang et al. 2017, the authors' code",
+    "inception_resnet_v2": "Szegedy et al. 2017, the authors' code",
     "alexnet": "torchvision, after Krizhevsky 2014",
     "googlenet": "torchvision, after Szegedy et al. 2015",
 }
@@ -327,7 +340,7 @@ def test_networks_that_no_paper_has_are_not_credited_to_one():
 def test_rows_name_their_paper_and_fit_its_data_set():
     for name, entry in MODELS.items():
         assert entry.paper, name
-        assert entry.num_classes == (1000 if entry.image_size == 224 else 10)
+        assert entry.num_classes == (1000 if entry.image_size > 200 else 10)
 
 
 # --- What gates do, for every distinct block and trunk --------------------------------
@@ -373,6 +386,7 @@ KINDS = [
     "densenet_bc100_12",
     "densenet121",
     "fractalnet20",
+    "inception_resnet_v2",
     "highway19",
     "highway10_mnist",
     "highway50_mnist",
@@ -435,6 +449,7 @@ LONG = {
     "wrn16_8",
     "densenet40_12",
     "densenet121",
+    "inception_resnet_v2",
     "vgg16",
     "vgg15",
 }

@@ -91,6 +91,7 @@ PUBLISHED = {
         "20_16": (None, None),
         "40_16": (None, None),
     },
+    "inception_resnet_imagenet": {"inception_resnet_v2": (19.9,)},
     "highway": {"highway19": (7.54, 32.24)},
     "short_paths": {"whole": (6.10,), "short": (5.96,)},
 }
