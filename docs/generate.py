@@ -39,7 +39,7 @@ HEADER = """# Networks
 - Parameters are for the classes of the data set (10 for CIFAR-10 and MNIST, 1000 for
   ImageNet) and include auxiliary heads.
 - Multiply-adds are those of convolutions and matrix products for one image at test, of
-  32x32, 28x28 or 224x224 pixels, without auxiliary heads.
+  32x32, 28x28, 224x224 or 299x299 pixels, without auxiliary heads.
 - Blocks are the length of a vector of gates: residual units, dense layers, highway
   layers, or layers of a plain network or VGG.
 - Published errors are test errors in percent, for ImageNet top-1 errors by the paper's

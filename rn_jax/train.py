@@ -18,12 +18,7 @@ from jax import lax
 from rn_jax.errors import InputError
 from rn_jax.metrics import classification_sums
 from rn_jax.optim import NO_FEEDBACK, LossScaling, RateController, RateScaledInside
-from rn_jax.stochastic_depth import (
-    StochasticDepth,
-    eval_gates,
-    open_shares,
-    sample_gates,
-)
+from rn_jax.stochastic_depth import open_shares
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -187,7 +182,7 @@ def make_train_step(
 
         # Draw gates.
         gates, open_blocks = draw_gates(  # as in `sample_gates`; (num_blocks,)
-            *(gates_key, settings, model.num_blocks, batch_size, first_index),
+            *(gates_key, model, batch_size, first_index),
             from_step=gates_from_step,
             step=state.step,
         )
@@ -277,8 +272,7 @@ def from_examples(step: Callable, image_shape: tuple[int, int, int]) -> Callable
 
 def draw_gates(
     key: jax.Array,
-    settings: StochasticDepth | None,
-    num_blocks: int,
+    model: nn.Module,
     batch_size: int,
     first_index: int | jax.Array,
     *,
@@ -288,17 +282,17 @@ def draw_gates(
     """Return the gates of a training step and the share of examples in each block.
 
     Args:
-        key, num_blocks, batch_size, first_index: as in `sample_gates`.
-        settings: variant of stochastic depth; None is constant depth.
-        from_step: number of steps of constant depth before stochastic depth.
+        key, batch_size, first_index: as in `sample_gates`.
+        model: network that may draw gates; see `Network.draws_gates`.
+        from_step: number of steps of constant depth before gates are drawn.
         step: i32[], steps taken.
 
     Returns:
         (gates as in `sample_gates`, or None for constant depth; f32[L]).
     """
-    if settings is None:
-        return None, jnp.ones(num_blocks, jnp.float32)
-    gates: Any = sample_gates(key, settings, num_blocks, batch_size, first_index)
+    if not model.draws_gates:
+        return None, jnp.ones(model.num_blocks, jnp.float32)
+    gates: Any = model.draw_gates(key, batch_size, first_index)
     if from_step:
         constant = step < from_step
         gates = jax.tree.map(lambda gate: jnp.where(constant, 1, gate), gates)
@@ -568,9 +562,7 @@ def make_statistics_step(
         earlier batches (for the first one, any finite values).
     """
     measuring = model.clone(norm=partial(model.norm, momentum=0.0))
-    gates = None
-    if model.stochastic_depth is not None:
-        gates = eval_gates(model.stochastic_depth, model.num_blocks)
+    gates = model.test_gates() if model.draws_gates else None
 
     def step(variables: dict[str, Any], batch: dict[str, jax.Array], number: jax.Array):
         dropout_key = jax.random.fold_in(jax.random.key(0), number)

@@ -4,15 +4,17 @@
 import numpy as np
 
 
-def np_conv(x, params, stride=1):
+def np_conv(x, params, stride=1, *, padded=True):
     kernel = params["kernel"]
-    k = kernel.shape[0]
-    x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    height, width = ((n - k) // stride + 1 for n in x.shape[1:3])
-    y = np.zeros((len(x), height, width, kernel.shape[3]))
-    for i in range(height):
-        for j in range(width):
-            window = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
+    h, w = kernel.shape[:2]
+    if padded:
+        x = np.pad(x, ((0, 0), (h // 2, h // 2), (w // 2, w // 2), (0, 0)))
+    rows = range(0, x.shape[1] - h + 1, stride)
+    columns = range(0, x.shape[2] - w + 1, stride)
+    y = np.zeros((len(x), len(rows), len(columns), kernel.shape[3]))
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            window = x[:, top : top + h, left : left + w]
             y[:, i, j] = np.tensordot(window, kernel, 3)
     return y + params.get("bias", 0)
 

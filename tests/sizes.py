@@ -7,7 +7,9 @@ from functools import partial
 
 from rn_jax import create_model
 from rn_jax.models.densenet import DenseNet
+from rn_jax.models.fractalnet import FractalNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.inception_resnet import InceptionResNetV2
 from rn_jax.models.pyramidnet import PyramidNet
 from rn_jax.models.vgg import VGG
 
@@ -37,6 +39,8 @@ def _without_sizes(value):
 NARROW = {
     DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
     PyramidNet: {"stage_sizes": (2, 2), "alpha": 4, "stem_features": 4},
+    FractalNet: {"features": (4, 8), "columns": 3},
+    InceptionResNetV2: {"stage_sizes": (2, 1, 1), "width": 1 / 16, "stem": "small"},
     HighwayNet: {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4},
     HighwayMLP: {"depth": 4, "width": 8},
     VGG: {"stage_sizes": (2, 2), "features": (4, 8), "hidden": (32,)},

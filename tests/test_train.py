@@ -398,9 +398,8 @@ def test_gates_of_a_step():
     key = jax.random.key(0)
 
     def draw(settings, step):
-        return train.draw_gates(
-            *(key, settings, 4, 8, 0), from_step=3, step=jnp.int32(step)
-        )
+        model = ResNet((2, 2), features=(4, 8), stochastic_depth=settings)
+        return train.draw_gates(*(key, model, 8, 0), from_step=3, step=jnp.int32(step))
 
     gates, shares = draw(None, 3)
     assert gates is None and shares.tolist() == [1, 1, 1, 1]

@@ -15,6 +15,8 @@ from configs import (
     he2016,
     huang2017,
     imagenet,
+    larsson2017,
+    szegedy2017,
     xie2017,
     zagoruyko2016,
 )
@@ -209,6 +211,18 @@ TABLES: Mapping[str, Table] = {
         _of(han2017, prefix="pyramidnet"),
         datasets=_CIFAR,
         published_of="number of runs not stated",
+    ),
+    "fractalnet": Table(
+        "Larsson et al. 2017, tables 1 and 3: FractalNets on CIFAR",
+        _of(larsson2017, prefix="fractalnet"),
+        datasets=_CIFAR,
+        published_of="1 run; none for the narrow networks of table 3",
+    ),
+    "inception_resnet_imagenet": Table(
+        "Szegedy et al. 2017, table 2: Inception-ResNet-v2 on ImageNet",
+        _of(szegedy2017),
+        datasets=_IMAGENET,
+        published_of="1 run, one crop",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",

@@ -39,13 +39,12 @@ class ConvUnit(nn.Module):
 
     Attributes:
         features: channels of the output.
-        kernel_size: side of the convolution's window.
-        stride: step of the convolution's window.
+        kernel_size, stride: of the convolution, see `Conv`.
         conv, norm, activation: as in `Block`; without `norm`, no normalisation.
     """
 
     features: int
-    kernel_size: int
+    kernel_size: int | tuple[int, int]
     stride: int
     conv: ModuleDef
     norm: ModuleDef | None

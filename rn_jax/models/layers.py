@@ -33,10 +33,11 @@ class Conv(nn.Module):
 
     Attributes:
         features: channels of the output.
-        kernel_size: side of the square window.
+        kernel_size: side of a square window, or its height and width.
         stride: step of the window.
         groups: number of feature groups.
-        padding: rows and columns of zeros on each side; None: kernel_size // 2.
+        padding: rows and columns of zeros on each side; None: half of the window's
+            height and width, rounded down.
         use_bias: whether to add a bias.
         gradient: rule of the gradient; see `conv2d`.
         dtype: dtype of the computation; None uses that of the operands.
@@ -47,7 +48,7 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3
     stride: int = 1
     groups: int = 1
     padding: int | None = None
@@ -63,6 +64,7 @@ class Conv(nn.Module):
         if x.ndim != 4:
             raise InputError(f"Images must be [B, H, W, C], not of shape {x.shape}.")
         channels, size = x.shape[-1], self.kernel_size
+        window = (size, size) if isinstance(size, int) else size
         if self.has_variable("params", "kernel"):
             expected = self.get_variable("params", "kernel").shape[2] * self.groups
             if channels != expected:
@@ -70,14 +72,14 @@ class Conv(nn.Module):
                     f"The convolution {'/'.join(self.path)} takes {expected} channels, "
                     f"but its input of shape {x.shape} has {channels}."
                 )
-        padding = size // 2 if self.padding is None else self.padding
-        if min(x.shape[1:3]) + 2 * padding < size:
+        padding = [n // 2 if self.padding is None else self.padding for n in window]
+        least = max(n - 2 * around for n, around in zip(window, padding, strict=True))
+        if min(x.shape[1:3]) < least:
             raise InputError(
                 f"The convolution {'/'.join(self.path)} takes images of at least "
-                f"{size - 2 * padding} pixels a side, but its input has the shape "
-                f"{x.shape}."
+                f"{least} pixels a side, but its input has the shape {x.shape}."
             )
-        shape = (size, size, channels // self.groups, self.features)
+        shape = (*window, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
@@ -87,7 +89,7 @@ class Conv(nn.Module):
             x,
             kernel,
             stride=self.stride,
-            padding=((padding, padding),) * 2,
+            padding=((padding[0],) * 2, (padding[1],) * 2),
             groups=self.groups,
             gradient=self.gradient,
         )
@@ -165,21 +167,21 @@ def max_pool(
 
 
 def average_pool(
-    x: jax.Array, size: int, stride: int, *, ceil_mode: bool = False
+    x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
 ) -> jax.Array:
     """Return the mean of every window: f[B, H, W, C] -> f[B, H', W', C].
 
-    The shape is that of `max_pool` without padding. A window that reaches past the
-    border is averaged over its pixels inside (Torch's AvgPool2d). Sums are in at least
-    float32.
+    The shape is that of `max_pool`. A window that reaches past the border is averaged
+    over its pixels inside (Torch's AvgPool2d with `count_include_pad=False`,
+    TensorFlow's). Sums are in at least float32.
 
     Args:
         x: f[B, H, W, C].
         size: side of the window.
         stride: step of the window.
-        ceil_mode: as in `max_pool`.
+        padding, ceil_mode: as in `max_pool`.
     """
-    window, around = _windows(x, size, stride, 0, ceil_mode)
+    window, around = _windows(x, size, stride, padding, ceil_mode)
     # The counts of nn.avg_pool, and so its means, have JAX's default dtype.
     wide = x.astype(at_least_float32(x.dtype))
     counts, sums = (

@@ -179,6 +179,23 @@ class Network(nn.Module, kw_only=True):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
+    @property
+    def draws_gates(self) -> bool:
+        """Whether gates are drawn in training."""
+        return self.stochastic_depth is not None
+
+    def draw_gates(
+        self, key: jax.Array, batch_size: int, first_index: int | jax.Array = 0
+    ) -> jax.Array | Subset:
+        """Draw the gates of one mini-batch, if `draws_gates`; see `sample_gates`."""
+        settings: Any = self.stochastic_depth
+        return sample_gates(key, settings, self.num_blocks, batch_size, first_index)
+
+    def test_gates(self) -> jax.Array:
+        """Return the gates at test of a network that `draws_gates`, f32[L]."""
+        settings: Any = self.stochastic_depth
+        return eval_gates(settings, self.num_blocks)
+
     def of_stage(self, stage: int, *per_block: Any) -> tuple[Any, ...]:
         """Return the part of each argument that belongs to a stage's blocks.
 
@@ -292,16 +309,16 @@ class Network(nn.Module, kw_only=True):
             return Shaken(forward, backward), paths
         if gates is not None:
             return _numbers("gates", gates, *shapes), paths
-        if settings is None:
+        if not self.draws_gates:
             return None, paths
         if not train:
-            return eval_gates(settings, num_blocks)[:, None], paths  # (num_blocks, 1)
+            return self.test_gates()[:, None], paths  # (num_blocks, 1)
         if not (self.has_rng("gates") or self.is_initializing()):
+            what = "stochastic depth" if settings else "drop-path"
             raise InputError(
-                'Training with stochastic depth needs rngs={"gates": key} or gates.'
+                f'Training with {what} needs rngs={{"gates": key}} or gates.'
             )
-        key = self.make_rng("gates")
-        return sample_gates(key, settings, num_blocks, images.shape[0]), paths
+        return self.draw_gates(self.make_rng("gates"), images.shape[0]), paths
 
     check = resolve_gates  # the name until 0.1
 

@@ -10,8 +10,10 @@ from rn_jax.errors import InputError, unknown_name
 from rn_jax.models import preact, squeeze_excite, swapout, weighted
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
+from rn_jax.models.fractalnet import FractalNet
 from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
+from rn_jax.models.inception_resnet import InceptionResNetV2
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.pyramidnet import PyramidNet
@@ -347,6 +349,24 @@ for _depth, _alpha, _params in (
 ):
     _own = {"alpha": _alpha, "bottleneck": True, **_sections(_depth, 3)}
     _add(f"pyramidnet{_depth}_{_alpha}", _params, **_own)
+
+# --- Larsson et al. 2017 --------------------------------------------------------------
+
+_add = _rows(FractalNet, "Larsson et al. 2017")
+_add("fractalnet20", 33_724_618)
+_NARROW = {"features": (16, 32, 64, 128, 128)}
+for _columns, _params in ((2, 836_106), (3, 2_113_594), (4, 4_767_210)):
+    _name = f"fractalnet{5 * 2 ** (_columns - 1)}_16"
+    _add(_name, _params, _NARROW, columns=_columns)
+
+# --- Szegedy et al. 2017 --------------------------------------------------------------
+
+_add = _rows(
+    InceptionResNetV2,
+    "Szegedy et al. 2017, the authors' code",
+    **{**_IMAGENET, "image_size": 299},
+)
+_add("inception_resnet_v2", 55_843_464, norm=_BatchNorm)
 
 # --- Srivastava et al. 2015 -----------------------------------------------------------
 

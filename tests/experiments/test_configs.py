@@ -222,6 +222,7 @@ def rows_of(name):
         ("densenet40_12", 14),
         ("densenet121", 5),
         ("pyramidnet110_48", 12),
+        ("fractalnet20", 7),
         ("vgg16", 4),
     ],
 )
@@ -410,6 +411,31 @@ def test_recipe_of_yamada_2018():
             *("learning_rate", "stochastic_depth", "paper"),
             "published_error_percent",
         }
+
+
+def test_recipe_of_larsson_2017():
+    """0.02, divided whenever half of the remaining 400 epochs are over; batch 100."""
+    config = load("fractalnet20_drop_path")
+    assert config.model_kwargs.drop_path == 0.15
+    assert tuple(config.model_kwargs.dropout) == (0, 0.1, 0.2, 0.3, 0.4)
+    assert (config.batch_size, config.bias_rate) == (100, 2)
+    assert optimiser_of(config) == ("caffe", 0.9, False, 0, "kernels")
+    schedule, total = schedule_of("fractalnet20_drop_path", steps_per_epoch=500)
+    assert total == 400 * 500
+    rates = [float(schedule(e * 500)) for e in (199, 200, 300, 350, 374, 375)]
+    assert rates == pytest.approx([0.02, 2e-3, 2e-4, 2e-5, 2e-5, 2e-6])
+
+
+def test_recipe_of_szegedy_2017():
+    """0.045, times 0.94 every two epochs; crops of 299 pixels."""
+    config = load("inception_resnet_v2")
+    assert (config.image_size, config.eval_size) == (299, 299)
+    assert optimiser_of(config) == ("caffe", 0.9, False, 4e-5, "kernels")
+    schedule, total = schedule_of("inception_resnet_v2", steps_per_epoch=5004)
+    assert total == 200 * 5004
+    found = {e: float(schedule(e * 5004)) for e in (0, 1, 2, 3, 4, 199)}
+    power = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 199: 99}
+    assert found == pytest.approx({e: 0.045 * 0.94**n for e, n in power.items()})
 
 
 def test_recipe_of_srivastava_2015():

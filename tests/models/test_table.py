@@ -15,6 +15,7 @@ import rn_jax
 from benchmarks.training_step import make_step
 from rn_jax import create_model
 from rn_jax.models import MODELS
+from rn_jax.models.fractalnet import join_inputs
 
 # Name -> parameters with the classes of its data set (10, or 1000 for ImageNet), from
 # the definitions of the papers by plain arithmetic, and of torchvision's models.
@@ -158,6 +159,13 @@ GOLDEN = {
     "pyramidnet200_240": 26_617_000,
     "pyramidnet236_220": 26_806_528,
     "pyramidnet272_200": 26_049_562,
+    # Larsson et al. 2017: 3x3 convolutions without biases, BatchNorms, the classifier.
+    "fractalnet20": 33_724_618,
+    "fractalnet10_16": 836_106,
+    "fractalnet20_16": 2_113_594,
+    "fractalnet40_16": 4_767_210,
+    # Szegedy et al. 2017: timm's.
+    "inception_resnet_v2": 55_843_464,
     # Highway networks; fully connected by 784 x 50, 9 or 49 layers, 50 x 10.
     "highway19": 2_256_838,
     # One gate more or less in 4, 5 and 5 layers: 9 w^2 + w for w = 32, 80 and 128.
@@ -214,6 +222,11 @@ VARIANTS = [
     ("densenet40_12", {"stem_features": 24}, 1_059_298),
     ("densenet100_12", {"stem_features": 24}, 7_083_538),
     ("densenet100_24", {"stem_features": 48}, 28_071_706),
+    ("fractalnet20", {"num_classes": 100}, 33_770_788),
+    # The plain network of 20 layers: the deepest column.
+    ("fractalnet20_16", {"column": 3}, 1_278_778),
+    # TF-Slim's classes.
+    ("inception_resnet_v2", {"num_classes": 1001}, 55_843_464 + 1_537),
     ("googlenet", {"aux_heads": False}, 6_624_904),
     ("googlenet_2014", {"aux_heads": False}, 6_998_552),
     # BatchNorm without biases, and true 5x5 convolutions.
@@ -225,7 +238,8 @@ VARIANTS = [
 def image_shape(name, batch=1):
     """Small where the parameters do not depend on it, as with GoogLeNet's heads."""
     entry = MODELS[name]
-    size = min(entry.image_size, 224 if name == "googlenet_2014" else 64)
+    least = {"googlenet_2014": 224, "inception_resnet_v2": 75}
+    size = min(entry.image_size, least.get(name, 64))
     return (batch, size, size, entry.channels)
 
 
@@ -285,6 +299,13 @@ DEPTH = {
     "googlenet_2014": 22,
     "highway10_mnist": 11,
     "highway50_mnist": 51,
+    # The deepest column, and the classifier, which the paper does not count.
+    "fractalnet20": 21,
+    "fractalnet10_16": 11,
+    "fractalnet20_16": 21,
+    "fractalnet40_16": 41,
+    # Five of the stem, three modules, 10 + 20 + 10 blocks of four, and two.
+    "inception_resnet_v2": 5 + 3 * 3 + 40 * 4 + 2,
     "densenet264": 265,  # (6 + 12 + 64 + 48) x 2, three transitions, first and last
 }
 
@@ -306,6 +327,8 @@ def depth_is_what_the_name_says(name, tree):
             continue
         if keys[0].startswith("aux"):
             continue
+        if beside_the_longest_path(name, keys):
+            continue
         if "inception" in keys[0] and not keys[1].startswith("branch2"):
             continue  # beside the 1x1 and 3x3 convolutions of another branch
         if "shortcut" in keys:
@@ -316,6 +339,20 @@ def depth_is_what_the_name_says(name, tree):
         layers += projections - 1  # beside the path, and not the classifier
     depth = DEPTH.get(name) or int(re.search(r"\d\d+", name).group())
     assert layers == depth, name
+
+
+def beside_the_longest_path(name, keys):
+    """Whether a layer is of a shallower column or a shorter tower."""
+    if name.startswith("fractalnet"):
+        columns = create_model(name).columns
+        deepest = {i.name for i in join_inputs(columns, columns)}
+        return keys[0] != "head" and keys[1] not in deepest
+    if name == "inception_resnet_v2":
+        longest = {"stage1": 3, "stage2": 2, "stage3": 2, "stage4": 2}
+        longest |= {"mixed_5b": 3, "mixed_6a": 2, "mixed_7a": 3}
+        layer = next((key for key in keys if re.match("tower|pooled", key)), "")
+        return layer != "" and not layer.startswith(f"tower{longest[keys[0]]}_")
+    return False
 
 
 # Credits of networks that their paper's tables and figures do not have.
@@ -339,6 +376,7 @@ NOT_IN_THE_PAPER = {
     "densenet_bc40_48": "Huang et al. 2017, the authors' code",
     "densenet_bc40_60": "Huang et al. 2017, the authors' code",
     "densenet161": "Huang et al. 2017, the authors' code",
+    "inception_resnet_v2": "Szegedy et al. 2017, the authors' code",
     "alexnet": "torchvision, after Krizhevsky 2014",
     "googlenet": "torchvision, after Szegedy et al. 2015",
 }
@@ -355,7 +393,7 @@ def test_networks_that_no_paper_has_are_not_credited_to_one():
 def test_rows_name_their_paper_and_fit_its_data_set():
     for name, entry in MODELS.items():
         assert entry.paper, name
-        assert entry.num_classes == (1000 if entry.image_size == 224 else 10)
+        assert entry.num_classes == (1000 if entry.image_size > 200 else 10)
 
 
 # --- What gates do, for every distinct block and trunk --------------------------------
@@ -414,6 +452,8 @@ KINDS = [
     "pyramidnet110_48",
     "pyramidnet110_mul8",
     "pyramidnet164_48",
+    "fractalnet20",
+    "inception_resnet_v2",
     "highway19",
     "highway19_independent",
     "highway19_open",
@@ -482,6 +522,7 @@ LONG = {
     "wrn16_8",
     "densenet40_12",
     "densenet121",
+    "inception_resnet_v2",
     "vgg16",
     "vgg15",
 }

@@ -115,6 +115,16 @@ PUBLISHED = {
         "236_220": (3.40, 16.37),
         "272_200": (3.31, 16.35),
     },
+    "fractalnet": {
+        "20": (5.22, 23.30),
+        "20_drop_path": (4.60, 23.73),
+        "20_not_augmented": (10.18, 35.34),
+        "20_drop_path_not_augmented": (7.33, 28.20),
+        "10_16": (None, None),
+        "20_16": (None, None),
+        "40_16": (None, None),
+    },
+    "inception_resnet_imagenet": {"inception_resnet_v2": (19.9,)},
     "highway": {"highway19": (7.54, 32.24)},
     # On digits no paper has a number, and every row that names them is trained on them.
     "highway_resnet": {
