@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of trained networks: lesions, paths, responses, cost, highway gates."""
+"""Analysis of networks: lesions, paths, responses, gradients, cost, highway gates."""
