@@ -8,8 +8,9 @@ VGG-11 and VGG-13 no number was available. The rate is divided when the validati
 stops falling, within 370,000 iterations (VGG) or about 90 epochs (AlexNet), on crops of
 images whose shorter side is 256. The rate of GoogLeNet falls by 4 % every 8 epochs; its
 initial value, the batch size, the weight decay and the length are those of the
-re-training in Caffe. Unlike here, the paper averages weights over time and trains
-asynchronously.
+re-training in Caffe. The paper averages weights over time (Polyak and Juditsky 1992)
+and does not say how; the decay is that of TensorFlow's recipe for later Inception
+networks (secondary source). Unlike here, the paper trains asynchronously.
 
     python -m experiments.run --config=configs/vgg16.py
 """
@@ -61,6 +62,7 @@ def of_googlenet(dataset="imagenet2012"):
         protocol="full",
         train_crop="area",
         weight_decay=2e-4,
+        ema_decay=0.9999,
         paper="Szegedy et al. 2015",
     )
 

@@ -36,7 +36,10 @@ Amount = Annotated[float, Range(0)]
 Batch = Annotated[int, Range(1, 2**16)]
 Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
 Percent = Annotated[float, Range(0, 100)]
+Share = Annotated[float, Range(0, 1)]
+Alpha = Annotated[float, Range(0, 1000)]  # float32 draws from Beta(alpha, alpha)
 Unit = Literal["steps", "epochs", "fraction"]  # of the run's length
+Schedule = Literal["piecewise", "cosine", "linear", "plateau"]
 MatmulPrecision = Literal["bfloat16", "tensorfloat32", "float32"]
 
 
@@ -67,11 +70,14 @@ class Config:
     protocol: Literal["full", "45k5k"] = "full"  # 45k5k: hold out a tenth to validate
     split_seed: Number = 0  # selects the held-out examples
     normalization: Annotated[str, data.NORMALIZATIONS] = "mean_image"  # of pixels
-    augment: bool = True  # zero-pad and crop, flip, and change colours
+    augment: bool = True  # zero-pad and crop, flip, change colours, mix
     augment_pad: Number | None = None  # pixels; None: the data set's default
     augment_flip: bool | None = None  # None: the data set's default
     color_jitter: Amount = 0.0  # strength: 0.4 in fb.resnet.torch
     pca_noise: Amount = 0.0  # std: 0.1 in Krizhevsky et al. 2012
+    mixup_alpha: Alpha = 0.0  # of Beta(alpha, alpha): 1 in Zhang et al. 2018 on CIFAR
+    cutmix_alpha: Alpha = 0.0  # the same for boxes: 1 in Yun et al. 2019
+    mix_probability: Share = 1.0  # of a batch: 0.5 in Yun et al. 2019 on CIFAR
 
     # Data of imagenet2012 only, which worker processes decode and crop
     train_crop: Literal["area", "scale"] = "area"  # 8 to 100 %; scale: after resizing
@@ -90,24 +96,32 @@ class Config:
     eval_batch_size: Batch = 500  # over all devices; affects speed and memory only
 
     # Optimiser
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"  # lars: SGD with a rate by layer
     learning_rate: Amount = 0.1  # after the warm-up, before the first drop
-    lr_schedule: Literal["piecewise", "cosine", "plateau"] = "piecewise"  # cosine: to 0
+    lr_schedule: Schedule = "piecewise"  # cosine, linear: to 0
     lr_drops: tuple[Amount, ...] = (32_000, 48_000)  # where the rate drops
     lr_drops_unit: Unit = "steps"  # of lr_drops
     lr_factor: Annotated[float, Range(0, 1)] = 0.1  # of the rate at a drop or plateau
     plateau_patience: Count = 5  # evaluations without a lower validation error
     plateau_drops: Count = 3  # at most
     warmup: Amount = 0.0  # time at warmup_learning_rate at the start
+    warmup_form: Annotated[str, optim.WARMUP_FORMS] = "constant"  # linear: rising
     warmup_unit: Unit = "steps"  # of warmup
     warmup_until_error: Percent | None = None  # training error; needs warmup=0
     warmup_learning_rate: Amount = 0.01  # as in He et al. 2015 for ResNet-110
-    momentum: Amount = 0.9  # of the running sum of gradients
+    momentum: Amount = 0.9  # of the running sum of gradients; beta1 of AdamW
     momentum_form: Annotated[str, optim.MOMENTUM_FORMS] = "caffe"  # rate in velocity
     nesterov: bool = False  # True: Nesterov's momentum, as in the Torch codes
-    weight_decay: Amount = 1e-4  # factor of the L2 penalty's gradient
+    adam_beta2: Annotated[float, Range(0, 0.999999)] = 0.999  # of AdamW
+    adam_epsilon: Amount = 1e-8  # of AdamW
+    trust_coefficient: Amount = 0.001  # of LARS
+    clip_norm: Amount | None = None  # largest L2 norm of the gradient; None: any
+    weight_decay: Amount = 1e-4  # factor of the L2 penalty's gradient; in AdamW of w
+    label_smoothing: Share = 0.0  # of targets, spread: 0.1 in Szegedy et al. 2016
     aux_loss_weight: Amount = 0.3  # of each auxiliary head's loss, in GoogLeNet
     weight_decay_on: Literal["kernels", "all"] = "kernels"  # all: biases too
     bias_rate: Amount = 1.0  # factor of the rate for biases; 2 in the Caffe codes
+    ema_decay: Share | None = None  # of the averages that are evaluated; None: none
     micro_batches: Count = 1  # sequential parts of a batch; also named accum_steps
 
     # Randomness and devices

@@ -30,6 +30,17 @@ BEFORE: Mapping[str, Any] = {
     "momentum_form": "torch",
     "mean_image_examples": 10_000,
     "init_deepen": False,
+    "optimizer": "sgd",
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "trust_coefficient": 0.001,
+    "warmup_form": "constant",
+    "clip_norm": None,
+    "label_smoothing": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "mix_probability": 1.0,
+    "ema_decay": None,
 }
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {
@@ -306,6 +317,10 @@ def check_config(config: Config) -> None:
         raise InputError(
             "lr_schedule=plateau needs held-out examples, with protocol=45k5k: the "
             "test set is not used to choose anything."
+        )
+    if config.optimizer == "adamw" and config.nesterov:
+        raise InputError(
+            "nesterov is a rule of sgd and lars: with optimizer=adamw, leave it False."
         )
     if config.epochs is None and config.steps is None:
         raise InputError("Set epochs or steps: the length of the run.")

@@ -81,7 +81,8 @@ def plan(config: Config) -> str:
             f"{row['multiply_adds']:>17,}"
         )
     share = config.batch_size // len(devices) // config.micro_batches
-    state = 3 * 4 * total["params"]  # parameters, momentum and gradients
+    copies = 3 + (config.optimizer == "adamw") + (config.ema_decay is not None)
+    state = copies * 4 * total["params"]  # parameters, gradients, momentum, averages
     kept = residual_bytes(model, (share, *image_shape))
     seen = steps * config.batch_size
     operations = _OPERATIONS * total["multiply_adds"] * seen * _computed(model)

@@ -33,6 +33,8 @@ from rn_jax.errors import InputError
 
 # The version of the format; checkpoints of others are refused.
 FORMAT = 1
+# Parts of a state that are not saved if they are empty: older checkpoints lack them.
+_IF_ANY = ("ema",)
 
 
 @dataclasses.dataclass
@@ -102,7 +104,7 @@ class Checkpoints:
             return
         if best:
             self._best.step = step
-        tree = jax.device_get(flax.serialization.to_state_dict(state))
+        tree = jax.device_get(_to_tree(state))
         ours = {
             "format": FORMAT,
             "layout": layout(tree),
@@ -259,6 +261,8 @@ class Checkpoints:
         if record["ours"]["digest"] != digest(state):
             raise OSError("its contents do not match their checksum")
         if like is not None:
+            whole = flax.serialization.to_state_dict(like)
+            state |= {name: whole[name] for name in whole.keys() - state.keys()}
             state = flax.serialization.from_state_dict(like, state)
         return state, record["ours"], record["caller"]
 
@@ -278,7 +282,7 @@ class Checkpoints:
 
     def _target(self, step, like, record):
         """Return zeros of the shapes of `like`, which the checkpoint must have too."""
-        target = flax.serialization.to_state_dict(like)
+        target = _to_tree(like)
         here, there = layout(target), record["ours"]["layout"]
         differ = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
         if differ:
@@ -304,6 +308,12 @@ class Checkpoints:
                 f"{self._where(step)} claims {claimed:,} numbers; at most {most:,} are "
                 "allowed."
             )
+
+
+def _to_tree(state):
+    """Return a state as the nested dict that is saved."""
+    tree = flax.serialization.to_state_dict(state)
+    return {name: part for name, part in tree.items() if name not in _IF_ANY or part}
 
 
 def layout(tree: Any) -> dict[str, str]:

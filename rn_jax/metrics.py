@@ -19,14 +19,19 @@ def classification_sums(
 
     Args:
         logits: f[B, num_classes].
-        labels: i32[B].
+        labels: i32[B], or probabilities of classes f32[B, num_classes], the highest
+            of which counts as the label.
         mask: bool[B], False for padding.
 
     Returns:
         f32[] each: "loss" (cross-entropy in nats), "correct", "count".
     """
     logits = logits.astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # (B,)
+    if labels.ndim == 2:
+        loss = optax.softmax_cross_entropy(logits, labels)  # (B,)
+        labels = labels.argmax(axis=-1)  # (B,)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # (B,)
     correct = logits.argmax(axis=-1).astype(labels.dtype) == labels
     return {
         "loss": jnp.where(mask, loss, 0).sum(),

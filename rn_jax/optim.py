@@ -20,22 +20,27 @@ def piecewise_schedule(
     factor: float = 0.1,
     warmup_steps: int = 0,
     warmup_learning_rate: float = 0.01,
+    warmup_form: str = "constant",
 ) -> optax.Schedule:
-    """Return a piecewise-constant learning rate with a constant warm-up.
+    """Return a piecewise-constant learning rate with a warm-up.
 
     Args:
         learning_rate: rate from the end of the warm-up to the first drop.
         drops: steps at which the rate is multiplied by `factor`.
         factor: 0.1 in all papers here.
-        warmup_steps: number of steps at `warmup_learning_rate` (about 400 for
-            ResNet-110 in He et al. 2015, section 4.2).
-        warmup_learning_rate: rate of the warm-up.
+        warmup_steps: number of steps of the warm-up (about 400 for ResNet-110 in He et
+            al. 2015, section 4.2).
+        warmup_learning_rate: rate of a constant warm-up, and at the start of a linear
+            one.
+        warmup_form: "constant", or "linear" for a rate that rises in equal steps to
+            `learning_rate` (Goyal et al. 2017, section 2.2, gradual warm-up).
 
     Returns:
         A function of the step.
 
     Raises:
-        InputError: the drops do not increase, or one is within the warm-up.
+        InputError: the drops do not increase, or one is within the warm-up; or
+            `warmup_form` is unknown.
     """
     boundaries = [warmup_steps, *drops] if warmup_steps else list(drops)
     if sorted(set(boundaries)) != boundaries:
@@ -44,45 +49,77 @@ def piecewise_schedule(
             f"warm-up, but the steps of warm-up and drops are {boundaries}."
         )
     rates = [learning_rate * factor**i for i in range(len(drops) + 1)]
+    parts = [optax.constant_schedule(rate) for rate in rates]
     if warmup_steps:
-        rates.insert(0, warmup_learning_rate)
-    return optax.join_schedules([optax.constant_schedule(r) for r in rates], boundaries)
+        warmup = warmup_learning_rate, learning_rate, warmup_steps, warmup_form
+        parts.insert(0, _warmup(*warmup))
+    return optax.join_schedules(parts, boundaries)
 
 
-def cosine_schedule(
-    learning_rate: float,
-    *,
-    total_steps: int,
-    warmup_steps: int = 0,
-    warmup_learning_rate: float = 0.01,
-) -> optax.Schedule:
+WARMUP_FORMS = ("constant", "linear")
+
+
+def _warmup(first_rate, last_rate, steps, form):
+    if form not in WARMUP_FORMS:
+        raise must_be("warmup_form", '"constant" or "linear"', form)
+    if form == "constant":
+        return optax.constant_schedule(first_rate)
+    return _of_float(optax.linear_schedule(first_rate, last_rate, steps))
+
+
+def _of_float(schedule):  # Optax would mix an integer with floats
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
+
+
+def cosine_schedule(learning_rate: float, **lengths: Any) -> optax.Schedule:
     """Return half a cosine that ends at 0 (Loshchilov and Hutter 2017, equation 5).
+
+    Arguments, result and errors are those of `linear_schedule`.
+    """
+    return _to_zero(optax.cosine_decay_schedule, learning_rate, **lengths)
+
+
+def linear_schedule(learning_rate: float, **lengths: Any) -> optax.Schedule:
+    """Return a rate that decreases in equal steps and ends at 0.
 
     Args:
         learning_rate: rate at the end of the warm-up.
-        total_steps: length of the run, including the warm-up.
-        warmup_steps, warmup_learning_rate: as in `piecewise_schedule`.
+        lengths: `total_steps`, the length of the run including the warm-up, and
+            `warmup_steps`, `warmup_learning_rate` and `warmup_form` of
+            `piecewise_schedule`.
 
     Returns:
         A function of the step.
 
     Raises:
-        InputError: the warm-up is not shorter than the run.
+        InputError: the warm-up is not shorter than the run, or has an unknown form.
     """
+
+    def decay(rate, steps):
+        return optax.linear_schedule(rate, 0.0, steps)
+
+    return _to_zero(decay, learning_rate, **lengths)
+
+
+def _to_zero(
+    make_decay,
+    learning_rate,
+    *,
+    total_steps,
+    warmup_steps=0,
+    warmup_learning_rate=0.01,
+    warmup_form="constant",
+):
     if warmup_steps >= total_steps:
         raise InputError(
             f"The warm-up of {warmup_steps} steps must end before the run of "
             f"{total_steps} steps does."
         )
-    decay = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
-
-    def cosine(step):  # Optax would mix an integer with floats
-        return decay(jnp.asarray(step, jnp.float32))
-
+    decay = _of_float(make_decay(learning_rate, total_steps - warmup_steps))
     if not warmup_steps:
-        return cosine
-    warmup = optax.constant_schedule(warmup_learning_rate)
-    return optax.join_schedules([warmup, cosine], [warmup_steps])
+        return decay
+    warmup = _warmup(warmup_learning_rate, learning_rate, warmup_steps, warmup_form)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 # Decay of the running error that ends a warm-up. It averages about 20 batches, so that
@@ -233,6 +270,7 @@ def sgd(
     decay: str,
     bias_rate: float = 1.0,
     momentum_form: str = "torch",
+    trust_coefficient: float | None = None,
 ) -> optax.GradientTransformation:
     """Return SGD with momentum and weight decay, as in Torch's code or Caffe's.
 
@@ -260,6 +298,10 @@ def sgd(
             gives BatchNorm's scales the rank of a matrix.
         bias_rate: factor of the rate for leaves named "bias" (2 in the Caffe codes).
         momentum_form: "torch" or "caffe".
+        trust_coefficient: eta of `layer_rate`, by which LARS multiplies g of each
+            kernel (You et al. 2017, algorithm 1, with Caffe's form of the momentum);
+            None for SGD. Biases and BatchNorm's parameters keep the rate of SGD, on
+            which the paper is silent (secondary source: the usual implementations).
 
     Returns:
         The optimiser; a `RateScaledInside` in Caffe's form.
@@ -267,13 +309,12 @@ def sgd(
     Raises:
         InputError: `decay` or `momentum_form` is unknown.
     """
-    if decay not in ("all", "kernels"):
-        raise must_be("weight decay", 'on "all" or "kernels"', decay)
     if momentum_form not in MOMENTUM_FORMS:
         raise must_be("momentum_form", '"torch" or "caffe"', momentum_form)
-    mask = kernel_mask if decay == "kernels" else None
-    decayed = optax.add_decayed_weights(weight_decay, mask)
-    biases = [] if bias_rate == 1 else [optax.masked(optax.scale(bias_rate), bias_mask)]
+    decayed = optax.add_decayed_weights(weight_decay, _decay_mask(decay))
+    if trust_coefficient is not None:
+        decayed = _by_layer(decayed, weight_decay, trust_coefficient)
+    biases = _scale_biases(bias_rate)
     if momentum_form == "torch":
         sgd = optax.sgd(schedule, momentum=momentum, nesterov=nesterov)
         return optax.chain(decayed, sgd, *biases)
@@ -296,6 +337,125 @@ def _scale_by_rate(schedule):
         return scaled, state
 
     return optax.GradientTransformationExtraArgs(by_schedule.init, update)
+
+
+def layer_rate(
+    weights: jax.Array,
+    grads: jax.Array,
+    *,
+    weight_decay: float,
+    trust_coefficient: float,
+    axis: tuple[int, ...] | None = None,
+) -> jax.Array:
+    """Return eta |w| / (|g| + weight_decay |w|), LARS's factor of a layer's rate.
+
+    This is You et al. 2017, equation 6. `optax.lars` has |g + weight_decay w| below the
+    line instead. The factor is 1 if either norm is 0, as in the usual implementations,
+    so that a block closed by stochastic depth only decays as it does by `sgd`.
+
+    Args:
+        weights, grads: parameters of the layer, and the gradient before weight decay.
+        weight_decay: factor of the L2 penalty's gradient.
+        trust_coefficient: eta; 0.001 in the paper.
+        axis: axes of one layer, if the arrays stack several; None: all.
+
+    Returns:
+        The factor, with axes of length 1.
+    """
+    w, g = (jnp.sqrt(jnp.sum(a * a, axis, keepdims=True)) for a in (weights, grads))
+    rate = trust_coefficient * w / (g + weight_decay * w)
+    return jnp.where((w > 0) & (g > 0), rate, 1)
+
+
+def _by_layer(decayed, weight_decay, trust_coefficient):
+    """Multiply what `decayed` makes of each layer's gradient by its `layer_rate`."""
+
+    def update(grads, state, params=None):
+        updates, state = decayed.update(grads, state, params)
+
+        def scale(path, update, weights, grads):
+            if path[-1].key != "kernel":
+                return update
+            stacked = any(part.key == "blocks" for part in path)  # along axis 0
+            rate = layer_rate(
+                weights,
+                grads,
+                weight_decay=weight_decay,
+                trust_coefficient=trust_coefficient,
+                axis=tuple(range(int(stacked), weights.ndim)),
+            )
+            return rate * update
+
+        scaled = jax.tree_util.tree_map_with_path(scale, updates, params, grads)
+        return scaled, state
+
+    return optax.GradientTransformation(decayed.init, update)
+
+
+def adamw(
+    schedule: optax.Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float,
+    decay: str,
+    bias_rate: float = 1.0,
+) -> optax.GradientTransformation:
+    """Return Adam with decoupled weight decay.
+
+    This is algorithm 2 of Loshchilov and Hutter 2019, by Optax.
+
+    The decay of a step is schedule(step) * weight_decay * w, as in Optax and PyTorch.
+    In the paper the schedule alone multiplies it, without the initial rate alpha.
+
+    Args:
+        schedule: learning rate by step.
+        beta1, beta2: decays of the averages of gradients and their squares.
+        epsilon: added to the root of the average square.
+        weight_decay: see above.
+        decay, bias_rate: as in `sgd`.
+
+    Raises:
+        InputError: `decay` is unknown.
+    """
+    rule = optax.adamw(
+        schedule,
+        b1=beta1,
+        b2=beta2,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        mask=_decay_mask(decay),
+    )
+    rule = optax.chain(rule, *_scale_biases(bias_rate))
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integers
+            return rule.update(grads, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def clipped(
+    tx: optax.GradientTransformation, norm: float
+) -> optax.GradientTransformation:
+    """Return an optimiser whose gradient has at most this L2 norm.
+
+    The gradient of all parameters, without weight decay, is rescaled as a whole
+    (Pascanu et al. 2013, algorithm 1).
+    """
+    chain = optax.chain(optax.clip_by_global_norm(norm), tx)
+    return RateScaledInside(*chain) if isinstance(tx, RateScaledInside) else chain
+
+
+def _scale_biases(rate):
+    return [] if rate == 1 else [optax.masked(optax.scale(rate), bias_mask)]
+
+
+def _decay_mask(decay):
+    if decay not in ("all", "kernels"):
+        raise must_be("weight decay", 'on "all" or "kernels"', decay)
+    return kernel_mask if decay == "kernels" else None
 
 
 def kernel_mask(params):

@@ -35,6 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
             step in which it was open for a share of the examples adds that share.
         feedback: state of `optim.RateController`.
         loss_scale: state of `optim.LossScaling`; empty without it.
+        ema: averages of "params" and "batch_stats"; empty without `ema_decay`.
     """
 
     step: jax.Array
@@ -45,6 +46,12 @@ class TrainState(flax.struct.PyTreeNode):
     open_counts: jax.Array
     feedback: dict[str, Any]
     loss_scale: dict[str, jax.Array]
+    ema: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables that are evaluated: the averages, if there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 # Collections that a step reads from a network: new statistics and terms of the loss.
@@ -60,13 +67,14 @@ def create_state(
     image_shape: tuple[int, int, int],
     feedback: RateController = NO_FEEDBACK,
     loss_scaling: LossScaling | None = None,
+    ema_decay: float | None = None,
 ) -> TrainState:
     """Return the state before the first step.
 
     Args:
         key: PRNG key of the parameters.
         image_shape: (H, W, C).
-        model, tx, feedback, loss_scaling: as in `make_train_step`.
+        model, tx, feedback, loss_scaling, ema_decay: as in `make_train_step`.
 
     Raises:
         InputError: the network needs variables in collections other than "params" and
@@ -78,15 +86,17 @@ def create_state(
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init({"params": key}, images, train=False)
         _check_collections(model, variables, images)
+        trained = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
+            **trained,
             opt_state=tx.init(variables["params"]),
             sums=jax.tree.map(jnp.float32, ZERO_SUMS),
             open_counts=jnp.zeros(model.num_blocks, jnp.float32),
             feedback=feedback.init(),
             loss_scale={} if loss_scaling is None else loss_scaling.init(),
+            # Copies, since a step that gets its state donated cannot get it twice.
+            ema={} if ema_decay is None else jax.tree.map(jnp.copy, trained),
         )
 
     return create(key)
@@ -123,8 +133,11 @@ def make_train_step(
     preprocess: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     gates_from_step: int = 0,
     aux_loss_weight: float = 0.3,
+    label_smoothing: float = 0.0,
+    mix: Callable | None = None,
     feedback: RateController = NO_FEEDBACK,
     loss_scaling: LossScaling | None = None,
+    ema_decay: float | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> Callable:
@@ -142,8 +155,13 @@ def make_train_step(
         gates_from_step: number of steps of constant depth before stochastic depth.
         aux_loss_weight: weight of each auxiliary head's loss in the loss that is
             minimised and reported (Szegedy et al. 2015, section 5; GoogLeNet alone).
+        label_smoothing: share of every target that is spread evenly over the classes
+            (Szegedy et al. 2016, section 7).
+        mix: (key, images f[B, H, W, C], targets f32[B, K], axis_name) -> images and
+            targets, such as a partial `data.mix`. The key depends on the step alone.
         feedback: controller of the learning rate.
         loss_scaling: loss scaling for float16.
+        ema_decay: decay of the averages of parameters and statistics, see `averaged`.
         micro_batches: number of parts into which each device's share of the batch is
             split. Their gradients are computed one after another and added up, which
             takes the memory of one part and gives the gradient of the whole, except
@@ -171,14 +189,20 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
         batch_size = len(batch["label"])
-        augment_key, gates_key, dropout_key = jax.random.split(
-            jax.random.fold_in(key, state.step), 3
-        )
+        step_key = jax.random.fold_in(key, state.step)
+        augment_key, gates_key, dropout_key = jax.random.split(step_key, 3)
         first_index = jnp.int32(0)
         if axis_name is not None:
             first_index = lax.axis_index(axis_name) * batch_size
             dropout_key = jax.random.fold_in(dropout_key, first_index)
         images = preprocess(augment_key, batch["image"], first_index)  # (B, H, W, C)
+        targets = batch["label"]  # (B,), or (B, K) if they are not one-hot
+        if label_smoothing or mix is not None:
+            targets = jax.nn.one_hot(targets, model.num_classes, dtype=jnp.float32)
+            targets = optax.smooth_labels(targets, label_smoothing)
+        if mix is not None:  # after the three keys of `split`
+            mix_key = jax.random.fold_in(step_key, 3)
+            images, targets = mix(mix_key, images, targets, axis_name)
 
         # Draw gates.
         gates, open_blocks = draw_gates(  # as in `sample_gates`; (num_blocks,)
@@ -193,7 +217,7 @@ def make_train_step(
             partial(objective, model, aux_loss_weight, loss_factor),
             state.params,
             state.batch_stats,
-            (images, batch["label"], batch["mask"]),
+            (images, targets, batch["mask"]),
             gates,
             dropout_key,
             micro_batches,
@@ -221,6 +245,9 @@ def make_train_step(
                 state.feedback, 100 * (1 - sums["correct"] / sums["count"])
             ),
         )
+        if ema_decay is not None:
+            trained = {"params": params, "batch_stats": batch_stats}
+            new = new.replace(ema=averaged(state.ema, trained, state.step, ema_decay))
 
         # Account.
         grad_norm = optax.tree.norm(grads)
@@ -317,14 +344,15 @@ def objective(
         loss_factor: factor of the loss, from loss scaling.
         params: parameters of the model.
         batch_stats: BatchNorm's statistics.
-        examples: (images f[B, H, W, C], labels i32[B], mask bool[B]).
+        examples: (images f[B, H, W, C], labels i32[B] or f32[B, K], mask bool[B]), see
+            `classification_sums`.
         gates: gates of the model: f32[L], f32[L, B], `Subset` or None.
         dropout_key: PRNG key of everything that the network draws.
 
     Returns:
         (loss f32[], (new batch_stats, sums of metrics)).
     """
-    images, labels, mask = examples  # (B, H, W, C), (B,), (B,)
+    images, labels, mask = examples  # (B, H, W, C), (B,) or (B, K), (B,)
     logits, updates = model.apply(  # (B, K)
         {"params": params, "batch_stats": batch_stats},
         images,
@@ -449,6 +477,25 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state
 
 
+def averaged(ema: Any, new: Any, step: jax.Array, decay: float) -> Any:
+    """Return the moving averages after a step: decay * ema + (1 - decay) * new.
+
+    Polyak and Juditsky 1992 average the parameters of all steps evenly. This average
+    forgets those of more than about 1 / (1 - decay) steps ago. As in TensorFlow's
+    `ExponentialMovingAverage`, the decay is at most (1 + step) / (10 + step), so that
+    the initial parameters do not outlast the first steps.
+
+    Args:
+        ema: averages, which begin as the initial values.
+        new: values after the step.
+        step: i32[], number of earlier steps.
+        decay: largest decay, in 0 .. 1.
+    """
+    steps = step.astype(jnp.float32)
+    share = 1 - jnp.minimum(decay, (1 + steps) / (10 + steps))
+    return jax.tree.map(lambda e, x: e + share.astype(e.dtype) * (x - e), ema, new)
+
+
 def keep_if_finite(
     new: TrainState, old: TrainState, finite: jax.Array, loss_scaling: LossScaling
 ) -> TrainState:
@@ -456,8 +503,8 @@ def keep_if_finite(
 
     Args:
         new: state after the step.
-        old: state before it, whose parameters, statistics and optimiser state are kept
-            if the gradient was not finite.
+        old: state before it, whose parameters, statistics, averages and optimiser state
+            are kept if the gradient was not finite.
         finite: bool[], whether the gradient was finite.
         loss_scaling: rule for the factor.
     """
@@ -466,7 +513,7 @@ def keep_if_finite(
         # Integers count steps, and a skipped step counts.
         return jnp.where(finite, new, old) if new.dtype.kind == "f" else new
 
-    names = ("params", "batch_stats", "opt_state")
+    names = ("params", "batch_stats", "opt_state", "ema")
     kept = {
         name: jax.tree.map(choose, getattr(new, name), getattr(old, name))
         for name in names

@@ -321,3 +321,25 @@ def test_checkpoint_of_another_format_is_refused(saved):
         checkpoints.restore(make_state(0))
     assert steps_in(saved) == [2, 3, 4]
     checkpoints.close()
+
+
+def test_a_checkpoint_from_before_averages_existed_is_restored(saved):
+    """It has no part "ema", and nor has a new one without averages."""
+
+    @flax.struct.dataclass
+    class Averaging(State):
+        ema: dict
+
+    checkpoints = Checkpoints(saved / "checkpoints")
+    like = Averaging(**vars(make_state(0)), ema={})
+    state, _ = checkpoints.restore(like)
+    assert_equal(state, Averaging(**vars(make_state(4)), ema={}))
+    checkpoints.save(Averaging(**vars(make_state(5)), ema={}), {})
+    checkpoints.wait()
+    assert_equal(checkpoints.read(5, make_state(0)), make_state(5))
+    averages = {"params": np.arange(3.0)}
+    checkpoints.save(Averaging(**vars(make_state(6)), ema=averages), {})
+    checkpoints.wait()
+    like = Averaging(**vars(make_state(0)), ema={"params": np.zeros(3)})
+    np.testing.assert_array_equal(checkpoints.read(6, like).ema["params"], np.arange(3))
+    checkpoints.close()

@@ -50,3 +50,16 @@ def test_64_bits_change_no_sum(same_in_64_bits, dtype):
 
     same_in_64_bits(compute)
     assert {leaf.dtype for leaf in jax.tree.leaves(compute())} == {jnp.dtype("float32")}
+
+
+def test_loss_and_label_of_probabilities():
+    """The cross-entropy with smoothed targets of Szegedy et al. 2016, section 7."""
+    rng = np.random.default_rng(0)
+    logits = np.float32(rng.normal(size=(5, 3)))
+    labels, mask = np.array([0, 1, 2, 1, 0]), np.array([1, 1, 1, 1, 0], bool)
+    targets = np.float32(0.9 * np.eye(3)[labels] + 0.1 / 3)
+    sums = metrics.classification_sums(logits, targets, mask)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -(targets * log_probs).sum(axis=1)[:4].sum()
+    assert float(sums["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert sums["correct"] == (logits.argmax(axis=1) == labels)[:4].sum()

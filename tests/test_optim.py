@@ -306,3 +306,113 @@ def test_64_bits_change_no_update(same_in_64_bits, kind, warmup):
         return updates, after, controller.factor(after), scales
 
     same_in_64_bits(compute)
+
+
+def stepped(tx, params, grads):
+    """Parameters after steps with these gradients."""
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_adamw_decays_apart_from_the_gradient(x64):
+    """Loshchilov and Hutter 2019, algorithm 2, on kernels; Adam on biases."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=5), "bias": rng.normal(size=5)}
+    grads = [jax.tree.map(lambda p: rng.normal(size=5), params) for _ in range(4)]
+    tx = optim.adamw(
+        optim.piecewise_schedule(0.1, drops=(2,)),
+        beta1=0.8,
+        beta2=0.9,
+        epsilon=1e-3,
+        weight_decay=0.3,
+        decay="kernels",
+        bias_rate=2.0,
+    )
+    ours = stepped(tx, params, grads)
+    for name, decay, times in (("kernel", 0.3, 1), ("bias", 0, 2)):
+        w, m, v = params[name], 0, 0
+        for t, g in enumerate((g[name] for g in grads), start=1):
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+            adam = m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+            w = w - times * (0.1 if t <= 2 else 0.01) * (adam + decay * w)
+        np.testing.assert_allclose(ours[name], w, rtol=1e-5)
+
+
+def test_lars_has_a_rate_for_each_layer_of_a_stack(x64):
+    """You et al. 2017, algorithm 1; a layer without gradient decays as by SGD."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "stage1": {"blocks": {"conv": {"kernel": rng.normal(size=(3, 2, 4))}}},
+        "head": {"kernel": rng.normal(size=(2, 4)), "bias": rng.normal(size=4)},
+    }
+    grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), tree) for _ in range(3)]
+    for g in grads:
+        g["stage1"]["blocks"]["conv"]["kernel"][1] = 0
+    tx = optim.sgd(
+        optim.piecewise_schedule(0.5, drops=(2,)),
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0.1,
+        decay="kernels",
+        momentum_form="caffe",
+        trust_coefficient=0.02,
+    )
+    ours = stepped(tx, tree, grads)
+
+    def by_numpy(w, grads, kernel=True):
+        v = 0
+        for g, rate in zip(grads, (0.5, 0.5, 0.05), strict=True):
+            norms = np.linalg.norm(w), np.linalg.norm(g)
+            layer = 0.02 * norms[0] / (norms[1] + 0.1 * norms[0]) if all(norms) else 1
+            v = 0.9 * v + rate * (layer * (g + 0.1 * w) if kernel else g)
+            w = w - v
+        return w
+
+    def kernels(tree):
+        return tree["stage1"]["blocks"]["conv"]["kernel"]
+
+    for i in range(3):
+        expected = by_numpy(kernels(tree)[i], [kernels(g)[i] for g in grads])
+        np.testing.assert_allclose(kernels(ours)[i], expected, rtol=1e-6)
+    for name in ("kernel", "bias"):
+        of_head = [g["head"][name] for g in grads]
+        expected = by_numpy(tree["head"][name], of_head, name == "kernel")
+        np.testing.assert_allclose(ours["head"][name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["torch", "caffe"])
+def test_a_clipped_gradient_keeps_its_direction_and_is_not_the_decay(x64, form):
+    params = {"a": {"kernel": np.ones(2)}, "b": {"kernel": np.ones(1)}}
+    grads = {"a": {"kernel": np.array([3.0, 0])}, "b": {"kernel": np.array([-4.0])}}
+    plain = optim.sgd(
+        optim.piecewise_schedule(1.0),
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.5,
+        decay="all",
+        momentum_form=form,
+    )
+    for limit, factor in ((1.0, 0.2), (10.0, 1)):
+        tx = optim.clipped(plain, limit)
+        assert isinstance(tx, optim.RateScaledInside) == (form == "caffe")
+        ours = stepped(tx, params, [grads])
+        for name in params:
+            expected = 1 - 0.5 - factor * grads[name]["kernel"]
+            np.testing.assert_allclose(ours[name]["kernel"], expected, rtol=1e-6)
+
+
+def test_linear_warm_up_and_decay():
+    """Goyal et al. 2017: equal steps up to the rate; here also equal steps to 0."""
+    warmup = {"warmup_steps": 4, "warmup_learning_rate": 0.2, "warmup_form": "linear"}
+    up = [0.2, 0.4, 0.6, 0.8, 1.0]
+    rate = optim.linear_schedule(1.0, total_steps=9, **warmup)
+    found = [float(rate(jnp.int32(i))) for i in range(10)]
+    assert found == pytest.approx([*up, 0.8, 0.6, 0.4, 0.2, 0.0], abs=1e-6)
+    rate = optim.piecewise_schedule(1.0, drops=(6,), **warmup)
+    found = [float(rate(jnp.int32(i))) for i in range(8)]
+    assert found == pytest.approx([*up, 1.0, 0.1, 0.1])
+    with pytest.raises(InputError, match="warmup_form must be"):
+        optim.linear_schedule(1.0, total_steps=9, **{**warmup, "warmup_form": "x"})

@@ -899,3 +899,27 @@ def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
         return start, state, of_step, sums, statistics
 
     same_in_64_bits(lambda: run(batch, jax.random.key(1)))
+
+
+def test_averages_of_parameters_and_statistics():
+    """Each follows the states by the decay, which is lower in the first steps."""
+    model = ResNet((1,), features=(4,))
+    tx = optax.sgd(0.1)
+    made = {"model": model, "tx": tx, "ema_decay": 0.15}
+    state = train.create_state(jax.random.key(0), **made, image_shape=SHAPE)
+    step = jax.jit(
+        train.make_train_step(**made, preprocess=augment, label_smoothing=0.1),
+        donate_argnums=0,
+    )
+    expected = jax.device_get(
+        {"params": state.params, "batch_stats": state.batch_stats}
+    )
+    for decay in (0.1, 0.15, 0.15):  # 1 / 10, and 2 / 11 and 3 / 12 are larger
+        state, _ = step(state, make_batch(), jax.random.key(1))
+        new = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        expected = jax.tree.map(
+            lambda e, x, d=decay: d * e + (1 - d) * x, expected, new
+        )
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, state.ema, expected)
+    assert state.variables is state.ema

@@ -47,10 +47,9 @@ def evaluate(
     steps: EvalSteps, state: train.TrainState, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Return the mean loss in nats and the error in percent over some batches."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     found = []
     for batch in batches:
-        found.append(steps.evaluate(variables, batch))
+        found.append(steps.evaluate(state.variables, batch))
         jax.block_until_ready(found[-IN_FLIGHT:][0])
     total: Any = collections.Counter()
     for sums in jax.device_get(found):
@@ -86,14 +85,16 @@ def with_exact_statistics(
 ) -> train.TrainState:
     """Return the state with BatchNorm's statistics over some training batches.
 
-    The steps of training that follow are unaffected: they normalise by the statistics
-    of their own batch.
+    They are those of the network that is evaluated. The steps of training that follow
+    are unaffected: they normalise by the statistics of their own batch.
     """
-    stats = state.batch_stats
+    variables = state.variables
     for number, batch in enumerate(batches, start=1):
-        variables = {"params": state.params, "batch_stats": stats}
         stats = steps.statistics(variables, batch, np.float32(number))
-    return state.replace(batch_stats=stats)
+        variables = {**variables, "batch_stats": stats}
+    if state.ema:
+        return state.replace(ema=variables)
+    return state.replace(batch_stats=variables["batch_stats"])
 
 
 def better(

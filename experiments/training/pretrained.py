@@ -63,6 +63,7 @@ def initialise(state: TrainState, config: Config) -> TrainState:
     if _is_run(source):
         size = sum(leaf.size for leaf in jax.tree.leaves(state))
         found = read_checkpoint(epath.Path(source), most=_TIMES_OURS * size)
+        found = found.get("ema") or found
         if config.init_deepen:
             model = make_model(read_config(epath.Path(source)))
     elif is_saved(source):
@@ -85,7 +86,8 @@ def initialise(state: TrainState, config: Config) -> TrainState:
         )
         for name in ("params", "batch_stats")
     }
-    return state.replace(**parts)
+    ema = jax.tree.map(jax.numpy.copy, parts) if state.ema else {}
+    return state.replace(**parts, ema=ema)
 
 
 def check(source: str) -> None:

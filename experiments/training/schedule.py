@@ -8,6 +8,7 @@ from rn_jax import optim
 from rn_jax.errors import InputError
 
 _MOST_STEPS = 2**31  # they are counted in int32
+_TO_ZERO = {"cosine": optim.cosine_schedule, "linear": optim.linear_schedule}
 
 
 def count_steps(config: Config, steps_per_epoch: int) -> int:
@@ -46,13 +47,13 @@ def make_schedule(config: Config, steps_per_epoch: int, total_steps: int) -> Cal
     warmup = {
         "warmup_steps": in_steps("warmup", config.warmup, config.warmup_unit),
         "warmup_learning_rate": config.warmup_learning_rate,
+        "warmup_form": config.warmup_form,
     }
     if config.lr_schedule == "plateau":
         return optim.piecewise_schedule(config.learning_rate, **warmup)
-    if config.lr_schedule == "cosine":
-        return optim.cosine_schedule(
-            config.learning_rate, total_steps=total_steps, **warmup
-        )
+    if config.lr_schedule in _TO_ZERO:
+        to_zero = _TO_ZERO[config.lr_schedule]
+        return to_zero(config.learning_rate, total_steps=total_steps, **warmup)
     unit = config.lr_drops_unit
     return optim.piecewise_schedule(
         config.learning_rate,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -112,6 +113,7 @@ class Experiment:
             image_shape=self.image_shape,
             feedback=self.feedback,
             loss_scaling=self.loss_scaling,
+            ema_decay=self.config.ema_decay,
         )
 
 
@@ -235,17 +237,36 @@ def assemble(
         gates_from_step=min(gates_from_step, total_steps),  # later has no effect
         schedule=schedule,
         feedback=make_feedback(config),
-        tx=optim.sgd(
+        tx=_optimizer(config, schedule),
+        loss_scaling=optim.LossScaling() if config.dtype == "float16" else None,
+    )
+
+
+def _optimizer(config, schedule):
+    decay: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "decay": config.weight_decay_on,
+        "bias_rate": config.bias_rate,
+    }
+    if config.optimizer == "adamw":
+        tx = optim.adamw(
+            schedule,
+            beta1=config.momentum,
+            beta2=config.adam_beta2,
+            epsilon=config.adam_epsilon,
+            **decay,
+        )
+    else:
+        by_layer = config.optimizer == "lars"
+        tx = optim.sgd(
             schedule,
             momentum=config.momentum,
             momentum_form=config.momentum_form,
             nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            decay=config.weight_decay_on,
-            bias_rate=config.bias_rate,
-        ),
-        loss_scaling=optim.LossScaling() if config.dtype == "float16" else None,
-    )
+            trust_coefficient=config.trust_coefficient if by_layer else None,
+            **decay,
+        )
+    return tx if config.clip_norm is None else optim.clipped(tx, config.clip_norm)
 
 
 def build(config: Config, mean_image: np.ndarray | None = None) -> Trainer:
@@ -279,8 +300,11 @@ def make_train_step(experiment: Experiment) -> Callable:
         preprocess=_augmentation(experiment),
         gates_from_step=experiment.gates_from_step,
         aux_loss_weight=config.aux_loss_weight,
+        label_smoothing=config.label_smoothing,
+        mix=_mixing(config),
         feedback=experiment.feedback,
         loss_scaling=experiment.loss_scaling,
+        ema_decay=config.ema_decay,
         micro_batches=config.micro_batches,
         axis_name=parallel.axis_name(devices),
     )
@@ -358,6 +382,17 @@ def _augmentation(experiment: Experiment) -> Callable[..., jax.Array]:
         )
 
     return augment
+
+
+def _mixing(config):
+    if not config.augment or not (config.mixup_alpha or config.cutmix_alpha):
+        return None
+    return partial(
+        data.mix,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        probability=config.mix_probability,
+    )
 
 
 def use_compilation_cache(folder: str) -> None:

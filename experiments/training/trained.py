@@ -27,7 +27,7 @@ class Finished(NamedTuple):
         config: its fields, as it was trained.
         experiment: made of them, on the devices that are available now.
         model: the network without synchronised BatchNorm.
-        variables: after the last epoch, in host memory.
+        variables: after the last epoch, in host memory; averages with `ema_decay`.
         opened: f[L], share of steps in which block l was open; f[0] without gates.
         summary: its summary.json.
     """
@@ -82,7 +82,8 @@ def finished(
         config,
         experiment,
         model=experiment.model.clone(axis_name=None),
-        variables={name: state[name] for name in ("params", "batch_stats")},
+        variables=state["ema"]
+        or {name: state[name] for name in ("params", "batch_stats")},
         opened=np.asarray(state["open_counts"]) / steps,
         summary=summary,
     )

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from rn_jax.data.in_memory import Examples
@@ -223,3 +224,106 @@ def augment(
 
     indices = first_index + jnp.arange(len(images), dtype=jnp.int32)
     return jax.vmap(one)(indices, images)
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    axis_name: str | None = None,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    probability: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mix each image and its target with those of another example of the batch.
+
+    Example i of a whole batch of B examples is mixed with example B - 1 - i, on any
+    number of devices: each exchanges its images with one other. Batches are in random
+    order, so the pairs are random, as those of the authors' permutations are. One
+    share or box is drawn for the whole batch, as in their code.
+
+    Args:
+        key: key of the step, the same on all devices.
+        images: normalised images of this device, [B, H, W, C].
+        targets: probabilities of the classes, f32[B, K].
+        axis_name: axis of the devices over which the batch is split; None: there is
+            one.
+        mixup_alpha: alpha of `mixup_share`; 0 to omit it.
+        cutmix_alpha: alpha of `cutmix_share`; 0 to omit it. With both, each batch has
+            one of the two, with equal probability (as in timm).
+        probability: probability that a batch is mixed (0.5 in Yun et al. 2019 on
+            CIFAR).
+
+    Returns:
+        Images and targets of the same shapes and dtypes.
+    """
+    whether_key, which_key, draw_key = jax.random.split(key, 3)
+    shares = [
+        draw(draw_key, alpha, images.shape[1:3])
+        for draw, alpha in ((mixup_share, mixup_alpha), (cutmix_share, cutmix_alpha))
+        if alpha > 0
+    ]
+    share = shares[0]
+    if len(shares) == 2:
+        first = jax.random.bernoulli(which_key, jnp.float32(0.5))
+        share = jnp.where(first, *shares)
+    mixed = jax.random.bernoulli(whether_key, jnp.float32(probability))
+    share = jnp.where(mixed, share, 1)  # (H, W)
+
+    def blend(array, share):
+        other = _in_reverse(array, axis_name)
+        return other + share.astype(array.dtype) * (array - other)
+
+    pixels = share[None, :, :, None]  # (1, H, W, 1)
+    return blend(images, pixels), blend(targets, share.mean(keepdims=True))
+
+
+def _in_reverse(array, axis_name):
+    """Return the rows of the whole batch in reverse order, of which this is a part."""
+    if axis_name is not None:
+        devices = lax.psum(1, axis_name)
+        pairs = [(i, devices - 1 - i) for i in range(devices)]
+        array = lax.ppermute(array, axis_name, pairs)
+    return array[::-1]
+
+
+def mixup_share(key: jax.Array, alpha: float, shape: tuple[int, int]) -> jax.Array:
+    """Return the share lambda ~ Beta(alpha, alpha) of an image at all its pixels.
+
+    The other image has 1 - lambda (Zhang et al. 2018, equation 1).
+
+    Args:
+        key: key of lambda.
+        alpha: strength; 1 on CIFAR and 0.2 on ImageNet in the paper.
+        shape: (H, W) of the result, f32[H, W].
+    """
+    alpha = jnp.float32(alpha)
+    return jnp.full(shape, jax.random.beta(key, alpha, alpha, dtype=jnp.float32))
+
+
+def cutmix_share(key: jax.Array, alpha: float, shape: tuple[int, int]) -> jax.Array:
+    """Return 0 at the pixels of a random box and 1 elsewhere (Yun et al. 2019).
+
+    The box has the sides W sqrt(1 - lambda) and H sqrt(1 - lambda), with lambda ~
+    Beta(alpha, alpha), about a uniform centre (section 3.1, equations 1 and 2). As in
+    the authors' code, what is outside the image is cut off, and the mean of the result
+    is the share of the targets.
+
+    Args:
+        key: key of the box.
+        alpha: 1 in the paper.
+        shape: (H, W) of the result, f32[H, W].
+    """
+    share_key, centre_key = jax.random.split(key)
+    alpha = jnp.float32(alpha)
+    share = jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32)
+    sides = jnp.array(shape, jnp.float32)
+    half = (sides * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
+    centre = jax.random.randint(centre_key, (2,), 0, jnp.array(shape), jnp.int32)
+    rows, columns = (
+        (jnp.arange(size) >= centre[i] - half[i])
+        & (jnp.arange(size) < centre[i] + half[i])
+        for i, size in enumerate(shape)
+    )
+    return 1 - (rows[:, None] & columns[None, :]).astype(jnp.float32)

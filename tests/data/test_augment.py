@@ -2,13 +2,14 @@
 """Augmentation against NumPy, and independent of how a batch is split."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rn_jax import InputError
+from rn_jax import InputError, data
 from rn_jax.data import NORMALIZATIONS, Examples
 from rn_jax.data.augment import (
     augment,
@@ -289,3 +290,53 @@ def test_64_bits_change_no_image(same_in_64_bits):
         }
 
     same_in_64_bits(compute)
+
+
+def mixed(devices, mixup_alpha, cutmix_alpha, probability=1.0, seed=0):
+    """Images and targets of 8 examples, mixed on this many devices."""
+    rng = np.random.default_rng(0)
+    images, targets = rng.normal(size=(8, 6, 4, 3)), np.eye(8)
+    images, targets = np.float32(images), np.float32(targets)
+    mix = partial(
+        data.mix,
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+        probability=probability,
+    )
+    key = jax.random.key(seed)
+    if devices == 1:
+        return (images, targets), mix(key, images, targets)
+    rows = [a.reshape(devices, 8 // devices, *a.shape[1:]) for a in (images, targets)]
+    over = jax.pmap(
+        lambda *rows: mix(key, *rows, "d"), "d", devices=jax.devices()[:devices]
+    )
+    found = over(*rows)
+    return (images, targets), [np.reshape(a, (8, *a.shape[2:])) for a in found]
+
+
+@pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0)], ids=["mixup", "cutmix"])
+def test_images_are_mixed_as_their_targets_are_on_any_number_of_devices(alphas):
+    """Zhang et al. 2018, equation 1; Yun et al. 2019, equation 1."""
+    (images, targets), (ours, probabilities) = mixed(1, *alphas)
+    share = np.float64(probabilities[0, 0])
+    assert 0 < share < 1
+    expected = share * targets + (1 - share) * targets[::-1]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    if alphas[0]:
+        expected = share * images + (1 - share) * images[::-1]
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    else:
+        own = np.isclose(ours, images, atol=1e-6).all(axis=(0, 3))  # (H, W)
+        other = np.isclose(ours, images[::-1], atol=1e-6).all(axis=(0, 3))
+        assert (own ^ other).all()
+        assert own.mean() == pytest.approx(share)
+        rows, columns = other.any(axis=1), other.any(axis=0)
+        np.testing.assert_array_equal(other, rows[:, None] & columns)  # a box
+    for a, b in zip(mixed(4, *alphas)[1], (ours, probabilities), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_batches_that_are_not_mixed_are_unchanged():
+    before, after = mixed(1, 1.0, 1.0, probability=0.0)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

@@ -467,6 +467,8 @@ def test_recipes_of_2012_to_2014(name, batch_size, decay, steps, crop, rates):
     config = load(name)
     assert (config.dataset, config.batch_size) == ("imagenet2012", batch_size)
     assert optimiser_of(config) == ("caffe", 0.9, False, decay, "kernels")
+    averaged = 0.9999 if name == "googlenet_2014" else None  # section 6, Polyak
+    assert config.ema_decay == averaged
     schedule, total = schedule_of(name, steps_per_epoch=5004)
     assert total == steps
     assert config.train_crop == crop

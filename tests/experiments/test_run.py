@@ -5,8 +5,13 @@ import re
 
 import driver
 import fake
+import jax
+import numpy as np
 import pytest
 from driver import arguments, in_process
+
+from experiments.training import trained
+from rn_jax.models import MODELS
 
 
 def test_recipe_follows_a_data_set_that_is_overridden(tmp_path, monkeypatch):
@@ -162,3 +167,27 @@ def test_default_workdir_is_named_by_config_data_set_and_time(monkeypatch, tmp_p
     assert in_process(monkeypatch, argv) == 0
     [workdir] = tmp_path.glob("runs/*")
     assert re.fullmatch(r"resnet20-digits-\d{8}-\d{6}", workdir.name)
+
+
+def test_a_stopped_run_with_averages_and_mixed_images_resumes(tmp_path, monkeypatch):
+    """Bit for bit; what is evaluated and exported are the averages."""
+    monkeypatch.setitem(MODELS, "tiny", driver.TINY)
+    options = ["--config.ema_decay=0.5", "--config.mixup_alpha=1.0"]
+    options += ["--config.cutmix_alpha=1.0", "--config.label_smoothing=0.1"]
+    options += ["--config.optimizer=lars", "--config.clip_norm=1.0"]
+    options += ["--config.micro_batches=2", "--config.eval_every_steps=3"]
+    options += ["--config.steps=6", "--config.lr_drops=()"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert in_process(monkeypatch, arguments(whole, *options)) == 0
+    with monkeypatch.context() as patch:
+        driver.stop_after(patch, 2)
+        assert in_process(patch, arguments(parts, *options)) == 75
+    assert in_process(monkeypatch, arguments(parts, *options)) == 0
+    driver.assert_same_run(whole, parts)
+    state = driver.final_state(whole)
+    variables = trained.finished(str(whole)).variables
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(leaf, state[f"['ema']{name}"])
+    head = "['params']['head']['kernel']"
+    assert (state[f"['ema']{head}"] != state[head]).any()
