@@ -358,11 +358,12 @@ def sample_gates(
         gates = draw_for(settings.granularity, key, draw)
         closes = settings.granularity == "batch" and not computes_closed(settings)
         return gates[:, 0] if closes else gates
+    assert batch_size is not None
     size = subset_size(settings, batch_size)
-    keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
+    block_keys = jax.random.split(jax.random.fold_in(key, first_index), num_blocks)
     places = jnp.arange(batch_size, dtype=jnp.int32)
     # (num_blocks, size)
-    indices = jax.vmap(lambda k: jax.random.permutation(k, places)[:size])(keys)
+    indices = jax.vmap(lambda k: jax.random.permutation(k, places)[:size])(block_keys)
     factor = batch_size / size if settings.scaling == "training" else 1.0
     return Subset(indices, jnp.full((num_blocks, size), factor, jnp.float32))
 

@@ -259,15 +259,16 @@ def mix(
         Images and targets of the same shapes and dtypes.
     """
     whether_key, which_key, draw_key = jax.random.split(key, 3)
+    size = images.shape[1], images.shape[2]
     shares = [
-        draw(draw_key, alpha, images.shape[1:3])
+        draw(draw_key, alpha, size)
         for draw, alpha in ((mixup_share, mixup_alpha), (cutmix_share, cutmix_alpha))
         if alpha > 0
     ]
     share = shares[0]
     if len(shares) == 2:
         first = jax.random.bernoulli(which_key, jnp.float32(0.5))
-        share = jnp.where(first, *shares)
+        share = jnp.where(first, shares[0], shares[1])
     mixed = jax.random.bernoulli(whether_key, jnp.float32(probability))
     share = jnp.where(mixed, share, 1)  # (H, W)
 

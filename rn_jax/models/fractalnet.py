@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -275,7 +276,7 @@ class FractalNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, norm = self.layers(train=train, kernel_init=_xavier)
-        parts = {"conv": conv, "norm": norm, "activation": self.activation}
+        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         x = images.astype(self.dtype or at_least_float32(images.dtype))
         rates = self.dropout or (0.0,) * len(self.features)
         for stage, rate in enumerate(rates, start=1):

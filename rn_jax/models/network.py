@@ -186,7 +186,7 @@ class Network(nn.Module, kw_only=True):
 
     def draw_gates(
         self, key: jax.Array, batch_size: int, first_index: int | jax.Array = 0
-    ) -> jax.Array | Subset:
+    ) -> jax.Array | Subset | Shaken:
         """Draw the gates of one mini-batch, if `draws_gates`; see `sample_gates`."""
         settings: Any = self.stochastic_depth
         return sample_gates(key, settings, self.num_blocks, batch_size, first_index)

@@ -53,7 +53,7 @@ class ExclusiveGating(BasicBlock):
 
     gate_bias: float = -6.0
 
-    def sum(self, x, gate, on_path, *, train: bool):
+    def sum(self, x, gate, on_path, *, train: bool):  # type: ignore[override]
         """Return (1 - b g(x)) * x + b g(x) * F(x): see `exclusive_sum`."""
 
         def gates_and_residual(block, x):

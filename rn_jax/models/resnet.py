@@ -242,7 +242,7 @@ class PlainLayer(Block):
         y = self.activation(self.norm(name="bn")(y))
         return max_pool(y, self.stride, self.stride) if by_pooling else y
 
-    def sum(self, x, gate, on_path, *, train: bool):
+    def sum(self, x, gate, on_path, *, train: bool):  # type: ignore[override]
         """Return gate * F(x) + (1 - gate) * x, or F(x) if the shapes differ."""
         if self.stride == 1 and x.shape[-1] == self.features:
             return gated_layer(self, x, partial(type(self).residual, train=train), gate)
@@ -325,7 +325,8 @@ class ResNet(Network):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train, use_bias=self.conv_bias)
+        layers: Any = self.layers(train=train, use_bias=self.conv_bias)
+        conv, norm = layers
         parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
         block = partial(self.block, **fields)

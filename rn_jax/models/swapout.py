@@ -29,12 +29,12 @@ class Swapout(FullPreactivation):
 
     takes_depth = True
 
-    def shortcut(self, x, *, train: bool, depth):
+    def shortcut(self, x, *, train: bool, depth):  # type: ignore[override]
         """Return Theta_1 * x."""
         y = super().shortcut(x, train=train)
         return self._masked(y, self.keep_shortcut, depth, train)
 
-    def residual(self, x, *, train: bool, depth):
+    def residual(self, x, *, train: bool, depth):  # type: ignore[override]
         """Return Theta_2 * F(x)."""
         y = super().residual(x, train=train)
         return self._masked(y, self.keep_branch, depth, train)

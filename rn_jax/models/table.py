@@ -326,7 +326,6 @@ for _depth, _k, _stages, _params, _in_code_alone in (
 
 # --- Han et al. 2017 ------------------------------------------------------------------
 
-_MULTIPLICATIVE = {"widening": "multiplicative"}
 _add = _rows(PyramidNet, "Han et al. 2017")
 for _name, _depth, _alpha, _params in (
     ("48", 110, 48, 1_739_730),
@@ -336,9 +335,10 @@ for _name, _depth, _alpha, _params in (
     ("mul8", 110, 8, 3_810_424),
     ("mul27", 110, 27, 28_254_503),
 ):
-    _shared = _MULTIPLICATIVE if _name.startswith("mul") else {}
     _own = {"alpha": _alpha, **_sections(_depth, 2)}
-    _add(f"pyramidnet{_depth}_{_name}", _params, _shared, **_own)
+    if _name.startswith("mul"):
+        _own["widening"] = "multiplicative"
+    _add(f"pyramidnet{_depth}_{_name}", _params, **_own)
 for _depth, _alpha, _params in (
     (164, 48, 1_684_002),
     (164, 84, 3_710_550),

@@ -116,7 +116,7 @@ def _reach_a_traced_step(config):
     for step in (0, experiment.total_steps - 1):
         assert np.isfinite(experiment.schedule(np.int32(step)))
     if len(experiment.devices) == 1:  # the step over several is the same one
-        batch = next(experiment.feed.train_batches(0, 1))
+        batch = next(experiment.batches(0, 1))
         state = experiment.initial_state
         jax.eval_shape(experiment.train_step, state, batch, experiment.key)
 
