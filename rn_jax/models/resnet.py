@@ -325,11 +325,11 @@ class ResNet(Network):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        layers: Any = self.layers(train=train, use_bias=self.conv_bias)
-        conv, norm = layers
+        norm: ModuleDef
+        conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
-        block = partial(self.block, **fields)
+        block: ModuleDef = partial(self.block, **fields)
         if self.branch_init is not None:
             block = begin(self.branch_init, block, self.num_blocks)
         if self.branch_init == "fixup":
