@@ -38,6 +38,7 @@ class PyramidUnit(Block):
 
     bottleneck: bool = False
     stride_on = "3x3"  # as in the authors' code
+    single = False
 
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""

@@ -80,7 +80,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 118
+    assert len(NAMES) == len(set(NAMES)) == 143
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -191,6 +191,7 @@ def optimiser_of(config):
 TORCH = {
     *("Huang et al. 2016", "Huang et al. 2017", "Xie et al. 2017"),
     *("Zagoruyko and Komodakis 2016", "Hu et al. 2017"),
+    *("Han et al. 2017", "Yamada et al. 2018"),
 }
 
 
