@@ -5,6 +5,7 @@ python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
     [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...] [--compare=RUN3]
 python -m experiments.analyze --weights=NAME|FILE ...
 python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
+python -m experiments.analyze --model=plain110 --dataset=digits ...
 """
 
 import ast
@@ -99,8 +100,8 @@ def analyze(
     Args:
         workdir: folder of a finished run, or else:
         weights: name for `rn_jax.load`, or a file of weights.
-        model: name in `list_models()`, for imported weights.
-        dataset: data set of the imported weights.
+        model: name in `list_models()`, for imported weights or an untrained network.
+        dataset: data set of that network.
         model_kwargs: other fields of that model.
         normalization: normalisation of that model's images; None: that of ImageNet.
         data_dir: folder of the data set; None: the run's, or as TFDS finds it.
@@ -159,7 +160,7 @@ def analyze(
         data_dir=data_dir,
     )
     if not out:
-        named = epath.Path(weights or "").stem
+        named = epath.Path(weights).stem if weights else network.label
         out = os.path.join(workdir, "analysis") if workdir else f"runs/analysis-{named}"
     out = epath.Path(out)
     labs = {network.label: laboratory(network, out)}

@@ -25,6 +25,7 @@ from rn_jax import filesystem
 from rn_jax.errors import InputError, missing_folder, package_needed, unknown_name
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
+from rn_jax.models.normalization import Identity
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.stochastic_depth import StochasticDepth
 from rn_jax.weight_files import as_array, read_weights
@@ -350,6 +351,8 @@ def _encoded(name, value):
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
             return {key: _encoded("", entry) for key, entry in value.items()}
+    if value is Identity:
+        return "none"
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, tuple | list):

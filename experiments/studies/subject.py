@@ -80,13 +80,15 @@ def find(
     data_dir: str | None = None,
     **imported: Any,
 ) -> Subject:
-    """Open the network of a run, of a file of this library, or of imported weights.
+    """Open the network of a run, of a file, of imported weights, or an untrained one.
 
     Args:
         workdir: folder of a finished run, as the only argument.
-        weights: file of this library, as the only argument; or imported weights.
+        weights: file of this library, as the only argument; or imported weights; None
+            with a model and a data set: initial parameters.
         data_dir: folder of the data set; None: that of the run, or of TFDS.
-        imported: further arguments of `from_weights`; None is the default.
+        imported: further arguments of `from_weights` or `untrained`; None is the
+            default.
 
     Raises:
         InputError: another combination, or the network cannot be opened.
@@ -100,9 +102,12 @@ def find(
             return from_saved(weights, data_dir=data_dir)
         if {"model", "dataset"} <= given.keys():
             return from_weights(weights, data_dir=data_dir, **given)
+    if not (weights or workdir) and {"model", "dataset"} <= given.keys():
+        return untrained(data_dir=data_dir, **given)
     raise InputError(
         "Name a finished run by --workdir alone, weights of this library by --weights "
-        "alone, or imported weights by --model, --weights and --dataset."
+        "alone, imported weights by --model, --weights and --dataset, or an untrained "
+        "network by --model and --dataset."
     )
 
 
@@ -205,6 +210,45 @@ def from_weights(
     return Subject(
         label=epath.Path(file).stem,
         source=file,
+        model_name=model,
+        model_kwargs=fields,
+        model=network,
+        variables=jax.tree.map(np.asarray, variables),
+        dataset=dataset,
+        normalization=normalization,
+        preprocess=data.normalizer(examples.train, normalization),
+        train=examples.train,
+        test=examples.test,
+        devices=devices,
+    )
+
+
+def untrained(
+    *,
+    model: str,
+    dataset: str,
+    normalization: str = "channel",
+    model_kwargs: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
+) -> Subject:
+    """Return a network with initial parameters, for studies of the start of training.
+
+    The arguments are those of `from_weights`.
+
+    Raises:
+        InputError: a name is unknown, or the data set is not found.
+    """
+    spec = data.get_spec(dataset)
+    devices = parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
+    fields = dict(model_kwargs or {})
+    network = rn_jax.create_model(model, **{"num_classes": spec.num_classes, **fields})
+    init = jax.jit(partial(network.init, train=False))
+    variables = init(jax.random.key(0), np.zeros((1, *spec.image_shape), np.float32))
+    examples = data.load(dataset, data_dir=data_dir)
+    named = "-".join([model, *(f"{name}={value}" for name, value in fields.items())])
+    return Subject(
+        label=named,
+        source="initial parameters",
         model_name=model,
         model_kwargs=fields,
         model=network,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norm of the loss's gradient by each layer's weights."""
+"""Norm of the loss's gradient by each layer's weights and outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,55 +8,106 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rn_jax.models.layers import Conv
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import unstack
 
 
-def make_weight_gradients(
+class _Perturbed(Conv):
+    """A convolution whose output has a gradient, that of zeros added to it."""
+
+    def __call__(self, x):
+        return self.perturb("output", super().__call__(x))
+
+
+def make_layer_gradients(
     *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """Make weight_gradients(variables, gates, batch) -> {layer: f32[]}, compiled once.
+    """Make layer_gradients(variables, gates, batch), compiled once.
 
-    It returns the Euclidean norm of the gradient of the mean cross-entropy in nats by
-    every kernel, with names like "stage1/block02/conv1". BatchNorm uses the
-    statistics of the mini-batch, as in training. `gates` are f32[L] and `batch` has
-    "image" uint8[B, H, W, C] and "label" i32[B].
+    It returns {"weights": {layer: f32[]}, "outputs": {layer: f32[]}}, the Euclidean
+    norms of the gradient of the mean cross-entropy in nats by every kernel, and by the
+    output of every convolution over the mini-batch, with names like
+    "stage1/block02/conv1" in the order of the layers. BatchNorm uses the statistics of
+    the mini-batch, as in training. `gates` are f32[L], and `batch` has "image"
+    uint8[B, H, W, C] and "label" i32[B]. "outputs" is empty if the network's
+    convolutions are not `Conv`.
 
     Args:
         model: network, called with `train=True` and the gates.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
     """
+    if model.conv is Conv:
+        model = model.copy(conv=_Perturbed)
 
     @jax.jit
-    def weight_gradients(variables, gates, batch):
+    def norms(variables, gates, batch):
+        images = preprocess(batch["image"])
         rest = {name: v for name, v in variables.items() if name != "params"}
+        given: Any = {"gates": jnp.asarray(gates)[:, None]} if len(gates) else {}
+        key = jax.random.key(0)
 
-        def loss(params):
-            logits: Any
-            logits, _ = model.apply(
-                {"params": params, **rest},
-                preprocess(batch["image"]),
+        def apply(variables, *mutable) -> Any:
+            return model.apply(
+                variables,
+                images,
                 train=True,
-                gates=jnp.asarray(gates)[:, None],
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
+                rngs={"dropout": key, "gates": key},
+                mutable=["batch_stats", *mutable],
+                **given,
+            )
+
+        _, state = jax.eval_shape(lambda: apply(variables, "perturbations"))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            state.get("perturbations", {}),
+        )
+
+        def loss(params, perturbations):
+            logits, _ = apply(
+                {"params": params, "perturbations": perturbations, **rest}
             )
             return optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), batch["label"]
             ).mean()
 
-        gradient = jax.grad(loss)(variables["params"])
-        leaves = jax.tree_util.tree_leaves_with_path(unstack({"params": gradient}))
+        weights, outputs = jax.grad(loss, (0, 1))(variables["params"], zeros)
         return {
-            "/".join(part.key for part in path[1:-1]): _norm(leaf)
-            for path, leaf in leaves
-            if path[-1].key == "kernel"
+            "weights": _norms(weights, "kernel"),
+            "outputs": _norms(outputs, "output"),
         }
 
-    return weight_gradients
+    def layer_gradients(variables, gates, batch):
+        found = norms(variables, gates, batch)
+        return {kind: _in_order(layers) for kind, layers in found.items()}
+
+    return layer_gradients
+
+
+def _norms(gradient, kind):
+    leaves = jax.tree_util.tree_leaves_with_path(unstack({"of": gradient}))
+    return {
+        "/".join(part.key for part in path[1:-1]): _norm(leaf)
+        for path, leaf in leaves
+        if path[-1].key == kind
+    }
 
 
 def _norm(leaf):
     largest = jnp.abs(leaf).max()  # squares of small gradients would underflow
     unit = leaf / jnp.where(largest > 0, largest, 1)
     return largest * jnp.linalg.norm(unit.ravel())
+
+
+def _in_order(layers):
+    """Sort layers from the image to the logits; jit sorts them by name."""
+    return {name: layers[name] for name in sorted(layers, key=_place)}
+
+
+def _place(layer):
+    name = layer.partition("/")[0]
+    for last, prefix in enumerate(("stage", "transition")):
+        if name.startswith(prefix):  # a transition follows the stage of its number
+            return 1, int(name.removeprefix(prefix)), last, layer
+    after = 3 if name == "head" else 2 if name.startswith(("fc", "last")) else 0
+    return after, 0, 0, layer

@@ -24,6 +24,13 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # U(-1 / sqrt(C_in), 1 / sqrt(C_in)), Torch's rule for fully connected layers.
 torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+# Initial kernels of convolutions by a network's setting `kernel_init`.
+KERNEL_INITS = {
+    "he_normal": nn.initializers.he_normal(),  # He et al. 2015b, equation 10
+    "xavier_normal": nn.initializers.glorot_normal(),  # Glorot and Bengio 2010, eq. 12
+    "small_normal": nn.initializers.normal(0.01),  # Krizhevsky et al. 2012
+}
+
 
 class Conv(nn.Module):
     """Convolution padded with zeros on every side.

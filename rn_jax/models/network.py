@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from rn_jax.errors import InputError, must_be, whole_number
-from rn_jax.models.layers import Conv, ModuleDef, torch_linear
-from rn_jax.models.normalization import BatchNorm
+from rn_jax.models.layers import KERNEL_INITS, Conv, ModuleDef, torch_linear
+from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.skipping import at
 from rn_jax.models.trunk import BlockInfo
 from rn_jax.stochastic_depth import (
@@ -66,7 +66,9 @@ class Network(nn.Module, kw_only=True):
         norm: class of the normalisation; has the fields of `nn.BatchNorm`, or has no
             `use_running_average`, such as `nn.LayerNorm` or
             `partial(nn.GroupNorm, num_groups=8)`, normalises each example by itself and
-            gets no `axis_name`. `rn_jax.models.normalization.Identity` is none.
+            gets no `axis_name`. "none" is `rn_jax.models.normalization.Identity`.
+        kernel_init: initial kernels of the convolutions: "default", those of the paper;
+            or a name in `rn_jax.models.layers.KERNEL_INITS`.
         activation: activation function of the blocks.
         conv_gradient: "auto", or "xla" for forward mode and second derivatives, with
             slower convolutions on the CPU and no loop over open blocks; see `conv2d`.
@@ -83,6 +85,9 @@ class Network(nn.Module, kw_only=True):
     stochastic_depth: StochasticDepth | None = None
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
+    kernel_init: Literal["default", "he_normal", "xavier_normal", "small_normal"] = (
+        "default"
+    )
     activation: Callable = nn.relu
     conv_gradient: str = "auto"
     axis_name: str | None = None
@@ -103,6 +108,8 @@ class Network(nn.Module, kw_only=True):
         if not isinstance(self.stochastic_depth, StochasticDepth | None):
             wanted = "rn_jax.StochasticDepth(last_survival=...) or None"
             raise must_be("stochastic_depth", wanted, self.stochastic_depth)
+        if self.norm == "none":
+            object.__setattr__(self, "norm", Identity)
         _check_class(
             "conv",
             f"with the fields of {Conv.__module__}.Conv",
@@ -235,6 +242,8 @@ class Network(nn.Module, kw_only=True):
             train: whether BatchNorm uses the batch's own statistics.
             **conv_fields: further fields of every convolution, such as `use_bias`.
         """
+        if self.kernel_init != "default":
+            conv_fields["kernel_init"] = KERNEL_INITS[self.kernel_init]
         conv = partial(self.conv, **self._conv_fields, **conv_fields)
         norm = partial(self.norm, **self._norm_fields(train))
         if _takes(self.norm, "num_groups"):

@@ -1,55 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms of the gradient by weights, against the formula in NumPy."""
+"""Norms of the gradient by layer, against finite differences and another network."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rn_jax import create_model, unstack
 from rn_jax.analysis import gradients
+from rn_jax.models.normalization import Identity
 from rn_jax.models.preact import FullPreactivation
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 
 IMAGE = (8, 8, 3)
+SMALL_VGG = {"stage_sizes": (1, 1), "features": (4, 8), "hidden": (8,)}
 
 
 def normalise(pixels):
-    return pixels.astype(jnp.float32) / 64 - 2
+    return pixels.astype(jnp.result_type(float)) / 64 - 2
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, *IMAGE), dtype=np.uint8)
+    return {"image": pixels, "label": np.array([0, 1, 2, 2, 1, 0], np.int32)}
+
+
+def loss_of(model, variables, params, gates):
+    logits, _ = model.apply(
+        {**variables, "params": params},
+        normalise(batch()["image"]),
+        train=True,
+        gates=jnp.asarray(gates)[:, None],
+        mutable=["batch_stats"],
+    )
+    chances = jax.nn.log_softmax(logits)
+    return -chances[jnp.arange(6), batch()["label"]].mean()
 
 
 @pytest.mark.parametrize("block", [BasicBlock, FullPreactivation, PlainLayer])
-def test_norm_of_the_classifier_by_hand(quick_compile, random_variables, block):
-    model = ResNet((2,), num_classes=3, features=(4,), block=block)
+def test_norms_by_finite_differences(random_variables, block):
+    """Along the gradient itself, the loss changes by the squared norm."""
+    model = ResNet((2, 2), num_classes=3, features=(4, 8), block=block)
     variables = random_variables(model, IMAGE)
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (6, *IMAGE), dtype=np.uint8)
-    labels = np.array([0, 1, 2, 2, 1, 0], np.int32)
-    measure = gradients.make_weight_gradients(model=model, preprocess=normalise)
-    gates = np.ones(2, np.float32)
-    found = measure(variables, gates, {"image": pixels, "label": labels})
-    assert any(name.startswith("stage1/block02/") for name in found)
-
-    def loss(kernel):  # of the classifier
-        params = {**variables["params"]}
-        params["head"] = {**params["head"], "kernel": kernel}
-        logits, _ = model.apply(
-            {**variables, "params": params},
-            normalise(pixels),
-            train=True,
-            gates=gates,
-            mutable=["batch_stats"],
+    gates = np.ones(4, np.float32)
+    measure = gradients.make_layer_gradients(model=model, preprocess=normalise)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        found = measure(wide, gates, batch())
+        loss = jax.jit(partial(loss_of, model, wide, gates=gates))
+        gradient = jax.grad(loss)(wide["params"])
+        kernels = {"stem_conv": ("stem_conv",), "head": ("head",)}
+        kernels["stage2/block01/" + first_of(block)] = (
+            "stage2",
+            "first",
+            first_of(block),
         )
-        return logits
+        for name, path in kernels.items():
+            direction = gradient
+            for part in path:
+                direction = direction[part]
+            step = 1e-4 * direction["kernel"]
 
-    kernel = variables["params"]["head"]["kernel"]
-    logits = np.asarray(loss(kernel), np.float64)
-    chances = np.exp(logits - logits.max(1, keepdims=True))
-    chances /= chances.sum(1, keepdims=True)
-    by_logits = (chances - np.eye(3)[labels]) / len(labels)
-    # The logits are linear in the kernel, so unit kernels return the features.
-    zero = np.asarray(loss(jnp.zeros_like(kernel)), np.float64)
-    features = []
-    for row in range(len(kernel)):
-        unit = jnp.zeros_like(kernel).at[row, 0].set(1)
-        features.append((np.asarray(loss(unit), np.float64) - zero)[:, 0])
-    expected = np.linalg.norm(np.array(features) @ by_logits)
-    np.testing.assert_allclose(found["head"], expected, rtol=1e-4)
+            def moved(sign, path=path, step=step):
+                def change(tree, path):
+                    if not path:
+                        return {**tree, "kernel": tree["kernel"] + sign * step}
+                    return {**tree, path[0]: change(tree[path[0]], path[1:])}
+
+                return loss(change(wide["params"], path))
+
+            squared = (moved(1) - moved(-1)) / 2e-4
+            np.testing.assert_allclose(found["weights"][name] ** 2, squared, rtol=1e-4)
+
+
+def first_of(block):
+    return "conv" if block is PlainLayer else "conv1"
+
+
+def test_norm_by_the_output_is_that_by_a_bias_of_every_pixel(random_variables):
+    """The stem's output is moved by hand, in one example, place and channel."""
+    model = ResNet((1,), num_classes=3, features=(4,), block=PlainLayer, norm=Identity)
+    variables = random_variables(model, IMAGE)
+    measure = gradients.make_layer_gradients(model=model, preprocess=normalise)
+    found = measure(variables, np.ones(1, np.float32), batch())
+    kernel, after = (variables["params"]["stem_conv"]["kernel"], variables["params"])
+    images = normalise(batch()["image"])
+    dims = ("NHWC", "HWIO", "NHWC")
+
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=dims
+        )
+
+    def loss(stem):
+        x = jax.nn.relu(stem)
+        layer = jax.tree.leaves(after["stage1"])[0]
+        x = jax.nn.relu(conv(x, layer.reshape(layer.shape[-4:])))
+        head = after["head"]
+        logits = x.mean((1, 2)) @ head["kernel"] + head["bias"][None]
+        return -jax.nn.log_softmax(logits)[jnp.arange(6), batch()["label"]].mean()
+
+    gradient = jax.grad(loss)(conv(images, kernel))
+    expected = np.linalg.norm(np.asarray(gradient).ravel())
+    np.testing.assert_allclose(found["outputs"]["stem_conv"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet20", {"stage_sizes": (2, 2), "features": (4, 8)}),
+        ("highway19", {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4}),
+        ("densenet_bc100_12", {"depth": 10, "growth_rate": 4}),
+        (
+            "vgg15",
+            {
+                "stage_sizes": (1, 1),
+                "features": (4, 8),
+                "hidden": (8,),
+                "conv_dropout": (0, 0),
+            },
+        ),
+    ],
+)
+def test_layers_of_every_family_are_in_order(random_variables, name, fields):
+    model = create_model(name, num_classes=3, **fields)
+    image = (16, 16, 3)
+    variables = random_variables(model, image)
+    measure = gradients.make_layer_gradients(model=model, preprocess=normalise)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *image), dtype=np.uint8)
+    given = {"image": pixels, "label": np.array([0, 1, 2, 0], np.int32)}
+    found = measure(variables, np.ones(model.num_blocks, np.float32), given)
+    names = list(found["weights"])
+    assert names[-1] == "head"
+    assert names[0].startswith("stage1" if name == "vgg15" else ("stem", "conv1"))
+    kernels = [
+        path
+        for path, _ in jax.tree_util.tree_leaves_with_path(unstack(variables)["params"])
+        if path[-1].key == "kernel"
+    ]
+    assert len(names) == len(kernels)
+    assert set(found["outputs"]) == set(names) - {"head", "fc1"}
+    assert all(norm > 0 for norms in found.values() for norm in norms.values())
+    stages = [name for name in names if name.startswith(("stage", "transition"))]
+    assert stages == sorted(stages, key=lambda n: (n.split("/")[0][-1], n))

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient by layer at the start of training and at its end."""
+
+import jax
+import numpy as np
+
+from experiments import figures
+from experiments.studies import Lab, Result, Results, Study
+from rn_jax.analysis import gradients
+
+# Training images of the mini-batch.
+BATCH = 128
+# The gradient explodes or vanishes towards the input if that of the first layers is
+# this many times larger or smaller than that of the last ones.
+FAR = 10.0
+
+
+def measure(lab: Lab) -> Result:
+    """Measure the norm of the gradient by each layer's weights and outputs.
+
+    "start" is for initial parameters that are drawn from the lab's seed, "end" for the
+    network's own.
+    """
+    gradient = gradients.make_layer_gradients(
+        model=lab.model, preprocess=lab.subject.preprocess
+    )
+    rng = lab.rng("gradient_by_layer")
+    examples = lab.subject.train.take(rng.integers(len(lab.subject.train), size=BATCH))
+    batch = {"image": examples.images, "label": examples.labels}
+
+    def init(key, images):
+        return lab.model.init(key, images, train=False)
+
+    images = lab.subject.preprocess(examples.images[:1])
+    initial = jax.jit(init)(jax.random.key(lab.seed), images)
+    found = {}
+    for name, variables in (("start", initial), ("end", lab.subject.variables)):
+        norms = gradient(variables, lab.gates, batch)
+        found[name] = {
+            kind: {layer: float(norm) for layer, norm in layers.items()}
+            for kind, layers in norms.items()
+        }
+    return {"measured_on": f"{BATCH} training images", **found}
+
+
+def draw(results: Results) -> figures.Figure:
+    """Draw the norms by layer, from the image to the logits; dotted: at the start."""
+    figure, panels = figures.panels(2, 11, 4.2)
+    for axes, kind in zip(panels, ("weights", "outputs"), strict=True):
+        for label, result, style in figures.styled(results):
+            for name, line in (("start", ":"), ("end", "-")):
+                norms = np.array(list(result[name][kind].values()))
+                place = np.arange(1, len(norms) + 1)
+                look = {"color": style["color"], "linestyle": line}
+                shown = f"{label}, {name}" if kind == "weights" else None
+                positive = np.where(norms > 0, norms, np.nan)
+                axes.plot(place, positive, **look, label=shown)
+        axes.set(xlabel="layer, in order", yscale="log")
+        axes.set_ylabel(f"norm of the gradient by {kind}")
+        axes.grid(alpha=0.3)
+    figures.finish(panels[0])
+    return figure
+
+
+def ratio(norms: dict[str, float]) -> float:
+    """Return the gradient by the first tenth of the layers over that by the last.
+
+    Both are medians in the logarithm, of layers whose gradient is not zero.
+    """
+    values = np.log([norm for norm in norms.values() if norm > 0])
+    tenth = max(1, len(values) // 10)
+    return float(np.exp(np.median(values[:tenth]) - np.median(values[-tenth:])))
+
+
+def describe(result: Result) -> str:
+    """Describe how the gradient changes from the last layers to the first."""
+    parts = []
+    for name, words in (("start", "At the start"), ("end", "At the end")):
+        weights = result[name]["weights"]
+        if not any(weights.values()):
+            parts.append(f"{words} no gradient reaches any layer.")
+            continue
+        found = ratio(weights)
+        first, last = next(iter(weights.values())), list(weights.values())[-1]
+        change = "about as large as in the last ones"
+        if found > FAR:
+            change = f"{found:.2g} times that of the last ones: it explodes"
+        elif found < 1 / FAR:
+            change = f"{found:.2g} times that of the last ones: it vanishes"
+        parts.append(
+            f"{words} the gradient by the weights of the first layers is {change} "
+            f"(first layer {first:.2g}, last {last:.2g})."
+        )
+    return " ".join(parts) + (
+        " That gradients vanish in deep plain networks is the usual explanation of "
+        "their failure; He et al. 2015 hold that BatchNorm prevents it."
+    )
+
+
+STUDY = Study(
+    "Gradient by layer",
+    "Norm of the loss's gradient by each layer's weights, and by the outputs of its "
+    "convolutions, for initial parameters and for those of the network, with the "
+    "statistics of the mini-batch (He et al. 2015, sections 1 and 4.1).",
+    *(measure, draw, describe),
+    order=15,
+    uses=("seed",),
+    columns={
+        "gradient, first layers over last, at the start": lambda r: (
+            f"{ratio(r['start']['weights']):.2g}"
+        )
+    },
+)
