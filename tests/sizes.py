@@ -59,6 +59,8 @@ def narrow(name, **fields):
     kwargs = dict(model.block_kwargs)
     if "groups" in kwargs:
         kwargs |= {"groups": 2, "base_width": 32}
+    if "reduction" in model.block_class.__dataclass_fields__:
+        kwargs["reduction"] = 1  # few hidden units could all be dead
     return model.copy(
         stage_sizes=(2, 2),
         features=features,

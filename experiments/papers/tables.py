@@ -13,6 +13,7 @@ from configs import (
     before_resnets,
     han2017,
     he2016,
+    hu2017,
     huang2017,
     imagenet,
     larsson2017,
@@ -223,6 +224,18 @@ TABLES: Mapping[str, Table] = {
         _of(szegedy2017),
         datasets=_IMAGENET,
         published_of="1 run, one crop",
+    ),
+    "swapout": Table(
+        "Singh et al. 2016, table 4: Swapout on CIFAR",
+        _rows("swapout32_w4"),
+        datasets=_CIFAR,
+        published_of="1 run, the mean prediction of 30 samples; ours: the test rule",
+    ),
+    "squeeze_excite_imagenet": Table(
+        "Hu et al. 2017, table 2: squeeze-and-excitation on ImageNet",
+        _of(hu2017),
+        datasets=_IMAGENET,
+        published_of="1 run, a crop of 224",
     ),
     "highway": Table(
         "Srivastava et al. 2015: the highway network of 19 layers on CIFAR",
