@@ -89,7 +89,7 @@ class AlexNet(Network):
         if self.fully_convolutional:
             x = windows(x, cells)
         else:
-            x = flat(adaptive_average_pool(x, cells))[:, None, None]
+            x = flat(adaptive_average_pool(x, cells))
         fields: Any = {"kernel_init": kernel_init, "bias_init": bias_init}
         for i in (1, 2):
             x = x if two else drop(x)
@@ -97,7 +97,8 @@ class AlexNet(Network):
             fc = nn.Dense(width, dtype=self.dtype, **fields, name=f"fc{i}")
             x = self.activation(fc(x))
             x = drop(x) if two else x
-        return self.classify(x, kernel_init=kernel_init).mean(axis=(1, 2))
+        logits = self.classify(x, kernel_init=kernel_init)
+        return logits.mean(axis=(1, 2)) if logits.ndim == 4 else logits
 
     @nn.nowrap
     def for_whole_images(self) -> "AlexNet":

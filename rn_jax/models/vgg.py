@@ -154,7 +154,9 @@ class VGG(Network):
             if small and self.batch_norm:
                 x = norm(name=f"fc{i}_bn")(x)
             x = drop(self.activation(x))
-        return self.classify(x, kernel_init=_normal).mean(axis=(1, 2))
+        if self.fully_convolutional:
+            return self.classify(x, kernel_init=_normal).mean(axis=(1, 2))
+        return self.classify(x[:, 0, 0], kernel_init=_normal)
 
     @nn.nowrap
     def for_whole_images(self) -> "VGG":

@@ -192,7 +192,9 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     (out / "path_lengths.json").unlink()
     assert analyze.main([*argv, "--study=path_lengths"]) == 0
     report = (out / "report.md").read_text()
-    assert report.count("**tiny_sd.** ") == len(STUDIES)
+    done = [name for name in STUDIES if (out / f"{name}.json").exists()]
+    assert len(STUDIES) - len(done) == 1  # it has no DenseNet's features
+    assert report.count("**tiny_sd.** ") == len(done)
     anew, earlier = (read(out, s)["command"] for s in ("path_lengths", "permute"))
     assert f"--out={out} --draws=2" in anew and "--study" not in earlier
     assert f"    {anew}\n\nEarlier studies were made with\n\n    {earlier}\n" in report
