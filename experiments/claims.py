@@ -31,6 +31,8 @@ is missing and writes this page from the JSON files in `results/`.
   1,437 images of 8x8 pixels, and do not contradict the paper's larger experiment.
 - **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
   {level:.0%}), or networks of different seeds disagree.
+- **{pending}**: two CPU cores can carry it, in minutes; its JSON is not in `results/`
+  yet.
 - **{not_run}**: it needs a GPU or a large data set; the command is ready.
 
 Numbers after "±" are standard deviations over seeds; lists have one number per seed.
@@ -101,15 +103,32 @@ def _collect(evidence, folder, workdir, command):
         replace_file(file, json.dumps(found, indent=1) + "\n")
     elif isinstance(evidence, ev.Runs):
         _train(evidence, folder, workdir, command)
+    elif isinstance(evidence, ev.Start):
+        for seed, place in enumerate(evidence.places):
+            out = workdir / place
+            analyze(
+                model=evidence.model,
+                dataset=evidence.dataset,
+                model_kwargs=dict(evidence.fields),
+                studies=[evidence.study],
+                seed=seed,
+                out=out,
+                command=command,
+            )
+            _keep(out, folder / place, [evidence.study])
     elif isinstance(evidence, ev.Studies):
         _train(evidence.runs, folder, workdir, command)
         for place in evidence.places:
             run = workdir / epath.Path(place).relative_to("claims")
             analyze(workdir=str(run), studies=evidence.names, command=command)
-            make_folder(folder / place)
-            for name in evidence.names:
-                result = (run / "analysis" / f"{name}.json").read_bytes()
-                replace_file(folder / place / f"{name}.json", result)
+            _keep(run / "analysis", folder / place, evidence.names)
+
+
+def _keep(source, target, studies):
+    """Copy the results of studies."""
+    make_folder(target)
+    for name in studies:
+        replace_file(target / f"{name}.json", (source / f"{name}.json").read_bytes())
 
 
 def _train(runs, folder, workdir, command):
@@ -127,8 +146,10 @@ def _train(runs, folder, workdir, command):
 def seen(claim: Claim, folder: epath.Path) -> ev.Seen:
     """Return what the evidence in a folder shows of a claim."""
     loaded = [evidence.load(folder) for evidence in claim.evidence]
-    if claim.judge is None or None in loaded:
+    if claim.judge is None:
         return ev.Seen("", ev.NOT_RUN)
+    if None in loaded:
+        return ev.Seen("", ev.PENDING)
     return claim.judge(*loaded)
 
 
@@ -140,13 +161,14 @@ def as_page(folder: epath.Path) -> str:
             fails=ev.FAILS,
             undecided=ev.UNDECIDED,
             not_run=ev.NOT_RUN,
+            pending=ev.PENDING,
             level=ev.SIGNIFICANCE,
         )
     ]
     verdicts = [seen(c, folder).verdict for group in GROUPS.values() for c in group]
     counts = [
         f"{verdicts.count(v)} {v}"
-        for v in (ev.HOLDS, ev.FAILS, ev.UNDECIDED, ev.NOT_RUN)
+        for v in (ev.HOLDS, ev.FAILS, ev.UNDECIDED, ev.PENDING, ev.NOT_RUN)
     ]
     lines += [f"Of {len(verdicts)} claims: {', '.join(counts)}.", ""]
     for title, group in GROUPS.items():

@@ -17,12 +17,14 @@ from experiments.papers.evidence import (
     Exact,
     Runs,
     Seen,
+    Start,
     Studies,
     in_every_run,
     lower,
     of,
     proved,
 )
+from experiments.studies.gradient_by_layer import FAR, ratio
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,62 @@ def _deeper(found):
     )
 
 
+def _ratios(studies):
+    return [ratio(study["start"]["weights"]) for study in studies]
+
+
+def _shown(ratios):
+    return ", ".join(f"{ratio:.2g}" for ratio in ratios)
+
+
+def _vanishes(studies):
+    text = f"first layers over last: {_shown(_ratios(studies))}"
+    return in_every_run(text, [ratio < 1 / FAR for ratio in _ratios(studies)])
+
+
+def _kept(studies):
+    text = f"first layers over last: {_shown(_ratios(studies))}"
+    return in_every_run(text, [1 / FAR < ratio < FAR for ratio in _ratios(studies)])
+
+
+def _addressed(usual, without):
+    here, there = _ratios(usual), _ratios(without)
+    text = (
+        f"first layers over last: {_shown(here)} as published, {_shown(there)} with "
+        "small initial weights and no BatchNorm"
+    )
+    pairs = zip(here, there, strict=True)
+    return in_every_run(
+        text, [1 / FAR < one < FAR and other < 1 / FAR for one, other in pairs]
+    )
+
+
+_BARE = (("norm", "none"), ("kernel_init", "small_normal"))
+
 _HARD = (
+    Claim(
+        "vanishing_gradient",
+        "Secondary source: survey articles on residual networks",
+        "Deep plain networks do not train because the gradient vanishes towards the "
+        "first layers (plain-110, at the start).",
+        (Start("plain110"),),
+        _vanishes,
+    ),
+    Claim(
+        "normalisation",
+        "He et al. 2015, section 1",
+        "Normalised initialisation and BatchNorm have largely addressed vanishing "
+        "gradients (plain-20, at the start).",
+        (Start("plain20"), Start("plain20", _BARE)),
+        _addressed,
+    ),
+    Claim(
+        "shortcuts_keep_the_gradient",
+        "He et al. 2016, section 2",
+        "With shortcuts, the gradient reaches the first of 110 layers.",
+        (Start("resnet110"),),
+        _kept,
+    ),
     Claim(
         "degradation",
         "He et al. 2015, section 1 and figure 6",
@@ -223,6 +280,12 @@ _SHORTCUT = (
         "bottleneck.",
         (_SHORTCUTS,),
         _doubled,
+    ),
+    Claim(
+        "single_layers",
+        "He et al. 2015, section 3.2; He et al. 2016, table 3",
+        "Shortcuts around single layers have no advantage.",
+        command=_reproduce("preact_depth", "original_110,original_110_single_layer"),
     ),
     Claim(
         "options",
@@ -579,6 +642,13 @@ def _early_blocks(studies):
     return in_every_run(text, [rho > 0.3 for rho in rhos])
 
 
+def _ensemble(studies):
+    each = [s["gate_ensemble"] for s in studies]
+    rule = [s["test_rule_error_percent"] for s in each]
+    single = [float(np.mean(s["error_percent"][0])) for s in each]
+    return lower(("test rule", rule), ("one network", single), "test error (%)")
+
+
 _STOCHASTIC = (
     Claim(
         "linear_decay",
@@ -628,6 +698,22 @@ _STOCHASTIC = (
         "Stochastic depth ends with a higher training loss than constant depth.",
         (_DEPTH,),
         _rows("training loss", _LOSS, "resnet110", "resnet110_sd"),
+    ),
+    Claim(
+        "better_than_dropout",
+        "Huang et al. 2016, section 1",
+        "At equal expected depth, stochastic depth has a lower test error than "
+        "dropout.",
+        (Runs("stochastic_depth_dropout", ("dropout", "stochastic")),),
+        _errors("stochastic", "dropout"),
+    ),
+    Claim(
+        "ensemble",
+        "Huang et al. 2016, section 3",
+        "The test rule acts as an ensemble: it has a lower test error than single "
+        "networks drawn as in training.",
+        (Studies(Runs("digits", ("resnet110_sd",)), ("gate_ensemble",)),),
+        _ensemble,
     ),
     Claim(
         "stochastic_depth_cifar",
@@ -780,6 +866,14 @@ _BEFORE = (
             *("googlenet_2014", "alexnet_2012", "1e6 parameters", 1e6),
             lambda r: 1 / 13 < r < 1 / 11,
         ),
+    ),
+    Claim(
+        "highway",
+        "He et al. 2015, section 2; He et al. 2016, section 3",
+        "A highway network is no better than a residual network, although its "
+        "functions include those of the residual network.",
+        (Runs("highway_resnet", ("coupled", "resnet20")),),
+        _errors("resnet20", "coupled"),
     ),
     Claim(
         "errors_before",

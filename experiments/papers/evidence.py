@@ -5,6 +5,7 @@ All of it is below one folder, such as results/ of the repository:
 
 - runs/TABLE/ROW-DATASET/seedN/summary.json, see `experiments.papers.results_page`;
 - claims/TABLE/ROW-DATASET/seedN/STUDY.json, written by `experiments.analyze`;
+- claims/start/NAME/seedN/gradient_by_layer.json, of untrained networks;
 - claims/exact.json, what is computed from definitions alone;
 - the results of benchmarks.
 """
@@ -24,6 +25,7 @@ HOLDS = "holds"
 FAILS = "does not hold here"
 UNDECIDED = "too small to say"
 NOT_RUN = "not run here"
+PENDING = "not run yet"
 
 # The file of the exact numbers, in the folder of the evidence.
 EXACT = "claims/exact.json"
@@ -108,6 +110,47 @@ class Studies:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The gradient by layer of an untrained network, for several seeds.
+
+    Attributes:
+        model: name of the network.
+        fields: further fields of it, as pairs.
+        dataset: data set of the images.
+        seeds: number of seeds, from 0.
+    """
+
+    model: str
+    fields: tuple[tuple[str, Any], ...] = ()
+    dataset: str = "digits"
+    seeds: int = 3
+
+    study = "gradient_by_layer"
+
+    @property
+    def command(self) -> str:
+        """The command that studies the network with the first seed."""
+        fields = f' --model_kwargs="{dict(self.fields)}"' if self.fields else ""
+        return (
+            f"python -m experiments.analyze --model={self.model} "
+            f"--dataset={self.dataset}{fields} --study={self.study}"
+        )
+
+    @property
+    def places(self) -> list[str]:
+        """The folder of each seed, below that of the evidence."""
+        named = "-".join([self.model, *(f"{n}={v}" for n, v in self.fields)])
+        return [f"claims/start/{named}/seed{seed}" for seed in range(self.seeds)]
+
+    def load(self, folder: epath.Path) -> list[Any] | None:
+        """Return the study of every seed; None unless all are done."""
+        files = [folder / place / f"{self.study}.json" for place in self.places]
+        if not all(file.exists() for file in files):
+            return None
+        return [read_json(file) for file in files]
+
+
+@dataclass(frozen=True)
 class Exact:
     """Numbers that follow from definitions, a function of `experiments.papers.exact`.
 
@@ -146,7 +189,7 @@ class Benchmark:
         return read_json(file) if file.exists() else None
 
 
-Evidence = Runs | Studies | Exact | Benchmark
+Evidence = Runs | Studies | Start | Exact | Benchmark
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ def draw(results: Results) -> figures.Figure:
     for axes, kind in zip(panels, ("weights", "outputs"), strict=True):
         for label, result, style in figures.styled(results):
             for name, line in (("start", ":"), ("end", "-")):
+                if name == "end" and not _trained(result):
+                    continue
                 norms = np.array(list(result[name][kind].values()))
                 place = np.arange(1, len(norms) + 1)
                 look = {"color": style["color"], "linestyle": line}
@@ -60,6 +62,10 @@ def draw(results: Results) -> figures.Figure:
         axes.grid(alpha=0.3)
     figures.finish(panels[0])
     return figure
+
+
+def _trained(result):
+    return result["end"] != result["start"]
 
 
 def ratio(norms: dict[str, float]) -> float:
@@ -76,6 +82,8 @@ def describe(result: Result) -> str:
     """Describe how the gradient changes from the last layers to the first."""
     parts = []
     for name, words in (("start", "At the start"), ("end", "At the end")):
+        if name == "end" and not _trained(result):
+            continue
         weights = result[name]["weights"]
         if not any(weights.values()):
             parts.append(f"{words} no gradient reaches any layer.")

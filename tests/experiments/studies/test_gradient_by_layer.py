@@ -41,10 +41,14 @@ def test_ratio_is_of_the_first_layers_over_the_last():
 def test_words_and_figure(first, says):
     norms = {"stem": first, "head": 1.0 if first else 0.0}
     one = {"weights": norms, "outputs": {"stem": first}}
-    result = {"start": one, "end": one}
-    assert says in STUDY.describe(result)
+    other = {"weights": {"stem": 1.0, "head": 1.0}, "outputs": {"stem": 1.0}}
+    result = {"start": one, "end": other}
+    assert says in STUDY.describe(result) and "At the end" in STUDY.describe(result)
     weights, outputs = STUDY.draw({"net": result}).axes
     assert len(weights.get_lines()) == len(outputs.get_lines()) == 2
+    untrained = {"start": one, "end": one}
+    assert "At the end" not in STUDY.describe(untrained)
+    assert len(STUDY.draw({"net": untrained}).axes[0].get_lines()) == 1
     if first:
         assert list(weights.get_lines()[0].get_ydata()) == [first, 1]
 
