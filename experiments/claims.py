@@ -30,7 +30,7 @@ is missing and writes this page from the JSON files in `results/`.
 - **{fails}**: the runs on this data set show the opposite. Most train on `digits`,
   1,437 images of 8x8 pixels, and do not contradict the paper's larger experiment.
 - **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
-  {level:.0%}), or networks of different seeds disagree.
+  {level:.0f} %), or networks of different seeds disagree.
 - **{pending}**: two CPU cores can carry it, in minutes; its JSON is not in `results/`
   yet.
 - **{not_run}**: it needs a GPU or a large data set; the command is ready.
@@ -162,25 +162,35 @@ def as_page(folder: epath.Path) -> str:
             undecided=ev.UNDECIDED,
             not_run=ev.NOT_RUN,
             pending=ev.PENDING,
-            level=ev.SIGNIFICANCE,
+            level=100 * ev.SIGNIFICANCE,
         )
     ]
     verdicts = [seen(c, folder).verdict for group in GROUPS.values() for c in group]
     counts = [
-        f"{verdicts.count(v)} {v}"
+        f"{v}: {verdicts.count(v)}"
         for v in (ev.HOLDS, ev.FAILS, ev.UNDECIDED, ev.PENDING, ev.NOT_RUN)
     ]
-    lines += [f"Of {len(verdicts)} claims: {', '.join(counts)}.", ""]
+    lines += [f"Of {len(verdicts)} claims, {', '.join(counts)}.", ""]
     for title, group in GROUPS.items():
         rows = []
         for claim in group:
             what = seen(claim, folder)
-            command = claim.evidence[0].command if claim.evidence else claim.command
             verdict = f"**{what.verdict}**"
-            rows.append([claim.says, claim.source, what.text, verdict, f"`{command}`"])
+            command = f"`{_command(claim)}`"
+            rows.append([claim.says, claim.source, what.text, verdict, command])
         head = ["claim", "source", "seen here", "verdict", "command"]
         lines += [f"## {title}", "", *table(head, rows), ""]
     return "\n".join(lines)
+
+
+def _command(claim):
+    """Return the command that shows a claim."""
+    if not claim.evidence:
+        return claim.command
+    first = claim.evidence[0]
+    if isinstance(first, ev.Exact):
+        return f"python -m experiments.claims --only={claim.name}"
+    return first.command
 
 
 if __name__ == "__main__":

@@ -160,11 +160,6 @@ class Exact:
 
     name: str
 
-    @property
-    def command(self) -> str:
-        """The command that computes the numbers."""
-        return f"python -m experiments.claims --only={self.name}"
-
     def load(self, folder: epath.Path) -> Any:
         """Return the numbers; None unless they have been computed."""
         file = folder / EXACT

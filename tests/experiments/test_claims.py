@@ -5,7 +5,7 @@ import json
 
 import fake
 import pytest
-from driver import in_process
+from driver import ROOT, in_process
 from etils import epath
 
 from experiments import claims
@@ -28,7 +28,7 @@ def test_exact_numbers_are_computed_once(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, tmp_path, "linear_decay") == 0
     page = (tmp_path / "claims.md").read_text()
     assert "p_1 = 0.991, p_54 = 0.500 | **holds** |" in page
-    assert f"Of {len(CLAIMS)} claims: 2 holds" in page
+    assert f"Of {len(CLAIMS)} claims, holds: 2, " in page
 
 
 def test_runs_are_trained_with_every_seed_and_resumed(tmp_path, monkeypatch, capsys):
@@ -93,6 +93,12 @@ def test_every_claim_has_its_evidence_or_a_command(name):
     for evidence in claim.evidence:
         if isinstance(evidence, ev.Exact):
             assert evidence.name in exact.FUNCTIONS
+
+
+def test_page_is_that_of_the_committed_evidence():
+    page = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    assert page == claims.as_page(epath.Path(ROOT / "results"))
+    assert f"Of {len(CLAIMS)} claims, " in page
 
 
 def test_names_are_unique():
