@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradient by layer at the start of training and at its end."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -68,12 +70,15 @@ def _trained(result):
     return result["end"] != result["start"]
 
 
-def ratio(norms: dict[str, float]) -> float:
-    """Return the gradient by the first tenth of the layers over that by the last.
+def ratio(norms: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the gradient by the outputs of the first tenth of layers over the last's.
 
-    Both are medians in the logarithm, of layers whose gradient is not zero.
+    Both are medians in the logarithm, of layers whose gradient is not zero. Outputs
+    show what is propagated back; small weights would make the gradients by all weights
+    equally small. Without them the gradients by weights are used.
     """
-    values = np.log([norm for norm in norms.values() if norm > 0])
+    by_layer = norms["outputs"] or norms["weights"]
+    values = np.log([norm for norm in by_layer.values() if norm > 0])
     tenth = max(1, len(values) // 10)
     return float(np.exp(np.median(values[:tenth]) - np.median(values[-tenth:])))
 
@@ -84,20 +89,21 @@ def describe(result: Result) -> str:
     for name, words in (("start", "At the start"), ("end", "At the end")):
         if name == "end" and not _trained(result):
             continue
-        weights = result[name]["weights"]
-        if not any(weights.values()):
+        norms = result[name]
+        weights = list(norms["weights"].values())
+        if not any(weights):
             parts.append(f"{words} no gradient reaches any layer.")
             continue
-        found = ratio(weights)
-        first, last = next(iter(weights.values())), list(weights.values())[-1]
+        found = ratio(norms)
         change = "about as large as in the last ones"
         if found > FAR:
             change = f"{found:.2g} times that of the last ones: it explodes"
         elif found < 1 / FAR:
             change = f"{found:.2g} times that of the last ones: it vanishes"
         parts.append(
-            f"{words} the gradient by the weights of the first layers is {change} "
-            f"(first layer {first:.2g}, last {last:.2g})."
+            f"{words} the gradient by the outputs of the first layers is {change}. By "
+            f"weights, it is {weights[0]:.2g} in the first layer and {weights[-1]:.2g} "
+            "in the last."
         )
     return " ".join(parts) + (
         " That gradients vanish in deep plain networks is the usual explanation of "
@@ -115,7 +121,7 @@ STUDY = Study(
     uses=("seed",),
     columns={
         "gradient, first layers over last, at the start": lambda r: (
-            f"{ratio(r['start']['weights']):.2g}"
+            f"{ratio(r['start']):.2g}"
         )
     },
 )

@@ -63,11 +63,29 @@ def runs(**errors):
     }
 
 
+def start(first):
+    outputs = {"stem": first, "last": 1.0}
+    return {"start": {"outputs": outputs, "weights": {}}}
+
+
 LOW, HIGH, WIDE = (1.0, 1.1, 0.9), (9.0, 9.1, 8.9), (0.5, 9.0, 4.0)
 EVEN = [1.5 + 4 * k for k in range(8)]
 JUMP = [1.0, 2.0, 60.0, 61.0, 62.0, 63.0, 64.0, 65.0]
 
 CASES = {
+    "vanishing_gradient": [
+        ([[start(1e-3)] * 2], ev.HOLDS),
+        ([[start(1e3)] * 2], ev.FAILS),
+    ],
+    "shortcuts_keep_the_gradient": [
+        ([[start(5.0)] * 2], ev.HOLDS),
+        ([[start(1e-3)] * 2], ev.FAILS),
+    ],
+    "normalisation": [
+        ([[start(5.0)] * 2, [start(1e-9)] * 2], ev.HOLDS),
+        ([[start(5.0)] * 2, [start(5.0)] * 2], ev.FAILS),
+        ([[start(1e-3)] * 2, [start(1e-9)] * 2], ev.FAILS),
+    ],
     "trainable": [
         ([runs(resnet110=LOW, plain110=HIGH)], ev.HOLDS),
         ([runs(resnet110=HIGH, plain110=LOW)], ev.FAILS),

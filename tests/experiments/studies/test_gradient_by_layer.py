@@ -24,23 +24,30 @@ def test_start_is_another_network_than_the_end(make_lab):
 
 
 def test_ratio_is_of_the_first_layers_over_the_last():
+    """By outputs; by weights if there are none."""
     norms = {f"layer{i}": 10.0 ** (i - 20) for i in range(20)}
-    assert ratio(norms) == pytest.approx(1e-18)
-    assert ratio({"a": 0.0, **norms}) == pytest.approx(1e-18)
+    assert ratio({"outputs": norms, "weights": {}}) == pytest.approx(1e-18)
+    assert ratio({"outputs": {}, "weights": norms}) == pytest.approx(1e-18)
+    zero = {"a": 0.0, **norms}
+    assert ratio({"outputs": zero, "weights": {}}) == pytest.approx(1e-18)
 
 
 @pytest.mark.parametrize(
     ("first", "says"),
     [
-        (1e5, "1e+05 times that of the last ones: it explodes (first layer 1e+05"),
+        (
+            1e5,
+            "1e+05 times that of the last ones: it explodes. By weights, it is 1e+05",
+        ),
         (1e-5, "1e-05 times that of the last ones: it vanishes"),
-        (2.0, "about as large as in the last ones (first layer 2, last 1)"),
+        (2.0, "about as large as in the last ones. By weights, it is 2 in the first"),
         (0.0, "no gradient reaches any layer"),
     ],
 )
 def test_words_and_figure(first, says):
     norms = {"stem": first, "head": 1.0 if first else 0.0}
-    one = {"weights": norms, "outputs": {"stem": first}}
+    last = {"last": 1.0 if first else 0.0}
+    one = {"weights": norms, "outputs": {"stem": first, **last}}
     other = {"weights": {"stem": 1.0, "head": 1.0}, "outputs": {"stem": 1.0}}
     result = {"start": one, "end": other}
     assert says in STUDY.describe(result) and "At the end" in STUDY.describe(result)
