@@ -113,9 +113,9 @@ class Config:
     momentum_form: Annotated[str, optim.MOMENTUM_FORMS] = "caffe"  # rate in velocity
     nesterov: bool = False  # True: Nesterov's momentum, as in the Torch codes
     adam_beta2: Annotated[float, Range(0, 0.999999)] = 0.999  # of AdamW
-    adam_epsilon: Amount = 1e-8  # of AdamW
+    adam_epsilon: Annotated[float, Range(1e-30)] = 1e-8  # of AdamW
     trust_coefficient: Amount = 0.001  # of LARS
-    clip_norm: Amount | None = None  # largest L2 norm of the gradient; None: any
+    clip_norm: Annotated[float, Range(1e-30)] | None = None  # of the gradient, L2
     weight_decay: Amount = 1e-4  # factor of the L2 penalty's gradient; in AdamW of w
     label_smoothing: Share = 0.0  # of targets, spread: 0.1 in Szegedy et al. 2016
     aux_loss_weight: Amount = 0.3  # of each auxiliary head's loss, in GoogLeNet

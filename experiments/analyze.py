@@ -109,7 +109,7 @@ def analyze(
         out: folder of the report; None: RUN/analysis or runs/analysis-FILE.
         images: number of test images; None: all, on a CPU 2,000.
         draws: number of random draws for each point.
-        seed: seed of the draws.
+        seed: seed of the draws, and of the parameters of an untrained network.
         factors: "keep" or "drop" the survival probabilities at test.
         bounds: ranges of path lengths, both ends included, to report the share of.
         batch_size: test images at a time.
@@ -158,6 +158,7 @@ def analyze(
         model_kwargs=model_kwargs,
         normalization=normalization,
         data_dir=data_dir,
+        seed=seed,
     )
     if not out:
         named = epath.Path(weights).stem if weights else network.label

@@ -30,9 +30,9 @@ is missing and writes this page from the JSON files in `results/`.
 - **{fails}**: the runs on this data set show the opposite. Most train on `digits`,
   1,437 images of 8x8 pixels, and do not contradict the paper's larger experiment.
 - **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
-  {level:.0f} %), or networks of different seeds disagree.
-- **{pending}**: two CPU cores can carry it, in minutes; its JSON is not in `results/`
-  yet.
+  {level:.0f} %), networks of different seeds disagree, a threshold is missed without
+  showing the opposite, or there is one run only.
+- **{pending}**: it takes minutes on two CPU cores; its JSON is not in `results/` yet.
 - **{not_run}**: it needs a GPU or a large data set; the command is ready.
 
 Numbers after "±" are standard deviations over seeds; lists have one number per seed.
@@ -188,9 +188,9 @@ def _command(claim):
     if not claim.evidence:
         return claim.command
     first = claim.evidence[0]
-    if isinstance(first, ev.Exact):
-        return f"python -m experiments.claims --only={claim.name}"
-    return first.command
+    if len(claim.evidence) == 1 and isinstance(first, ev.Runs | ev.Benchmark):
+        return first.command
+    return f"python -m experiments.claims --only={claim.name}"
 
 
 if __name__ == "__main__":

@@ -222,24 +222,31 @@ def lower(
         return Seen(text, UNDECIDED)
     difference = statistics.fmean(here) - statistics.fmean(there)
     if statistics.stdev(here) == statistics.stdev(there) == 0:
-        p = 1.0 if difference == 0 else 0.0
-    else:
-        p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
+        return Seen(f"{text} (no spread)", UNDECIDED)
+    p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
     text += f" (p = {p:.2g})"
     if p > SIGNIFICANCE:
         return Seen(text, UNDECIDED)
     return Seen(text, HOLDS if difference < 0 else FAILS)
 
 
-def in_every_run(text: str, held: Sequence[bool]) -> Seen:
+def in_every_run(
+    text: str, held: Sequence[bool], refuted: Sequence[bool] | None = None
+) -> Seen:
     """Return the verdict on a claim that each of several networks can show.
 
     One network alone decides nothing, nor do networks that disagree.
+
+    Args:
+        text: what was seen.
+        held: whether each network shows the claim.
+        refuted: whether each shows the opposite; None: if it does not show the claim.
     """
     text = f"{text} (in {sum(held)} of {len(held)} networks)"
-    if len(held) < 2 or len(set(held)) == 2:
-        return Seen(text, UNDECIDED)
-    return Seen(text, HOLDS if held[0] else FAILS)
+    refuted = [not h for h in held] if refuted is None else refuted
+    if len(held) > 1 and (all(held) or all(refuted)):
+        return Seen(text, HOLDS if all(held) else FAILS)
+    return Seen(text, UNDECIDED)
 
 
 def with_spread(values: Sequence[float], digits: int = 2) -> str:

@@ -15,8 +15,11 @@ SIZES = tuple(2**i for i in range(NETWORKS.bit_length()))
 
 def missing(subject: Subject) -> str | None:
     """Return why no networks were drawn in training, or None."""
-    drawn = subject.stochastic_depth is not None
-    return None if drawn else "it was trained at constant depth, as a single network"
+    if subject.stochastic_depth is None:
+        return "it was trained at constant depth, as a single network"
+    if subject.stochastic_depth.shake:
+        return "ShakeDrop draws factors of branches, not networks"
+    return None
 
 
 def measure(lab: Lab) -> Result:

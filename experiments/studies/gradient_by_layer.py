@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study
+from experiments.studies.subject import UNTRAINED
 from rn_jax.analysis import gradients
 
 # Training images of the mini-batch.
@@ -67,7 +68,7 @@ def draw(results: Results) -> figures.Figure:
 
 
 def _trained(result):
-    return result["end"] != result["start"]
+    return result["source"] != UNTRAINED
 
 
 def ratio(norms: Mapping[str, Mapping[str, float]]) -> float:

@@ -25,6 +25,9 @@ from rn_jax.interop import from_torch, read_weights, torch_fields
 from rn_jax.models.network import Network
 from rn_jax.weights import is_saved
 
+# The source of a network with initial parameters.
+UNTRAINED = "initial parameters"
+
 
 class Log(NamedTuple):
     """The log of a finished run: its config, "epoch" lines and summary."""
@@ -78,6 +81,7 @@ def find(
     weights: str | None = None,
     *,
     data_dir: str | None = None,
+    seed: int = 0,
     **imported: Any,
 ) -> Subject:
     """Open the network of a run, of a file, of imported weights, or an untrained one.
@@ -87,6 +91,7 @@ def find(
         weights: file of this library, as the only argument; or imported weights; None
             with a model and a data set: initial parameters.
         data_dir: folder of the data set; None: that of the run, or of TFDS.
+        seed: seed of initial parameters.
         imported: further arguments of `from_weights` or `untrained`; None is the
             default.
 
@@ -103,7 +108,7 @@ def find(
         if {"model", "dataset"} <= given.keys():
             return from_weights(weights, data_dir=data_dir, **given)
     if not (weights or workdir) and {"model", "dataset"} <= given.keys():
-        return untrained(data_dir=data_dir, **given)
+        return untrained(data_dir=data_dir, seed=seed, **given)
     raise InputError(
         "Name a finished run by --workdir alone, weights of this library by --weights "
         "alone, imported weights by --model, --weights and --dataset, or an untrained "
@@ -230,10 +235,11 @@ def untrained(
     normalization: str = "channel",
     model_kwargs: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
+    seed: int = 0,
 ) -> Subject:
     """Return a network with initial parameters, for studies of the start of training.
 
-    The arguments are those of `from_weights`.
+    The arguments are those of `from_weights`, and the seed of the parameters.
 
     Raises:
         InputError: a name is unknown, or the data set is not found.
@@ -243,12 +249,12 @@ def untrained(
     fields = dict(model_kwargs or {})
     network = rn_jax.create_model(model, **{"num_classes": spec.num_classes, **fields})
     init = jax.jit(partial(network.init, train=False))
-    variables = init(jax.random.key(0), np.zeros((1, *spec.image_shape), np.float32))
+    variables = init(jax.random.key(seed), np.zeros((1, *spec.image_shape), np.float32))
     examples = data.load(dataset, data_dir=data_dir)
     named = "-".join([model, *(f"{name}={value}" for name, value in fields.items())])
     return Subject(
         label=named,
-        source="initial parameters",
+        source=UNTRAINED,
         model_name=model,
         model_kwargs=fields,
         model=network,

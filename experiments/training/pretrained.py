@@ -129,6 +129,12 @@ def _deepened(model, found, config):
     variables = {name: found[name] for name in ("params", "batch_stats")}
     key = jax.random.key(config.seed)
     deeper, grown = deepen(model, variables, ours.stage_sizes, key=key)
+    for field in ("block", "block_kwargs", "shortcut", "stem", "norm", "activation"):
+        theirs, here = getattr(deeper, field), getattr(ours, field)
+        if theirs != here:
+            raise InputError(
+                f"init_deepen needs the {field} of init_from, {theirs}, not {here}."
+            )
     if deeper.stochastic_depth != ours.stochastic_depth:
         _logger.warning(
             "The survival probabilities of this run are not those of init_from, so its "

@@ -250,7 +250,7 @@ class FractalNet(Network):
 
     Raises:
         InputError: there is no such column, `drop_path` or `global_share` is no
-            probability, or `dropout` has not one entry for each block.
+            probability, or `dropout` does not have one entry per block.
     """
 
     features: Sequence[Count] = (64, 128, 256, 512, 512)

@@ -157,8 +157,8 @@ class InceptionResNetV2(Network):
         scan_unroll, remat: as in `ResNet`.
 
     Raises:
-        InputError: `stem` is unknown, `stage_sizes` has not three entries, or images
-            are too small for the stem.
+        InputError: `stem` is unknown, `stage_sizes` does not have three entries, or
+            images are too small for the stem.
     """
 
     stage_sizes: Sequence[Count] = (10, 20, 9)

@@ -72,7 +72,9 @@ def check_branch_init(kind: str, block: Any, norm: Any) -> None:
         raise must_be("branch_init", f"one of {', '.join(BRANCH_INITS)}, or None", kind)
     name = block.__name__
     if not block.has_shortcut:
-        raise InputError(f"branch_init needs a residual branch, which {name} has not.")
+        raise InputError(
+            f"branch_init needs a residual branch, which {name} does not have."
+        )
     if kind == "zero_gamma":
         if block.branch_ends != "norm":
             raise InputError(

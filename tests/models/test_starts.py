@@ -145,7 +145,7 @@ def test_fixup_has_scalars_in_place_of_batch_norm():
         ),
         (
             {"branch_init": "skip_init", "block": PlainLayer, "shortcut": None},
-            "needs a residual branch, which PlainLayer has not",
+            "needs a residual branch, which PlainLayer does not have",
         ),
         ({"branch_init": "zero_gamma", "block": Block}, "unlike that of Block"),
     ],

@@ -49,11 +49,11 @@ def test_words_and_figure(first, says):
     last = {"last": 1.0 if first else 0.0}
     one = {"weights": norms, "outputs": {"stem": first, **last}}
     other = {"weights": {"stem": 1.0, "head": 1.0}, "outputs": {"stem": 1.0}}
-    result = {"start": one, "end": other}
+    result = {"start": one, "end": other, "source": "runs/a"}
     assert says in STUDY.describe(result) and "At the end" in STUDY.describe(result)
     weights, outputs = STUDY.draw({"net": result}).axes
     assert len(weights.get_lines()) == len(outputs.get_lines()) == 2
-    untrained = {"start": one, "end": one}
+    untrained = {**result, "source": subject.UNTRAINED}
     assert "At the end" not in STUDY.describe(untrained)
     assert len(STUDY.draw({"net": untrained}).axes[0].get_lines()) == 1
     if first:

@@ -15,6 +15,7 @@ from driver import (
     stop_after,
 )
 from etils import epath
+from tiny import TINY
 
 from experiments.config import read_config
 from experiments.training.evaluation import better, by_shape, top_error
@@ -42,11 +43,22 @@ def finished(tmp_path_factory, quick_compile_module):
     """A run of 20 steps in 4 epochs, looked at every 3 steps."""
     workdir = tmp_path_factory.mktemp("protocol") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        from tiny import TINY
-
         monkeypatch.setitem(MODELS, "tiny", TINY)
         assert in_process(monkeypatch, arguments(workdir, *PROTOCOL)) == 0
     return workdir
+
+
+@pytest.mark.parametrize("kind", ["moving", "exact"])
+def test_network_without_normalisation_is_trained_and_evaluated(
+    kind, tmp_path, monkeypatch
+):
+    """It has no statistics to take from moving averages or to recompute."""
+    monkeypatch.setitem(MODELS, "tiny", TINY)
+    options = ["--config.model_kwargs.norm=none", "--config.epochs=1"]
+    options += [f"--config.batch_norm_at_test={kind}", "--config.learning_rate=0.001"]
+    assert in_process(monkeypatch, arguments(tmp_path / "run", *options)) == 0
+    assert lines(tmp_path / "run")[-1]["test_error_percent"] <= 100
+    assert not final_state(tmp_path / "run").get("batch_stats")
 
 
 def test_the_rate_follows_training_and_validation_errors_alone(finished):
