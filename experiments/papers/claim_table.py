@@ -625,13 +625,13 @@ def _robust(dropped, constant):
         [int((_damages(s["delete_one"]) <= _UNNOTICED).sum()) for s in studies]
         for studies in (dropped, constant)
     ]
-    here, there = ([-float(n) for n in each] for each in counts)
-    seen = lower(("stochastic depth", here), ("constant depth", there), "-")
-    text = (
-        f"deletions that cost at most {_UNNOTICED:g} point: stochastic depth "
-        f"{ev.with_spread(counts[0], 1)}, constant depth {ev.with_spread(counts[1], 1)}"
+    note, verdict = ev.compared(*([-n for n in each] for each in counts))
+    here, there = (ev.with_spread(each, 1) for each in counts)
+    return Seen(
+        f"deletions that cost at most {_UNNOTICED:g} point: stochastic depth {here}, "
+        f"constant depth {there} ({note})",
+        verdict,
     )
-    return Seen(f"{text}{seen.text[seen.text.rindex(' (p') :]}", seen.verdict)
 
 
 def _larger_gradient(dropped, constant):

@@ -217,17 +217,24 @@ def lower(
         quantity: what is compared, with its unit.
     """
     (one, here), (other, there) = first, second
-    text = f"{quantity}: {one} {with_spread(here)}, {other} {with_spread(there)}"
+    note, verdict = compared(here, there)
+    shown = f"{one} {with_spread(here)}, {other} {with_spread(there)}"
+    return Seen(f"{quantity}: {shown} ({note})", verdict)
+
+
+def compared(here: Sequence[float], there: Sequence[float]) -> tuple[str, str]:
+    """Return how sure it is that the first values are lower, and the verdict on that.
+
+    Args:
+        here, there: the value of each seed.
+    """
     if min(len(here), len(there)) < 2:
-        return Seen(text, UNDECIDED)
-    difference = statistics.fmean(here) - statistics.fmean(there)
+        return "one run", UNDECIDED
     if statistics.stdev(here) == statistics.stdev(there) == 0:
-        return Seen(f"{text} (no spread)", UNDECIDED)
+        return "no spread", UNDECIDED
     p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
-    text += f" (p = {p:.2g})"
-    if p > SIGNIFICANCE:
-        return Seen(text, UNDECIDED)
-    return Seen(text, HOLDS if difference < 0 else FAILS)
+    verdict = HOLDS if statistics.fmean(here) < statistics.fmean(there) else FAILS
+    return f"p = {p:.2g}", verdict if p <= SIGNIFICANCE else UNDECIDED
 
 
 def in_every_run(

@@ -68,6 +68,9 @@ def start(first):
     return {"start": {"outputs": outputs, "weights": {}}}
 
 
+# Ten and nine, or one and no deletions that cost a point or less.
+ROBUST = [deletions(*[1.0] * 10), deletions(*[1.0] * 9, 50.0)]
+FRAGILE = [deletions(1.0, *[50.0] * 9), deletions(*[50.0] * 10)]
 LOW, HIGH, WIDE = (1.0, 1.1, 0.9), (9.0, 9.1, 8.9), (0.5, 9.0, 4.0)
 EVEN = [1.5 + 4 * k for k in range(8)]
 JUMP = [1.0, 2.0, 60.0, 61.0, 62.0, 63.0, 64.0, 65.0]
@@ -145,12 +148,14 @@ CASES = {
     ],
     "early_blocks_matter": [
         ([[damage(0.8)] * 2], ev.HOLDS),
-        ([[damage(0.1)] * 2], ev.FAILS),
+        ([[damage(0.1)] * 2], ev.UNDECIDED),
+        ([[damage(-0.1)] * 2], ev.FAILS),
     ],
     "robust_to_deletion": [
-        ([[deletions(1.0, 1.5)] * 2, [deletions(1.0, 9.0)] * 2], ev.HOLDS),
-        ([[deletions(1.0, 9.0)] * 2, [deletions(1.0, 1.5)] * 2], ev.FAILS),
-        ([[deletions(1.0, 1.5)] * 2, [deletions(1.0, 1.5)] * 2], ev.UNDECIDED),
+        ([ROBUST, FRAGILE], ev.HOLDS),
+        ([FRAGILE, ROBUST], ev.FAILS),
+        ([ROBUST, ROBUST], ev.UNDECIDED),
+        ([ROBUST[:1], FRAGILE[:1]], ev.UNDECIDED),
     ],
     "deeper": [
         ([{"resnet20": 1e-7}], ev.HOLDS),
