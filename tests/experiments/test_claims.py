@@ -58,7 +58,7 @@ def test_studies_are_done_for_every_seed(tmp_path, monkeypatch, capsys):
     def analyze(workdir, studies, command):
         studied.append(workdir)
         orders = [{"kendall_tau": -e, "error_percent": e} for e in range(5)]
-        blocks = [{"error_percent": 50.0, "transition": False}]
+        blocks = [{"error_percent": 85.0, "transition": False}]
         result = {"baseline_error_percent": 1.0, "num_classes": 10}
         result |= {"orders": orders, "blocks": blocks}
         folder = epath.Path(workdir) / "analysis"
