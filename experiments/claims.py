@@ -15,7 +15,7 @@ from experiments.analyze import analyze
 from experiments.markdown import table
 from experiments.papers import evidence as ev
 from experiments.papers import exact
-from experiments.papers.claim_table import GROUPS, Claim
+from experiments.papers.claim_table import CLAIMS, GROUPS, Claim
 from experiments.reproduce import reproduce
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import make_folder, read_json, replace_file
@@ -72,20 +72,19 @@ def claims(
     Raises:
         InputError: a claim is unknown, or bad input that the user can correct.
     """
-    known = {claim.name: claim for group in GROUPS.values() for claim in group}
-    chosen = list(known) if only is None else only.split(",")
+    chosen = list(CLAIMS) if only is None else only.split(",")
     for name in chosen:
-        if name not in known:
-            raise unknown_name("claim", name, known)
+        if name not in CLAIMS:
+            raise unknown_name("claim", name, CLAIMS)
     folder = epath.Path(keep or f"{workdir}/results")
-    needed = [e for name in chosen for e in known[name].evidence]
+    needed = [e for name in chosen for e in CLAIMS[name].evidence]
     for evidence in dict.fromkeys(needed):
         if evidence.load(folder) is None:
             _collect(evidence, folder, epath.Path(workdir), command)
     file = epath.Path(page or f"{workdir}/claims.md")
     make_folder(file.parent)
     replace_file(file, as_page(folder))
-    found = {name: seen(known[name], folder) for name in chosen}
+    found = {name: seen(CLAIMS[name], folder) for name in chosen}
     for name, what in found.items():
         print(f"{name}: {what.verdict} ({what.text or 'no evidence'})")
     print(f"Page: {file}")
@@ -165,7 +164,8 @@ def as_page(folder: epath.Path) -> str:
             level=100 * ev.SIGNIFICANCE,
         )
     ]
-    verdicts = [seen(c, folder).verdict for group in GROUPS.values() for c in group]
+    found = {name: seen(claim, folder) for name, claim in CLAIMS.items()}
+    verdicts = [what.verdict for what in found.values()]
     counts = [
         f"{v}: {verdicts.count(v)}"
         for v in (ev.HOLDS, ev.FAILS, ev.UNDECIDED, ev.PENDING, ev.NOT_RUN)
@@ -174,7 +174,7 @@ def as_page(folder: epath.Path) -> str:
     for title, group in GROUPS.items():
         rows = []
         for claim in group:
-            what = seen(claim, folder)
+            what = found[claim.name]
             verdict = f"**{what.verdict}**"
             command = f"`{_command(claim)}`"
             rows.append([claim.says, claim.source, what.text, verdict, command])

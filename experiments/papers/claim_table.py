@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from experiments.papers import evidence as ev
 from experiments.papers.evidence import (
@@ -24,7 +23,13 @@ from experiments.papers.evidence import (
     of,
     proved,
 )
+from experiments.studies.delete_many import smoothness
+from experiments.studies.delete_one import NEEDED, damages
 from experiments.studies.gradient_by_layer import FAR, ratio
+from experiments.studies.path_gradients import shrinkage
+from experiments.studies.permute import correlation
+from experiments.studies.words import UNHARMED, chance
+from rn_jax.analysis import paths
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,7 @@ _DIGITS = Runs("digits", ("plain20", "resnet20", "plain110", "resnet110"))
 _DEPTH = Runs("digits", ("resnet110", "resnet110_sd"))
 _SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
 _LESIONS = ("delete_one", "delete_many", "permute")
-_ENSEMBLE = ("path_gradients", "layer_responses")
-_ORIGINAL = Studies(Runs("digits", ("resnet110",)), (*_LESIONS, *_ENSEMBLE))
+_ORIGINAL = Studies(Runs("digits", ("resnet110",)), ("delete_one",))
 _DROPPED = Studies(
     Runs("digits", ("resnet110_sd",)),
     ("delete_one", "survival_damage", "gradient_magnitude"),
@@ -387,57 +391,39 @@ def _distribution(found):
     )
 
 
-def _damages(study):
-    """Return the points of test error that each deletion costs, without transitions."""
-    base = study["baseline_error_percent"]
-    return np.array(
-        [
-            block["error_percent"] - base
-            for block in study["blocks"]
-            if block["error_percent"] is not None and not block["transition"]
-        ]
-    )
-
-
-# A deletion is hardly noticed if it costs at most this many points of test error.
-_UNNOTICED = 1.0
+def _damages(studies):
+    """Return what each deletion within a stage costs in points, f[n] by network."""
+    return [damages(study["delete_one"])[0] for study in studies]
 
 
 def _single_deletions(studies):
-    each = [_damages(s["delete_one"]) for s in studies]
-    shares = [float((d <= _UNNOTICED).mean()) for d in each]
+    each = _damages(studies)
+    shares = [float((d <= UNHARMED).mean()) for d in each]
     shown = ", ".join(f"{share:.0%}" for share in shares)
-    text = f"{shown} of the deletions cost at most {_UNNOTICED:g} point"
-    return in_every_run(text, [float(np.median(d)) <= _UNNOTICED for d in each])
+    text = f"{shown} of the deletions cost at most {UNHARMED:g} point"
+    return in_every_run(text, [float(np.median(d)) <= UNHARMED for d in each])
 
 
 def _only_transitions(studies):
-    worst = [float(_damages(s["delete_one"]).max()) for s in studies]
+    worst = [float(each.max()) for each in _damages(studies)]
     shown = ", ".join(f"{w:.0f}" for w in worst)
     text = f"deleting a block within a stage costs up to {shown} points"
-    return in_every_run(text, [w <= 5 for w in worst])
+    return in_every_run(text, [w <= NEEDED for w in worst])
 
 
 def _fatal(studies):
-    each = [s["delete_one"] for s in studies]
-    least = [_damages(s).min() + s["baseline_error_percent"] for s in each]
-    chance = 100 * (1 - 1 / each[0]["num_classes"])
+    bases = [study["delete_one"]["baseline_error_percent"] for study in studies]
+    pairs = zip(_damages(studies), bases, strict=True)
+    least = [float(each.min()) + base for each, base in pairs]
+    guess = chance(studies[0]["delete_one"])
     shown = ", ".join(f"{e:.0f}" for e in least)
-    text = (
-        f"after the mildest deletion the error is {shown} %, chance is {chance:.0f} %"
-    )
-    held = [e > 0.9 * chance for e in least]
-    return in_every_run(text, held, [e < chance / 2 for e in least])
+    text = f"after the mildest deletion the error is {shown} %, chance is {guess:.0f} %"
+    held = [e > 0.9 * guess for e in least]
+    return in_every_run(text, held, [e < guess / 2 for e in least])
 
 
 def _many_deletions(studies):
-    found = []
-    for study in studies:
-        many = study["delete_many"]
-        medians = [float(np.median(errors)) for errors in many["error_percent"]]
-        steps = np.diff([many["baseline_error_percent"], *medians])
-        rho = float(stats.spearmanr(many["deleted"], medians).statistic)
-        found.append((rho, float(steps.max())))
+    found = [smoothness(study["delete_many"]) for study in studies]
     shown = ", ".join(f"{rho:.2f} and {step:.0f}" for rho, step in found)
     text = f"rank correlation, and largest step in points: {shown}"
     held = [rho > 0.9 and step < 15 for rho, step in found]
@@ -445,23 +431,14 @@ def _many_deletions(studies):
 
 
 def _reordered(studies):
-    rhos = []
-    for study in studies:
-        orders = study["permute"]["orders"]
-        tau, error = ([o[n] for o in orders] for n in ("kendall_tau", "error_percent"))
-        rhos.append(float(stats.spearmanr(tau, error).statistic))
+    rhos = [correlation(study["permute"]) for study in studies]
     shown = ", ".join(f"{rho:.2f}" for rho in rhos)
     text = f"rank correlation of Kendall's tau and the error: {shown}"
     return in_every_run(text, [r < -0.5 for r in rhos], [r >= 0 for r in rhos])
 
 
 def _shrinks(studies):
-    factors = []
-    for study in studies:
-        means = np.array(study["path_gradients"]["relative_mean"])
-        known = means > 0
-        lengths = np.arange(len(means))[known]
-        factors.append(float(np.exp(-np.polyfit(lengths, np.log(means[known]), 1)[0])))
+    factors = [shrinkage(study["path_gradients"]) for study in studies]
     shown = ", ".join(f"{factor:.2f}" for factor in factors)
     text = f"one more block divides the gradient along a path by {shown}"
     return in_every_run(text, [factor > 1 for factor in factors])
@@ -471,10 +448,8 @@ def _carried(low, high):
     """Return a judge of whether paths of these lengths carry most of the gradient."""
 
     def judge(studies):
-        shares = []
-        for study in studies:
-            weights = np.array(study["path_gradients"]["contribution"]["weights"])
-            shares.append(float(weights[low : high + 1].sum() / weights.sum()))
+        found = [s["path_gradients"]["contribution"]["weights"] for s in studies]
+        shares = [paths.share(weights, low, high) for weights in found]
         shown = ", ".join(f"{share:.0%}" for share in shares)
         text = f"paths of {low} to {high} blocks carry {shown} of the gradient"
         return in_every_run(text, [share > 0.5 for share in shares])
@@ -622,13 +597,13 @@ def _time(last_survival, saved):
 
 def _robust(dropped, constant):
     counts = [
-        [int((_damages(s["delete_one"]) <= _UNNOTICED).sum()) for s in studies]
+        [int((each <= UNHARMED).sum()) for each in _damages(studies)]
         for studies in (dropped, constant)
     ]
     note, verdict = ev.compared(*([-n for n in each] for each in counts))
     here, there = (ev.with_spread(each, 1) for each in counts)
     return Seen(
-        f"deletions that cost at most {_UNNOTICED:g} point: stochastic depth {here}, "
+        f"deletions that cost at most {UNHARMED:g} point: stochastic depth {here}, "
         f"constant depth {there} ({note})",
         verdict,
     )
@@ -901,3 +876,5 @@ GROUPS: dict[str, tuple[Claim, ...]] = {
     "Dense and aggregated blocks": _DENSE,
     "What came before": _BEFORE,
 }
+
+CLAIMS = {claim.name: claim for group in GROUPS.values() for claim in group}

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from etils import epath
 from scipy import stats
 
@@ -32,6 +33,13 @@ EXACT = "claims/exact.json"
 
 # Differences that chance produces more often than this are not decided.
 SIGNIFICANCE = 0.05
+
+
+def _read_all(files: Any) -> Any:
+    """Return a tree of JSON files with their contents; None unless all exist."""
+    if not all(file.exists() for file in jax.tree.leaves(files)):
+        return None
+    return jax.tree.map(read_json, files)
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,16 @@ class Runs:
 
     def load(self, folder: epath.Path) -> dict[str, list[Any]] | None:
         """Return the summary of every run by row; None unless all have finished."""
-        found: dict[str, list[Any]] = {}
-        for row in self.rows:
-            place = folder / "runs" / self.table / f"{row}-{self.dataset}"
-            files = [place / f"seed{s}" / "summary.json" for s in range(self.seeds)]
-            if not all(file.exists() for file in files):
-                return None
-            found[row] = [read_json(file) for file in files]
-        return found
+        table, seeds = folder / "runs" / self.table, range(self.seeds)
+        return _read_all(
+            {
+                row: [
+                    table / f"{row}-{self.dataset}" / f"seed{seed}" / "summary.json"
+                    for seed in seeds
+                ]
+                for row in self.rows
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -84,14 +94,6 @@ class Studies:
     names: tuple[str, ...]
 
     @property
-    def command(self) -> str:
-        """The command that studies the first of the runs."""
-        return (
-            f"python -m experiments.analyze --workdir=runs/{self.places[0]} "
-            f"--study={','.join(self.names)}"
-        )
-
-    @property
     def places(self) -> list[str]:
         """The folder of each run, and of its studies, below those of the evidence."""
         [row] = self.runs.rows
@@ -100,13 +102,12 @@ class Studies:
 
     def load(self, folder: epath.Path) -> list[dict[str, Any]] | None:
         """Return the studies of every run by name; None unless all are done."""
-        found = []
-        for place in self.places:
-            files = {name: folder / place / f"{name}.json" for name in self.names}
-            if not all(file.exists() for file in files.values()):
-                return None
-            found.append({name: read_json(file) for name, file in files.items()})
-        return found
+        return _read_all(
+            [
+                {name: folder / place / f"{name}.json" for name in self.names}
+                for place in self.places
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,6 @@ class Start:
     study = "gradient_by_layer"
 
     @property
-    def command(self) -> str:
-        """The command that studies the network with the first seed."""
-        fields = f' --model_kwargs="{dict(self.fields)}"' if self.fields else ""
-        return (
-            f"python -m experiments.analyze --model={self.model} "
-            f"--dataset={self.dataset}{fields} --study={self.study}"
-        )
-
-    @property
     def places(self) -> list[str]:
         """The folder of each seed, below that of the evidence."""
         named = "-".join([self.model, *(f"{n}={v}" for n, v in self.fields)])
@@ -144,10 +136,7 @@ class Start:
 
     def load(self, folder: epath.Path) -> list[Any] | None:
         """Return the study of every seed; None unless all are done."""
-        files = [folder / place / f"{self.study}.json" for place in self.places]
-        if not all(file.exists() for file in files):
-            return None
-        return [read_json(file) for file in files]
+        return _read_all([folder / p / f"{self.study}.json" for p in self.places])
 
 
 @dataclass(frozen=True)
@@ -162,8 +151,7 @@ class Exact:
 
     def load(self, folder: epath.Path) -> Any:
         """Return the numbers; None unless they have been computed."""
-        file = folder / EXACT
-        return read_json(file).get(self.name) if file.exists() else None
+        return (_read_all(folder / EXACT) or {}).get(self.name)
 
 
 @dataclass(frozen=True)
@@ -180,8 +168,7 @@ class Benchmark:
 
     def load(self, folder: epath.Path) -> Any:
         """Return the result; None if there is none."""
-        file = folder / self.file
-        return read_json(file) if file.exists() else None
+        return _read_all(folder / self.file)
 
 
 Evidence = Runs | Studies | Start | Exact | Benchmark

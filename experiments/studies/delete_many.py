@@ -81,8 +81,7 @@ def describe(result: Result) -> str:
     )
     if len(k) < 3 or np.ptp(medians) == 0:
         return text
-    rho = stats.spearmanr(k, medians).statistic
-    jump = np.diff([result["baseline_error_percent"], *medians]).max()
+    rho, jump = smoothness(result)
     smooth = "It rises less smoothly than in the paper: a few blocks dominate."
     if rho > 0.9 and jump < 15:
         smooth = "It rises smoothly, as in the paper."
@@ -91,6 +90,18 @@ def describe(result: Result) -> str:
         f"step from one k to the next is {jump:.1f} points. "
         f"{too_near_chance(result) or smooth}"
     )
+
+
+def smoothness(result: Result) -> tuple[float, float]:
+    """Return how smoothly the error rises with the number of deleted blocks.
+
+    It is the rank correlation of that number and the median error, and the largest step
+    of the median in points.
+    """
+    medians = [float(np.median(errors)) for errors in result["error_percent"]]
+    rho = stats.spearmanr(result["deleted"], medians).statistic
+    steps = np.diff([result["baseline_error_percent"], *medians])
+    return float(rho), float(steps.max())
 
 
 def _paths_left(result, deleted):

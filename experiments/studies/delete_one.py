@@ -63,7 +63,7 @@ def draw(results: Results) -> figures.Figure:
 
 def describe(result: Result) -> str:
     """Describe the damage of a deletion, and compare it with the paper."""
-    inner, across = _damages(result)
+    inner, across = damages(result)
     base = result["baseline_error_percent"]
     kind = "blocks that keep the shape of their input" if len(across) else "blocks"
     text = (
@@ -93,7 +93,7 @@ def describe(result: Result) -> str:
     )
 
 
-def _damages(result):
+def damages(result: Result) -> tuple[np.ndarray, np.ndarray]:
     """Return the damage in points of blocks that keep the shape, and of transitions."""
     base = result["baseline_error_percent"]
     marks = [b for b in result["blocks"] if b["error_percent"] is not None]
@@ -126,7 +126,7 @@ def _agreement(result, inner, across):
 
 
 def _cell(statistic, result):
-    return f"{statistic(_damages(result)[0]):.2f}"
+    return f"{statistic(damages(result)[0]):.2f}"
 
 
 STUDY = Study(

@@ -96,10 +96,7 @@ def draw(results: Results) -> figures.Figure:
 
 def describe(result: Result) -> str:
     """Describe the lengths that carry the gradient, and compare with the paper."""
-    means = np.array(result["relative_mean"])
-    lengths = np.arange(len(means))
-    known = means > 0
-    slope = np.polyfit(lengths[known], np.log(means[known]), 1)[0]
+    slope = -np.log(shrinkage(result))
     contribution, everything = result["contribution"], result["paths"]
     low, high = contribution["interval_95"]
     held = float(np.sum(everything["weights"][low : high + 1]))
@@ -125,6 +122,17 @@ def describe(result: Result) -> str:
         "divided by that of the image, and therefore depend on the hardest images, "
         f"give {plain[0]} to {plain[1]}.){activated_sum(result)}"
     )
+
+
+def shrinkage(result: Result) -> float:
+    """Return by how much one more block divides the gradient along a path.
+
+    It is fitted over all lengths, in the logarithm.
+    """
+    means = np.array(result["relative_mean"])
+    known = means > 0
+    lengths = np.arange(len(means))[known]
+    return float(np.exp(-np.polyfit(lengths, np.log(means[known]), 1)[0]))
 
 
 def _texts(result):

@@ -76,7 +76,7 @@ def describe(result: Result) -> str:
     )
     if np.ptp(tau) == 0 or np.ptp(error) == 0:
         return text
-    rho = stats.spearmanr(tau, error).statistic
+    rho = correlation(result)
     text = f"{text} The rank correlation of tau and the error is {rho:.2f}"
     if not result["residual"]:
         return f"{text}. The paper reorders only residual networks."
@@ -87,6 +87,13 @@ def describe(result: Result) -> str:
         if rho < -0.5
         else ", unlike the smooth rise in the paper."
     )
+
+
+def correlation(result: Result) -> float:
+    """Return the rank correlation of Kendall's tau and the test error."""
+    names = ("kendall_tau", "error_percent")
+    tau, error = ([order[name] for order in result["orders"]] for name in names)
+    return float(stats.spearmanr(tau, error).statistic)
 
 
 STUDY = Study(

@@ -12,7 +12,7 @@ from experiments import claims
 from experiments.papers import claim_table, exact
 from experiments.papers import evidence as ev
 
-CLAIMS = {c.name: c for group in claim_table.GROUPS.values() for c in group}
+CLAIMS = claim_table.CLAIMS
 
 
 def run(monkeypatch, tmp_path, *only):

@@ -9,7 +9,7 @@ from experiments.papers import claim_table
 from experiments.papers import evidence as ev
 from experiments.papers.tables import TABLES
 
-CLAIMS = {c.name: c for group in claim_table.GROUPS.values() for c in group}
+CLAIMS = claim_table.CLAIMS
 
 
 def deletions(*errors, transitions=(90.0,), base=1.0):
