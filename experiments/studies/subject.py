@@ -211,20 +211,29 @@ def from_weights(
             f"but those of {dataset} have {spec.image_shape[2]}: name a data set with "
             "the same number of channels, or train on this one with init_from."
         )
-    examples = data.load(dataset, data_dir=data_dir)
-    return Subject(
+    return _on_data(
+        data.load(dataset, data_dir=data_dir),
         label=epath.Path(file).stem,
         source=file,
         model_name=model,
         model_kwargs=fields,
         model=network,
-        variables=jax.tree.map(np.asarray, variables),
+        variables=variables,
         dataset=dataset,
+        normalization=normalization,
+        devices=devices,
+    )
+
+
+def _on_data(examples, *, variables, normalization, **facts):
+    """Return a subject whose images are normalised by their training part."""
+    return Subject(
+        **facts,
+        variables=jax.tree.map(np.asarray, variables),
         normalization=normalization,
         preprocess=data.normalizer(examples.train, normalization),
         train=examples.train,
         test=examples.test,
-        devices=devices,
     )
 
 
@@ -250,20 +259,16 @@ def untrained(
     network = rn_jax.create_model(model, **{"num_classes": spec.num_classes, **fields})
     init = jax.jit(partial(network.init, train=False))
     variables = init(jax.random.key(seed), np.zeros((1, *spec.image_shape), np.float32))
-    examples = data.load(dataset, data_dir=data_dir)
-    named = "-".join([model, *(f"{name}={value}" for name, value in fields.items())])
-    return Subject(
-        label=named,
+    return _on_data(
+        data.load(dataset, data_dir=data_dir),
+        label="-".join([model, *(f"{name}={value}" for name, value in fields.items())]),
         source=UNTRAINED,
         model_name=model,
         model_kwargs=fields,
         model=network,
-        variables=jax.tree.map(np.asarray, variables),
+        variables=variables,
         dataset=dataset,
         normalization=normalization,
-        preprocess=data.normalizer(examples.train, normalization),
-        train=examples.train,
-        test=examples.test,
         devices=devices,
     )
 
