@@ -318,6 +318,8 @@ def check_config(config: Config) -> None:
             "lr_schedule=plateau needs held-out examples, with protocol=45k5k: the "
             "test set is not used to choose anything."
         )
+    if config.init_deepen and config.init_from is None:
+        raise InputError("init_deepen needs init_from, the network to deepen.")
     if config.optimizer == "adamw" and config.nesterov:
         raise InputError(
             "nesterov is a rule of sgd and lars: with optimizer=adamw, leave it False."

@@ -355,8 +355,6 @@ class _Run:
 
 def _first_state(trainer):
     if trainer.config.init_from is None:
-        if trainer.config.init_deepen:
-            raise InputError("init_deepen needs init_from, the network to deepen.")
         return trainer.initial_state
     state = pretrained.initialise(trainer.initial_state, trainer.config)
     return trainer.replicate(state)

@@ -114,6 +114,14 @@ BAD_INPUT = {
         ["--config.matmul_precision=tf32"],
         r"must be one of None, bfloat16, tensorfloat32, float32, not 'tf32'",
     ),
+    "nothing to deepen": (
+        ["--config.init_deepen=True"],
+        r"init_deepen needs init_from",
+    ),
+    "momentum of another rule": (
+        ["--config.optimizer=adamw", "--config.nesterov=True"],
+        r"nesterov is a rule of sgd and lars",
+    ),
     "nothing to begin from": (["--config.init_from=x.pt"], r"There is no file x.pt"),
     "drops": (["--config.lr_drops=(0.7, 0.5)"], r"lr_drops must increase"),
     "value apart": (["--config.lr_drops_unit", "epoch"], r"lr_drops_unit must be one"),
