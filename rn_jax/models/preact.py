@@ -141,8 +141,8 @@ class SingleLayer(Block):
 # --- Table 2: the positions of the activations ----------------------------------------
 
 
-class _OrderedUnit(Block):
-    """Further fields of the units of table 2.
+class OrderedUnit(Block):
+    """A unit of weight layers in another order than the original's; f is the identity.
 
     Attributes:
         bottleneck: whether to use weight layers 1x1, 3x3 and 1x1 instead of two 3x3.
@@ -169,7 +169,7 @@ class _OrderedUnit(Block):
     @property
     def closed_is_identity(self) -> bool:
         """Whether h is the identity, as f is here."""
-        return self._is_as_in(_OrderedUnit) and self.shortcut_kind != "C"
+        return self._is_as_in(OrderedUnit) and self.shortcut_kind != "C"
 
 
 def weight_layers(block: nn.Module) -> list[nn.Module]:
@@ -191,7 +191,7 @@ def weight_layers(block: nn.Module) -> list[nn.Module]:
     return [block.conv(*shape, name=f"conv{i}") for i, shape in enumerate(shapes, 1)]
 
 
-class BatchNormAfterAddition(_OrderedUnit):
+class BatchNormAfterAddition(OrderedUnit):
     """F is W-BN-ReLU-W, and BN-ReLU follow the sum (figure 4b).
 
     The BatchNorm after the sum also runs in a closed unit.
@@ -211,7 +211,7 @@ class BatchNormAfterAddition(_OrderedUnit):
         return self.activation(self.norm(name="bn_after")(y))
 
 
-class ReluBeforeAddition(_OrderedUnit):
+class ReluBeforeAddition(OrderedUnit):
     """F is W-BN-ReLU-W-BN-ReLU, and nothing follows the sum (figure 4c)."""
 
     def residual(self, x, *, train: bool):
@@ -221,7 +221,7 @@ class ReluBeforeAddition(_OrderedUnit):
         return x
 
 
-class ReluOnlyPreactivation(_OrderedUnit):
+class ReluOnlyPreactivation(OrderedUnit):
     """F is ReLU-W-BN-ReLU-W-BN, and nothing follows the sum (figure 4d).
 
     The input of the shortcut is not activated, even if it has a convolution.
@@ -243,7 +243,7 @@ class ReluOnlyPreactivation(_OrderedUnit):
         return x
 
 
-class FullPreactivation(_OrderedUnit):
+class FullPreactivation(OrderedUnit):
     """F is BN-ReLU-W-BN-ReLU-W, and nothing follows the sum (figure 4e).
 
     If the shortcut has a convolution, one BN-ReLU precedes both paths, as in the

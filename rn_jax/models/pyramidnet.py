@@ -15,8 +15,7 @@ import flax.linen as nn
 from rn_jax.errors import must_be
 from rn_jax.models.layers import ModuleDef
 from rn_jax.models.network import Count, Network
-from rn_jax.models.preact import weight_layers
-from rn_jax.models.resnet import Block
+from rn_jax.models.preact import OrderedUnit, weight_layers
 from rn_jax.models.skipping import at
 from rn_jax.models.trunk import (
     BlockInfo,
@@ -26,19 +25,14 @@ from rn_jax.models.trunk import (
 )
 
 
-class PyramidUnit(Block):
-    """F is BN-W-BN-ReLU-W-BN, and nothing follows the sum (figure 1d).
+class PyramidUnit(OrderedUnit):
+    """F is BN-W-BN-ReLU-W-BN, and nothing follows the sum (figures 1d and 1e).
 
-    It is a pre-activation unit without its first ReLU and with a last BatchNorm.
-
-    Attributes:
-        bottleneck: whether to use weight layers 1x1, 3x3 and 1x1 (figure 1e); the first
-            two have a quarter of the channels.
+    It is a pre-activation unit without its first ReLU and with a last BatchNorm. A
+    bottleneck has its stride on the 3x3 convolution, as in the authors' code.
     """
 
-    bottleneck: bool = False
-    stride_on = "3x3"  # as in the authors' code
-    single = False
+    stride_on: str = "3x3"
 
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
@@ -47,10 +41,6 @@ class PyramidUnit(Block):
         for i, weight in enumerate(others, 2):
             y = weight(self.activation(self.norm(name=f"bn{i}")(y)))
         return self.norm(name=f"bn{len(others) + 2}")(y)
-
-    def after(self, y, *, train: bool):
-        """Return the sum itself."""
-        return y
 
 
 class PyramidStage(nn.Module):
@@ -108,7 +98,7 @@ class PyramidNet(Network):
         stage_sizes: number of units per stage; strides of 2 are between stages.
         alpha: widening factor, at least 1.
         widening: "additive" or "multiplicative".
-        bottleneck: as in `PyramidUnit`.
+        bottleneck: as in `OrderedUnit`.
         stem_features: channels of the 3x3 convolution that comes first.
         remat: "none", "cheap" or "all"; see `Stage`.
 
