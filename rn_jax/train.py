@@ -4,7 +4,6 @@
 Shapes: B examples on this device, L blocks (`num_blocks`), K classes.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -600,7 +599,7 @@ def make_statistics_step(
     stochastic depth.
 
     Args:
-        model: network; a `norm` without `momentum` has no statistics to replace.
+        model: network whose `norm` has a `momentum`, or which has no statistics.
         preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
         axis_name: axis of the devices over which the batch is split.
 
@@ -609,12 +608,12 @@ def make_statistics_step(
         examples of batches 1 .. `number`, of equal size. `variables` holds those of the
         earlier batches (for the first one, any finite values).
     """
-    measuring = model
-    if "momentum" in inspect.signature(model.norm).parameters:
-        measuring = model.clone(norm=partial(model.norm, momentum=0.0))
-    gates = model.test_gates() if model.draws_gates else None
+    gates = model.eval_gates() if model.draws_gates else None
 
     def step(variables: dict[str, Any], batch: dict[str, jax.Array], number: jax.Array):
+        if not variables["batch_stats"]:
+            return {}
+        measuring = model.clone(norm=partial(model.norm, momentum=0.0))
         dropout_key = jax.random.fold_in(jax.random.key(0), number)
         if axis_name is not None:
             dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(axis_name))
@@ -644,7 +643,7 @@ def make_statistics_step(
         return jax.tree.map(
             merge,
             flax.core.unfreeze(variables["batch_stats"]),
-            updates.get("batch_stats", {}),
+            updates["batch_stats"],
             is_leaf=lambda tree: "mean" in tree,
         )
 

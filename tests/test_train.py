@@ -901,6 +901,38 @@ def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
     same_in_64_bits(lambda: run(batch, jax.random.key(1)))
 
 
+def test_targets_are_smoothed_and_then_mixed_with_the_images():
+    """One step with 1 - 0.1 + 0.1 / 10 and 0.1 / 10, and with both arrays changed."""
+    model, batch = ResNet((1,), features=(4,)), make_batch()
+
+    def mix(key, images, targets, axis_name):
+        assert axis_name is None
+        return images / 2, targets[::-1]
+
+    before, after, sums = one_step(model, batch, label_smoothing=0.1, mix=mix)
+    augment_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)[0]
+    images = augment(augment_key, batch["image"], 0) / 2
+    targets = (0.9 * np.eye(10)[batch["label"]] + 0.01)[::-1].astype(np.float32)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": before.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
+    np.testing.assert_allclose(sums["loss"] / 16, value, rtol=1e-5)
+    jax.tree.map(
+        lambda p, g, new: np.testing.assert_allclose(new, p - g, rtol=1e-4, atol=1e-6),
+        before.params,
+        grads,
+        after.params,
+    )
+
+
 def test_averages_of_parameters_and_statistics():
     """Each follows the states by the decay, which is lower in the first steps."""
     model = ResNet((1,), features=(4,))

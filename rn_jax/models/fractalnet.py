@@ -309,7 +309,7 @@ class FractalNet(Network):
         rates = {"rate": self.drop_path, "global_share": self.global_share}
         return sample_drop_path(key, self.columns, len(self.features), **rates)
 
-    def test_gates(self):
+    def eval_gates(self):
         """Return gates of 1: at test all inputs of a join are live."""
         return jnp.ones(self.num_blocks, jnp.float32)
 

@@ -198,7 +198,7 @@ class Network(nn.Module, kw_only=True):
         settings: Any = self.stochastic_depth
         return sample_gates(key, settings, self.num_blocks, batch_size, first_index)
 
-    def test_gates(self) -> jax.Array:
+    def eval_gates(self) -> jax.Array:
         """Return the gates at test of a network that `draws_gates`, f32[L]."""
         settings: Any = self.stochastic_depth
         return eval_gates(settings, self.num_blocks)
@@ -321,7 +321,7 @@ class Network(nn.Module, kw_only=True):
         if not self.draws_gates:
             return None, paths
         if not train:
-            return self.test_gates()[:, None], paths  # (num_blocks, 1)
+            return self.eval_gates()[:, None], paths  # (num_blocks, 1)
         if not (self.has_rng("gates") or self.is_initializing()):
             what = "stochastic depth" if settings else "drop-path"
             raise InputError(
