@@ -32,7 +32,7 @@ is missing and writes this page from the JSON files in `results/`.
 - **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
   {level:.0f} %), networks of different seeds disagree, a threshold is missed without
   showing the opposite, or there is one run only.
-- **{pending}**: it takes minutes on two CPU cores; its JSON is not in `results/` yet.
+- **{pending}**: two CPU cores suffice; its JSON is not in `results/` yet.
 - **{not_run}**: it needs a GPU or a large data set; the command is ready.
 
 Numbers after "±" are standard deviations over seeds; lists have one number per seed.
@@ -56,8 +56,7 @@ def claims(
 ) -> dict[str, ev.Seen]:
     """Collect the evidence that is missing, and write a page with a verdict per claim.
 
-    All of it takes two CPU cores about three quarters of an hour. Finished runs and
-    studies are not repeated.
+    Finished runs and studies are not repeated.
 
     Args:
         only: names of claims, with commas between; None: all.
