@@ -20,6 +20,7 @@ from configs import (
     szegedy2017,
     xie2017,
     zagoruyko2016,
+    zhang2016,
 )
 
 
@@ -206,6 +207,13 @@ TABLES: Mapping[str, Table] = {
         _of(zagoruyko2016, prefix="wrn"),
         datasets=_CIFAR,
         published_of="no published number available",
+    ),
+    "ror": Table(
+        "Zhang et al. 2016: residual networks of residual networks on CIFAR and SVHN",
+        _of(zhang2016),
+        datasets=(*_CIFAR, "svhn_cropped"),
+        published_of="number of runs not available",
+        differences=(("ror3_110", "ror3_110_sd"), ("ror3_164", "ror3_164_sd")),
     ),
     "pyramidnet": Table(
         "Han et al. 2017, the authors' code: PyramidNets on CIFAR",

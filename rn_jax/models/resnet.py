@@ -345,7 +345,9 @@ class ResNet(Network):
         x = self.feature("stem", x)
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
+        inputs = []  # of the stages so far
         for stage, size in enumerate(self.stage_sizes, start=1):
+            inputs.append(x)
             apart = any(b.apart for b in self.blocks if b.stage == stage)
             first = block if apart else None
             if self._first_activated and stage == 1:
@@ -362,6 +364,8 @@ class ResNet(Network):
                 remat=self.remat,
                 name=f"stage{stage}",
             )(x, *self.of_stage(stage, gates, paths, depths), train=train)
+            layers = {name: parts[name] for name in ("conv", "norm")}
+            x = self.after_stage(x, inputs, paths, **layers)
             x = self.feature(f"stage{stage}", x)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
@@ -373,6 +377,17 @@ class ResNet(Network):
             x = ScalarBias(name="head_bias")(x)
             return self.classify(x, kernel_init=nn.initializers.zeros)
         return self.classify(x)  # (B, num_classes)
+
+    def after_stage(self, y, inputs, paths, **layers: Any):
+        """Return what follows a stage: here y itself.
+
+        Args:
+            y: f[B, H, W, C], output of the stage's last block.
+            inputs: inputs of the stages so far; the first is the stem's output.
+            paths: as in `forward`.
+            **layers: `conv` and `norm`, as the blocks have them.
+        """
+        return y
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -19,6 +19,7 @@ from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.pyramidnet import PyramidNet
 from rn_jax.models.resnet import Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import build_resnext
+from rn_jax.models.ror import RoR
 from rn_jax.models.vgg import VGG
 
 
@@ -223,6 +224,18 @@ for _name, _depth, _width, _params, _own in (
     _widths = {"features": tuple(_width * f for f in (16, 32, 64)), "stem_features": 16}
     _sizes = ((_depth - 4) // 6,) * 3
     _add(_name, _params, _LINEAR, stage_sizes=_sizes, **_widths, **_own)
+
+# --- Zhang et al. 2016: the same networks with shortcuts of three levels --------------
+
+_add = _rows(RoR, "Zhang et al. 2016")
+_LEVELS = {"level_shortcut": "B_linear"}
+_add("ror3_110", 1_731_866, _110)
+_add("ror3_164", 2_606_810, _sections(164, 2))
+_add("pre_ror3_164", 2_606_490, _PREACT, **_LEVELS, **_sections(164, 2))
+for _depth, _params in ((40, 8_995_290), (58, 13_645_530)):
+    _widths = {"features": (64, 128, 256), "stem_features": 16}
+    _own = {"stage_sizes": ((_depth - 4) // 6,) * 3, **_widths, **_LEVELS}
+    _add(f"ror3_wrn{_depth}_4", _params, _LINEAR, **_own)
 
 # --- Xie et al. 2017 ------------------------------------------------------------------
 

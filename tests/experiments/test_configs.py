@@ -191,7 +191,7 @@ def optimiser_of(config):
 TORCH = {
     *("Huang et al. 2016", "Huang et al. 2017", "Xie et al. 2017"),
     *("Zagoruyko and Komodakis 2016", "Hu et al. 2017"),
-    *("Han et al. 2017", "Yamada et al. 2018"),
+    *("Han et al. 2017", "Yamada et al. 2018", "Zhang et al. 2016"),
 }
 
 
@@ -399,6 +399,23 @@ def test_recipe_of_han_2017():
         rates = [float(schedule(e * steps)) for e in (0, 149, 150, 224, 225)]
         factors = np.array([1, 1, 0.1, 0.1, 0.01])
         np.testing.assert_allclose(rates, rate * factors, rtol=1e-6)
+
+
+def test_recipe_of_zhang_2016():
+    """500 epochs, divided at 250 and 375; on SVHN 50, at 30 and 35; p_L = 0.5."""
+    for dataset, total, drops in (
+        ("cifar10", 500, (250, 375)),
+        ("svhn_cropped", 50, (30, 35)),
+    ):
+        config = load("ror3_wrn58_4_sd", dataset)
+        assert (config.batch_size, config.protocol) == (128, "full")
+        assert config.augment == (dataset == "cifar10")
+        assert config.stochastic_depth == {"last_survival": 0.5}
+        assert optimiser_of(config) == ("torch", 0.9, True, 1e-4, "all")
+        schedule = make_schedule(make_config(config), 10, total * 10)
+        rates = [float(schedule(10 * e)) for e in (0, drops[0] - 1, *drops)]
+        assert config.epochs == total
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_recipe_of_yamada_2018():

@@ -131,6 +131,14 @@ GOLDEN = {
     "se_resnet50": 25_557_032 + 2_530_992,
     "se_resnet101": 44_549_160 + 2_530_992 + 17 * 132_160,
     "se_resnet152": 60_192_808 + 2_530_992 + 4 * 33_312 + 30 * 132_160,
+    # Zhang et al. 2016: projections of 16 to 32, 32 to 64 and 16 to 64 channels, with
+    # BatchNorm in original networks; in wide ones 16 to 64, 64 to 128, 128 to 256 and
+    # 16 to 256. The paper has 13.3 million for the widest (secondary source).
+    "ror3_110": 1_727_962 + 3_584 + 320,
+    "ror3_164": 1_727_962 + 9 * 97_216 + 3_584 + 320,
+    "pre_ror3_164": 1_727_962 + 9 * 97_216 + 3_584,
+    "ror3_wrn40_4": 8_949_210 + 46_080,
+    "ror3_wrn58_4": 8_949_210 + 3 * 1_550_080 + 46_080,
     # Huang et al. 2017; the paper's 16 channels first, 2 k for BC.
     "densenet40_12": 1_019_722,
     "densenet100_12": 6_979_642,
@@ -331,11 +339,13 @@ def depth_is_what_the_name_says(name, tree):
             continue
         if "inception" in keys[0] and not keys[1].startswith("branch2"):
             continue  # beside the 1x1 and 3x3 convolutions of another branch
+        if keys[0].endswith("_shortcut"):
+            continue  # over a stage, or over all
         if "shortcut" in keys:
             projections += 1
         else:
             layers += leaf.shape[0] if "blocks" in keys else 1
-    if name.startswith("wrn"):  # by custom 6n + 4 counts the three projections,
+    if "wrn" in name:  # by custom 6n + 4 counts the three projections,
         layers += projections - 1  # beside the path, and not the classifier
     depth = DEPTH.get(name) or int(re.search(r"\d\d+", name).group())
     assert layers == depth, name
@@ -415,6 +425,9 @@ KINDS = [
     "resnet110_fixup",
     "weighted_resnet110",
     "swapout32_w4",
+    "ror3_110",
+    "pre_ror3_164",
+    "ror3_wrn40_4",
     "se_resnet110",
     "se_resnet50",
     "resnet110_scaling_0_1",
@@ -492,7 +505,7 @@ def test_networks_without_blocks_take_gates_of_none(name):
 # Kinds that differ from another in what tests of their own hold: in `make test-all`.
 LONG = {
     *("resnet110_zero_gamma", "resnet110_re_zero", "resnet110_skip_init"),
-    *("weighted_resnet110", "se_resnet50"),
+    *("weighted_resnet110", "se_resnet50", "ror3_wrn40_4"),
     *("resnetv2_18", "resnetv2_50"),
     "resnet50",
     "resnet164",
@@ -582,7 +595,7 @@ def on_the_branch(name, layer, info):
     if layer in GATES:
         return "exclusive" in name or "highway" in name
     if layer == "bn1" and name.startswith(
-        ("preact_resnet", "resnetv2", "wrn", "swapout")
+        ("preact_resnet", "resnetv2", "wrn", "swapout", "ror3_wrn")
     ):
         # One BN-ReLU feeds both paths where a convolution is on the shortcut.
         return info.same_shape or name.startswith("preact_resnet110")

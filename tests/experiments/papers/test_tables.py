@@ -101,6 +101,15 @@ PUBLISHED = {
         "resnext101_2x64d": (20.7,),
         "resnext101_64x4d": (20.4,),
     },
+    "ror": {
+        "ror3_110": (None, None, None),
+        "ror3_164": (None, None, None),
+        "ror3_110_sd": (None, None, None),
+        "ror3_164_sd": (4.86, 22.47),
+        "pre_ror3_164_sd": (4.51, 21.94),
+        "ror3_wrn40_4_sd": (4.09, 20.11),
+        "ror3_wrn58_4_sd": (3.77, 19.73, 1.59),
+    },
     "pyramidnet": {
         "110_48": (4.62, 23.31),
         "110_84": (4.27, 20.21),

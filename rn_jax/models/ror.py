@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual networks of residual networks (Zhang et al. 2016, arXiv 1608.02908).
+
+Shortcuts of further levels join the ends of what is residual already. L blocks form
+three groups of L/3, the stages. With m levels of shortcuts,
+
+- m = 1 is a residual network: final-level shortcuts, those of the blocks;
+- m = 2 has the root-level shortcut over all blocks as well;
+- m = 3, RoR-3, also has middle-level shortcuts over each stage.
+
+The last block of a stage ends with f(g(x_s) + h(x_l) + F(x_l)), where x_s is the input
+of the stage; that of the last stage also adds g(x_1), where x_1 is the stem's output.
+In pre-activation and wide networks f is the identity.
+
+The text of the paper was not available here beyond its abstract and the definition of
+the levels. Secondary sources, a review and three implementations, have the rest, and
+agree that the activation follows the sum of all levels. They differ, or are silent, in
+the following, where we chose:
+
+- g is shortcut B as He et al. 2015 define it, a projection where the shape changes and
+  else the identity; the implementations project in the first stage too, which is
+  `level_shortcut="C"`. In pre-activation networks it has no BatchNorm.
+- The shortcuts of the blocks are those of the original network: A on CIFAR,
+  projections in wide networks. Strides are those of the original network, where two
+  implementations have max-pooling between stages and a block fewer per stage.
+- In pre-activation networks x_1 comes after the stem's BatchNorm and ReLU, as the input
+  of the first unit does, and other x_s before those of their stage.
+- Stochastic depth drops the residual branches of blocks; level shortcuts always stay.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+from jax import lax
+
+from rn_jax.errors import InputError, must_be
+from rn_jax.models.layers import ModuleDef, Shortcut
+from rn_jax.models.resnet import BasicBlock, ResNet
+
+
+class LateBasicBlock(BasicBlock):
+    """A basic block whose f is left to what follows: x_l = f(y_{l-1}) comes first.
+
+    A chain of them is one of basic blocks, except that a stage ends with the sum y, to
+    which shortcuts of other levels can be added before f.
+
+    Attributes:
+        activated: whether the input is already activated, as that of the first block.
+    """
+
+    activated: bool = False
+
+    preactivation = "relu"
+
+    def before(self, x, *, train: bool):
+        """Return f(x), the input of both paths."""
+        return x if self.activated else self.activation(x)
+
+    def after(self, y, *, train: bool):
+        """Return the sum itself."""
+        return y
+
+
+class RoR(ResNet):
+    """A residual network with shortcuts of m levels.
+
+    A gate closes the residual branch of a block; level shortcuts have no gates. With
+    `paths`, the gradient passes no level shortcut: a path runs through all blocks.
+
+    Attributes:
+        levels: m; 1, 2 or 3.
+        level_shortcut: kind of the root-level and middle-level shortcuts g; see
+            `Shortcut`.
+        block: `LateBasicBlock`, `FullPreactivation` or another block that begins with
+            its activation.
+
+    Raises:
+        InputError: `levels` is not 1, 2 or 3, or the block ends with its activation.
+    """
+
+    levels: int = 3
+    level_shortcut: str = "B"
+    block: ModuleDef = LateBasicBlock
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.levels not in (1, 2, 3):
+            raise must_be("levels", "1, 2 or 3", self.levels)
+        if self._preactivation is None:
+            raise InputError(
+                "Level shortcuts are added before the activation, with which "
+                f"{self.block_class.__name__} ends: use LateBasicBlock of "
+                "rn_jax.models.ror, or a pre-activation unit."
+            )
+
+    def after_stage(self, y, inputs, paths, **layers: Any):
+        """Return y + g(x_s), and + g(x_1) after the last stage; see the class."""
+        stage = len(inputs)
+        if self.levels == 3:
+            y = y + self._level(f"stage{stage}", inputs, stage, paths, **layers)
+        if self.levels > 1 and stage == len(self.stage_sizes):
+            y = y + self._level("root", inputs, 1, paths, **layers)
+        return y
+
+    def _level(self, name, inputs, start, paths, **layers):
+        """Return g of the input of the stage `start`, with the shape of this stage."""
+        x, stage = inputs[start - 1], len(inputs)
+        if self._preactivation == "relu" and not (start == 1 and self._first_activated):
+            x = self.activation(x)  # f of the stage before, as the blocks have it
+        stride = math.prod(self._strides[start - 1 : stage])
+        kind, features = self.level_shortcut, self.features[stage - 1]
+        g: nn.Module = Shortcut(
+            kind, features, stride, **layers, name=f"{name}_shortcut"
+        )
+        return g(x) if paths is None else lax.stop_gradient(g(x))
