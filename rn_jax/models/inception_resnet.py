@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from rn_jax.errors import must_be
 from rn_jax.models.googlenet import ConvUnit
 from rn_jax.models.layers import ModuleDef, average_pool, max_pool
-from rn_jax.models.network import Count, Network
+from rn_jax.models.network import Count
 from rn_jax.models.resnet import Block
+from rn_jax.models.starts import ResidualNetwork
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
 
 # A tower is a sequence of convolutions (features, kernel_size); a module is several
@@ -143,7 +144,7 @@ class LastBlock8(Block8):
         return y
 
 
-class InceptionResNetV2(Network):
+class InceptionResNetV2(ResidualNetwork):
     """Three stages of residual Inception blocks with reductions between them.
 
     The last block, which differs, is a stage of its own.
@@ -174,6 +175,7 @@ class InceptionResNetV2(Network):
         super().__post_init__()
         if len(self.stage_sizes) != 3:
             raise must_be("stage_sizes", "three numbers of blocks", self.stage_sizes)
+        self.check_start(InceptionResidual)
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
@@ -191,6 +193,7 @@ class InceptionResNetV2(Network):
         def residuals(kind, stage, x):
             fields = {"conv": conv, "norm": norm, "activation": self.activation}
             block = partial(kind, shortcut_kind="A", width=self.width, **fields)
+            block, _ = self.begin(block, norm)
             stage_of = Stage(
                 block,
                 None,

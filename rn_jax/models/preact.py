@@ -131,6 +131,9 @@ class SingleLayer(Block):
     The pre-activation unit of that row is `FullPreactivation` with `single`.
     """
 
+    branch_ends = "norm"
+    branch_depth = 1
+
     def residual(self, x, *, train: bool):
         """Return F(x)."""
         return self.norm(name="bn1")(

@@ -14,9 +14,10 @@ import flax.linen as nn
 
 from rn_jax.errors import must_be
 from rn_jax.models.layers import ModuleDef
-from rn_jax.models.network import Count, Network
+from rn_jax.models.network import Count
 from rn_jax.models.preact import OrderedUnit, weight_layers
 from rn_jax.models.skipping import at
+from rn_jax.models.starts import ResidualNetwork
 from rn_jax.models.trunk import (
     BlockInfo,
     layer_name,
@@ -33,6 +34,9 @@ class PyramidUnit(OrderedUnit):
     """
 
     stride_on: str = "3x3"
+
+    branch_ends = "norm"
+    leading_norms = 1
 
     def residual(self, x, *, train: bool):
         """Return F(x): f[B, H, W, C] -> f[B, H / stride, W / stride, features]."""
@@ -77,7 +81,7 @@ class PyramidStage(nn.Module):
         return x
 
 
-class PyramidNet(Network):
+class PyramidNet(ResidualNetwork):
     """Residual units whose width grows from first to last (figure 2).
 
     The k-th of N units has floor(d_k) channels, times 4 with bottlenecks, where d_0 is
@@ -120,6 +124,7 @@ class PyramidNet(Network):
         super().__post_init__()
         if not isinstance(self.alpha, int | float) or not 1 <= self.alpha < math.inf:
             raise must_be("alpha", "a number of at least 1", self.alpha)
+        self.check_start(PyramidUnit)
 
     @cached_property
     def features(self) -> tuple[int, ...]:
@@ -142,7 +147,7 @@ class PyramidNet(Network):
         conv, norm = self.layers(train=train)
         parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         fields = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck, **parts}
-        unit = partial(PyramidUnit, **fields)
+        unit, norm = self.begin(partial(PyramidUnit, **fields), norm)
         x = norm(name="stem_bn")(conv(self.stem_features, 3, name="stem_conv")(images))
         x = self.feature("stem", x)
         for stage in range(1, len(self.stage_sizes) + 1):

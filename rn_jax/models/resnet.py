@@ -16,8 +16,8 @@ from flax.core import FrozenDict
 from rn_jax.errors import InputError, must_be, unknown_name
 from rn_jax.models.gating import gated_layer, gated_sum, scale
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
-from rn_jax.models.network import Count, Network
-from rn_jax.models.starts import ScalarBias, begin, check_branch_init
+from rn_jax.models.network import Count
+from rn_jax.models.starts import ResidualNetwork
 from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
 
 
@@ -37,14 +37,18 @@ class Block(nn.Module):
         norm: called as `norm()`; already set for training or test.
         activation: called as `activation(x)`.
         scalar: initial value of a learned number that multiplies F(x), before the gate
-            does; None: there is none. See `branch_init` of `ResNet`.
+            does; None: there is none. See `rn_jax.models.starts`.
         has_shortcut: class attribute: whether the block has a shortcut.
         preactivation: class attribute: "relu" or "bn_relu", with which F starts and the
             trunk therefore ends; None if F starts with a convolution.
         branch_ends: class attribute: "norm" or "weight", the kind of the last layer of
             F; None if an activation follows it, or for a block that does not say.
         branch_depth: number m of weight layers of F. With `branch_ends`, the last one
-            is named "conv<m>" and its BatchNorm "bn<m>".
+            is named "conv<m>" and its BatchNorm "bn<m>", or "bn<k + m>".
+        leading_norms: class attribute: number k of BatchNorms of F that precede its
+            first weight layer, without an activation between them.
+        begins_closed: class attribute: whether a weight of the block's own makes F
+            zero at first.
         takes_depth: class attribute: whether `shortcut` and `residual` have a keyword
             `depth`, f32[], which grows from 0 in the first block to 1 in the last.
 
@@ -63,6 +67,8 @@ class Block(nn.Module):
     has_shortcut: ClassVar[bool] = True
     preactivation: ClassVar[str | None] = None
     branch_ends: ClassVar[str | None] = None
+    leading_norms: ClassVar[int] = 0
+    begins_closed: ClassVar[bool] = False
     takes_depth: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
@@ -258,7 +264,7 @@ class PlainLayer(Block):
         return self._is_as_in(PlainLayer)
 
 
-class ResNet(Network):
+class ResNet(ResidualNetwork):
     """The trunk of the residual papers and their plain counterparts.
 
     A stem, stages of blocks with a stride of 2 between them, global average pooling and
@@ -276,17 +282,14 @@ class ResNet(Network):
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
         block_kwargs: further fields of the block, such as {"base_width": 128}.
-        branch_init: how residual branches begin: "zero_gamma", "skip_init", "re_zero"
-            or "fixup"; see `rn_jax.models.starts`. None: as in the block's paper.
         conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
         scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
             suits the backend; see `default_unroll`.
         remat: "none", "cheap" or "all"; see `Stage`.
 
     Raises:
-        InputError: an unknown stem, too few `features`, a block of another kind, an
-            unknown field in `block_kwargs`, or a `branch_init` that does not suit the
-            block or the norm.
+        InputError: an unknown stem, too few `features`, a block of another kind, or an
+            unknown field in `block_kwargs`.
     """
 
     stage_sizes: Sequence[Count]
@@ -296,7 +299,6 @@ class ResNet(Network):
     shortcut: str | None = "A"
     block: ModuleDef = BasicBlock
     block_kwargs: Mapping[str, Any] = FrozenDict()
-    branch_init: str | None = None
     conv_bias: bool = False
     scan_unroll: Count | None = None
     remat: str = "cheap"
@@ -320,20 +322,14 @@ class ResNet(Network):
         if unknown := sorted(set(self.block_kwargs) - set(fields)):
             own = set(fields) - set(Block.__dataclass_fields__)
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
-        if self.branch_init is not None:
-            check_branch_init(self.branch_init, kind, self.norm)
+        self.check_start(kind)
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        norm: ModuleDef
         conv, norm = self.layers(train=train, use_bias=self.conv_bias)
         parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
-        block: ModuleDef = partial(self.block, **fields)
-        if self.branch_init is not None:
-            block = begin(self.branch_init, block, self.num_blocks)
-        if self.branch_init == "fixup":
-            norm = ScalarBias
+        block, norm = self.begin(partial(self.block, **fields), norm)
         depths = None  # f32[num_blocks]
         if self.block_class.takes_depth:
             depths = jnp.linspace(0.0, 1.0, self.num_blocks, dtype=jnp.float32)
@@ -372,11 +368,7 @@ class ResNet(Network):
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
         x = self.feature("final", x)
-        x = x.mean(axis=(1, 2))
-        if self.branch_init == "fixup":
-            x = ScalarBias(name="head_bias")(x)
-            return self.classify(x, kernel_init=nn.initializers.zeros)
-        return self.classify(x)  # (B, num_classes)
+        return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
 
     def after_stage(self, y, inputs, paths, **layers: Any):
         """Return what follows a stage: here y itself.

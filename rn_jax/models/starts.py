@@ -18,6 +18,15 @@
 
 The authors train Fixup's scalars at a tenth of the learning rate, which is a matter of
 the recipe; `bias_rate` of the configs applies it to the biases.
+
+Every residual family has these as its field `branch_init`. All begin with "skip_init"
+and "re_zero", except weighted residuals, whose own weight is 0 at first: of a product
+of two zeros neither has a gradient. "zero_gamma" needs a branch that ends with
+BatchNorm, which those of pre-activation units (wide ResNets, Swapout) and of
+Inception-ResNet do not. "fixup" needs `norm=Identity` and a branch that is a chain of
+layers, which an Inception module is not. The first BatchNorm of a PyramidNet's unit,
+which precedes a convolution, is left out with "fixup", because the bias of that
+convolution has its place.
 """
 
 import inspect
@@ -32,9 +41,54 @@ import jax.numpy as jnp
 
 from rn_jax.errors import InputError, must_be
 from rn_jax.models.layers import ModuleDef
+from rn_jax.models.network import Network
 from rn_jax.models.normalization import Identity
 
 BRANCH_INITS = ("zero_gamma", "skip_init", "re_zero", "fixup")
+
+
+class ResidualNetwork(Network, kw_only=True):
+    """A network of residual branches, which can begin in several ways.
+
+    Attributes:
+        branch_init: how residual branches begin: "zero_gamma", "skip_init", "re_zero"
+            or "fixup"; see `rn_jax.models.starts`. None: as in the block's paper.
+
+    Raises:
+        InputError: `branch_init` does not suit the block or the norm.
+    """
+
+    branch_init: str | None = None
+
+    @nn.nowrap
+    def check_start(self, block: Any) -> None:
+        """Check that blocks of this class can begin as the network asks.
+
+        Raises:
+            InputError: see `check_branch_init`.
+        """
+        if self.branch_init is not None:
+            check_branch_init(self.branch_init, block, self.norm)
+
+    @nn.nowrap
+    def begin(self, block: ModuleDef, norm: ModuleDef) -> tuple[ModuleDef, ModuleDef]:
+        """Return the block and the norm outside of blocks, as they are to begin.
+
+        Args:
+            block: partial of a block with its fields `conv` and `norm`.
+            norm: as `layers` returns it.
+        """
+        if self.branch_init is None:
+            return block, norm
+        outer = ScalarBias if self.branch_init == "fixup" else norm
+        return begin(self.branch_init, block, self.num_blocks), outer
+
+    def classify(self, x: jax.Array, **fields: Any) -> jax.Array:
+        """Return the logits of features f[B, C]; see `Network.classify`."""
+        if self.branch_init == "fixup":
+            x = ScalarBias(name="head_bias")(x)
+            fields["kernel_init"] = nn.initializers.zeros
+        return super().classify(x, **fields)
 
 
 class ScalarBias(nn.Module):
@@ -65,8 +119,9 @@ def check_branch_init(kind: str, block: Any, norm: Any) -> None:
         norm: the network's class of the normalisation.
 
     Raises:
-        InputError: `kind` is unknown, the blocks have no shortcut, their branch does
-            not end as `kind` needs, or the normalisation is not what it needs.
+        InputError: `kind` is unknown, the blocks have no shortcut or begin closed by
+            themselves, their branch does not end as `kind` needs, or the normalisation
+            is not what it needs.
     """
     if kind not in BRANCH_INITS:
         raise must_be("branch_init", f"one of {', '.join(BRANCH_INITS)}, or None", kind)
@@ -74,6 +129,11 @@ def check_branch_init(kind: str, block: Any, norm: Any) -> None:
     if not block.has_shortcut:
         raise InputError(
             f"branch_init needs a residual branch, which {name} does not have."
+        )
+    if block.begins_closed:
+        raise InputError(
+            f"{name} takes no branch_init: a weight of its own is 0 at first, and "
+            "neither of two zeros that multiply each other has a gradient."
         )
     if kind == "zero_gamma":
         if block.branch_ends != "norm":
@@ -94,8 +154,9 @@ def check_branch_init(kind: str, block: Any, norm: Any) -> None:
             )
         if block.branch_ends is None:
             raise InputError(
-                'branch_init="fixup" needs a residual branch that ends with a '
-                f'convolution or BatchNorm, unlike that of {name}: use "skip_init".'
+                'branch_init="fixup" needs a residual branch that is a chain of layers '
+                "and ends with a convolution or BatchNorm, unlike that of "
+                f'{name}: use "skip_init".'
             )
 
 
@@ -111,10 +172,12 @@ def begin(kind: str, block: ModuleDef, num_blocks: int) -> ModuleDef:
         return partial(block, scalar=0.0)
     facts: Any = block(features=1, stride=1, parent=None)
     depth, ends_in_norm = facts.branch_depth, facts.branch_ends == "norm"
+    leading = facts.leading_norms
+    last_norm = leading + depth if ends_in_norm else None
     if kind == "zero_gamma":
-        return partial(block, norm=partial(_zero_gamma, facts.norm, depth))
+        return partial(block, norm=partial(_zero_gamma, facts.norm, last_norm))
     conv = partial(_fixup_conv, facts.conv, depth, num_blocks)
-    norm = partial(_fixup_norm, depth if ends_in_norm else None)
+    norm = partial(_fixup_norm, leading, last_norm)
     return partial(block, conv=conv, norm=norm, scalar=None if ends_in_norm else 1.0)
 
 
@@ -124,11 +187,15 @@ def _zero_gamma(norm, last, *, name, **fields):
     return norm(name=name, **fields)
 
 
-def _fixup_norm(last, *, name):
-    """Return the scalars in place of a branch's BatchNorm; a shortcut's has none."""
-    if name == "bn":
+def _fixup_norm(leading, last, *, name):
+    """Return the scalars in place of a branch's BatchNorm.
+
+    That of a shortcut has none, nor has one that only precedes a convolution.
+    """
+    number = _number(name, "bn")
+    if name == "bn" or (number and number <= leading):
         return Identity(name=name)
-    return ScalarBias(multiplied=_number(name, "bn") == last, name=name)
+    return ScalarBias(multiplied=number == last, name=name)
 
 
 def _fixup_conv(conv, depth, num_blocks, *args, name, **fields):

@@ -17,6 +17,8 @@ class WeightedResidual(ReluBeforeAddition):
     alpha F(x).
     """
 
+    begins_closed = True
+
     def residual(self, x, *, train: bool):
         """Return alpha F(x)."""
         a = self.param("weight", nn.initializers.zeros, (), jnp.float32)

@@ -5,16 +5,20 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_numpy import np_conv
+from sizes import narrow
 
-from rn_jax import InputError
-from rn_jax.models import preact, starts
+from rn_jax import InputError, create_model, unstack
+from rn_jax.models import MODELS, preact, starts
 from rn_jax.models.layers import Conv
 from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.resnet import BasicBlock, Block, Bottleneck, PlainLayer, ResNet
 from rn_jax.models.resnext import SplitTransformMerge
+from rn_jax.models.starts import ResidualNetwork
+from rn_jax.models.weighted import WeightedResidual
 
 SHAPE = (2, 4, 4, 8)
 SPLIT = partial(SplitTransformMerge, groups=2, base_width=64)
@@ -144,6 +148,10 @@ def test_fixup_has_scalars_in_place_of_batch_norm():
             "ends with a convolution or BatchNorm, unlike that of ReluBeforeAddition",
         ),
         (
+            {"branch_init": "skip_init", "block": WeightedResidual},
+            "WeightedResidual takes no branch_init: a weight of its own is 0 at first",
+        ),
+        (
             {"branch_init": "skip_init", "block": PlainLayer, "shortcut": None},
             "needs a residual branch, which PlainLayer does not have",
         ),
@@ -153,3 +161,103 @@ def test_fixup_has_scalars_in_place_of_batch_norm():
 def test_combinations_that_do_not_work(fields, sentence):
     with pytest.raises(InputError, match=sentence):
         ResNet((1, 1), features=(4, 8), **fields)
+
+
+# The ways in which each family begins. "re_zero" is computed as "skip_init".
+ALL = ("zero_gamma", "skip_init", "fixup")
+WITHOUT_LAST_NORM = ("skip_init", "fixup")
+FAMILIES = {
+    "resnet20": (*ALL, "re_zero"),
+    "resnet164": ALL,
+    "resnet110_single_layer": ALL,
+    "preact_resnet110": WITHOUT_LAST_NORM,
+    "wrn16_8": WITHOUT_LAST_NORM,
+    "resnext50_32x4d": ALL,
+    "se_resnet110": ALL,
+    "swapout32_w4": WITHOUT_LAST_NORM,
+    "ror3_110": ALL,
+    "ror3_wrn40_4": WITHOUT_LAST_NORM,
+    "pyramidnet110_48": ALL,
+    "inception_resnet_v2": ("skip_init",),
+    "weighted_resnet110": (),
+}
+# The others, which take as long, in `make test-all`.
+QUICK = {"resnet20", "ror3_110", "pyramidnet110_48"}
+CASES = [
+    pytest.param(name, start, marks=[] if name in QUICK else pytest.mark.slow)
+    for name, ways in FAMILIES.items()
+    for start in ways
+]
+
+
+def begun(name, start, **fields):
+    if start == "fixup":
+        fields["norm"] = Identity
+    return narrow(name, **fields).copy(branch_init=start, num_classes=None)
+
+
+@pytest.mark.parametrize(("name", "start"), CASES)
+def test_a_fresh_network_is_that_of_closed_gates_and_learns(name, start, quick_compile):
+    """In every family: before the classifier, which is 0 at first with Fixup."""
+    model = begun(name, start)
+    rng = np.random.default_rng(0)
+    size = 16 if getattr(model, "stem", "small") != "small" else 8
+    images = rng.normal(size=(2, size, size, 3)).astype("float32")
+
+    @jax.jit
+    def run(key, weights):
+        variables = model.init({"params": key}, images, train=False)
+
+        def features(params, gates=None):
+            own = {**variables, "params": params}
+            return model.apply(own, images, train=False, gates=gates)
+
+        def total(params):
+            return (features(params) * weights).sum()
+
+        params = variables["params"]
+        closed = features(params, jnp.zeros(model.num_blocks))
+        return features(params), closed, params, jax.grad(total)(params)
+
+    weights = rng.normal(size=(1, 1)).astype("float32")
+    fresh, closed, params, slopes = run(jax.random.key(0), weights)
+    np.testing.assert_allclose(fresh, closed, rtol=1e-5, atol=1e-6)
+    # The factor that closes the branch, one in every block, has a gradient.
+    factor = {"zero_gamma": "scale", "fixup": "kernel"}.get(start, "scalar")
+    leaves = jax.tree_util.tree_leaves_with_path(unstack({"params": params})["params"])
+    slopes = jax.tree.leaves(unstack({"params": slopes})["params"])
+    found = [
+        np.any(slope)
+        for (path, leaf), slope in zip(leaves, slopes, strict=True)
+        if path[-1].key == factor and not np.any(leaf)
+    ]
+    assert found == [True] * model.num_blocks
+
+
+def test_fixup_has_one_bias_before_the_first_convolution_of_a_pyramid_net():
+    """In place of a BatchNorm that no activation follows."""
+    model = begun("pyramidnet110_48", "fixup")
+    tree = jax.eval_shape(
+        partial(model.init, train=False),
+        {"params": jax.random.key(0)},
+        jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"),
+    )
+    assert set(tree["params"]["stage1"]["layer01"]) == {
+        *("conv1_bias", "conv1", "bn2", "conv2_bias", "conv2", "bn3")
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_refuses_the_other_ways(name):
+    for start in set(ALL) - set(FAMILIES[name]):
+        sentence = "takes no branch_init" if not FAMILIES[name] else "unlike that of"
+        with pytest.raises(InputError, match=sentence):
+            begun(name, start)
+
+
+def test_every_residual_family_is_tested():
+    families = {type(narrow(name)) for name in FAMILIES}
+    made = {type(create_model(name)) for name in MODELS}
+    assert {kind for kind in made if issubclass(kind, ResidualNetwork)} == families
+    blocks = {m.block_class for m in map(create_model, MODELS) if isinstance(m, ResNet)}
+    assert WeightedResidual in {block for block in blocks if block.begins_closed}
