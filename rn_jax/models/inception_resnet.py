@@ -192,8 +192,8 @@ class InceptionResNetV2(ResidualNetwork):
 
         def residuals(kind, stage, x):
             fields = {"conv": conv, "norm": norm, "activation": self.activation}
-            block = partial(kind, shortcut_kind="A", width=self.width, **fields)
-            block, _ = self.begin(block, norm)
+            plain = partial(kind, shortcut_kind="A", width=self.width, **fields)
+            block, _ = self.begin(plain, norm)
             stage_of = Stage(
                 block,
                 None,

@@ -340,3 +340,28 @@ def test_batches_that_are_not_mixed_are_unchanged():
     before, after = mixed(1, 1.0, 1.0, probability=0.0)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_each_batch_has_mixup_cutmix_or_neither_with_its_probability():
+    """Either in half of the mixed batches: with 0.6, in 0.3 of all, and none in 0.4."""
+    batches, side = 4000, 16
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, side, side, 1)).astype("float32")
+    mix = partial(data.mix, mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.6)
+
+    @jax.jit
+    @jax.vmap
+    def taken(key):  # the share of the other image, at each pixel of the first
+        mixed, _ = mix(key, images, np.eye(2, dtype="float32"))
+        return ((mixed - images) / (images[::-1] - images))[0].ravel()
+
+    shares = np.asarray(taken(jax.random.split(jax.random.key(0), batches)))
+    whole = np.minimum(abs(shares), abs(1 - shares)).max(axis=1) < 1e-3
+    neither = abs(shares).max(axis=1) < 1e-3
+    found = {"mixup": ~whole, "cutmix": whole & ~neither, "neither": neither}
+    # A box of less than two pixels a side is empty: lambda is above 1 - (2 / side)^2.
+    empty = 0.3 * (2 / side) ** 2
+    expected = {"mixup": 0.3, "cutmix": 0.3 - empty, "neither": 0.4 + empty}
+    for name, share in expected.items():
+        spread = (share * (1 - share) / batches) ** 0.5
+        assert found[name].mean() == pytest.approx(share, abs=4 * spread), name
