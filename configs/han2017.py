@@ -2,7 +2,8 @@
 """Han et al. 2017: PyramidNets on CIFAR.
 
 Errors and the recipe are those of the README of the authors' code, which is based on
-fb.resnet.torch. On CIFAR-100 the rate is 0.5.
+fb.resnet.torch. On CIFAR-100 the rate is 0.5. The README prints 28.3 million parameters
+for the widest networks of 110 layers; here they have 28.3 and 28.5.
 
     python -m experiments.run --config=configs/pyramidnet110_48.py[:DATASET]
 """

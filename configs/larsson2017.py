@@ -6,8 +6,9 @@ column alone has 7.27 % on CIFAR-10 and 29.05 % on CIFAR-100, and with augmentat
 and 24.32 %. The networks of table 3 have errors with a stronger augmentation only,
 which is not described. The rate is divided by 10 whenever the number of remaining
 epochs halves, here four times. There is no weight decay, because none is known, and
-pixels are normalised by channel. Secondary source of errors and recipe: the repository
-khanrc/pt.fractalnet. Filters, drop rates and batch size are from the authors' code.
+pixels are normalised by channel. Secondary sources: the repository khanrc/pt.fractalnet
+for the errors; a page that quotes the paper's experiments (ri.k117.org) for length,
+rate, batch size, momentum and both drop rates. Filters are from the authors' code.
 
     python -m experiments.run --config=configs/fractalnet20_drop_path.py[:DATASET]
 """

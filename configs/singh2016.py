@@ -2,9 +2,13 @@
 """Singh et al. 2016: Swapout on CIFAR.
 
 256 epochs of batches of 128, 0.1 divided by 10 at epochs 192 and 224. Errors are those
-of stochastic inference with 30 samples, which `evaluate` does not draw. Secondary
-source: recipe and errors are from memory of the paper, whose text was not available
-here. It varies the rates of the masks; those of this network are a choice.
+of stochastic inference with 30 samples, which `evaluate` does not draw. Both masks have
+rates from 1 in the first block to 0.5 in the last, the best ones in the paper.
+
+The paper's text was not available here beyond its introduction. Secondary sources: the
+repository nutszebra/swapout has the error on CIFAR-10 and most of the recipe, but its
+first division is at epoch 196; the repository aleju/papers has the rates of the masks.
+The length, epoch 192 and the error on CIFAR-100 are from memory.
 
     python -m experiments.run --config=configs/swapout32_w4.py[:DATASET]
 """

@@ -231,7 +231,7 @@ TABLES: Mapping[str, Table] = {
         "Szegedy et al. 2017, table 2: Inception-ResNet-v2 on ImageNet",
         _of(szegedy2017),
         datasets=_IMAGENET,
-        published_of="1 run, one crop",
+        published_of="1 run, one crop, without 1,700 images",
     ),
     "swapout": Table(
         "Singh et al. 2016, table 4: Swapout on CIFAR",

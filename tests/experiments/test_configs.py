@@ -80,7 +80,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 143
+    assert len(NAMES) == len(set(NAMES)) == 150
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -334,6 +334,7 @@ def test_recipe_of_hu_2017():
     """Batches of 1,024, 0.6 divided every 30 of 100 epochs."""
     assert set(rows_of("se_resnet50")) == {f"se_resnet{n}" for n in (50, 101, 152)}
     config = load("se_resnet101")
+    assert config.model_kwargs.block_kwargs.stride_on == "1x1"
     assert_as_in_fb_resnet_torch(config)
     assert (config.batch_size, config.train_crop) == (1024, "area")
     schedule, total = schedule_of("se_resnet101", steps_per_epoch=1251)
@@ -445,8 +446,9 @@ def test_recipe_of_larsson_2017():
 
 
 def test_recipe_of_szegedy_2017():
-    """0.045, times 0.94 every two epochs; crops of 299 pixels."""
+    """0.045, times 0.94 every two epochs; crops of 299 pixels; averaged weights."""
     config = load("inception_resnet_v2")
+    assert config.ema_decay == 0.9999
     assert (config.image_size, config.eval_size) == (299, 299)
     assert optimiser_of(config) == ("caffe", 0.9, False, 4e-5, "kernels")
     schedule, total = schedule_of("inception_resnet_v2", steps_per_epoch=5004)
