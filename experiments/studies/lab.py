@@ -19,6 +19,7 @@ from rn_jax.analysis import ensemble, lesion
 from rn_jax.checkpoint import digest
 from rn_jax.errors import InputError
 from rn_jax.models.resnet import ResNet
+from rn_jax.models.ror import LateBasicBlock
 
 # Default number of test images on a CPU.
 CPU_IMAGES = 2000
@@ -200,7 +201,8 @@ class Lab:
             "num_classes": self.model.num_classes,
             "residual": isinstance(self.model, ResNet) and self.model.has_shortcuts,
             "preactivation": isinstance(self.model, ResNet)
-            and self.model.block_class.preactivation is not None,
+            and self.model.block_class.preactivation is not None
+            and not issubclass(self.model.block_class, LateBasicBlock),
             "has_shortcuts": self.model.has_shortcuts,
             "weights_sha256": digest(subject.variables),
             "images": self.images,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norm of the loss's gradient by each layer's weights and outputs."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -106,8 +107,9 @@ def _in_order(layers):
 
 def _place(layer):
     name = layer.partition("/")[0]
-    for last, prefix in enumerate(("stage", "transition")):
-        if name.startswith(prefix):  # a transition follows the stage of its number
-            return 1, int(name.removeprefix(prefix)), last, layer
-    after = 3 if name == "head" else 2 if name.startswith(("fc", "last")) else 0
+    # A transition follows the stage of its number, as does a shortcut over the stage.
+    if found := re.fullmatch(r"(stage|transition)(\d+)(_shortcut)?", name):
+        return 1, int(found[2]), int(found[1] == "transition"), layer
+    behind = ("fc", "last", "root_shortcut")
+    after = 3 if name == "head" else 2 if name.startswith(behind) else 0
     return after, 0, 0, layer
