@@ -66,8 +66,11 @@ def by_stage(result: Result) -> dict[str, float]:
 
 
 def kept(result: Result) -> float:
-    """Return what all shortcuts around blocks that keep the shape leave of it."""
-    return math.prod(by_stage(result).values())
+    """Return what all shortcuts around blocks that keep the shape leave of it.
+
+    It is 0 if no gradient reaches the first block.
+    """
+    return math.prod(by_stage(result).values()) if all(result["shortcuts"]) else 0.0
 
 
 def draw(results: Results) -> figures.Figure:

@@ -23,7 +23,8 @@ def test_blocks_that_keep_the_shape():
     found = result(1.0, 2.0, 3.0, 8.0, 5.0, 20.0)
     assert by_stage(found) == {"stage1": 0.25, "stage2": 0.25}
     assert kept(found) == 0.0625
-    assert by_stage(result(0.0, 0.0, 0.0, 0.0, 5.0, 20.0)) == {"stage2": 0.25}
+    cut = result(0.0, 0.0, 0.0, 0.0, 5.0, 20.0)
+    assert by_stage(cut) == {"stage2": 0.25} and kept(cut) == 0
     assert by_stage(result(*[0.0] * 6)) == {}
 
 
