@@ -23,12 +23,16 @@ from experiments.papers.evidence import (
     of,
     proved,
 )
+from experiments.studies import branch_weights
 from experiments.studies.delete_many import smoothness
 from experiments.studies.delete_one import NEEDED, damages
 from experiments.studies.gradient_by_layer import FAR, ratio
-from experiments.studies.path_gradients import shrinkage
+from experiments.studies.layer_responses import typical
+from experiments.studies.path_gradients import LINEAR, fit_quality, shrinkage
 from experiments.studies.permute import correlation
+from experiments.studies.shortcut_gradient import UNCHANGED, by_stage, kept
 from experiments.studies.words import UNHARMED, chance
+from rn_jax import data
 from rn_jax.analysis import paths
 
 
@@ -61,6 +65,11 @@ def _reproduce(table: str, only: str = "") -> str:
 
 _DIGITS = Runs("digits", ("plain20", "resnet20", "plain110", "resnet110"))
 _DEPTH = Runs("digits", ("resnet110", "resnet110_sd"))
+_REMEDIES = ("clipped", "adamw")
+_BOUNDED = Runs(
+    "large_gradients",
+    tuple(f"{kind}_{how}" for kind in ("plain", "residual") for how in _REMEDIES),
+)
 _SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
 _LESIONS = ("delete_one", "delete_many", "permute")
 _ORIGINAL = Studies(Runs("digits", ("resnet110",)), ("delete_one",))
@@ -75,6 +84,10 @@ _PREACT = Studies(
     Runs("ensembles", ("preact_resnet110",)), (*_LESIONS, "path_gradients")
 )
 _VGG = Studies(Runs("ensembles", ("vgg15",)), ("delete_one",))
+_PLAIN_20, _RESIDUAL_20, _RESIDUAL_110 = (
+    Studies(Runs("digits", (row,)), ("layer_responses", "branch_weights"))
+    for row in ("plain20", "resnet20", "resnet110")
+)
 _SKIP = Benchmark("skip_resnet110_cpu.json", "python -m benchmarks.skip")
 
 _ERROR, _LOSS = "test_error_percent", "train_loss"
@@ -148,6 +161,31 @@ def _addressed(usual, without):
     return in_every_run(text, held, [a < 1 / FAR for a in here])
 
 
+def _bounded(usual, bounded):
+    """Judge whether plain-110 learns once a large gradient makes no large step."""
+    # Half of chance; in between a network has learned something.
+    learned = 50 * (1 - 1 / data.get_spec("digits").num_classes)
+    errors = {"plain110": of(usual, "plain110", _ERROR)}
+    errors |= {row: of(bounded, row, _ERROR) for row in bounded}
+    text = ", ".join(f"{row} {ev.with_spread(each)}" for row, each in errors.items())
+
+    def learns(row, seeds=all):
+        return seeds(error < learned for error in errors[row])
+
+    if learns("plain110", any):
+        verdict = ev.FAILS  # it needs no remedy
+    elif any(learns(f"plain_{remedy}") for remedy in _REMEDIES):
+        verdict = ev.HOLDS
+    elif all(
+        learns(f"residual_{remedy}") and not learns(f"plain_{remedy}", any)
+        for remedy in _REMEDIES
+    ):
+        verdict = ev.FAILS
+    else:
+        verdict = ev.UNDECIDED
+    return Seen(f"test error (%): {text}", verdict)
+
+
 _BARE = (("norm", "none"), ("kernel_init", "small_normal"))
 
 _HARD = (
@@ -173,6 +211,14 @@ _HARD = (
         "With shortcuts, the gradient reaches the first of 110 layers.",
         (Start("resnet110"),),
         _arrives,
+    ),
+    Claim(
+        "exploding_gradient",
+        "A question of this project, after He et al. 2015, section 4.1",
+        "Plain-110 does not learn because its gradient explodes: it learns where a "
+        "large gradient makes no large step, by clipping or by AdamW.",
+        (_DIGITS, _BOUNDED),
+        _bounded,
     ),
     Claim(
         "degradation",
@@ -225,16 +271,55 @@ def _projections(sizes):
     )
 
 
-def _doubled(sizes):
+def _doubled(blocks, sizes):
     before, after = sizes["resnet50 B"], sizes["resnet50 C"]
-    params, adds = (after[n] / before[n] for n in ("params", "multiply_adds"))
-    # A block that keeps its shape has 256 x 64 + 9 x 64 x 64 + 64 x 256 weights.
-    block = 256 * 64 + 9 * 64 * 64 + 64 * 256
-    ratio = (block + 256 * 256) / block
+    counted = "params", "multiply_adds"
+    params, adds = (after[n] / before[n] for n in counted)
+    block, work = (blocks["projection"][n] / blocks["identity"][n] for n in counted)
     return proved(
-        f"a block {ratio:.2f} times, the whole of ResNet-50 {params:.2f} times the "
-        f"parameters and {adds:.2f} times the multiply-adds",
-        1.8 < ratio < 2.1 and 1.5 < params < 1.7 and 1.5 < adds < 1.7,
+        f"a block {block:.2f} times the parameters and {work:.2f} times the "
+        f"multiply-adds, the whole of ResNet-50 {params:.2f} and {adds:.2f} times",
+        all(1.8 < ratio < 2.1 for ratio in (block, work))
+        and all(1.5 < ratio < 1.7 for ratio in (params, adds)),
+    )
+
+
+# Less than half of the shortcut, or of the start, counts as small.
+_SMALL = 0.5
+
+
+def _small(studies):
+    medians = [branch_weights.median(s["branch_weights"], "response") for s in studies]
+    found = [response for response in medians if response is not None]
+    text = f"norm of a response over its shortcut's, median block: {_shown(found)}"
+    return in_every_run(text, [r < _SMALL for r in found], [r >= 1 for r in found])
+
+
+def _smaller_responses(first, second):
+    """Return a judge of whether the median response is lower in the first network."""
+
+    def judge(here, there):
+        one, other = (
+            (name, [typical(study["layer_responses"]) for study in studies])
+            for name, studies in ((first, here), (second, there))
+        )
+        return lower(one, other, "standard deviation of the median layer")
+
+    return judge
+
+
+def _towards_zero(residual, plain):
+    here, there = (
+        [branch_weights.weights(study["branch_weights"]) for study in studies]
+        for studies in (residual, plain)
+    )
+    text = (
+        "norm over that at the start, of kernels or BatchNorm's scales, whichever is "
+        f"smaller, in the median block: residual {_shown(here)}, plain {_shown(there)}"
+    )
+    pairs = zip(here, there, strict=True)
+    return in_every_run(
+        text, [a < min(_SMALL, b) for a, b in pairs], [a >= 1 for a in here]
     )
 
 
@@ -282,8 +367,39 @@ _SHORTCUT = (
         "He et al. 2015, section 4.1",
         "Projections in place of identities double the multiply-adds and parameters of "
         "a bottleneck.",
-        (_SHORTCUTS,),
+        (Exact("bottlenecks"), _SHORTCUTS),
         _doubled,
+    ),
+    Claim(
+        "small_responses",
+        "He et al. 2015, section 3.2",
+        "Residual functions have small responses (ResNet-110).",
+        (_RESIDUAL_110,),
+        _small,
+    ),
+    Claim(
+        "responses_below_plain",
+        "He et al. 2015, figure 7",
+        "The layers of a residual network have smaller responses than those of its "
+        "plain counterpart.",
+        (_RESIDUAL_20, _PLAIN_20),
+        _smaller_responses("resnet20", "plain20"),
+    ),
+    Claim(
+        "responses_by_depth",
+        "He et al. 2015, figure 7",
+        "A deeper residual network has smaller responses: ResNet-110 against "
+        "ResNet-20.",
+        (_RESIDUAL_110, _RESIDUAL_20),
+        _smaller_responses("resnet110", "resnet20"),
+    ),
+    Claim(
+        "weights_towards_zero",
+        "He et al. 2015, section 3.2",
+        "If identities are optimal, training drives the weights of residual branches "
+        "towards zero, unlike those of plain layers.",
+        (_RESIDUAL_20, _PLAIN_20),
+        _towards_zero,
     ),
     Claim(
         "single_layers",
@@ -341,7 +457,77 @@ _SHORTCUT = (
 
 # --- Where activations stand ----------------------------------------------------------
 
+
+def _start(model):
+    return Start(model, study="shortcut_gradient")
+
+
+def _kept(found):
+    return f"shortcuts alone leave {_shown(map(kept, found))} times the gradient"
+
+
+def _passes(found):
+    each = [[kept(study), *by_stage(study).values()] for study in found]
+    held = [all(abs(ratio - 1) <= UNCHANGED for ratio in ratios) for ratios in each]
+    return in_every_run(_kept(found), held)
+
+
+def _cuts(found):
+    values = [kept(study) for study in found]
+    refuted = [value >= 1 - UNCHANGED for value in values]
+    return in_every_run(_kept(found), [value < 0.5 for value in values], refuted)
+
+
+def _halves(found):
+    """Judge whether every block at least halves the gradient."""
+    number = [sum(study["same_shape"][:-1]) for study in found]
+    text = f"{_kept(found)}, around {number[0]} blocks"
+    pairs = zip(found, number, strict=True)
+    return in_every_run(text, [kept(study) <= 0.5**n for study, n in pairs])
+
+
+def _cuts_less(start, trained):
+    after = [kept(study["shortcut_gradient"]) for study in trained]
+    before = [kept(study) for study in start]
+    quantity = "gradient that shortcuts alone leave"
+    return lower(("at the start", before), ("trained", after), quantity)
+
+
 _ACTIVATIONS = (
+    Claim(
+        "identities_pass_the_gradient",
+        "He et al. 2016, equation 5",
+        "With identity shortcuts and no function after the sum, the gradient reaches "
+        "every block of a stage unchanged through the shortcuts (pre-activation "
+        "ResNet-110, at the start).",
+        (_start("preact_resnet110"),),
+        _passes,
+    ),
+    Claim(
+        "relu_cuts_the_gradient",
+        "He et al. 2016, section 4.2 (from memory)",
+        "With a ReLU after the sum, less of it arrives, because many blocks cut it "
+        "(ResNet-110, at the start).",
+        (_start("resnet110"),),
+        _cuts,
+    ),
+    Claim(
+        "relu_cuts_less_after_training",
+        "He et al. 2016, section 4.2 (from memory)",
+        "After training, sums are more often positive, so the ReLU cuts less of it.",
+        (
+            _start("resnet110"),
+            Studies(Runs("digits", ("resnet110",)), ("shortcut_gradient",)),
+        ),
+        _cuts_less,
+    ),
+    Claim(
+        "scaling_cuts_the_gradient",
+        "He et al. 2016, equation 8",
+        "Shortcuts scaled by 1/2 shrink it exponentially with the number of blocks.",
+        (_start("resnet110_scaling_05_05"),),
+        _halves,
+    ),
     Claim(
         "identity_is_best",
         "He et al. 2016, table 1",
@@ -438,10 +624,13 @@ def _reordered(studies):
 
 
 def _shrinks(studies):
-    factors = [shrinkage(study["path_gradients"]) for study in studies]
-    shown = ", ".join(f"{factor:.2f}" for factor in factors)
+    found = [study["path_gradients"] for study in studies]
+    factors, fits = map(shrinkage, found), map(fit_quality, found)
+    pairs = list(zip(factors, fits, strict=True))
+    shown = ", ".join(f"{factor:.2f} (R² = {fit:.3f})" for factor, fit in pairs)
     text = f"one more block divides the gradient along a path by {shown}"
-    return in_every_run(text, [factor > 1 for factor in factors])
+    held = [factor > 1 and fit >= LINEAR for factor, fit in pairs]
+    return in_every_run(text, held, [factor <= 1 for factor, _ in pairs])
 
 
 def _carried(low, high):

@@ -5,7 +5,7 @@ All of it is below one folder, such as results/ of the repository:
 
 - runs/TABLE/ROW-DATASET/seedN/summary.json, see `experiments.papers.results_page`;
 - claims/TABLE/ROW-DATASET/seedN/STUDY.json, written by `experiments.analyze`;
-- claims/start/NAME/seedN/gradient_by_layer.json, of untrained networks;
+- claims/start/NAME/seedN/STUDY.json, of untrained networks;
 - claims/exact.json, what is computed from definitions alone;
 - the results of benchmarks.
 """
@@ -112,21 +112,21 @@ class Studies:
 
 @dataclass(frozen=True)
 class Start:
-    """The gradient by layer of an untrained network, for several seeds.
+    """A study of an untrained network, for several seeds.
 
     Attributes:
         model: name of the network.
         fields: further fields of it, as pairs.
+        study: name of the study.
         dataset: data set of the images.
         seeds: number of seeds, from 0.
     """
 
     model: str
     fields: tuple[tuple[str, Any], ...] = ()
+    study: str = "gradient_by_layer"
     dataset: str = "digits"
     seeds: int = 3
-
-    study = "gradient_by_layer"
 
     @property
     def places(self) -> list[str]:

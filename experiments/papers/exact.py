@@ -61,6 +61,28 @@ def shortcuts() -> dict[str, dict[str, int]]:
     }
 
 
+def bottlenecks() -> dict[str, dict[str, int]]:
+    """Return the size of a bottleneck of 256 channels by its shortcut.
+
+    It is each of those that keep the shape in the first stage of ResNet-50: "identity"
+    with option B, "projection" with C.
+    """
+    side = MODELS["resnet50"].image_size
+    found = {}
+    for name, kind in (("identity", "B"), ("projection", "C")):
+        model = rn_jax.create_model("resnet50", shortcut=kind)
+        blocks = _shapes(model, (side, side, 3))["params"]["stage1"]["blocks"]
+        leaves = jax.tree.leaves(blocks)  # of several blocks, along axis 0
+        work = cost.multiply_adds_by_module(model, (side, side, 3))
+        inside = [n for path, n in work.items() if path[:2] == ("stage1", "blocks")]
+        number = leaves[0].shape[0]
+        found[name] = {
+            "params": sum(leaf.size for leaf in leaves) // number,
+            "multiply_adds": sum(inside) // number,
+        }
+    return found
+
+
 def path_lengths() -> dict[str, float]:
     """Return shares of all 2^54 paths by length, and what deletions leave."""
     lengths = paths.length_distribution(np.full(_BLOCKS, 0.5))
@@ -214,7 +236,7 @@ def depths() -> dict[str, int]:
 FUNCTIONS: Mapping[str, Callable[[], Any]] = {
     function.__name__: function
     for function in (
-        *(sizes, shortcuts, path_lengths, survival, closed_blocks),
+        *(sizes, shortcuts, bottlenecks, path_lengths, survival, closed_blocks),
         *(deeper, resnext_forms, dense_inputs, depths),
     )
 }

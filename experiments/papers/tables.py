@@ -136,6 +136,24 @@ TABLES: Mapping[str, Table] = {
         published_of="none",
         differences=(("plain110", "resnet110"), ("resnet110_sd", "resnet110")),
     ),
+    "large_gradients": Table(
+        "Not from a paper: plain-110 with steps of bounded size, on digits",
+        {
+            "plain": "plain110",
+            "plain_clipped": "plain110_clipped",
+            "plain_adamw": "plain110_adamw",
+            "residual_clipped": "resnet110_clipped",
+            "residual_adamw": "resnet110_adamw",
+        },
+        datasets=("digits",),
+        published_of="none",
+        differences=(
+            ("plain_clipped", "plain"),
+            ("plain_adamw", "plain"),
+            ("plain_clipped", "residual_clipped"),
+            ("plain_adamw", "residual_adamw"),
+        ),
+    ),
     "ensembles": Table(
         "Not from a paper: the networks that Veit et al. 2016 study, on digits",
         _rows("preact_resnet110", "vgg15"),

@@ -18,6 +18,13 @@ BATCH = 128
 FAR = 10.0
 
 
+def training_batch(lab: Lab, study: str) -> dict[str, np.ndarray]:
+    """Draw the mini-batch of a study: "image" u8[B, H, W, C] and "label" i32[B]."""
+    rng = lab.rng(study)
+    examples = lab.subject.train.take(rng.integers(len(lab.subject.train), size=BATCH))
+    return {"image": examples.images, "label": examples.labels}
+
+
 def measure(lab: Lab) -> Result:
     """Measure the norm of the gradient by each layer's weights and outputs.
 
@@ -27,14 +34,12 @@ def measure(lab: Lab) -> Result:
     gradient = gradients.make_layer_gradients(
         model=lab.model, preprocess=lab.subject.preprocess
     )
-    rng = lab.rng("gradient_by_layer")
-    examples = lab.subject.train.take(rng.integers(len(lab.subject.train), size=BATCH))
-    batch = {"image": examples.images, "label": examples.labels}
+    batch = training_batch(lab, "gradient_by_layer")
 
     def init(key, images):
         return lab.model.init(key, images, train=False)
 
-    images = lab.subject.preprocess(examples.images[:1])
+    images = lab.subject.preprocess(batch["image"][:1])
     initial = jax.jit(init)(jax.random.key(lab.seed), images)
     found = {}
     for name, variables in (("start", initial), ("end", lab.subject.variables)):

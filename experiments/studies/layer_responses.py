@@ -31,6 +31,11 @@ def measure(lab: Lab) -> Result:
     }
 
 
+def typical(result: Result) -> float:
+    """Return the median over layers of the standard deviation."""
+    return float(np.median(result["standard_deviation"]))
+
+
 def draw(results: Results) -> figures.Figure:
     """Draw the standard deviation by layer, in order and by magnitude."""
     figure, (left, right) = figures.panels(2, 11, 4.2, sharey=True)
@@ -53,7 +58,7 @@ def describe(result: Result) -> str:
     top = int(deviations.argmax())
     return (
         f"The median standard deviation of {len(deviations)} layers is "
-        f"{np.median(deviations):.2f}; it ranges from {deviations.min():.2f} to "
+        f"{typical(result):.2f}; it ranges from {deviations.min():.2f} to "
         f"{deviations.max():.2f} ({result['layers'][top]}). In the paper responses are "
         "smaller in residual networks than in plain ones, and in deeper networks."
     )

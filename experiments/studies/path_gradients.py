@@ -15,6 +15,8 @@ BATCH = 100
 # whose abstracts have 10 to 34 layers; and by an overview of it (V. Fung, "An Overview
 # of ResNet and its Variants", 2017: a secondary source).
 TEXTS = {"the paper": (5, 17), "an overview of it": (9, 18)}
+# R^2 from which the logarithm of the gradient counts as linear in the length.
+LINEAR = 0.9
 # The gradient's mean path length counts as short below this share of that of all paths.
 SHORTER = 0.8
 
@@ -114,7 +116,8 @@ def describe(result: Result) -> str:
         verdict = "In the paper these paths are shorter than most; here they are not."
     plain = result["contribution_of_norms"]["interval_95"]
     return (
-        f"The gradient along a path {change} per block (fitted over all lengths). "
+        f"The gradient along a path {change} per block (fitted over all lengths, with "
+        f"R² = {fit_quality(result):.3f}). "
         f"Multiplied by the number of paths, 95 % of the gradient passes through paths "
         f"of length {low} to {high}, mean {contribution['mean']:.1f}. These are "
         f"{100 * held:.3g} % of all paths, whose mean length is "
@@ -127,12 +130,24 @@ def describe(result: Result) -> str:
 def shrinkage(result: Result) -> float:
     """Return by how much one more block divides the gradient along a path.
 
-    It is fitted over all lengths, in the logarithm.
+    It is fitted over all lengths, in the logarithm; see `fit_quality`.
     """
+    lengths, logarithms = _logarithms(result)
+    return float(np.exp(-np.polyfit(lengths, logarithms, 1)[0]))
+
+
+def fit_quality(result: Result) -> float:
+    """Return R^2 of the fit of `shrinkage`: 1 if the gradient is exponential."""
+    lengths, logarithms = _logarithms(result)
+    rest = logarithms - np.polyval(np.polyfit(lengths, logarithms, 1), lengths)
+    total = np.square(logarithms - logarithms.mean()).sum()
+    return float(1 - np.square(rest).sum() / total) if total else 1.0
+
+
+def _logarithms(result):
     means = np.array(result["relative_mean"])
     known = means > 0
-    lengths = np.arange(len(means))[known]
-    return float(np.exp(-np.polyfit(lengths, np.log(means[known]), 1)[0]))
+    return np.arange(len(means))[known], np.log(means[known])
 
 
 def _texts(result):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norm of the loss's gradient by each layer's weights and outputs."""
+"""Norm of the loss's gradient by each layer's weights and outputs, and by blocks."""
 
 import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,9 +41,72 @@ def make_layer_gradients(
     """
     if model.conv is Conv:
         model = model.copy(conv=_Perturbed)
+    gradient = _make_gradient(model, preprocess)
 
     @jax.jit
     def norms(variables, gates, batch):
+        weights, outputs = gradient(variables, gates, batch, None)
+        return {
+            "weights": _norms(weights, "kernel"),
+            "outputs": _norms(outputs, "output"),
+        }
+
+    def layer_gradients(variables, gates, batch):
+        found = norms(variables, gates, batch)
+        return {kind: _in_order(layers) for kind, layers in found.items()}
+
+    return layer_gradients
+
+
+def make_block_gradients(
+    *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
+) -> Callable:
+    """Make block_gradients(variables, gates, batch, paths), compiled once.
+
+    It returns {block: f32[]}, in order, the Euclidean norms of the gradient of the mean
+    cross-entropy in nats by the input x_l of every block over the mini-batch. `paths`
+    are f32[L], or None for the sum over all paths: values are those of the whole
+    network, and the gradient follows the path alone. With zeros it passes through the
+    shortcuts h and the functions f after the sums, and no branch F: only the first term
+    of He et al. 2016, equation 5, if both are the identity. The other arguments are
+    those of `make_layer_gradients`.
+
+    Args:
+        model: network of blocks with sums, called with `train=True`, the gates and the
+            paths.
+        preprocess: uint8[B, H, W, C] -> normalised f[B, H, W, C].
+    """
+    stages = {f"stage{block.stage}" for block in model.blocks}
+    # A stage is a scan of blocks, or has a module for each.
+    places = {f"{stage}/{part}" for stage in stages for part in ("first", "blocks")}
+    places |= {block.name for block in model.blocks}
+
+    def perturb_input(call, args, kwargs, context):
+        block = context.module
+        if context.method_name == "__call__" and "/".join(block.path) in places:
+            x, *rest = args
+            args = block.perturb("input", x), *rest
+        return call(*args, **kwargs)
+
+    gradient = _make_gradient(model, preprocess)
+
+    @jax.jit
+    def norms(variables, gates, batch, paths):
+        with nn.intercept_methods(perturb_input):
+            _, inputs = gradient(variables, gates, batch, paths)
+        return _norms(inputs, "input")
+
+    def block_gradients(variables, gates, batch, paths):
+        found = norms(variables, gates, batch, paths)
+        return {block.name: found[block.name] for block in model.blocks}
+
+    return block_gradients
+
+
+def _make_gradient(model, preprocess):
+    """Return a function of the loss's gradients by parameters and perturbations."""
+
+    def gradient(variables, gates, batch, paths):
         images = preprocess(batch["image"])
         rest = {name: v for name, v in variables.items() if name != "params"}
         given: Any = {"gates": jnp.asarray(gates)[:, None]} if len(gates) else {}
@@ -53,6 +117,7 @@ def make_layer_gradients(
                 variables,
                 images,
                 train=True,
+                paths=paths,
                 rngs={"dropout": key, "gates": key},
                 mutable=["batch_stats", *mutable],
                 **given,
@@ -72,17 +137,9 @@ def make_layer_gradients(
                 logits.astype(jnp.float32), batch["label"]
             ).mean()
 
-        weights, outputs = jax.grad(loss, (0, 1))(variables["params"], zeros)
-        return {
-            "weights": _norms(weights, "kernel"),
-            "outputs": _norms(outputs, "output"),
-        }
+        return jax.grad(loss, (0, 1))(variables["params"], zeros)
 
-    def layer_gradients(variables, gates, batch):
-        found = norms(variables, gates, batch)
-        return {kind: _in_order(layers) for kind, layers in found.items()}
-
-    return layer_gradients
+    return gradient
 
 
 def _norms(gradient, kind):

@@ -3,16 +3,17 @@
 
 import re
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rn_jax import create_model, unstack
+from rn_jax import create_model, features, unstack
 from rn_jax.analysis import gradients
 from rn_jax.models.normalization import Identity
-from rn_jax.models.preact import FullPreactivation
+from rn_jax.models.preact import ConstantScaling, FullPreactivation
 from rn_jax.models.resnet import BasicBlock, PlainLayer, ResNet
 
 IMAGE = (8, 8, 3)
@@ -148,3 +149,92 @@ def test_layers_of_every_family_are_in_order(random_variables, name, fields):
     assert all(norm > 0 for norms in found.values() for norm in norms.values())
     stages = [name for name in names if name.startswith(("stage", "transition"))]
     assert stages == sorted(stages, key=lambda n: (re.search(r"\d", n)[0], n))
+
+
+# --- By the inputs of blocks ----------------------------------------------------------
+
+
+def through_shortcuts(model, variables, scale):
+    """Norms by NumPy: factors of the shortcuts, and masks of ReLUs after the sums."""
+    images, labels = normalise(batch()["image"]), batch()["label"]
+    names = [block.name for block in model.blocks]
+
+    @jax.jit
+    def outputs(images):
+        given = {"gates": np.ones(len(names), np.float32), "mutable": ["batch_stats"]}
+        return features(model, variables, images, names, train=True, **given)[0]
+
+    found = {name: np.asarray(x) for name, x in outputs(images).items()}
+    head = {k: np.asarray(v) for k, v in variables["params"]["head"].items()}
+    last = found[names[-1]]
+    logits = last.mean((1, 2)) @ head["kernel"] + head["bias"]
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    by_logits = (chances - np.eye(3)[labels]) / len(labels)
+    pixels = last.shape[1] * last.shape[2]
+    by_pixel = (by_logits @ head["kernel"].T / pixels)[:, None, None]
+    gradient = np.broadcast_to(by_pixel, last.shape)
+    norms = {}
+    for block in reversed(model.blocks):
+        gradient = scale * gradient * (found[block.name] > 0)
+        if not block.same_shape:  # every second pixel, and zeros for new channels
+            size, side = gradient.shape[-1] // 2, 2 * gradient.shape[1]
+            wide = np.zeros((len(labels), side, side, size))
+            wide[:, ::2, ::2] = gradient[..., :size]
+            gradient = wide
+        norms[block.name] = np.linalg.norm(gradient)
+    return norms
+
+
+@pytest.mark.parametrize(
+    ("block", "scale"), [(BasicBlock, 1.0), (ConstantScaling, 0.5)]
+)
+def test_gradient_through_shortcuts_is_a_product_of_masks(
+    quick_compile, random_variables, block, scale
+):
+    """The branches add nothing to it, though the masks are those of whole sums."""
+    model = ResNet((3, 3), num_classes=3, features=(4, 8), block=block)
+    variables = random_variables(model, IMAGE)
+    measure = gradients.make_block_gradients(model=model, preprocess=normalise)
+    ones, zeros = np.ones(6, np.float32), np.zeros(6, np.float32)
+    found = measure(variables, ones, batch(), zeros)
+    assert list(found) == [block.name for block in model.blocks]
+    expected = through_shortcuts(model, variables, scale)
+    assert all(0 < found[n] <= scale * found[m] for n, m in pairwise(found))
+    for name, norm in found.items():
+        np.testing.assert_allclose(norm, expected[name], rtol=1e-4)
+
+
+def test_gradient_through_shortcuts_of_preactivation_is_constant(
+    quick_compile, random_variables
+):
+    """Within a stage, from its second block to the input of the next stage."""
+    model = ResNet((3, 4), num_classes=3, features=(4, 8), block=FullPreactivation)
+    variables = random_variables(model, IMAGE)
+    measure = gradients.make_block_gradients(model=model, preprocess=normalise)
+    ones, zeros = np.ones(7, np.float32), np.zeros(7, np.float32)
+    first, second = np.split(
+        list(measure(variables, ones, batch(), zeros).values()), [4]
+    )
+    np.testing.assert_array_equal(first, first[0])
+    np.testing.assert_array_equal(second, second[0])
+    assert 0 < first[0] < second[0]
+    whole = list(measure(variables, ones, batch(), None).values())
+    assert len(set(map(float, whole))) == 7
+
+
+def test_whole_gradient_by_an_input_is_that_along_all_paths(
+    quick_compile, random_variables
+):
+    """Linear in the path: for one block, branch and shortcut are all there is."""
+    model = ResNet((1,), num_classes=3, features=(4,))
+    variables = random_variables(model, IMAGE)
+    measure = gradients.make_block_gradients(model=model, preprocess=normalise)
+    one = np.ones(1, np.float32)
+    whole, shortcut, branch = (
+        float(measure(variables, one, batch(), paths)["stage1/block01"])
+        for paths in (None, 0 * one, one)
+    )
+    half = float(measure(variables, one, batch(), one / 2)["stage1/block01"])
+    assert half == pytest.approx(whole / 2, rel=1e-5)
+    assert abs(branch - shortcut) < whole < branch + shortcut

@@ -80,7 +80,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 150
+    assert len(NAMES) == len(set(NAMES)) == 154
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -542,6 +542,24 @@ def test_dropout_and_stochastic_depth_have_the_same_expected_depth():
         assert {n for n in config if config[n] != constant[n]} <= network
         model = create_model(config.model, **config.model_kwargs)
         assert model.shortcut == "A_pooled"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_steps_of_bounded_size_are_all_that_differs(dataset):
+    """From plain-110 by the recipe of He et al. 2015; ResNet-110 in the network alone.
+
+    AdamW has its own rate, on digits too.
+    """
+    usual, about = load("plain110", dataset), {"paper", "published_error_percent"}
+    for name, fields in (
+        ("clipped", {"clip_norm": 1.0}),
+        ("adamw", {"optimizer": "adamw", "learning_rate": 0.001}),
+    ):
+        plain, residual = (load(f"{n}110_{name}", dataset) for n in ("plain", "resnet"))
+        assert (plain.model, residual.model) == ("plain110", "resnet110")
+        assert {n for n in plain if plain[n] != residual[n]} == {"model"}
+        differ = {n: plain[n] for n in plain if plain[n] != usual[n]}
+        assert {n: v for n, v in differ.items() if n not in about} == fields
 
 
 def test_resnet1202_with_stochastic_depth_warms_up_for_ten_epochs():

@@ -10,6 +10,8 @@ from experiments.papers import evidence as ev
 from experiments.papers.tables import TABLES
 
 CLAIMS = claim_table.CLAIMS
+# Test errors of networks that have learned the digits, of others, and of some that did.
+LEARNS, GUESSES, SOME = (1.0, 2.0, 3.0), (89.0, 90.0, 91.0), (1.0, 89.0, 90.0)
 
 
 def deletions(*errors, transitions=(90.0,), base=1.0):
@@ -33,10 +35,10 @@ def orders(*errors):
     return {"permute": {"orders": found}}
 
 
-def gradients(factor, peak=None):
+def gradients(factor, peak=None, bend=0.0):
     """Gradients that shrink by a factor, and contributions of one length."""
     weights = [float(length == peak) for length in range(55)]
-    means = [factor**-length for length in range(55)]
+    means = [factor ** -(k - bend * k * (54 - k)) for k in range(55)]
     result = {"relative_mean": means, "contribution": {"weights": weights}}
     return {"path_gradients": result}
 
@@ -68,6 +70,40 @@ def start(first):
     return {"start": {"outputs": outputs, "weights": {}}}
 
 
+def through_shortcuts(*norms):
+    """Of four blocks, the second and third of which keep the shape; and trained."""
+    names = [f"stage1/block0{i}" for i in "1234"]
+    same = [False, True, True, False]
+    return {"block_names": names, "same_shape": same, "shortcuts": list(norms)}
+
+
+def through_trained(*norms):
+    return {"shortcut_gradient": through_shortcuts(*norms)}
+
+
+def branches(kernel=1.0, scale=1.0, response=1.0, deviation=1.0):
+    found = {"kernel": [kernel], "scale": [scale, None], "response": [None, response]}
+    responses = {"standard_deviation": [deviation]}
+    return {"branch_weights": found, "layer_responses": responses}
+
+
+def blocks(identity, projection):
+    return {"identity": size(identity), "projection": size(projection)}
+
+
+def whole(identity, projection):
+    return {"resnet50 B": size(identity), "resnet50 C": size(projection)}
+
+
+def size(number):
+    return {"params": number, "multiply_adds": number}
+
+
+def bounded(*, clipped, adamw, residual=LEARNS):
+    rows = {"plain_clipped": clipped, "plain_adamw": adamw}
+    return runs(**rows, residual_clipped=residual, residual_adamw=residual)
+
+
 # Ten and nine, or one and no deletions that cost a point or less.
 ROBUST = [deletions(*[1.0] * 10), deletions(*[1.0] * 9, 50.0)]
 FRAGILE = [deletions(1.0, *[50.0] * 9), deletions(*[50.0] * 10)]
@@ -88,6 +124,91 @@ CASES = {
         ([[start(5.0)] * 2, [start(1e-9)] * 2], ev.HOLDS),
         ([[start(5.0)] * 2, [start(5.0)] * 2], ev.UNDECIDED),
         ([[start(1e-3)] * 2, [start(1e-9)] * 2], ev.FAILS),
+    ],
+    "exploding_gradient": [
+        (
+            [runs(plain110=GUESSES), bounded(clipped=LEARNS, adamw=GUESSES)],
+            ev.HOLDS,
+        ),
+        ([runs(plain110=GUESSES), bounded(clipped=SOME, adamw=LEARNS)], ev.HOLDS),
+        ([runs(plain110=GUESSES), bounded(clipped=GUESSES, adamw=GUESSES)], ev.FAILS),
+        ([runs(plain110=SOME), bounded(clipped=LEARNS, adamw=LEARNS)], ev.FAILS),
+        (
+            [runs(plain110=GUESSES), bounded(clipped=SOME, adamw=GUESSES)],
+            ev.UNDECIDED,
+        ),
+        (
+            [
+                runs(plain110=GUESSES),
+                bounded(clipped=GUESSES, adamw=GUESSES, residual=SOME),
+            ],
+            ev.UNDECIDED,
+        ),
+    ],
+    "small_responses": [
+        ([[branches(response=0.4)] * 2], ev.HOLDS),
+        ([[branches(response=0.6)] * 2], ev.UNDECIDED),
+        ([[branches(response=1.1)] * 2], ev.FAILS),
+    ],
+    "responses_below_plain": [
+        (
+            [
+                [branches(deviation=d) for d in LOW],
+                [branches(deviation=d) for d in HIGH],
+            ],
+            ev.HOLDS,
+        ),
+    ],
+    "responses_by_depth": [
+        (
+            [
+                [branches(deviation=d) for d in HIGH],
+                [branches(deviation=d) for d in LOW],
+            ],
+            ev.FAILS,
+        ),
+    ],
+    "weights_towards_zero": [
+        ([[branches(scale=0.4)] * 2, [branches()] * 2], ev.HOLDS),
+        ([[branches(kernel=0.4)] * 2, [branches(kernel=0.3)] * 2], ev.UNDECIDED),
+        ([[branches(scale=0.6)] * 2, [branches()] * 2], ev.UNDECIDED),
+        ([[branches(scale=1.2)] * 2, [branches()] * 2], ev.FAILS),
+    ],
+    "identities_pass_the_gradient": [
+        ([[through_shortcuts(1.0, 2.0, 2.0, 2.0)] * 2], ev.HOLDS),
+        ([[through_shortcuts(2.0, 1.9, 2.0, 2.0)] * 2], ev.FAILS),
+        ([[through_shortcuts(0.0, 0.0, 0.0, 0.0)] * 2], ev.FAILS),
+    ],
+    "relu_cuts_the_gradient": [
+        ([[through_shortcuts(1.0, 0.9, 1.5, 2.0)] * 2], ev.HOLDS),
+        ([[through_shortcuts(1.0, 1.1, 1.5, 2.0)] * 2], ev.UNDECIDED),
+        ([[through_shortcuts(1.0, 2.0, 2.0, 2.0)] * 2], ev.FAILS),
+    ],
+    "relu_cuts_less_after_training": [
+        (
+            [
+                [through_shortcuts(1.0, n, 5.0, 10.0) for n in LOW],
+                [through_trained(1.0, n, 9.5, 10.0) for n in HIGH],
+            ],
+            ev.HOLDS,
+        ),
+        (
+            [
+                [through_shortcuts(1.0, n, 9.5, 10.0) for n in HIGH],
+                [through_trained(1.0, n, 5.0, 10.0) for n in LOW],
+            ],
+            ev.FAILS,
+        ),
+    ],
+    "scaling_cuts_the_gradient": [
+        ([[through_shortcuts(1.0, 0.5, 1.0, 2.0)] * 2], ev.HOLDS),
+        ([[through_shortcuts(0.0, 0.0, 0.5, 2.0)] * 2], ev.HOLDS),
+        ([[through_shortcuts(1.0, 0.6, 1.0, 2.0)] * 2], ev.FAILS),
+    ],
+    "projections_double": [
+        ([blocks(70, 136), whole(25, 40)], ev.HOLDS),
+        ([blocks(70, 105), whole(25, 40)], ev.FAILS),
+        ([blocks(70, 136), whole(25, 50)], ev.FAILS),
     ],
     "trainable": [
         ([runs(resnet110=LOW, plain110=HIGH)], ev.HOLDS),
@@ -122,6 +243,8 @@ CASES = {
     "gradient_by_length": [
         ([[gradients(3.0)] * 2], ev.HOLDS),
         ([[gradients(0.9)] * 2], ev.FAILS),
+        # As far from end to end, but along a parabola.
+        ([[gradients(3.0, bend=0.05)] * 2], ev.UNDECIDED),
     ],
     "short_paths_carry": [
         ([[gradients(3.0, peak=17)] * 2], ev.HOLDS),

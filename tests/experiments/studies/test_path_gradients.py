@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from experiments.studies.path_gradients import STUDY
+from experiments.studies.path_gradients import STUDY, fit_quality, shrinkage
 
 
 def result(mean):
@@ -25,6 +25,17 @@ def test_words():
     assert "As in the paper" in STUDY.describe(result(1.5))
     assert "not by as much as in the paper" in STUDY.describe(result(1.7))
     assert "here they are not" in STUDY.describe(result(2.0))
+
+
+def test_quality_of_the_fit():
+    """R^2 by numpy.corrcoef, whose square it is; zeros are left out."""
+    assert "with R² = 1.000" in STUDY.describe(result(1.0))
+    logarithms = [0.0, -1.0, -3.0, -4.0, -8.0]
+    found = {"relative_mean": [*np.exp(logarithms), 0.0]}
+    expected = np.corrcoef(np.arange(5), logarithms)[0, 1] ** 2
+    np.testing.assert_allclose(fit_quality(found), expected)
+    np.testing.assert_allclose(shrinkage(found), np.exp(1.9))
+    assert fit_quality({"relative_mean": [1.0, 1.0, 1.0]}) == 1
 
 
 def test_ranges_of_the_texts():

@@ -14,15 +14,16 @@ from rn_jax.models.vgg import VGG
 
 PLAIN = ResNet((2, 2), num_classes=3, features=(4, 8), block=PlainLayer)
 NO_PATHS = {"path_lengths", "path_gradients", "combined_features"}
+NO_PATHS |= {"shortcut_gradient"}
 CONSTANT = {"gate_ensemble"}  # of networks trained with stochastic depth
 OF_RUNS = {"short_paths", "gradient_magnitude"}
 
 
 def test_studies_are_found_in_the_order_of_the_report():
-    assert [study.order for study in STUDIES.values()] == list(range(1, 16))
+    assert [study.order for study in STUDIES.values()] == list(range(1, 18))
     assert (next(iter(STUDIES)), list(STUDIES)[-1]) == (
         "delete_one",
-        "gradient_by_layer",
+        "branch_weights",
     )
 
 
@@ -36,7 +37,7 @@ def test_studies_are_found_in_the_order_of_the_report():
         ),
         pytest.param(
             DenseNet((2, 2), num_classes=3, growth_rate=4),
-            {"permute", "deepen"},
+            {"permute", "deepen", "shortcut_gradient"},
             marks=pytest.mark.slow,
         ),
         (
