@@ -70,8 +70,8 @@ def draw(results: Results) -> figures.Figure:
     figures.finish(parts, title="features", **deviation, **axis)
     apart = {"ylabel": "Kolmogorov-Smirnov distance", "ylim": (0, 1)}
     figures.finish(distance, title="carried against new", **apart, **axis)
-    relative = {"ylabel": "variance over the mean of both", "ylim": (0, None)}
-    figures.finish(ratio, title="both together", **relative, **axis)
+    relative = {"ylabel": "ratio", "ylim": (0, None)}
+    figures.finish(ratio, title="variance over mean of both", **relative, **axis)
     return figure
 
 
