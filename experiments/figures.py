@@ -8,7 +8,6 @@ panel; `save` adds the legend and the title. Figures are drawn without a display
 
 import contextlib
 import io
-import itertools
 import math
 import re
 import warnings
@@ -100,7 +99,7 @@ class Style:
         return list(dict.fromkeys(["png", *self.format.split(",")]))
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Any:
         """The settings of Matplotlib."""
         return {
             "axes.axisbelow": True,
@@ -251,7 +250,8 @@ def has_outliers(losses: Iterable[float]) -> bool:
 
 def scale_loss(axes: Axes) -> None:
     """Draw losses from zero on, or logarithmically if a few are far larger."""
-    if has_outliers(itertools.chain(*(line.get_ydata() for line in axes.lines))):
+    losses = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    if has_outliers(np.concatenate(losses)):
         axes.set_yscale("log")
     else:
         _begin_at_zero(axes)

@@ -51,8 +51,8 @@ def draw(results: Results) -> figures.Figure:
         dots = {**style, "linestyle": ""}
         axes.plot(x[inner], y[inner], **dots, label=f"{label}{correlation}")
         if across.any():
-            hollow = {**dots, **figures.HOLLOW, "label": f"{label}: transition"}
-            axes.plot(x[across], y[across], **hollow)
+            marker = {**dots, **figures.HOLLOW, "label": f"{label}: transition"}
+            axes.plot(x[across], y[across], **marker)
         by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
         figures.finish(axes, title=label, xlabel=by, ylabel="damage (points)")
     return figure

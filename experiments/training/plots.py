@@ -118,10 +118,11 @@ def survival(probabilities: Sequence[float], opened: Sequence[float]) -> Figure:
     figure, [axes] = figures.panels(height=2.6)
     blocks = figures.along(len(opened))
     width = 0.8 * blocks[0]  # the distance of two blocks
-    light = {"color": figures.COLOURS[0], "alpha": 0.4}
-    axes.bar(blocks, opened, width, **light, label="share of steps open")
-    line = {"color": figures.COLOURS[0], "label": "survival probability $p_l$"}
-    axes.plot(blocks, np.asarray(probabilities), **line)
+    colour = figures.COLOURS[0]
+    share = "share of steps open"
+    axes.bar(blocks, opened, width, color=colour, alpha=0.4, label=share)
+    rule = "survival probability $p_l$"
+    axes.plot(blocks, np.asarray(probabilities), color=colour, label=rule)
     label = figures.along_label()
     figures.finish(axes, xlabel=label, ylabel="probability, share", ylim=(0, 1.05))
     return figure
