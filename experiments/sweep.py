@@ -184,6 +184,10 @@ def write(
     if ended:
         label = list(columns)[-1]
         name = columns[label]
+        seeds = max(row["n"] for row in ended)
+        of = "one run"
+        if seeds > 1:
+            of = f"mean and standard deviation over {seeds} seeds,"
         draw = functools.partial(
             sweep_plots.draw,
             [row["values"] for row in rows],
@@ -195,8 +199,7 @@ def write(
             draw,
             folder / "sweep",
             title=f"{header['config']} on {header['dataset']}",
-            caption=f"Test error {many_runs.PROTOCOLS[name]}, mean and standard "
-            f"deviation over {max(row['n'] for row in ended)} seeds, of {title}. "
+            caption=f"Test error {many_runs.PROTOCOLS[name]}, {of} of {title}. "
             f"Command: {header['command']}",
         )
         lines += ["", "![Test error](sweep.png)"]
