@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import rn_jax
-from experiments import figures
 from rn_jax.analysis import lesion
 
 PATH = Path(__file__).parent / "gates.png"
@@ -93,5 +92,5 @@ def _block(axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    figures.save(draw(), PATH)
+    draw().savefig(PATH, dpi=120)
     print(PATH)

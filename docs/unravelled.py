@@ -13,8 +13,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import figures
-
 PATH = Path(__file__).parent / "unravelled.png"
 BLOCKS = 3
 DELETED = 2
@@ -84,5 +82,5 @@ def _unravelled(axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    figures.save(draw(), PATH)
+    draw().savefig(PATH, dpi=120)
     print(PATH)

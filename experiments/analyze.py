@@ -3,6 +3,7 @@
 
 python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
     [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...] [--compare=RUN3]
+    [--format=png,pdf,svg] [--width=INCHES] [--relative_depth]
 python -m experiments.analyze --weights=NAME|FILE ...
 python -m experiments.analyze --model=resnet32 --weights=FILE --dataset=cifar10 ...
 python -m experiments.analyze --model=plain110 --dataset=digits ...
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 from etils import epath
 
-from experiments import cli
+from experiments import cli, figures
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import expanded, make_folder, read_json, replace_file
@@ -93,6 +94,7 @@ def analyze(
     batch_size: int = 250,
     compare: Annotated[Sequence[str], _COMPARE] = (),
     force: bool = False,
+    style: figures.Style = figures.DEFAULT,
     command: str = "experiments.analyze.analyze(...)",
 ) -> dict[str, Results]:
     """Do the studies that are not done yet, then report all of them.
@@ -115,6 +117,7 @@ def analyze(
         batch_size: test images at a time.
         compare: folders of finished runs or of analyses to draw in the same figures.
         force: repeat finished studies.
+        style: style and formats of the figures.
         command: the command line, which the report names.
 
     Returns:
@@ -196,7 +199,8 @@ def analyze(
         found = {label: lab.earlier for label, (lab, _) in labs.items()} | finished
         done = {name for results in found.values() for name in results}
         shown = [name for name in STUDIES if name in done.union(names)]
-        report.write(out, shown, found, reasons, command=command)
+        with figures.using(style):
+            report.write(out, shown, found, reasons, command=command)
     print(f"Report: {out / 'report.md'}")
     return found
 

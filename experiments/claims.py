@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from experiments import cli
+from experiments import cli, figures
 from experiments.analyze import analyze
 from experiments.markdown import table
 from experiments.papers import evidence as ev
@@ -52,6 +52,7 @@ def claims(
     workdir: cli.Path = "runs/claims",
     keep: cli.Path | None = None,
     page: cli.Path | None = None,
+    style: figures.Style = figures.DEFAULT,
     command: str = "experiments.claims.claims(...)",
 ) -> dict[str, ev.Seen]:
     """Collect the evidence that is missing, and write a page with a verdict per claim.
@@ -63,6 +64,7 @@ def claims(
         workdir: folder of the runs.
         keep: folder of the evidence; None: WORKDIR/results.
         page: file of the page; None: WORKDIR/claims.md.
+        style: style and formats of the figures.
         command: the command line, which runs and studies name.
 
     Returns:
@@ -79,7 +81,7 @@ def claims(
     needed = [e for name in chosen for e in CLAIMS[name].evidence]
     for evidence in dict.fromkeys(needed):
         if evidence.load(folder) is None:
-            _collect(evidence, folder, epath.Path(workdir), command)
+            _collect(evidence, folder, epath.Path(workdir), style, command)
     file = epath.Path(page or f"{workdir}/claims.md")
     make_folder(file.parent)
     replace_file(file, as_page(folder))
@@ -90,7 +92,7 @@ def claims(
     return found
 
 
-def _collect(evidence, folder, workdir, command):
+def _collect(evidence, folder, workdir, style, command):
     """Train, study or compute what a piece of evidence consists of."""
     if isinstance(evidence, ev.Exact):
         print(evidence.name, flush=True)
@@ -100,7 +102,7 @@ def _collect(evidence, folder, workdir, command):
         make_folder(file.parent)
         replace_file(file, json.dumps(found, indent=1) + "\n")
     elif isinstance(evidence, ev.Runs):
-        _train(evidence, folder, workdir, command)
+        _train(evidence, folder, workdir, style, command)
     elif isinstance(evidence, ev.Start):
         for seed, place in enumerate(evidence.places):
             out = workdir / place
@@ -111,14 +113,17 @@ def _collect(evidence, folder, workdir, command):
                 studies=[evidence.study],
                 seed=seed,
                 out=out,
+                style=style,
                 command=command,
             )
             _keep(out, folder / place, [evidence.study])
     elif isinstance(evidence, ev.Studies):
-        _train(evidence.runs, folder, workdir, command)
+        _train(evidence.runs, folder, workdir, style, command)
         for place in evidence.places:
             run = workdir / epath.Path(place).relative_to("claims")
-            analyze(workdir=str(run), studies=evidence.names, command=command)
+            analyze(
+                workdir=str(run), studies=evidence.names, style=style, command=command
+            )
             _keep(run / "analysis", folder / place, evidence.names)
 
 
@@ -129,7 +134,7 @@ def _keep(source, target, studies):
         replace_file(target / f"{name}.json", (source / f"{name}.json").read_bytes())
 
 
-def _train(runs, folder, workdir, command):
+def _train(runs, folder, workdir, style, command):
     reproduce(
         table=runs.table,
         only=",".join(runs.rows),
@@ -137,6 +142,7 @@ def _train(runs, folder, workdir, command):
         dataset=runs.dataset,
         workdir=str(workdir / runs.table),
         keep=str(folder),
+        style=style,
         command=command,
     )
 

@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import importlib
 import inspect
@@ -42,7 +43,9 @@ class Parser(argparse.ArgumentParser):
     docstring's "Args". `Annotated` adds a function that parses the text, or a dict of
     settings of `add_argument` and "flag", the option's name if it differs. A sequence
     without a default is positional. A keyword `arguments` receives the options of the
-    config, for `load_config`, and a keyword `command` the command line.
+    config, for `load_config`, and a keyword `command` the command line. A keyword that
+    is a dataclass has an option for each of its fields, with the help in the
+    "Attributes" of its docstring.
 
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under
@@ -61,28 +64,41 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
         )
         self._function = function
-        text = inspect.getdoc(function) or ""
-        section = text.partition("Args:\n")[2].partition("\n\n")[0]
-        helps = dict(re.findall(r"(?ms)^ {4}(\w+): (.+?)(?=\n {4}\w|\Z)", section))
+        self._groups: dict[str, type] = {}
         hints = get_type_hints(function, include_extras=True)
+        helps = _helps(function, "Args")
         for name, keyword in inspect.signature(function).parameters.items():
             if name in ("arguments", "command"):
                 continue
-            settings = _settings(hints[name])
-            text = re.sub(r"\bNone\b( for|:)", "default:", helps.get(name, ""))
-            default = keyword.default
-            if default != () and type(default) in (int, float, str, tuple):
-                text = f"{text.strip().rstrip('.')} (default: {default})"
-            settings.setdefault("help", " ".join(text.split()).replace("%", "%%"))
-            flag = settings.pop("flag", f"--{name}")
-            if default is not keyword.empty:
-                self.add_argument(flag, dest=name, **settings)
-            elif get_origin(hints[name]) is Sequence:
-                self.add_argument(
-                    name, nargs="+", metavar=name[:-1].upper(), **settings
-                )
+            if dataclasses.is_dataclass(hints[name]):
+                self._add_group(name, hints[name])
             else:
-                self.add_argument(flag, required=True, **settings)
+                text = helps.get(name, "")
+                self._add(name, hints[name], keyword.default, text)
+
+    def _add_group(self, name, group):
+        """Add the options of a dataclass."""
+        self._groups[name] = group
+        hints = get_type_hints(group, include_extras=True)
+        helps = _helps(group, "Attributes")
+        for field in dataclasses.fields(group):
+            self._add(
+                field.name, hints[field.name], field.default, helps.get(field.name, "")
+            )
+
+    def _add(self, name, hint, default, text):
+        settings = _settings(hint)
+        text = re.sub(r"\bNone\b( for|:)", "default:", text)
+        if default != () and type(default) in (int, float, str, tuple):
+            text = f"{text.strip().rstrip('.')} (default: {default})"
+        settings.setdefault("help", " ".join(text.split()).replace("%", "%%"))
+        flag = settings.pop("flag", f"--{name}")
+        if default is not inspect.Parameter.empty:
+            self.add_argument(flag, dest=name, **settings)
+        elif get_origin(hint) is Sequence:
+            self.add_argument(name, nargs="+", metavar=name[:-1].upper(), **settings)
+        else:
+            self.add_argument(flag, required=True, **settings)
 
     def call(self, argv: Sequence[str] | None, *, interrupted: str) -> int:
         """Call the function with the options in `argv`, by default this process's.
@@ -98,9 +114,13 @@ class Parser(argparse.ArgumentParser):
                 options.arguments = rest
             else:
                 options = self.parse_args(typed)
+            values = vars(options)
+            for name, group in self._groups.items():
+                fields = {f.name for f in dataclasses.fields(group)} & values.keys()
+                values[name] = group(**{field: values.pop(field) for field in fields})
             if "command" in keywords:
-                options.command = as_typed(self._function.__name__, typed)
-            self._function(**vars(options))
+                values["command"] = as_typed(self._function.__name__, typed)
+            self._function(**values)
 
         return exit_code(run, interrupted=interrupted)
 
@@ -131,6 +151,13 @@ class Parser(argparse.ArgumentParser):
                 known = [*self._option_string_actions, "--config"]
                 raise unknown_name("option", name, known)
         return options, rest
+
+
+def _helps(documented, section):
+    """Return the texts by name in a section of a docstring."""
+    text = inspect.getdoc(documented) or ""
+    text = text.partition(f"{section}:\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"(?ms)^ {4}(\w+): (.+?)(?=\n {4}\w|\Z)", text))
 
 
 def _settings(hint):

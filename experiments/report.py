@@ -127,14 +127,21 @@ def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> R
         diverged=diverged,
         epochs=[line for line in lines if line.get("kind") == "epoch"],
         timing=workdir.lines("timing.jsonl"),
-        figures=[
-            (study.title, file.read_bytes())
+        studies=[
+            (study.title, _caption(file), file.read_bytes())
             for name, study in STUDIES.items()
             if (file := folder / "analysis" / f"{name}.png").exists()
         ],
         class_names=spec.class_names or [str(k) for k in range(spec.num_classes)],
         **known,
     )
+
+
+def _caption(figure):
+    """Return the caption beside a figure, without its title; "" if there is none."""
+    file = figure.with_suffix(".txt")
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text.partition("\n\n")[2]
 
 
 def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]:

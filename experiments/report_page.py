@@ -5,6 +5,7 @@ import base64
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,23 +14,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from plotly import graph_objects, offline
-from plotly.subplots import make_subplots
 
 from configs.default import Config
+from experiments import figures
 from experiments.config import as_json
 
-# Okabe and Ito 2008: nearly all readers can distinguish them.
-_COLOURS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7"),
-    *("#e69f00", "#56b4e9", "#000000"),
-)
-_DASHES = {"train": "dash", "val": "dot", "test": "solid"}
+# The style of `figures`, in the words of Plotly.
+_WORDS = {"-": "solid", "--": "dash", ":": "dot"}
+_DASHES = {part: _WORDS[dashes] for part, dashes in figures.PARTS.items()}
 # The most classes for which a confusion matrix is drawn, and drawn with its numbers.
 _DRAWN, _NUMBERED = 100, 20
 _PAIRS = 10  # pairs of classes that are confused most often
 _THUMBNAIL = 96  # pixels
-# Heights of figures, in pixels.
-_SHORT, _TALL = 380, 720
+# Heights of figures, and of an entry of a legend on a phone, in pixels.
+_SHORT, _TALL, _ENTRY = 380, 720, 20
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
@@ -39,8 +37,12 @@ table { border-collapse: collapse; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid #eee; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+h1, p { overflow-wrap: anywhere; }
 code, pre { font-size: 13px; }
 pre { overflow-x: auto; }
+.panels { display: grid; gap: 1rem;
+          grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+.panels > div { min-width: 0; }
 .mistakes { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; }
 .mistakes figure { width: 8.5rem; font-size: 13px; line-height: 1.3; }
@@ -49,16 +51,14 @@ figure { margin: 0; }
 """
 
 
-# Buttons for linear or logarithmic axes of loss and error.
+# Buttons for a linear or logarithmic axis of loss or error, above the panel.
+_SCALES = ("linear", "log")
 _SCALE_BUTTONS = {
-    **{"type": "buttons", "direction": "right", "x": 0, "y": 1.1},
+    **{"type": "buttons", "direction": "right", "pad": {"b": 4}},
+    **{"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
     "buttons": [
-        {
-            "label": kind,
-            "method": "relayout",
-            "args": [{"yaxis.type": kind, "yaxis2.type": kind}],
-        }
-        for kind in ("linear", "log")
+        {"label": kind, "method": "relayout", "args": [{"yaxis.type": kind}]}
+        for kind in _SCALES
     ],
 }
 
@@ -90,7 +90,7 @@ class Record:
         config: the run's.
         summary: None if the run has not ended.
         epochs, timing: lines of metrics.jsonl of kind "epoch", and of timing.jsonl.
-        figures: title and PNG of each of its studies, in order.
+        studies: title, caption and PNG of each of its studies, in order.
         class_names: class names by label.
         survival: f[L], p_l; None for constant depth.
         opened: f[L], share of the steps in which block l was open; None for constant
@@ -107,7 +107,7 @@ class Record:
     summary: Mapping[str, Any] | None
     epochs: Sequence[Mapping[str, Any]]
     timing: Sequence[Mapping[str, Any]]
-    figures: Sequence[tuple[str, bytes]]
+    studies: Sequence[tuple[str, str, bytes]]
     class_names: Sequence[str]
     survival: np.ndarray | None = None
     opened: np.ndarray | None = None
@@ -139,6 +139,7 @@ def page(records: Sequence[Record], *, command: str) -> str:
     body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
         f"<script>{offline.get_plotlyjs()}</script>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p><code>{escape(command)}</code></p>\n{body}\n"
@@ -265,12 +266,14 @@ def _environment(record):
 
 
 def _drawn(figure, name, height=_SHORT):
-    """Return a figure as HTML, in a div of that name."""
+    """Return a figure as HTML, in a div of that name, with the legend below it."""
+    entries = sum(trace.name is not None for trace in figure.data)
     figure.update_layout(
         template="simple_white",
-        height=height,
+        height=height + _ENTRY * max(0, entries - 3),
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top"},
     )
     # Without links to Plotly's servers or the button that sends a figure there.
     return figure.to_html(
@@ -286,8 +289,18 @@ def _drawn(figure, name, height=_SHORT):
     )
 
 
+def _panels(drawn):
+    """Return figures beside each other, or below each other on a narrow screen."""
+    return "\n".join(['<div class="panels">', *drawn, "</div>"])
+
+
+def _count_axis(figure, title, largest):
+    """Label a horizontal axis of whole numbers; up to 10, Plotly would halve them."""
+    figure.update_xaxes(title=title, dtick=1 if largest <= 10 else None)
+
+
 def _colour(index):
-    return _COLOURS[index % len(_COLOURS)]
+    return figures.look(index)["color"]
 
 
 def _learning_curves(records):
@@ -301,49 +314,56 @@ def _learning_curves(records):
     }
     if not any("open_blocks" in r.epochs[-1] for r in records if r.epochs):
         del quantities["open_blocks"]
-    figure = make_subplots(2, 2, shared_xaxes="all", vertical_spacing=0.08)
-    for place, (quantity, axis) in enumerate(quantities.items()):
-        where = {"row": place // 2 + 1, "col": place % 2 + 1}
-        figure.update_yaxes(title=axis, **where)
-        # An epoch's line has the rate at the end of the epoch.
-        shape = "vh" if quantity == "learning_rate" else "linear"
-        for i, record in enumerate(records):
-            for part, name, dash in _curves(quantity):
-                lines = [line for line in record.epochs if name in line]
-                if not lines:
-                    continue
-                figure.add_scatter(
-                    x=[line["epoch"] for line in lines],
-                    y=[line[name] for line in lines],
-                    mode="lines" if len(lines) > 1 else "markers",
-                    name=f"{escape(record.label, quote=False)}: {part}",
-                    # One entry hides and shows all quantities.
-                    legendgroup=f"{i} {part}",
-                    showlegend=quantity == "error_percent",
-                    line={"color": _colour(i), "dash": dash, "shape": shape},
-                    hovertemplate="epoch %{x}: %{y:.4g}",
-                    **where,
-                )
-    for paper, published in dict.fromkeys(map(_published, records)):
-        if published is not None:
-            figure.add_hline(
-                published,
-                line={"color": "grey", "width": 1, "dash": "dashdot"},
-                annotation={"text": f"{paper}: {published:.2f} %"},
-                row=1,
-                col=2,
+    return _panels(
+        _drawn(_curve(records, quantity, axis), f"{quantity}_curves")
+        for quantity, axis in quantities.items()
+    )
+
+
+def _curve(records, quantity, axis):
+    """Return the figure of one quantity by epoch."""
+    figure = graph_objects.Figure()
+    # An epoch's line has the rate at the end of the epoch.
+    shape = "vh" if quantity == "learning_rate" else "linear"
+    for i, record in enumerate(records):
+        for part, name, dash in _curves(quantity):
+            lines = [line for line in record.epochs if name in line]
+            if not lines:
+                continue
+            figure.add_scatter(
+                x=[line["epoch"] for line in lines],
+                y=[line[name] for line in lines],
+                mode="lines" if len(lines) > 1 else "markers",
+                name=escape(f"{record.label}: {part}" if part else record.label, False),
+                showlegend=True,
+                line={"color": _colour(i), "dash": dash, "shape": shape},
+                hovertemplate="epoch %{x}: %{y:.4g}",
             )
-    figure.update_xaxes(title="epoch", row=2)
-    legend = {"orientation": "h", "y": -0.15}
-    figure.update_layout(legend=legend, updatemenus=[_SCALE_BUTTONS])
-    return _drawn(figure, "learning_curves", _TALL)
+    figure.update_yaxes(title=axis, rangemode="tozero")
+    _count_axis(figure, "epoch", max(len(record.epochs) for record in records))
+    if quantity not in ("loss", "error_percent"):
+        return figure
+    losses = itertools.chain(*(trace.y for trace in figure.data))
+    scale = _SCALES[quantity == "loss" and figures.has_outliers(losses)]
+    figure.update_yaxes(type=scale)
+    menu = {**_SCALE_BUTTONS, "active": _SCALES.index(scale)}
+    figure.update_layout(updatemenus=[menu])
+    if quantity == "error_percent":
+        for paper, published in dict.fromkeys(map(_published, records)):
+            if published is not None:
+                figure.add_hline(
+                    published,
+                    line={"color": "grey", "width": 1, "dash": "dashdot"},
+                    annotation={"text": f"{paper}: {published:.2f} %"},
+                )
+    return figure
 
 
 def _curves(quantity):
     """Return (part, name in metrics.jsonl, dashes) of a quantity's lines."""
     if quantity in ("loss", "error_percent"):
         return [(part, f"{part}_{quantity}", dash) for part, dash in _DASHES.items()]
-    return [("test", quantity, "solid")]
+    return [("", quantity, "solid")]
 
 
 def _gates(records):
@@ -365,18 +385,20 @@ def _gates(records):
             figure.add_bar(
                 x=blocks,
                 y=record.opened.tolist(),
-                name=f"{escape(record.label, quote=False)}: measured",
+                name=f"{escape(record.label, quote=False)}: share of steps open",
                 marker={"color": _colour(i), "opacity": 0.4},
             )
         figure.add_scatter(
             x=blocks,
             y=record.survival.tolist(),
             mode="lines",
-            name=f"{escape(record.label, quote=False)}: survival probability",
+            name=f"{escape(record.label, quote=False)}: survival probability "
+            "<i>p<sub>l</sub></i>",
             line={"color": _colour(i)},
         )
-    figure.update_xaxes(title="block")
-    figure.update_yaxes(title="share of the steps open", range=[0, 1.05])
+    longest = max(len(record.survival) for _, record in with_gates)
+    _count_axis(figure, "block <i>l</i>", longest)
+    figure.update_yaxes(title="probability, share", range=[0, 1.05])
     return text + _drawn(figure, "gates")
 
 
@@ -416,13 +438,22 @@ def _confusions(record, index):
             text=counts.tolist(),
             texttemplate="%{text}" if len(counts) <= _NUMBERED else None,
             hovertemplate="%{y} predicted as %{x}: %{text}<extra></extra>",
-            colorscale="Oranges",
-            colorbar={"title": "errors"},
+            colorscale=figures.COLOUR_MAP,
+            colorbar=_bar_of_counts(int(errors.max())),
         )
     )
     figure.update_xaxes(title="predicted as", type="category")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
     return text + _drawn(figure, f"confusion_{index}", _TALL)
+
+
+def _bar_of_counts(largest):
+    """Return a colour bar above the figure, with ticks at whole numbers."""
+    return {
+        **{"orientation": "h", "y": 1, "yanchor": "bottom", "thickness": 12},
+        **{"title": {"text": "errors", "side": "top"}},
+        **{"tickformat": "d", "dtick": max(1, math.ceil(largest / 5))},
+    }
 
 
 def _mistakes(record, index):
@@ -456,15 +487,15 @@ def _image(png: bytes, alternative: str) -> str:
 
 
 def _studies(record, index):
-    if not record.figures:
+    if not record.studies:
         return (
             "<p>No studies yet. After the run, create them with python -m "
             "experiments.analyze --workdir=RUN.</p>"
         )
     return "\n".join(
         f'<figure class="study">{_image(png, escape(title))}'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
-        for title, png in record.figures
+        f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>"
+        for title, caption, png in record.studies
     )
 
 
@@ -474,26 +505,26 @@ def _timing(records):
     table = _table(header, list(map(_times, records)))
     if not any(record.timing for record in records):
         return table
-    figure = make_subplots(1, 2)
     quantities = {
         "images_per_second": "images per second",
         "peak_memory_mib": "peak memory (MiB)",
     }
-    for column, (name, axis) in enumerate(quantities.items(), start=1):
+    drawn = []
+    for name, axis in quantities.items():
+        figure = graph_objects.Figure()
         for i, record in enumerate(records):
             figure.add_scatter(
                 x=[line["step"] for line in record.timing],
                 y=[line.get(name) for line in record.timing],
                 mode="lines+markers",
-                name=f"{escape(record.label, quote=False)}: {axis}",
+                name=escape(record.label, quote=False),
+                showlegend=True,
                 line={"color": _colour(i)},
-                row=1,
-                col=column,
             )
-        figure.update_yaxes(title=axis, rangemode="tozero", row=1, col=column)
-    figure.update_xaxes(title="step")
-    figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    return f"{table}\n{_drawn(figure, 'timing')}"
+        figure.update_yaxes(title=axis, rangemode="tozero")
+        figure.update_xaxes(title="step")
+        drawn.append(_drawn(figure, name))
+    return f"{table}\n{_panels(drawn)}"
 
 
 def _times(record):

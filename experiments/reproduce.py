@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from etils import epath
 
-from experiments import cli
+from experiments import cli, figures
 from experiments.config import overrides
 from experiments.markdown import table as markdown
 from experiments.papers import results_page
@@ -48,6 +48,7 @@ def reproduce(
     dataset: str | None = None,
     workdir: cli.Path | None = None,
     keep: cli.Path | None = None,
+    style: figures.Style = figures.DEFAULT,
     command: str = "experiments.reproduce.reproduce(...)",
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
@@ -61,6 +62,7 @@ def reproduce(
         dataset: data set of all rows; None: the table's own.
         workdir: folder of the table; None: a new one under runs/.
         keep: folder of all results, into which finished runs are copied.
+        style: style and formats of the figures.
         command: the command line, which the table names.
 
     Raises:
@@ -68,7 +70,8 @@ def reproduce(
     """
     given = [table, only, seeds, dataset, workdir, *arguments]
     if keep and scale == 1 and not any(given):
-        print(f"Page: {results_page.write(epath.Path(keep))}")
+        with figures.using(style):
+            print(f"Page: {results_page.write(epath.Path(keep))}")
         return
     if table is None or table not in TABLES:
         raise unknown_name("table", table or "", TABLES)
@@ -94,7 +97,8 @@ def reproduce(
             runs = [run for job in jobs for run in many_runs.runs(job, folder, chosen)]
             results_page.keep(runs, folder, table, epath.Path(keep))
 
-    many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
+    with figures.using(style):
+        many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
     results = many_runs.results(jobs, folder, chosen)
     for compared in differences(TABLES[table], rows, results):
         print(compared["says"], "A rehearsal." if scale != 1 else "")
@@ -151,11 +155,8 @@ def write(
     lines = [f"# {table.title}", "", f"    {header['command']}", ""]
     lines += markdown([*head, *many_runs.SIZE_HEAD], body)
     lines += [""] + [f"- {line['says']}{mark}" for line in compared] if compared else []
-    protocols = {
-        many_runs.LAST: "after the last epoch",
-        many_runs.AT_BEST: "at the epoch of the best validation error",
-    }
-    said = ", or ".join(dict.fromkeys(protocols[entry.error] for entry in found))
+    protocols = (many_runs.PROTOCOLS[entry.error] for entry in found)
+    said = ", or ".join(dict.fromkeys(protocols))
     lines += ["", f"Ours are test errors {said}."]
     if shortened:
         lines += [

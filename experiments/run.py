@@ -5,7 +5,7 @@ python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
     [--workdir=DIR] [--seeds=5] [--profile=STEPS] [--config.FIELD=VALUE ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
     [--heartbeat_timeout=SECONDS]
-    [--dry_run]
+    [--format=png,pdf,svg] [--width=INCHES] [--dry_run]
 python -m experiments.run --list
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import configs
-from experiments import cli
+from experiments import cli, figures
 from experiments import dry_run as preview
 from experiments.config import load_config
 from experiments.training import loop, many_runs
@@ -40,6 +40,7 @@ def run(
     num_processes: int | None = None,
     process_id: int | None = None,
     heartbeat_timeout: int = 100,
+    style: figures.Style = figures.DEFAULT,
     dry_run: bool = False,
     list: bool = False,
     command: str | None = None,
@@ -55,6 +56,7 @@ def run(
         num_processes: number of processes of the run.
         process_id: number of this process: 0, 1, ...
         heartbeat_timeout: seconds until a process counts as dead.
+        style: style and formats of the figures; of a finished run they are drawn again.
         dry_run: print the network and the cost, and stop.
         list: print models, data sets and configs.
         command: the command line, which the summary names.
@@ -87,9 +89,10 @@ def run(
             "them see."
         )
     workdir = workdir or cli.new_workdir(f"{name}-{config.dataset}")
-    if chosen is None:
-        return [loop.train(config, workdir, command=command, profile_steps=profile)]
-    return many_runs.train_seeds(config, workdir, chosen, command=command)
+    with figures.using(style):
+        if chosen is None:
+            return [loop.train(config, workdir, command=command, profile_steps=profile)]
+        return many_runs.train_seeds(config, workdir, chosen, command=command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ python -m experiments.sweep --config=FILE[:DATASET]
     --grid config.model=resnet20,resnet32,resnet56
 """
 
+import functools
 import itertools
 import json
 import re
@@ -40,6 +41,7 @@ def sweep(
     grid: Annotated[Sequence[str], {"action": "append"}] = (),
     workdir: cli.Path | None = None,
     seeds: many_runs.Seeds | None = None,
+    style: figures.Style = figures.DEFAULT,
     command: str = "experiments.sweep.sweep(...)",
 ) -> None:
     """Train every combination of values, and write the table and the figure.
@@ -49,6 +51,7 @@ def sweep(
         grid: a field and its values, FIELD=VALUE,VALUE; the option may be repeated.
         workdir: folder of the sweep; None: a new one under runs/.
         seeds: number of seeds for every combination, or a list of them.
+        style: style and formats of the figures.
         command: the command line, which the table names.
 
     Raises:
@@ -66,6 +69,7 @@ def sweep(
     workdir = workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
     title = ", ".join([f"{name} on {base.dataset}", *overrides(arguments)])
     header: dict[str, Any] = {"command": command, "config": name}
+    header |= {"overrides": overrides(arguments)}
     header |= {"dataset": base.dataset, "seeds": chosen}
 
     def report(results):
@@ -75,7 +79,8 @@ def sweep(
         ]
         write(epath.Path(workdir), header, shown, title)
 
-    many_runs.train(jobs, workdir, seeds=chosen, command=command, report=report)
+    with figures.using(style):
+        many_runs.train(jobs, workdir, seeds=chosen, command=command, report=report)
     print(f"Table: {epath.Path(workdir) / 'table.md'}")
 
 
@@ -150,13 +155,13 @@ def write(
     rows: Sequence[dict[str, Any]],
     title: str,
 ) -> None:
-    """Write sweep.json, table.md and, once a run has ended, sweep.png.
+    """Write sweep.json, table.md and, once a run has ended, the figure.
 
     Args:
         folder: where the files go.
-        header: first fields of sweep.json: command, config, dataset, seeds.
+        header: first fields of sweep.json: command, config, overrides, dataset, seeds.
         rows: the values of each combination by field, and its `many_runs.results`.
-        title: title of the table and the figure.
+        title: title of the table.
     """
     make_folder(folder)
     text = json.dumps({**header, "rows": list(rows)}, indent=1)
@@ -179,14 +184,24 @@ def write(
     if ended:
         label = list(columns)[-1]
         name = columns[label]
-        figure = sweep_plots.draw(
+        seeds = max(row["n"] for row in ended)
+        of = "one run"
+        if seeds > 1:
+            of = f"mean and standard deviation over {seeds} seeds,"
+        draw = functools.partial(
+            sweep_plots.draw,
             [row["values"] for row in rows],
             [row[name]["mean"] if row["n"] else None for row in rows],
             [row[name]["std"] if row["n"] else None for row in rows],
-            title=title,
-            label="test error (%)" if name == many_runs.LAST else f"test error {label}",
+            label="test error (%)",
         )
-        figures.save(figure, folder / "sweep.png")
+        figures.save(
+            draw,
+            folder / "sweep",
+            title=f"{header['config']} on {header['dataset']}",
+            caption=f"Test error {many_runs.PROTOCOLS[name]}, {of} of {title}. "
+            f"Command: {header['command']}",
+        )
         lines += ["", "![Test error](sweep.png)"]
     replace_file(folder / "table.md", "\n".join([*lines, ""]))
 

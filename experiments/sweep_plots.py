@@ -12,13 +12,25 @@ from experiments.figures import as_text, styled
 
 Values = Mapping[str, Any]
 
+# The names of fields in papers, where they differ from the field's own words.
+_NAMES = {
+    "model": "network",
+    "stochastic_depth.last_survival": "survival probability $p_L$",
+    "stochastic_depth.schedule": "rule of $p_l$",
+    "stochastic_depth.num_open": "open blocks $k$",
+}
+
+
+def name_of(field: str) -> str:
+    """Return the name of a field of the config in a figure."""
+    return _NAMES.get(field, field.rpartition(".")[2].replace("_", " "))
+
 
 def draw(
     rows: Sequence[Values],
     means: Sequence[float | None],
     deviations: Sequence[float | None],
     *,
-    title: str,
     label: str,
 ) -> figures.Figure:
     """Draw the error over one field, over two, or of each combination.
@@ -31,7 +43,6 @@ def draw(
         rows: values of each combination by field.
         means: error of each combination; None: it has not ended.
         deviations: standard deviation of each error; None: it is of a single run.
-        title: title of the figure.
         label: label of the error.
     """
     rows = [
@@ -42,15 +53,13 @@ def draw(
     others = [n for n in rows[0] if n not in numbers and len(_distinct(rows, n)) > 1]
     kinds: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        kinds.setdefault(", ".join(f"{n} {row[n]}" for n in others), []).append(i)
+        kind = ", ".join(f"{name_of(n)} = {row[n]}" for n in others)
+        kinds.setdefault(kind, []).append(i)
     if len(numbers) == 1:
-        figure = _lines(numbers, kinds, error, spread, label)
-    elif len(numbers) == 2:
-        figure = _heat_maps(rows, numbers, kinds, error, label)
-    else:
-        figure = _dots(rows, error, spread, label)
-    figure.suptitle(as_text(title), fontsize="small")
-    return figure
+        return _lines(rows, numbers, kinds, error, spread, label)
+    if len(numbers) == 2:
+        return _heat_maps(rows, numbers, kinds, error, label)
+    return _dots(rows, error, spread, label)
 
 
 def _distinct(rows, name):
@@ -80,19 +89,19 @@ def as_numbers(rows: Sequence[Values], name: str) -> list[float] | None:
     return [int(part[columns[0]]) for part in parts]
 
 
-def _lines(numbers, kinds, error, spread, label):
-    figure, [axes] = figures.panels(1, 7)
+def _lines(rows, numbers, kinds, error, spread, label):
+    figure, [axes] = figures.panels()
     [(name, x)] = numbers.items()
     x = np.array(x)
     for kind, places, style in styled(kinds):
         places = np.array(places)[np.argsort(x[places], kind="stable")]
         wide = None if np.isnan(spread[places]).all() else spread[places]
-        look = {**style, "markersize": 4, "capsize": 3, "label": kind}
+        look = {**style, "capsize": 3, "label": kind}
         axes.errorbar(x[places], error[places], wide, **look)
-    axes.set(xlabel=name, ylabel=label, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    if len(kinds) > 1:
-        axes.legend(fontsize="small")
+    figures.finish(axes, xlabel=name_of(name), ylabel=label, ylim=(0, None))
+    shown = {number: row[name] for number, row in zip(x.tolist(), rows, strict=True)}
+    if any(isinstance(value, str) for value in shown.values()):  # such as resnet20
+        axes.set_xticks(list(shown), list(shown.values()), rotation=30, ha="right")
     return figure
 
 
@@ -100,8 +109,8 @@ def _heat_maps(rows, numbers, kinds, error, label):
     """Draw the first field rightwards and the second upwards, a panel for each kind."""
     (across, x), (up, y) = numbers.items()
     columns, levels = sorted(set(x)), sorted(set(y))
-    size = (1.6 + len(kinds) * (1 + 0.9 * len(columns)), 1.6 + 0.6 * len(levels))
-    figure, panels = figures.panels(len(kinds), *size, sharey=True)
+    height = 1 + 0.35 * len(levels)
+    figure, panels = figures.panels(len(kinds), height=height, sharey=True)
     low, high = np.nanmin(error), np.nanmax(error)
     centred: dict[str, Any] = {"ha": "center", "va": "center"}
     for axes, (kind, places) in zip(panels, kinds.items(), strict=True):
@@ -109,7 +118,12 @@ def _heat_maps(rows, numbers, kinds, error, label):
         for i in places:
             grid[levels.index(y[i]), columns.index(x[i])] = error[i]
         image = axes.imshow(
-            grid, cmap="Greys", vmin=low, vmax=high, origin="lower", aspect="auto"
+            grid,
+            cmap=figures.COLOUR_MAP,
+            vmin=low,
+            vmax=high,
+            origin="lower",
+            aspect="auto",
         )
         for (row, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
@@ -120,19 +134,19 @@ def _heat_maps(rows, numbers, kinds, error, label):
             range(len(columns)), [str(shown[across][c][across]) for c in columns]
         )
         axes.set_yticks(range(len(levels)), [str(shown[up][v][up]) for v in levels])
-        axes.set(xlabel=across, title=kind)
-    panels[0].set_ylabel(up)
+        axes.set(xlabel=name_of(across), ylabel=name_of(up), title=kind)
     figure.colorbar(image, ax=panels, label=label)
     return figure
 
 
 def _dots(rows, error, spread, label):
-    figure, [axes] = figures.panels(1, 8, 1.2 + 0.3 * len(rows))
-    names = [", ".join(f"{n} {v}" for n, v in row.items()) for row in rows]
+    figure, [axes] = figures.panels(height=0.8 + 0.22 * len(rows))
+    names = [", ".join(f"{name_of(n)} = {v}" for n, v in row.items()) for row in rows]
     place = np.arange(len(rows))[::-1]  # the first at the top
     wide = None if np.isnan(spread).all() else spread
-    axes.errorbar(error, place, xerr=wide, fmt="ko", markersize=4, capsize=3)
-    axes.set_yticks(place, names, fontsize="small")
-    axes.set(xlabel=label, xlim=(0, None), ylim=(-0.5, len(rows) - 0.5))
-    axes.grid(alpha=0.3)
+    look = {**figures.look(0), "linestyle": ""}
+    axes.errorbar(error, place, xerr=wide, capsize=3, **look)
+    axes.set_yticks(place, names)
+    limits = {"xlim": (0, None), "ylim": (-0.5, len(rows) - 0.5)}
+    figures.finish(axes, xlabel=label, ylabel="", **limits)
     return figure

@@ -5,6 +5,7 @@ FOLDER/runs/TABLE/ROW-DATASET/seedN keeps config.json, metrics.jsonl and summary
 or diverged.json, of a run that has ended; of an unfinished run, only the first two.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,14 +107,21 @@ def write(folder: epath.Path) -> epath.Path:
     Each table with runs gets a figure.
     """
     make_folder(folder)
-    for name in TABLES:
+    for name, table in TABLES.items():
         curves = {
             f"{row.name}, {place.name}": _epochs(place)
             for row in _below(folder / "runs" / name)
             for place in _places(row)
         }
         if curves:
-            figures.save(draw(curves), folder / "runs" / name / "curves.png")
+            figures.save(
+                functools.partial(draw, curves),
+                folder / "runs" / name / "curves",
+                title=table.title,
+                caption="Training loss, without the weight penalty, and test error by "
+                f"epoch, a line for each seed: {', '.join(curves)}. The config of each "
+                "run is in its config.json.",
+            )
     replace_file(folder / "README.md", page(folder))
     return folder / "README.md"
 
@@ -276,29 +284,17 @@ def draw(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> figures.Figure:
 
     Args:
         curves: lines "epoch" of metrics.jsonl, by name of the run. Names with the same
-            text before a comma are seeds of one row, and have one colour.
+            text before a comma are seeds of one row, and have one look.
     """
-    figure, panels = figures.panels(2, 10, 4)
-    looks: dict[str, dict[str, Any]] = {
-        row: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10]}
-        for i, row in enumerate(dict.fromkeys(n.partition(",")[0] for n in curves))
-    }
-    for axes, name, label in zip(
-        panels,
-        ("train_loss", "test_error_percent"),
-        ("training loss (nats)", "test error (%)"),
-        strict=True,
-    ):
-        unlabelled = {**looks}
+    figure, (loss, error) = figures.panels(2, aspect=0.8)
+    rows = dict.fromkeys(name.partition(",")[0] for name in curves)
+    looks = {row: style for row, _, style in figures.styled(rows)}
+    for axes, name in ((loss, "train_loss"), (error, "test_error_percent")):
         for run, lines in curves.items():
             row = run.partition(",")[0]
-            axes.plot(
-                [line["epoch"] for line in lines],
-                [line[name] for line in lines],
-                **looks[row],
-                marker=".",
-                linewidth=1,
-                label=row if unlabelled.pop(row, None) else None,
-            )
-        figures.finish(axes, xlabel="epoch", ylabel=label, ylim=(0, None))
+            at, values = ([line[key] for line in lines] for key in ("epoch", name))
+            axes.plot(at, values, **looks[row], label=row)
+    figures.finish(loss, xlabel="epoch", ylabel="training loss (nats)")
+    figures.scale_loss(loss)
+    figures.finish(error, xlabel="epoch", ylabel="test error (%)", ylim=(0, None))
     return figure

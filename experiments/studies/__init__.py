@@ -34,9 +34,9 @@ class Study:
         title: title of its figure and its section of the report.
         question: what the figure shows, as a sentence.
         measure: returns the numbers as plain values for JSON. "measured_on" names the
-            data in the figure's title.
-        draw: returns the figure, without a title, for the results of one or more
-            networks in the order of the legend.
+            data in the figure's caption.
+        draw: returns the figure, without title and legend, for the results of one or
+            more networks in the order of the legend.
         describe: returns a paragraph on the result of one network.
         missing: returns why a network cannot be studied, as the end of a sentence, or
             None.

@@ -10,7 +10,6 @@ only that summation may impede the information flow.
 
 import jax
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
@@ -56,28 +55,23 @@ def measure(lab: Lab) -> Result:
 
 def draw(results: Results) -> figures.Figure:
     """Draw deviations of both parts, their distance, and the ratio of variances."""
-    figure, (parts, distance, ratio) = figures.panels(3, 13, 4.2)
+    figure, (parts, distance, ratio) = figures.panels(3, aspect=1)
     for label, result, style in figures.styled(results):
-        look = {**style, "markersize": 3}
-        place = np.arange(1, len(result["added"]) + 1)
-        parts.plot(place, result["carried"], **look, label=f"{label}: carried")
-        hollow = {**look, "markerfacecolor": "white"}
-        parts.plot(place, result["added"], **hollow, label=f"{label}: added")
-        distance.plot(place, result["distance"], **look)
+        place = figures.along(len(result["added"]))
         how = {"sum": "added", "concat": "concatenated"}[result["combined_by"]]
-        ratio.plot(place, result["variance_ratio"], **look, label=f"{label} ({how})")
-    parts.set(ylabel="standard deviation", title="features", ylim=(0, None))
-    distance.set(ylabel="Kolmogorov-Smirnov distance", ylim=(0, 1))
-    distance.set(title="carried against added features")
-    ratio.set(ylabel="variance of the combination / mean of the parts")
-    ratio.set(title="combination", ylim=(0, None))
-    ratio.axhline(1, color="0.6", linewidth=0.8)
-    for axes in (parts, distance, ratio):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("block $l$")
-        axes.grid(alpha=0.3)
-    parts.legend(fontsize="small")
-    ratio.legend(fontsize="small")
+        hollow = {**style, "markerfacecolor": "white"}
+        parts.plot(place, result["carried"], **style, label=f"{label}: carried")
+        parts.plot(place, result["added"], **hollow, label=f"{label}: {how}")
+        distance.plot(place, result["distance"], **style)
+        ratio.plot(place, result["variance_ratio"], **style)
+    ratio.axhline(1, **figures.REFERENCE, color="black", label="mean of both variances")
+    axis = {"xlabel": figures.along_label()}
+    deviation = {"ylabel": "standard deviation", "ylim": (0, None)}
+    figures.finish(parts, title="features", **deviation, **axis)
+    apart = {"ylabel": "Kolmogorov-Smirnov distance", "ylim": (0, 1)}
+    figures.finish(distance, title="carried against new", **apart, **axis)
+    relative = {"ylabel": "ratio", "ylim": (0, None)}
+    figures.finish(ratio, title="variance over mean of both", **relative, **axis)
     return figure
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 import rn_jax
 from experiments import figures
@@ -15,9 +14,11 @@ from rn_jax.models.deepen import cannot_deepen
 
 # The marker of the network as it was trained.
 _TRAINED: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "",
     "markerfacecolor": "none",
     "markeredgecolor": "black",
-    "markersize": 11,
+    "markersize": 8,
 }
 
 
@@ -78,9 +79,8 @@ def draw(results: Results) -> figures.Figure:
         axes.plot(
             blocks, [result["baseline_error_percent"], *errors], **style, label=label
         )
-        axes.plot(blocks[0], result["baseline_error_percent"], "o", **_TRAINED)
-    axes.plot([], [], "ko", **_TRAINED, linestyle="", label="as trained")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.plot(blocks[0], result["baseline_error_percent"], **_TRAINED)
+    axes.plot([], [], **_TRAINED, label="as trained")
     figures.finish(axes, xlabel="blocks $L$", ylabel="test error (%)", ylim=(0, None))
     return figure
 

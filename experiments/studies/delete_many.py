@@ -4,7 +4,6 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from experiments import figures
@@ -14,6 +13,15 @@ from rn_jax.analysis import lesion, paths
 
 # Largest number of blocks that are deleted together.
 MOST_DELETED = 20
+
+# The marker of a draw outside the whiskers of its box.
+_OUTLIER: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "",
+    "markerfacecolor": "none",
+    "markersize": 2.5,
+    "markeredgewidth": 0.6,
+}
 
 
 def measure(lab: Lab) -> Result:
@@ -51,20 +59,21 @@ def draw(results: Results) -> figures.Figure:
             positions=place,
             widths=width * 0.8,
             manage_ticks=False,
-            flierprops={"markersize": 3, "markeredgecolor": style["color"]},
+            flierprops={**_OUTLIER, "markeredgecolor": style["color"]},
             **looks,
         )
         medians = [np.median(box) for box in boxes]
-        axes.plot(place, medians, **style, markersize=3, linewidth=0.8, label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("blocks deleted together, $k$")
+        axes.plot(place, medians, **style, linewidth=0.8, label=f"{label}: median")
+    axes.plot([], [], **_OUTLIER, markeredgecolor="black", label="outlier of the draws")
     if several := [r for r in results.values() if r["has_shortcuts"]]:
         deleted = np.arange(1 + max(r["deleted"][-1] for r in several))
         left = [100 * paths.surviving_share(d) for d in deleted]
         beside = axes.twinx()
-        beside.plot(deleted, left, color="0.6", linewidth=1)
-        beside.set(ylabel="paths left, $2^{-k}$ (%, grey line)", ylim=(0, None))
-    figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
+        beside.plot(deleted, left, color="0.6", linewidth=1, label="paths left")
+        beside.set(ylabel="paths left, $2^{-k}$ (%)", ylim=(0, None))
+    figures.finish(axes, xlabel="blocks deleted together, $k$", ylim=(0, None))
+    axes.set_ylabel("test error (%)")
+    axes.xaxis.set_major_locator(figures.whole_numbers())  # boxes stand beside it
     return figure
 
 

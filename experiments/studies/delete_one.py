@@ -2,7 +2,6 @@
 """Deleting each block in turn (Veit et al. 2016, figures 3 and 4)."""
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, no_gates
@@ -38,26 +37,23 @@ def draw(results: Results) -> figures.Figure:
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
         errors = [block["error_percent"] for block in result["blocks"]]
-        place = np.arange(1, len(errors) + 1)
+        place = figures.along(len(errors))
         line = np.array([np.nan if e is None else e for e in errors])  # (num_blocks,)
-        axes.plot(place, line, **style, markersize=4, label=label)
+        axes.plot(place, line, **style, label=label)
         hollow = [bool(b["transition"] and b["deletable"]) for b in result["blocks"]]
-        look = {"color": style["color"], **figures.HOLLOW}
-        axes.plot(place[hollow], line[hollow], style["marker"], **look)
+        if any(hollow):
+            look = {**style, **figures.HOLLOW, "linestyle": ""}
+            look["label"] = f"{label}: transition"
+            axes.plot(place[hollow], line[hollow], **look)
         fixed = place[[not block["deletable"] for block in result["blocks"]]]
         base = result["baseline_error_percent"]
         axes.plot(fixed, np.full(len(fixed), base), "x", color=style["color"])
-        axes.axhline(base, color=style["color"], linestyle=":", linewidth=0.8)
-    axes.plot([], [], "ko", **figures.HOLLOW, label="transition")
+        axes.axhline(base, color=style["color"], **figures.REFERENCE)
     if any(not b["deletable"] for r in results.values() for b in r["blocks"]):
         axes.plot([], [], "kx", linestyle="", label="changes the shape: not deletable")
-    axes.plot([], [], "k:", linewidth=0.8, label="whole network")
-    last = max(len(result["blocks"]) for result in results.values())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    several = any(result["has_shortcuts"] for result in results.values())
-    left = " (half of the paths are left, $2^{-1}$)" if several else ""
-    axes.set(xlabel=f"deleted block $l${left}", xlim=(0.4, last + 0.6))
-    figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
+    axes.plot([], [], color="black", **figures.REFERENCE, label="whole network")
+    axis = {"xlabel": figures.along_label("deleted block"), "ylim": (0, None)}
+    figures.finish(axes, ylabel="test error (%)", **axis)
     return figure
 
 

@@ -53,25 +53,23 @@ def draw(results: Results) -> figures.Figure:
         "least damage closed first": "damage",
         "closed in random order": "random",
     }
-    count = len(results)
-    figure, panels = figures.panels(count, max(8, 5.0 * count), 5, sharey=True)
+    figure, panels = figures.panels(len(results), sharey=True)
     for axes, (label, result) in zip(panels, results.items(), strict=True):
         for description, name, style in figures.styled(names):
             errors = result["error_percent"][name]
             medians = [np.median(e) for e in errors]
-            axes.plot(result["open"], medians, **style, markersize=4, label=description)
+            axes.plot(result["open"], medians, **style, label=description)
             if name == "random":
                 quartiles = np.array([np.quantile(e, (0.25, 0.75)) for e in errors])
                 shade = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+                shade["label"] = "quartiles of random orders"
                 axes.fill_between(result["open"], *quartiles.T, **shade)
         base = result["baseline_error_percent"]
-        axes.axhline(base, color="k", linestyle=":", linewidth=0.8)
-        axes.set(title=label, xlabel="open blocks", ylim=(0, None))
+        whole = {**figures.REFERENCE, "label": "whole network"}
+        axes.axhline(base, color="black", **whole)
+        axis = {"xlabel": "open blocks", "ylabel": "test error (%)", "ylim": (0, None)}
+        figures.finish(axes, title=label, **axis)
         axes.invert_xaxis()
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("test error (%)")
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", fontsize="small", ncols=2)
     return figure
 
 

@@ -47,34 +47,30 @@ def draw(results: Results) -> figures.Figure:
     As in the paper's figure, a frame marks the column of the transition, or of the
     classifier. Weights are relative to the largest of their block.
     """
-    widest = max(len(r["blocks"]) for r in results.values())
-    size = (3.6 * widest + 1, 3.6 * len(results) + 0.4)
-    figure = figures.Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(results), widest, squeeze=False)
-    for panels, (label, result) in zip(grid, results.items(), strict=True):
-        blocks = _arrays(result)
-        for place, axes in enumerate(panels, start=1):
-            if place > len(blocks):
-                axes.set_axis_off()
-                continue
-            weights = blocks[place - 1]
-            last = len(weights)
-            image = axes.imshow(
-                weights / np.nanmax(weights),
-                cmap="Greys",
-                vmin=0,
-                vmax=1,
-                interpolation="none",
-                extent=(0.5, last + 0.5, last - 0.5, -0.5),
-            )
-            frame: dict[str, Any] = {"fill": False, "edgecolor": "0.6", "linewidth": 2}
-            axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, **frame))
-            end = "classifier" if place == len(blocks) else "transition"
-            axes.set_title(f"{label}: block {place}", fontsize="small")
-            axes.set_xlabel(f"reading layer $l$ (last: {end})")
-        panels[0].set_ylabel("source layer $s$ (0: input of the block)")
-    bar = figure.colorbar(image, ax=grid, shrink=0.6)
-    bar.set_label("mean absolute weight (largest of its block: 1)")
+    blocks = [
+        (weights, f"{label}: block {place}")
+        for label, result in results.items()
+        for place, weights in enumerate(_arrays(result), start=1)
+    ]
+    figure, panels = figures.panels(len(blocks), aspect=1)
+    for axes, (weights, title) in zip(panels, blocks, strict=True):
+        last = len(weights)
+        image = axes.imshow(
+            weights / np.nanmax(weights),
+            cmap=figures.COLOUR_MAP,
+            vmin=0,
+            vmax=1,
+            interpolation="none",
+            extent=(0.5, last + 0.5, last - 0.5, -0.5),
+        )
+        frame: dict[str, Any] = {"fill": False, "edgecolor": figures.COLOURS[1]}
+        frame["label"] = "transition, or classifier"
+        axes.add_patch(Rectangle((last - 0.5, -0.5), 1, last, **frame))
+        axes.set(title=title, xlabel="reading layer $l$", ylabel="source layer $s$")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(figures.whole_numbers())
+    bar = figure.colorbar(image, ax=panels, shrink=0.6)
+    bar.set_label("mean absolute weight")
     return figure
 
 
@@ -129,8 +125,9 @@ def _first_row_share(weights):
 STUDY = Study(
     "Feature reuse",
     "Mean absolute weight with which each layer of a dense block, and the transition "
-    "or the classifier after it (framed), reads the maps of each earlier layer, "
-    "relative to the largest of the block (Huang et al. 2017, figure 5).",
+    "or the classifier after it (framed), reads the maps of each earlier layer (0: the "
+    "input of the block), relative to the largest of the block (Huang et al. 2017, "
+    "figure 5).",
     *(measure, draw, describe),
     order=11,
     missing=missing,

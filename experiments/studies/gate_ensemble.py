@@ -51,13 +51,13 @@ def draw(results: Results) -> figures.Figure:
         means = [np.mean(errors) for errors in result["error_percent"]]
         axes.plot(result["sizes"], means, **style, label=f"{label}: mean of ensembles")
         for size, errors in zip(result["sizes"], result["error_percent"], strict=True):
-            dots = {"color": style["color"], "alpha": 0.4, "markersize": 3}
+            dots = {"color": style["color"], "alpha": 0.4}
             axes.plot([size] * len(errors), errors, ".", **dots)
         rule = result["test_rule_error_percent"]
-        axes.axhline(rule, color=style["color"], linestyle=":", linewidth=1)
-    axes.plot(
-        [], [], "k:", linewidth=1, label="test rule: one network, branches by $p_l$"
-    )
+        axes.axhline(rule, color=style["color"], **figures.REFERENCE)
+    axes.plot([], [], "k.", alpha=0.4, label="one ensemble")
+    rule = "test rule: one network, branches by $p_l$"
+    axes.plot([], [], color="black", **figures.REFERENCE, label=rule)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     figures.finish(

@@ -53,22 +53,19 @@ def measure(lab: Lab) -> Result:
 
 def draw(results: Results) -> figures.Figure:
     """Draw the norms by layer, from the image to the logits; dotted: at the start."""
-    figure, panels = figures.panels(2, 11, 4.2)
+    figure, panels = figures.panels(2, aspect=0.8)
     for axes, kind in zip(panels, ("weights", "outputs"), strict=True):
         for label, result, style in figures.styled(results):
             for name, line in (("start", ":"), ("end", "-")):
                 if name == "end" and not _trained(result):
                     continue
                 norms = np.array(list(result[name][kind].values()))
-                place = np.arange(1, len(norms) + 1)
+                place = figures.along(len(norms))
                 look = {"color": style["color"], "linestyle": line}
-                shown = f"{label}, {name}" if kind == "weights" else None
                 positive = np.where(norms > 0, norms, np.nan)
-                axes.plot(place, positive, **look, label=shown)
-        axes.set(xlabel="layer, in order", yscale="log")
-        axes.set_ylabel(f"norm of the gradient by {kind}")
-        axes.grid(alpha=0.3)
-    figures.finish(panels[0])
+                axes.plot(place, positive, **look, label=f"{label}, {name}")
+        axis = {"xlabel": figures.along_label("layer", "i"), "yscale": "log"}
+        figures.finish(axes, ylabel=f"norm of the gradient by {kind}", **axis)
     return figure
 
 

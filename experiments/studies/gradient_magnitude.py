@@ -31,14 +31,13 @@ def draw(results: Results) -> figures.Figure:
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
         gradient = result["first_gradient"]
-        axes.plot(result["epochs"], gradient, **style, markersize=3, label=label)
+        axes.plot(result["epochs"], gradient, **style, label=label)
         rates = itertools.pairwise(result["learning_rate"])
         for epoch, (before, after) in zip(result["epochs"], rates, strict=False):
             if after < before:
-                axes.axvline(epoch + 0.5, color="0.8", linewidth=0.8, zorder=0)
-    axes.plot([], [], color="0.8", linewidth=0.8, label="learning rate drops")
-    magnitude = "mean magnitude of the gradient (nats)"
-    figures.finish(axes, xlabel="epoch", ylabel=magnitude, yscale="log")
+                axes.axvline(epoch + 0.5, **figures.MARK)
+    axes.plot([], [], **figures.MARK, label="learning rate drops")
+    figures.finish(axes, xlabel="epoch", ylabel="mean |gradient| (nats)", yscale="log")
     return figure
 
 

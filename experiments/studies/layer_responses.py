@@ -8,7 +8,7 @@ from experiments.studies import Lab, Result, Results, Study
 from rn_jax.analysis import responses
 
 # Largest number of test images, in all and at a time.
-IMAGES, BATCH = 200, 32
+IMAGES, BATCH = 200, 40
 
 
 def measure(lab: Lab) -> Result:
@@ -38,17 +38,19 @@ def typical(result: Result) -> float:
 
 def draw(results: Results) -> figures.Figure:
     """Draw the standard deviation by layer, in order and by magnitude."""
-    figure, (left, right) = figures.panels(2, 11, 4.2, sharey=True)
+    figure, (left, right) = figures.panels(2, aspect=0.8, sharey=True)
     for label, result, style in figures.styled(results):
         deviations = np.array(result["standard_deviation"])
-        place = np.arange(1, len(deviations) + 1)
-        left.plot(place, deviations, **style, markersize=3, label=label)
-        right.plot(place, np.sort(deviations)[::-1], **style, markersize=3)
-    left.set(xlabel="layer, in order", ylabel="standard deviation of the output")
-    left.set_ylim(0, 1.05 * left.dataLim.ymax)
-    right.set(xlabel="layer, by magnitude")
-    right.grid(alpha=0.3)
-    figures.finish(left)
+        place = figures.along(len(deviations))
+        left.plot(place, deviations, **style, label=label)
+        right.plot(place, np.sort(deviations)[::-1], **style, label=label)
+    axis = {"ylabel": "standard deviation of the output", "ylim": (0, None)}
+    in_order = figures.along_label("layer", "i")
+    figures.finish(left, title="in order", xlabel=in_order, **axis)
+    sorted_by = "rank of the layer"
+    if figures.current().relative_depth:
+        sorted_by = "relative rank of the layer"
+    figures.finish(right, title="by magnitude", xlabel=sorted_by, **axis)
     return figure
 
 
@@ -67,8 +69,8 @@ def describe(result: Result) -> str:
 STUDY = Study(
     "Responses of the layers",
     "Standard deviation of each layer's output, after BatchNorm and before "
-    "the activation or the sum; of the convolution itself if BatchNorm precedes it (He "
-    "et al. 2015, figure 7).",
+    "the activation or the sum; of the convolution itself if BatchNorm precedes it. "
+    f"It is over all positions of at most {IMAGES} images (He et al. 2015, figure 7).",
     *(measure, draw, describe),
     order=8,
     missing=lambda s: None if s.model.num_blocks else "it has no blocks",

@@ -72,27 +72,24 @@ def measure(lab: Lab) -> Result:
 
 def draw(results: Results) -> figures.Figure:
     """Draw the share of paths, the gradient of one path, and their product."""
-    figure, (number, strength, product) = figures.panels(3, 13, 4.2)
+    figure, (number, strength, product) = figures.panels(3, aspect=1)
     for label, result, style in figures.styled(results):
-        look = {**style, "markersize": 3, "label": label}
+        look = {**style, "label": label}
         number.plot(result["paths"]["weights"], **look)
         strength.plot(result["relative_mean"], **look)
         weights = np.array(result["contribution"]["weights"])
         product.plot(weights / weights.sum(), **look)
         low, high = result["contribution"]["interval_95"]
         shade = {"color": style["color"], "alpha": 0.12}
-        product.axvspan(low - 0.5, high + 0.5, **shade, label=f"95 %: {low} to {high}")
-    number.set(ylabel="share of all paths", title="number of paths")
-    strength.set(
-        ylabel="norm relative to the whole gradient",
-        title="gradient along one path",
-        yscale="log",
-    )
-    product.set(ylabel="share of the gradient", title="product of the two")
-    for axes in (number, strength, product):
-        axes.set_xlabel("path length (blocks)")
-        axes.grid(alpha=0.3)
-    product.legend(fontsize="small")
+        product.axvspan(
+            low - 0.5, high + 0.5, **shade, label=f"{label}, 95 %: {low} to {high}"
+        )
+    axis = {"xlabel": "path length (blocks)"}
+    figures.finish(number, title="number of paths", ylabel="share of all paths", **axis)
+    relative = {"ylabel": "norm over that of the whole", "yscale": "log"}
+    figures.finish(strength, title="gradient along one path", **relative, **axis)
+    share = {"ylabel": "share of the gradient", **axis}
+    figures.finish(product, title="product of both", **share)
     return figure
 
 

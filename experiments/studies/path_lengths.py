@@ -68,7 +68,7 @@ def draw(results: Results) -> figures.Figure:
     for label, found, style in figures.styled(lines):
         low, high = found["interval_95"]
         shown = f"{label} (95 %: {low} to {high})"
-        axes.plot(found["weights"], **style, markersize=3, label=shown)
+        axes.plot(found["weights"], **style, label=shown)
     figures.finish(axes, xlabel="length (blocks)", ylabel="share", ylim=(0, None))
     return figure
 

@@ -48,13 +48,13 @@ def draw(results: Results) -> figures.Figure:
         tau = [order["kendall_tau"] for order in result["orders"]]
         error = [order["error_percent"] for order in result["orders"]]
         look = {**style, "linestyle": ""}
-        axes.plot(tau, error, **look, markersize=4, alpha=0.7, label=label)
+        axes.plot(tau, error, **look, alpha=0.7, label=label)
         base = result["baseline_error_percent"]
-        axes.axhline(base, color=style["color"], linestyle=":", linewidth=0.8)
-    axes.plot([], [], "k:", linewidth=0.8, label="trained order")
+        axes.axhline(base, color=style["color"], **figures.REFERENCE)
+    axes.plot([], [], color="black", **figures.REFERENCE, label="trained order")
     axes.invert_xaxis()
-    axes.set(xlabel="Kendall's tau with the trained order")
-    figures.finish(axes, ylabel="test error (%)", ylim=(0, None))
+    tau_axis = {"xlabel": r"Kendall's $\tau$ with the trained order"}
+    figures.finish(axes, ylabel="test error (%)", ylim=(0, None), **tau_axis)
     return figure
 
 

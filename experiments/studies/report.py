@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report on studies: their figures and texts on one page."""
 
-import textwrap
+import functools
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -20,7 +20,7 @@ def write(
     *,
     command: str,
 ) -> None:
-    """Draw NAME.png of every study and write report.md.
+    """Draw the figure of every study, with its caption, and write report.md.
 
     Args:
         folder: folder of the report.
@@ -39,11 +39,10 @@ def write(
         results = {label: r[name] for label, r in found.items() if name in r}
         if results:
             drawn = {figures.as_text(label): r for label, r in results.items()}
-            figure = study.draw(drawn)
-            title = f"{study.title}\n{_conditions(results)}"
-            figure.suptitle(figures.as_text(title), fontsize="small")
-            figures.save(figure, folder / f"{name}.png")
-            lines += [f"![{study.title}]({name}.png)", "", study.question]
+            caption = f"{study.question} {_conditions(study, results)}"
+            draw = functools.partial(study.draw, drawn)
+            figures.save(draw, folder / name, title=study.title, caption=caption)
+            lines += [f"![{study.title}]({name}.png)", "", caption]
         for label in found:
             if label in results:
                 text = study.describe(results[label])
@@ -85,14 +84,11 @@ def _commands(found, command):
     return lines
 
 
-def _conditions(results):
-    """Return the data, images and gates of every network, for a figure's title."""
-    return "\n".join(
-        textwrap.fill(
-            f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}; gates: "
-            f"{r['gates']}",
-            width=110,
-        )
+def _conditions(study, results):
+    """Return the data, gates and options of every network, for a figure's caption."""
+    return " ".join(
+        f"{label}: {r['model']} on {r['dataset']}, {r['measured_on']}; gates: "
+        f"{r['gates']}{''.join(f'; {name}: {r[name]}' for name in study.uses)}."
         for label, r in results.items()
     )
 

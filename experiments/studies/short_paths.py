@@ -27,6 +27,9 @@ def measure(lab: Lab) -> Result:
     }
 
 
+_START = "short paths only from here on"
+
+
 def draw(results: Results) -> figures.Figure:
     """Draw the test error by epoch, with lines where training on short paths starts."""
     figure, [axes] = figures.panels()
@@ -35,9 +38,9 @@ def draw(results: Results) -> figures.Figure:
         how = "stochastic depth" if result["stochastic_depth"] else "all blocks"
         how = how if k is None else f"exactly {k} blocks open"
         epochs, errors = result["epochs"], result["test_error_by_epoch"]
-        axes.plot(epochs, errors, **style, markersize=3, label=f"{label} ({how})")
+        axes.plot(epochs, errors, **style, label=f"{label} ({how})")
         if k is not None:
-            axes.axvline(result["from_epoch"], color=style["color"], linewidth=0.8)
+            axes.axvline(result["from_epoch"], **figures.MARK, label=_START)
     figures.finish(axes, xlabel="epoch", ylabel="test error (%)", ylim=(0, None))
     return figure
 

@@ -131,7 +131,6 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
             f"Studies need a data set that fits into memory, and {config.dataset} does "
             "not: name a run on another data set, or use experiments.evaluate."
         )
-    lines = Workdir(path, config).lines("metrics.jsonl")
     return Subject(
         label=_label(path),
         source=path,
@@ -145,7 +144,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
         train=experiment.feed.parts["train"],
         test=experiment.feed.parts["test"],
         devices=experiment.devices,
-        run=Log(config, [ln for ln in lines if ln["kind"] == "epoch"], run.summary),
+        run=Log(config, Workdir(path, config).epochs(), run.summary),
     )
 
 

@@ -38,23 +38,23 @@ def _spearman(x, y):
 
 def draw(results: Results) -> figures.Figure:
     """Draw the damage of each block by its survival probability or its depth."""
-    figure, panels = figures.panels(len(results), max(8, 5.0 * len(results)), 5)
-    for axes, (label, result) in zip(panels, results.items(), strict=True):
+    figure, panels = figures.panels(len(results))
+    looks = figures.styled(results)
+    for axes, (label, result, style) in zip(panels, looks, strict=True):
         x, y = np.array(result["x"]), np.array(result["damage_points"])
         shown, hollow = np.array(result["deletable"]), np.array(result["transition"])
         inner, across = shown & ~hollow, shown & hollow
-        axes.plot(x[inner], y[inner], "ko", markersize=4)
-        axes.plot(x[across], y[across], "ko", **figures.HOLLOW, label="transition")
         found = result["spearman_without_transitions"]
-        correlation = "rank correlation undefined"
-        if found is not None:
-            correlation = f"without transitions: Spearman {found['rho']:.2f}"
-        by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
-        axes.set(title=f"{label}\n{correlation}", xlabel=by)
-        axes.grid(alpha=0.3)
+        correlation = (
+            "" if found is None else f" (Spearman's $\\rho$: {found['rho']:.2f})"
+        )
+        dots = {**style, "linestyle": ""}
+        axes.plot(x[inner], y[inner], **dots, label=f"{label}{correlation}")
         if across.any():
-            axes.legend()
-    panels[0].set_ylabel("damage of deleting block $l$ (points of test error)")
+            marker = {**dots, **figures.HOLLOW, "label": f"{label}: transition"}
+            axes.plot(x[across], y[across], **marker)
+        by = {"p_l": "survival probability $p_l$", "l/L": "depth $l/L$"}[result["by"]]
+        figures.finish(axes, title=label, xlabel=by, ylabel="damage (points)")
     return figure
 
 
@@ -77,8 +77,8 @@ def describe(result: Result) -> str:
 
 STUDY = Study(
     "Survival probability and damage",
-    "Damage of deleting block l by its survival probability, or by its depth at "
-    "constant depth (not in the papers).",
+    "Damage of deleting block l, in points of test error, by its survival probability, "
+    "or by its depth at constant depth (not in the papers).",
     *(measure, draw, describe),
     order=10,
     missing=no_gates,

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from configs.default import Config
+from experiments import figures
 from experiments.config import BEFORE
-from experiments.figures import save
 from experiments.training import evaluation, plots, pretrained, summary
 from experiments.training.progress import Progress
 from experiments.training.setup import Trainer, build
@@ -81,6 +81,8 @@ def train(
         if parallel.is_first_process():
             print(f"{path} holds the finished run of this config.")
             print(summary.sentence(config, result))
+            if figures.current() != figures.DEFAULT:  # asked for, so drawn again
+                plots.save(workdir.figures, config, workdir.epochs())
         return result
     try:
         with parallel.together():
@@ -318,8 +320,7 @@ class _Run:
         """Draw the figures and write the summary; return it in every process."""
         self.checkpoints.close()
         if parallel.is_first_process():
-            lines = self.workdir.lines("metrics.jsonl")
-            epochs = [line for line in lines if line["kind"] == "epoch"]
+            epochs = self.workdir.epochs()
             with self.workdir.writing():
                 self._draw(epochs)
             ended, speed = self._facts(self.step), self.clock.images_per_second()
@@ -328,18 +329,16 @@ class _Run:
         return filesystem.read_json(self.workdir.path / "summary.json")
 
     def _draw(self, epochs):
-        config, model = self.trainer.config, self.trainer.model
-        figures = self.workdir.path / "figures"
-        title = f"{config.model} on {config.dataset}"
-        curves = plots.learning_curves(epochs, title=title)
-        save(curves, figures / "learning_curves.png")
-        if model.stochastic_depth is not None:
-            survival = plots.survival(
-                survival_probs(model.stochastic_depth, model.num_blocks),
-                np.asarray(self.state.open_counts) / self.step,
-                title=f"{title}, {self.step} steps",
-            )
-            save(survival, figures / "survival.png")
+        model, gates = self.trainer.model, None
+        if (depth := model.stochastic_depth) is not None:
+            opened = np.asarray(self.state.open_counts) / self.step
+            probabilities = np.asarray(survival_probs(depth, model.num_blocks))
+            gates = {
+                "survival_probs": probabilities.tolist(),
+                "open_share": opened.tolist(),
+                "steps": self.step,
+            }
+        plots.save(self.workdir.figures, self.trainer.config, epochs, gates)
 
     def _facts(self, step):
         seconds = self.clock.wall_seconds()

@@ -23,6 +23,11 @@ Result = dict[str, Any]
 
 AT_BEST = "test_error_at_best_val_percent"
 LAST = "test_error_percent"
+# When each of these errors is measured.
+PROTOCOLS = {
+    LAST: "after the last epoch",
+    AT_BEST: "at the epoch of the best validation error",
+}
 
 
 def parse_seeds(seeds: str | int | Sequence[int]) -> list[int]:

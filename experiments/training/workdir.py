@@ -107,6 +107,11 @@ class Workdir:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def figures(self) -> epath.Path:
+        """The folder of the figures."""
+        return self.path / "figures"
+
     def summary(self) -> dict[str, Any] | None:
         """Return summary.json; None before the run has ended."""
         return self._read("summary.json")
@@ -193,6 +198,10 @@ class Workdir:
                 break
             lines.append(line)
         return lines
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl on epochs."""
+        return [ln for ln in self.lines("metrics.jsonl") if ln.get("kind") == "epoch"]
 
     def close(self) -> None:
         """Close the events, and release the lock."""

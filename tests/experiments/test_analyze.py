@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from driver import ROOT
+from style import check_style
 from tiny import TINY
 
 import rn_jax
@@ -67,9 +68,14 @@ def test_every_study_has_its_figure_its_numbers_and_a_paragraph(studied):
             found["baseline_error_percent"]
             == read(analysis, "delete_one")["baseline_error_percent"]
         )
-        title = f"{study.title}\ntiny_sd: tiny on digits, "
-        assert figure.get_suptitle().startswith(title)
+        assert figure.get_suptitle() == study.title
+        caption = (analysis / f"{name}.txt").read_text()
+        assert caption.startswith(f"{study.title}\n\n{study.question} ")
+        uses = "".join(f"; {option}: {found[option]}" for option in study.uses)
+        settings = f"tiny_sd: tiny on digits, {found['measured_on']}; gates: survival "
+        assert f"{settings}probabilities kept as factors{uses}." in caption
         assert any(axes.has_data() for axes in figure.axes)
+        check_style(figure)
         assert (analysis / f"{name}.png").exists()
         assert f"]({name}.png)" in report
     assert report.count("**tiny_sd.** ") == len(STUDIES)

@@ -55,7 +55,7 @@ def test_studies_are_done_for_every_seed(tmp_path, monkeypatch, capsys):
     """Their networks are trained first; the studies of all seeds are kept."""
     trained, studied = fake.use(monkeypatch), []
 
-    def analyze(workdir, studies, command):
+    def analyze(workdir, studies, style, command):
         studied.append(workdir)
         orders = [{"kendall_tau": -e, "error_percent": e} for e in range(5)]
         blocks = [{"error_percent": 85.0, "transition": False}]

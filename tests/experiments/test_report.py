@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page about runs: its numbers, and its figures as a browser draws them."""
 
+import itertools
 import json
 import re
 import shutil
@@ -201,23 +202,35 @@ addEventListener("load", () => setTimeout(() => {
   const widths = (what) =>
     [...document.querySelectorAll(what)].map((image) => image.naturalWidth);
   const found = {
-    plots: within("learning_curves", ".subplot").length,
-    errors: paths("learning_curves", ".x2y2 .scatterlayer path.js-line"),
-    error_axis: axis("learning_curves", "yaxis2"),
-    published: within("learning_curves", ".annotation-text").map((t) => t.textContent),
+    plots: [...document.querySelectorAll(".panels:first-of-type .subplot")].length,
+    errors: paths("error_percent_curves", ".scatterlayer path.js-line"),
+    error_axis: axis("error_percent_curves", "yaxis"),
+    published: within("error_percent_curves", ".annotation-text").map(
+      (t) => t.textContent),
     survival: paths("gates", ".scatterlayer path.js-line"),
     bars: paths("gates", ".bars .point path"),
     gate_axis: axis("gates", "yaxis"),
     counts: within("confusion_0", ".heatmap-label").map((t) => t.textContent),
-    speed: within("timing", ".xy .scatterlayer .point").length,
+    speed: within("images_per_second", ".xy .scatterlayer .point").length,
     mistakes: widths(".mistakes img"),
     studies: widths(".study img"),
-    buttons: within("learning_curves", ".modebar-btn").map((b) => b.dataset.title),
+    buttons: within("loss_curves", ".modebar-btn").map((b) => b.dataset.title),
   };
-  const place = document.createElement("pre");
-  place.id = "found";
-  place.textContent = JSON.stringify(found);
-  document.body.append(place);
+  const boxes = (what) => [...document.querySelectorAll(what)].map((element) => {
+    const {left, top, right, bottom} = element.getBoundingClientRect();
+    return [left, top, right, bottom];
+  });
+  const parts = [".panels > div", ".main-svg", ".nsewdrag", ".legend", ".xtitle"];
+  found.wide = boxes(parts[0]);
+  document.body.style.width = "368px";  // as on a phone of 400 pixels
+  document.querySelectorAll(".js-plotly-plot").forEach((p) => Plotly.Plots.resize(p));
+  setTimeout(() => {
+    found.narrow = parts.map(boxes);
+    const place = document.createElement("pre");
+    place.id = "found";
+    place.textContent = JSON.stringify(found);
+    document.body.append(place);
+  }, 1000);
 }, 500));
 </script></body>"""
 
@@ -231,12 +244,28 @@ def heights(path, axis):
     ]
 
 
+def check_boxes(wide, narrow):
+    """On a phone panels are below each other, and legends below the axes' titles."""
+    assert wide[0][1] == wide[1][1] and wide[0][2] <= wide[1][0]
+    panels, drawings, areas, legends, titles = narrow
+    assert [panel[0] for panel in panels] == [panels[0][0]] * 6
+    for one, two in itertools.pairwise(panels):
+        assert one[3] <= two[1]
+    assert all(right - left <= 368 for left, _, right, _ in drawings)
+    assert all(right - left >= 200 for left, _, right, _ in areas)
+    assert len(legends) == 7 and len(titles) == 8  # the heat map has none
+    for legend in legends:
+        above = max((t for t in titles if t[1] < legend[1]), key=lambda t: t[1])
+        assert above[3] <= legend[1] + 2 and legend[2] <= panels[0][2]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_draws_the_figures(page, run, stopped, tmp_path):
     readable = tmp_path / "readable.html"
     readable.write_text(page.read_text().replace("</body>", READ))
     command = [
         *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        "--window-size=1280,900",
         *("--disable-background-networking", "--disable-component-update"),
         *("--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path / 'user'}"),
         *("--virtual-time-budget=20000", "--dump-dom", readable.as_uri()),
@@ -265,5 +294,6 @@ def test_a_browser_draws_the_figures(page, run, stopped, tmp_path):
     assert sorted(map(int, texts)) == sorted(record.confusion.ravel().tolist())
     assert found["speed"] == len(lines(run, "timing.jsonl")) + 1
     assert found["mistakes"] == [8] * len(record.mistakes)
-    assert found["studies"] == [840]
+    assert found["studies"] == [1360]
+    check_boxes(found["wide"], found["narrow"])
     assert "Zoom" in found["buttons"] and "Share chart..." not in found["buttons"]

@@ -8,6 +8,7 @@ import fake
 import numpy as np
 import pytest
 from driver import ROOT, in_process
+from style import check_style
 
 from experiments import sweep
 from experiments.training import loop
@@ -162,6 +163,9 @@ def test_every_combination_has_a_folder_and_is_trained_once(
     drawn = [text.get_text() for text in saved_figures[-1].axes[0].texts]
     assert drawn == ["17.00", "97.00", "15.00", "95.00"]  # survival to the right
     assert (tmp_path / "sweep.png").exists()
+    check_style(saved_figures[-1])
+    caption = (tmp_path / "sweep.txt").read_text()
+    assert all(option.partition("config.")[2] in caption for option in GRID[1::2])
 
 
 def test_a_signal_ends_the_sweep(tmp_path, monkeypatch):

@@ -34,5 +34,6 @@ def test_figure():
     assert list(added.get_ydata()) == [1, 1, 1]
     assert list(distance.get_lines()[0].get_ydata()) == [0.5, 0.2, 0.1]
     assert list(ratio.get_lines()[0].get_ydata()) == [1, 1.5, 2]
-    labels = [text.get_text() for text in ratio.get_legend().get_texts()]
-    assert labels == ["a (added)", "b (concatenated)"]
+    assert parts.get_legend_handles_labels()[1] == [
+        *("a: carried", "a: added", "b: carried", "b: concatenated")
+    ]

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from experiments import figures
 from experiments.studies.delete_one import STUDY
 
 
@@ -52,11 +53,20 @@ def test_figure():
     assert (hollow.get_xdata(), hollow.get_ydata()) == ([3], [30])
     assert (fixed.get_xdata(), fixed.get_ydata()) == ([1], [5])
     assert set(whole.get_ydata()) == {5}
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        *("a", "transition", "changes the shape: not deletable", "whole network")
+    assert axes.get_legend_handles_labels()[1] == [
+        *("a", "a: transition", "changes the shape: not deletable", "whole network")
     ]
-    assert "(half of the paths are left, $2^{-1}$)" in axes.get_xlabel()
+    assert axes.get_xlabel() == "deleted block $l$"
     assert axes.get_ylabel() == "test error (%)" and axes.get_ylim()[0] == 0
+
+
+def test_relative_depth():
+    results = {"a": result([5.0, 9.0]), "b": result([5.0, 7.0, 6.0, 8.0])}
+    with figures.using(figures.Style(relative_depth=True)):
+        [axes] = STUDY.draw(results).axes
+    lines = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert lines["a"] == [0.5, 1] and lines["b"] == [0.25, 0.5, 0.75, 1]
+    assert axes.get_xlabel() == "relative depth of the deleted block"
 
 
 def test_columns():

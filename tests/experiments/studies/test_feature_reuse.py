@@ -30,13 +30,15 @@ def test_words():
 
 def test_figure():
     figure = STUDY.draw({"a": result(EVEN, LEANING), "b": result(EVEN)})
-    first, second, other, empty, bar = figure.axes
+    first, second, other, bar = figure.axes
+    titles = [axes.get_title() for axes in (first, second, other)]
+    assert titles == ["a: block 1", "a: block 2", "b: block 1"]
     [image] = second.get_images()
     shown = np.ma.filled(image.get_array(), np.nan)
     np.testing.assert_allclose(shown, np.array(LEANING, float) / 4)
     [frame] = second.patches
     assert (frame.get_x(), frame.get_width(), frame.get_height()) == (2.5, 1, 3)
-    assert "last: classifier" in second.get_xlabel()
-    assert "last: transition" in first.get_xlabel()
-    assert "last: classifier" in other.get_xlabel()
-    assert not empty.axison and "largest of its block" in bar.get_ylabel()
+    assert frame.get_label() == "transition, or classifier"
+    assert second.get_xlabel() == "reading layer $l$"
+    assert all(x == round(x) for x in [*second.get_xticks(), *second.get_yticks()])
+    assert bar.get_ylabel() == "mean absolute weight"

@@ -50,7 +50,7 @@ def test_words():
 
 def test_figure():
     [axes] = STUDY.draw({"a": result()}).axes
-    means, singles, pairs, rule, _ = axes.get_lines()
+    means, singles, pairs, rule, *_ = axes.get_lines()
     assert list(means.get_xdata()) == [1, 2] and list(means.get_ydata()) == [15, 6]
     assert list(singles.get_ydata()) == [10, 20] and list(pairs.get_ydata()) == [6]
     assert set(rule.get_ydata()) == {3}

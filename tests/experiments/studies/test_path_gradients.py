@@ -71,5 +71,4 @@ def test_figure():
     ):
         np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), values)
     assert strength.get_yscale() == "log"
-    labels = [text.get_text() for text in product.get_legend().get_texts()]
-    assert labels == ["a", "95 %: 1 to 2"]
+    assert product.get_legend_handles_labels()[1] == ["a", "a, 95 %: 1 to 2"]

@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from style import check_style
 
 from experiments.studies import STUDIES, do, report
 from rn_jax.models.alexnet import AlexNet
@@ -48,7 +49,7 @@ def test_studies_are_found_in_the_order_of_the_report():
     ],
     ids=["plain", "VGG", "DenseNet", "highway", "AlexNet"],
 )
-def test_studies_of_every_family(model, missing, make_lab, tmp_path):
+def test_studies_of_every_family(model, missing, make_lab, tmp_path, saved_figures):
     lab = make_lab(model, (32, 32, 3) if isinstance(model, AlexNet) else (8, 8, 3))
     reasons = {name: study.missing(lab.subject) for name, study in STUDIES.items()}
     missing = missing | OF_RUNS | CONSTANT
@@ -61,6 +62,8 @@ def test_studies_of_every_family(model, missing, make_lab, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.count("Not done: ") == len(missing)
     assert {path.stem for path in tmp_path.glob("*.png")} == set(lab.earlier)
+    for figure in saved_figures[-len(lab.earlier) :]:
+        check_style(figure)
     if "delete_one" in lab.earlier:
         for block, mark in zip(
             model.blocks, lab.earlier["delete_one"]["blocks"], strict=True

@@ -28,5 +28,6 @@ def test_figure():
     assert list(inner.get_xdata()) == [0.25, 0.75]
     assert list(inner.get_ydata()) == [3, 1]
     assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == ([0.5], [9])
-    assert axes.get_title() == "a\nwithout transitions: Spearman -1.00"
+    assert axes.get_title() == "a"
+    assert inner.get_label() == r"a (Spearman's $\rho$: -1.00)"
     assert axes.get_xlabel() == "depth $l/L$"

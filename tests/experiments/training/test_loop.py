@@ -80,9 +80,24 @@ def test_files_of_a_finished_run(finished):
     for figure in ("learning_curves", "survival"):
         png = (workdir / f"figures/{figure}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
+        caption = (workdir / f"figures/{figure}.txt").read_text()
+        assert caption.startswith("tiny on digits\n\n") and "epochs=6" in caption
     kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert kept[-1] == 30 and 2 <= len(kept) <= 3
     assert 5 * best["epoch"] in kept  # the best epoch's checkpoint
+
+
+def test_figures_of_a_finished_run_are_drawn_again(finished, monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    argv = arguments(workdir, *OPTIONS)
+    for option, made in ((None, False), ("--format=pdf", True)):
+        shown = argv if option is None else [*argv, option]
+        assert in_process(monkeypatch, shown) == 0
+        for figure in ("learning_curves", "survival"):
+            assert (workdir / f"figures/{figure}.pdf").exists() == made
+    (workdir / "figures/survival.json").unlink()  # as in runs of earlier versions
+    assert in_process(monkeypatch, [*argv, "--width=3.3"]) == 0
 
 
 def test_metrics_hold_no_clock_and_timing_does(finished):

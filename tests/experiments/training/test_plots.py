@@ -19,8 +19,7 @@ LINES = [
 
 
 def test_learning_curves():
-    figure = plots.learning_curves(LINES, title="a run")
-    assert figure.get_suptitle() == "a run"
+    figure = plots.learning_curves(LINES)
     for axes, name in zip(figure.axes, ("loss", "error_percent"), strict=True):
         train, test, change = axes.get_lines()
         assert [train.get_label(), test.get_label()] == ["train", "test"]
@@ -29,18 +28,18 @@ def test_learning_curves():
             values = [epoch[f"{line.get_label()}_{name}"] for epoch in LINES]
             assert list(line.get_ydata()) == values
         assert list(change.get_xdata()) == [2, 2]
-        assert [text.get_text() for text in axes.texts] == [" rate 0.01"]
+        assert [text.get_text() for text in axes.texts] == [" 0.01"]
     assert figure.axes[1].get_ylabel() == "error (%)"
 
 
 def test_a_single_epoch_is_a_dot():
-    figure = plots.learning_curves(LINES[:1], title="")
+    figure = plots.learning_curves(LINES[:1])
     assert {line.get_marker() for line in figure.axes[0].get_lines()} == {"o"}
 
 
 def test_survival():
     opened = np.array([0.9, 0.4])
-    figure = plots.survival(np.array([1.0, 0.5]), opened, title="a run")
+    figure = plots.survival([1.0, 0.5], opened)
     [axes] = figure.axes
     assert [bar.get_height() for bar in axes.patches] == list(opened)
     [line] = axes.get_lines()
