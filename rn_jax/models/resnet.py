@@ -18,7 +18,13 @@ from rn_jax.models.gating import gated_layer, gated_sum, scale
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Count, Network
 from rn_jax.models.starts import ScalarBias, begin, check_branch_init
-from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
+from rn_jax.models.trunk import (
+    BlockInfo,
+    Stage,
+    block_infos,
+    default_unroll,
+    stage_parts,
+)
 
 
 class Block(nn.Module):
@@ -325,20 +331,12 @@ class ResNet(Network):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        norm: ModuleDef
-        conv, norm = self.layers(train=train, use_bias=self.conv_bias)
-        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-        fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
-        block: ModuleDef = partial(self.block, **fields)
-        if self.branch_init is not None:
-            block = begin(self.branch_init, block, self.num_blocks)
-        if self.branch_init == "fixup":
-            norm = ScalarBias
         depths = None  # f32[num_blocks]
         if self.block_class.takes_depth:
             depths = jnp.linspace(0.0, 1.0, self.num_blocks, dtype=jnp.float32)
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
+        conv, norm = self._layers("stem", train)
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
             x = self.activation(norm(name="stem_bn")(x))
@@ -346,6 +344,8 @@ class ResNet(Network):
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
         for stage, size in enumerate(self.stage_sizes, start=1):
+            name = f"stage{stage}"
+            block = self._block(*self._layers(name, train))
             apart = any(b.apart for b in self.blocks if b.stage == stage)
             first = block if apart else None
             if self._first_activated and stage == 1:
@@ -360,11 +360,16 @@ class ResNet(Network):
                 scan_unroll=self.scan_unroll or default_unroll(self.num_blocks),
                 gradient=self.conv_gradient,
                 remat=self.remat,
-                name=f"stage{stage}",
-            )(x, *self.of_stage(stage, gates, paths, depths), train=train)
-            x = self.feature(f"stage{stage}", x)
+                name=name,
+            )(
+                x,
+                *self.of_stage(stage, gates, paths, depths),
+                train=self.trains(name, train),
+            )
+            x = self.feature(name, x)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
+                _, norm = self._layers("final", train)
                 x = norm(name="final_bn")(x)
             x = self.activation(x)
         x = self.feature("final", x)
@@ -373,6 +378,29 @@ class ResNet(Network):
             x = ScalarBias(name="head_bias")(x)
             return self.classify(x, kernel_init=nn.initializers.zeros)
         return self.classify(x)  # (B, num_classes)
+
+    def _layers(self, part, train):
+        """Return convolution and normalisation of a part of the network."""
+        norm: ModuleDef
+        now = self.trains(part, train)
+        conv, norm = self.layers(train=now, use_bias=self.conv_bias)
+        return conv, ScalarBias if self.branch_init == "fixup" else norm
+
+    def _block(self, conv, norm):
+        """Return the block of a stage as a partial of all but its size."""
+        layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+        fields = {"shortcut_kind": self.shortcut, **layers, **self.block_kwargs}
+        block: ModuleDef = partial(self.block, **fields)
+        if self.branch_init is None:
+            return block
+        return begin(self.branch_init, block, self.num_blocks)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stem, stages and, with pre-activation units, the last BatchNorm."""
+        final = {"final": ("final_bn",)} if self.norm_first else {}
+        stages = stage_parts(len(self.stage_sizes))
+        return {"stem": ("stem_conv", "stem_bn"), **stages, **final}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

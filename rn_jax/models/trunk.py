@@ -187,6 +187,11 @@ class Stage(nn.Module):
         return identity or not closes_blocks(gates)
 
 
+def stage_parts(number: int) -> dict[str, tuple[str, ...]]:
+    """Return the first entries of `Network.parts`, a module of that name per stage."""
+    return {f"stage{stage}": (f"stage{stage}",) for stage in range(1, number + 1)}
+
+
 def block_infos(
     stage_sizes: Sequence[int],
     features: Sequence[int],
