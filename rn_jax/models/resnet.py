@@ -4,6 +4,7 @@
 Later papers use the same trunk; their blocks are in files of their own.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -51,11 +52,15 @@ class Block(nn.Module):
             F; None if an activation follows it, or for a block that does not say.
         branch_depth: number m of weight layers of F. With `branch_ends`, the last one
             is named "conv<m>" and its BatchNorm "bn<m>".
-        takes_depth: class attribute: whether `shortcut` and `residual` have a keyword
-            `depth`, f32[], which grows from 0 in the first block to 1 in the last.
+        per_block: class attribute: names of further keywords of `shortcut` and
+            `residual`, whose values differ from block to block. "depth", f32[], grows
+            from 0 in the network's first block to 1 in its last, and "index", i32[], is
+            l - 1, the block's place in a vector of gates. Any other value, f32[], is an
+            entry of the L numbers that the network's `block_kwargs` has by that name.
 
     Raises:
-        InputError: a subclass defines `__call__`.
+        InputError: a subclass defines `__call__`, or a call has not all values of
+            `per_block`.
     """
 
     features: int
@@ -69,7 +74,7 @@ class Block(nn.Module):
     has_shortcut: ClassVar[bool] = True
     preactivation: ClassVar[str | None] = None
     branch_ends: ClassVar[str | None] = None
-    takes_depth: ClassVar[bool] = False
+    per_block: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -82,17 +87,20 @@ class Block(nn.Module):
 
     @final
     @nn.compact
-    def __call__(self, x, gate=None, on_path=None, depth=0.0, *, train: bool):
+    def __call__(self, x, gate=None, on_path=None, values=None, *, train: bool):
         """Return f(h(x) + gate * F(x)), f[B, H / stride, W / stride, features].
 
         Args:
             x: f[B, H, W, C].
             gate: f32[], f32[1], f32[B], `Subset` or None; see `gated_sum`.
             on_path: f32[], f32[B] or None; see `gated_sum`.
-            depth: f32[], for a block that `takes_depth`.
+            values: the block's own, f32[] or i32[] by name, if there are `per_block`.
             train: whether the network is in training.
         """
-        given = {"depth": depth} if self.takes_depth else {}
+        given = dict(values or {})
+        if given.keys() != {*self.per_block}:
+            wanted = f"a dict of {', '.join(self.per_block)}"
+            raise must_be("values", wanted if self.per_block else "None", values)
         x = self.before(x, train=train)  # (B, H, W, C)
         # (B, H / stride, W / stride, features)
         y = self.sum(x, gate, on_path, train=train, **given)
@@ -264,6 +272,13 @@ class PlainLayer(Block):
         return self._is_as_in(PlainLayer)
 
 
+# Values of `per_block` that follow from the number of blocks.
+_BY_PLACE: Mapping[str, Callable] = {
+    "depth": partial(jnp.linspace, 0.0, 1.0, dtype=jnp.float32),
+    "index": partial(jnp.arange, dtype=jnp.int32),
+}
+
+
 class ResNet(Network):
     """The trunk of the residual papers and their plain counterparts.
 
@@ -281,7 +296,8 @@ class ResNet(Network):
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
-        block_kwargs: further fields of the block, such as {"base_width": 128}.
+        block_kwargs: further fields of the block, such as {"base_width": 128}, and L
+            numbers for each name in its `per_block` but "depth" and "index".
         branch_init: how residual branches begin: "zero_gamma", "skip_init", "re_zero"
             or "fixup"; see `rn_jax.models.starts`. None: as in the block's paper.
         conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
@@ -291,8 +307,8 @@ class ResNet(Network):
 
     Raises:
         InputError: an unknown stem, too few `features`, a block of another kind, an
-            unknown field in `block_kwargs`, or a `branch_init` that does not suit the
-            block or the norm.
+            unknown field in `block_kwargs` or not L numbers there, or a `branch_init`
+            that does not suit the block or the norm.
     """
 
     stage_sizes: Sequence[Count]
@@ -322,18 +338,21 @@ class ResNet(Network):
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
                 f"unit, which {kind.__name__} is not."
             )
-        fields = kind.__dataclass_fields__
-        if unknown := sorted(set(self.block_kwargs) - set(fields)):
-            own = set(fields) - set(Block.__dataclass_fields__)
+        listed = {*kind.per_block} - {*_BY_PLACE}
+        fields = {*kind.__dataclass_fields__} | listed
+        if unknown := sorted(set(self.block_kwargs) - fields):
+            own = fields - set(Block.__dataclass_fields__)
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
+        if listed:
+            kwargs = {name: self._one_per_block(name) for name in sorted(listed)}
+            kwargs = FrozenDict({**self.block_kwargs, **kwargs})
+            object.__setattr__(self, "block_kwargs", kwargs)
         if self.branch_init is not None:
             check_branch_init(self.branch_init, kind, self.norm)
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        depths = None  # f32[num_blocks]
-        if self.block_class.takes_depth:
-            depths = jnp.linspace(0.0, 1.0, self.num_blocks, dtype=jnp.float32)
+        values = {name: self._values(name) for name in self.block_class.per_block}
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
         conv, norm = self._layers("stem", train)
@@ -363,7 +382,7 @@ class ResNet(Network):
                 name=name,
             )(
                 x,
-                *self.of_stage(stage, gates, paths, depths),
+                *self.of_stage(stage, gates, paths, values),
                 train=self.trains(name, train),
             )
             x = self.feature(name, x)
@@ -389,11 +408,31 @@ class ResNet(Network):
     def _block(self, conv, norm):
         """Return the block of a stage as a partial of all but its size."""
         layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-        fields = {"shortcut_kind": self.shortcut, **layers, **self.block_kwargs}
+        kwargs = dict(self.block_kwargs)
+        for name in self.block_class.per_block:
+            kwargs.pop(name, None)
+        fields = {"shortcut_kind": self.shortcut, **layers, **kwargs}
         block: ModuleDef = partial(self.block, **fields)
         if self.branch_init is None:
             return block
         return begin(self.branch_init, block, self.num_blocks)
+
+    @nn.nowrap
+    def _one_per_block(self, name):
+        """Return the numbers of `block_kwargs` by that name, or raise an InputError."""
+        numbers, count = self.block_kwargs.get(name), self.num_blocks
+        with contextlib.suppress(TypeError, ValueError):
+            found = tuple(map(float, numbers))
+            if len(found) == count:
+                return found
+        wanted = f"{count} numbers, one for each block"
+        raise must_be(f"{name} in block_kwargs", wanted, numbers)
+
+    def _values(self, name):
+        """Return the blocks' values of one of `per_block`, along axis 0."""
+        if name in _BY_PLACE:
+            return _BY_PLACE[name](self.num_blocks)
+        return jnp.array(self.block_kwargs[name], jnp.float32)
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
