@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a finished run's network into one file, for use outside the experiments.
 
-python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors]
-    [--out=FILE] [--data_dir=DIR]
+python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors|onnx]
+    [--out=FILE] [--batch_size=1] [--data_dir=DIR]
 
 safetensors is the network and its weights, for rn_jax.load. stablehlo is one program,
 uint8[B, H, W, C] -> logits f32[B, K] for any B, with normalisation and weights, for
-CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
+CPU, CUDA and TPU: jax.export.deserialize(content).call(images). onnx is the same
+program for ONNX Runtime and others, for one batch size; it needs jax2onnx.
 """
 
 import json
@@ -25,9 +26,9 @@ from experiments.training import trained
 from rn_jax.data import get_spec
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
-from rn_jax.interop import to_stablehlo
+from rn_jax.interop import to_onnx, to_stablehlo
 
-FORMATS = ("stablehlo", "safetensors")
+FORMATS = ("stablehlo", "safetensors", "onnx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def export(
     *,
     format: str = "stablehlo",
     out: cli.AnyPath | None = None,
+    batch_size: int = 1,
     data_dir: cli.Path | None = None,
 ) -> epath.Path:
     """Write the file, and print where it is and how to read it.
@@ -50,13 +52,15 @@ def export(
         workdir: folder of a finished run.
         format: one of FORMATS.
         out: the file; None: in the run, named after the network.
+        batch_size: number of images that the program of ONNX takes at a time.
         data_dir: folder of the data set; None: the run's.
 
     Returns:
         The file.
 
     Raises:
-        InputError: there is no finished run, or the file cannot be written.
+        InputError: there is no finished run, the file cannot be written, or the package
+            that the format needs is not installed.
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
@@ -69,6 +73,13 @@ def export(
             rn_jax.save(file, run.model, run.variables, info=facts(run))
             replace_file(out, file.read_bytes())
         how = f"model, variables = rn_jax.load({shown})"
+    elif format == "onnx":
+        shape, preprocess = _image_shape(run), run.experiment.preprocess
+        fields = {"preprocess": preprocess, "batch_size": batch_size}
+        replace_file(out, to_onnx(run.model, run.variables, shape, **fields))
+        how = f"[logits] = onnxruntime.InferenceSession({shown}).run"
+        sizes = ", ".join(map(str, (batch_size, *shape)))
+        how += f'(["logits"], {{"images": images}})  # uint8[{sizes}]'
     else:
         shape, preprocess = _image_shape(run), run.experiment.preprocess
         program = to_stablehlo(run.model, run.variables, shape, preprocess=preprocess)

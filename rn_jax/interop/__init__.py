@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of other frameworks, and networks as programs without any framework."""
 
+from rn_jax.interop.onnx import to_onnx
 from rn_jax.interop.public import load_public, preprocessing
 from rn_jax.interop.stablehlo import from_stablehlo, to_stablehlo
 from rn_jax.interop.torch import from_torch, to_torch, torch_fields
@@ -12,6 +13,7 @@ __all__ = [
     "load_public",
     "preprocessing",
     "read_weights",
+    "to_onnx",
     "to_stablehlo",
     "to_torch",
     "torch_fields",
