@@ -2,12 +2,12 @@
 """Write a finished run's network into one file, for use outside the experiments.
 
 python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors|onnx]
-    [--out=FILE] [--batch_size=1] [--data_dir=DIR]
+    [--out=FILE] [--data_dir=DIR]
 
 safetensors is the network and its weights, for rn_jax.load. stablehlo is one program,
 uint8[B, H, W, C] -> logits f32[B, K] for any B, with normalisation and weights, for
 CPU, CUDA and TPU: jax.export.deserialize(content).call(images). onnx is the same
-program for ONNX Runtime and others, for one batch size; it needs jax2onnx.
+program for ONNX Runtime and others; it needs jax2onnx.
 """
 
 import json
@@ -43,7 +43,6 @@ def export(
     *,
     format: str = "stablehlo",
     out: cli.AnyPath | None = None,
-    batch_size: int = 1,
     data_dir: cli.Path | None = None,
 ) -> epath.Path:
     """Write the file, and print where it is and how to read it.
@@ -52,7 +51,6 @@ def export(
         workdir: folder of a finished run.
         format: one of FORMATS.
         out: the file; None: in the run, named after the network.
-        batch_size: number of images that the program of ONNX takes at a time.
         data_dir: folder of the data set; None: the run's.
 
     Returns:
@@ -75,11 +73,11 @@ def export(
         how = f"model, variables = rn_jax.load({shown})"
     elif format == "onnx":
         shape, preprocess = _image_shape(run), run.experiment.preprocess
-        fields = {"preprocess": preprocess, "batch_size": batch_size}
-        replace_file(out, to_onnx(run.model, run.variables, shape, **fields))
+        program = to_onnx(run.model, run.variables, shape, preprocess=preprocess)
+        replace_file(out, program)
         how = f"[logits] = onnxruntime.InferenceSession({shown}).run"
-        sizes = ", ".join(map(str, (batch_size, *shape)))
-        how += f'(["logits"], {{"images": images}})  # uint8[{sizes}]'
+        how += '(["logits"], {"images": images})'
+        how += f"  # uint8[B, {', '.join(map(str, shape))}]"
     else:
         shape, preprocess = _image_shape(run), run.experiment.preprocess
         program = to_stablehlo(run.model, run.variables, shape, preprocess=preprocess)

@@ -2,16 +2,18 @@
 """A trained network as an ONNX program, through jax2onnx."""
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rn_jax.errors import InputError, package_needed, whole_number
+from rn_jax.errors import InputError, package_needed
 from rn_jax.models.network import Network
 
 # Protocol buffers, and so a file without external data, end here.
@@ -24,9 +26,8 @@ def to_onnx(
     image_shape: tuple[int, int, int],
     *,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
-    batch_size: int = 1,
 ) -> bytes:
-    """Export a network at test time, with its weights, for batches of one size.
+    """Export a network at test time, with its weights, for batches of any size.
 
     Blocks are written one after another, and pooling as maxima or sums of slices, which
     every runtime has.
@@ -37,17 +38,15 @@ def to_onnx(
         image_shape: (H, W, C).
         preprocess: uint8[B, H, W, C] -> normalised images, included in the program;
             None for a program that takes normalised f32[B, H, W, C].
-        batch_size: B; jax2onnx cannot convert these networks for any B.
 
     Returns:
         A serialised ONNX model with the input "images" and the output "logits",
         f32[B, num_classes].
 
     Raises:
-        InputError: the package jax2onnx is not installed, the weights have 2 GiB or
-            more, or `batch_size` is not a whole number of at least 1.
+        InputError: the package jax2onnx is not installed, or the weights have 2 GiB or
+            more.
     """
-    batch_size = whole_number("batch_size", batch_size)
     needed = "ONNX programs are made with jax2onnx", "'jax2onnx>=0.17.1,<0.18'"
     with package_needed(*needed):
         import jax2onnx
@@ -66,7 +65,8 @@ def to_onnx(
         return y.astype(jnp.float32)
 
     dtype = jnp.float32 if preprocess is None else jnp.uint8
-    images = jax.ShapeDtypeStruct((batch_size, *image_shape), dtype)
+    (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
+    images = jax.ShapeDtypeStruct((batch, *image_shape), dtype)
     # Traced here, because jax2onnx replaces functions of JAX and Flax while it traces.
     program = jax.make_jaxpr(logits)(images)
 
@@ -94,7 +94,10 @@ _POOLS: Mapping[str, tuple[Callable, float]] = {
 
 
 def _evaluate(jaxpr, consts, args):
-    """Evaluate a jaxpr, with calls inlined and pooling as operations on slices."""
+    """Evaluate a jaxpr with calls inlined and without what cannot be converted.
+
+    That is pooling and, for a batch of any size, padding.
+    """
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom):
@@ -115,6 +118,8 @@ def _evaluate(jaxpr, consts, args):
             outputs = inputs
         elif name in _POOLS:
             outputs = [_pool(*_POOLS[name], inputs[0], **eqn.params)]
+        elif name == "pad":
+            outputs = [_pad(*inputs, **eqn.params)]
         else:
             found = eqn.primitive.bind(*inputs, **eqn.params)
             outputs = found if eqn.primitive.multiple_results else [found]
@@ -134,11 +139,30 @@ def _pool(
 ) -> jax.Array:
     """Return `lax.reduce_window` by slices, one for each position in the window."""
     around = [(low, high, 0) for low, high in padding]
-    x = lax.pad(x, jnp.asarray(start, x.dtype), around)
+    x = _pad(x, jnp.asarray(start, x.dtype), padding_config=around)
     sizes = zip(x.shape, window_dimensions, window_strides, strict=True)
     reach = [stride * ((n - w) // stride) + 1 for n, w, stride in sizes]
     slices = [
-        lax.slice(x, place, np.add(place, reach), window_strides)
+        lax.slice(x, place, [*map(operator.add, place, reach)], window_strides)
         for place in np.ndindex(*window_dimensions)
     ]
     return functools.reduce(combine, slices)
+
+
+def _pad(
+    x: jax.Array,
+    value: jax.Array,
+    *,
+    padding_config: Sequence[tuple[int, int, int]],
+) -> jax.Array:
+    """Return `lax.pad` by concatenation, with values on the outside alone."""
+    for axis, (low, high, inside) in enumerate(padding_config):
+        if inside or min(low, high) < 0:
+            return lax.pad(x, value, padding_config)
+        before, after = (
+            lax.broadcast(value, (*x.shape[:axis], int(n), *x.shape[axis + 1 :]))
+            for n in (low, high)
+        )
+        x = lax.concatenate([before, x], axis) if low else x
+        x = lax.concatenate([x, after], axis) if high else x
+    return x

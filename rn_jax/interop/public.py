@@ -71,7 +71,8 @@ class Preprocessing:
         left, top = (round((side - self.size) / 2) for side in (width, height))
         square = np.asarray(picture)[top : top + self.size, left : left + self.size]
         pixels = square.astype(np.float32) / 255
-        return (pixels - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = (np.array(v, np.float32) for v in (self.mean, self.std))
+        return (pixels - mean) / std
 
 
 @dataclasses.dataclass(frozen=True)

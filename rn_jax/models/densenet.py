@@ -258,8 +258,9 @@ class DenseNet(Network):
             layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
             if stage > 1:
                 kept = math.floor(self.compression * x.shape[-1])
-                fields = {**layers, "name": f"transition{stage - 1}"}
-                x = Transition(kept, self.dropout, **fields)(x, train=now)
+                transition = f"transition{stage - 1}"
+                reduce = Transition(kept, self.dropout, **layers, name=transition)
+                x = reduce(x, train=now)
             fields = self.growth_rate, self.bottleneck, self.dropout
             layer = partial(DenseLayer, *fields, **layers)
             block = DenseBlock(layer, size, self.remat, name=name)

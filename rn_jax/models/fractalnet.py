@@ -180,7 +180,7 @@ class FractalLayers(nn.Module):
             return max_pool(y, 2, 2) if self.pool else y
 
         sides = [max(n // 2, 1) if self.pool else n for n in x.shape[1:3]]
-        closed = jnp.zeros((len(x), *sides, self.features), x.dtype)
+        closed = jnp.zeros((x.shape[0], *sides, self.features), x.dtype)
         return if_open(self, gate, output, closed)
 
 

@@ -159,8 +159,8 @@ class PyramidNet(Network):
                 bottleneck=self.bottleneck,
                 **layers,
             )
-            fields = {"stride": 1 if stage == 1 else 2, "remat": self.remat}
-            part = PyramidStage(unit, features, **fields, name=name)
+            stride = 1 if stage == 1 else 2
+            part = PyramidStage(unit, features, stride, self.remat, name=name)
             # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[-1])
             x = part(x, *self.of_stage(stage, gates, paths), train=now)
             x = self.feature(name, x)

@@ -344,8 +344,8 @@ class ResNet(Network):
             own = fields - set(Block.__dataclass_fields__)
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
         if listed:
-            kwargs = {name: self._one_per_block(name) for name in sorted(listed)}
-            kwargs = FrozenDict({**self.block_kwargs, **kwargs})
+            numbers = {name: self._one_per_block(name) for name in sorted(listed)}
+            kwargs: Any = FrozenDict({**self.block_kwargs, **numbers})
             object.__setattr__(self, "block_kwargs", kwargs)
         if self.branch_init is not None:
             check_branch_init(self.branch_init, kind, self.norm)
@@ -420,7 +420,8 @@ class ResNet(Network):
     @nn.nowrap
     def _one_per_block(self, name):
         """Return the numbers of `block_kwargs` by that name, or raise an InputError."""
-        numbers, count = self.block_kwargs.get(name), self.num_blocks
+        numbers: Any = self.block_kwargs.get(name)
+        count = self.num_blocks
         with contextlib.suppress(TypeError, ValueError):
             found = tuple(map(float, numbers))
             if len(found) == count:
