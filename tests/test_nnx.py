@@ -16,6 +16,7 @@ from rn_jax import StochasticDepth
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
 LABELS = np.arange(4, dtype="int32") % 3
+AT_TEST = partial(nnx.Rngs, params=0)  # no stream to sample from
 KINDS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
@@ -85,7 +86,7 @@ def test_steps_are_those_of_linen(name, gated, quick_compile):
         close(step(net, optimizer), value)
     jax.tree.map(close, variables_of(net), variables)
     run = jax.jit(partial(model.apply, train=False, gates=gates))
-    close(net(X, train=False, gates=gates, rngs={}), run(variables, X))
+    close(net(X, train=False, gates=gates, rngs=AT_TEST()), run(variables, X))
 
 
 def test_gates_are_drawn_in_training_alone(quick_compile):
@@ -106,7 +107,7 @@ def test_sampling_at_test_is_off_without_streams(quick_compile):
     """The wrapper passes all its streams, which Swapout takes for sampling."""
     net = wrapped(narrow("swapout32_w4"), dropout=1)
     sampled = [np.asarray(net(X, train=False)) for _ in range(2)]
-    means = [np.asarray(net(X, train=False, rngs={})) for _ in range(2)]
+    means = [np.asarray(net(X, train=False, rngs=AT_TEST())) for _ in range(2)]
     assert np.any(sampled[0] != sampled[1])
     np.testing.assert_array_equal(*means)
 
@@ -123,14 +124,16 @@ def test_weights_go_through_a_file(tmp_path, quick_compile):
         state = nnx.state(second, kind)
         nnx.replace_by_pure_dict(state, loaded[name])
         nnx.update(second, state)
-    logits = [np.asarray(net(X, train=False, rngs={})) for net in (first, second)]
+    logits = [
+        np.asarray(net(X, train=False, rngs=AT_TEST())) for net in (first, second)
+    ]
     np.testing.assert_array_equal(*logits)
 
 
 def test_sown_values_become_attributes_and_are_appended_to(quick_compile):
     net = wrapped(narrow("resnet20"))
     for calls in (1, 2):
-        net(X, train=False, rngs={}, mutable=["intermediates"])
+        net(X, train=False, rngs=AT_TEST(), mutable=["intermediates"])
         found = nnx.to_pure_dict(nnx.state(net, nnx.Intermediate))
         assert len(found["stage1"]["blocks"]["residual"]) == calls
     maps = rn_jax.features(narrow("resnet20"), variables_of(net), X, ["stage1"])
