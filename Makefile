@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-faults test-min test-max test-devices \
+.PHONY: demo test test-all test-faults test-min test-max test-devices test-onnx \
 	device-programs docs lint install peers
 
 # What tests need besides the package, without linters and site.
@@ -19,6 +19,7 @@ test: lint $(if $(PEERS),peers)  ## What CI runs, with PEERS=1
 test-all: lint $(if $(PEERS),peers)  ## With everything long
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder tests/faults tests
+	$(MAKE) test-onnx
 
 test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faults.json
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
@@ -36,6 +37,11 @@ test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
 	.venv-max/bin/python -m pip install --quiet --editable ".[imagenet]" $(RUNNERS)
 	.venv-max/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 	.venv-max/bin/python -m pytest -n 2 -m slow -k runs tests/test_notebooks.py
+
+# The converter needs an older Orbax than the other tests have.
+test-onnx: .venv-onnx/stamp  ## Every network in ONNX Runtime
+	.venv-onnx/bin/python -m pytest -W default tests/interop/test_onnx.py \
+		tests/experiments/test_export.py
 
 # The training steps that XLA compiles for absent devices. Each compiler has an
 # environment of its own, and none of CUDA's libraries is needed.
@@ -79,6 +85,11 @@ peers: .venv/peers.stamp  ## PyTorch and other libraries that tests and benchmar
 	$*/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[train]" \
 		pytest
 	$*/bin/python -m pip install --quiet --no-deps $(COMPILER$*)
+	touch $@
+
+.venv-onnx/stamp: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-onnx
+	.venv-onnx/bin/python -m pip install --quiet --editable ".[train,onnx]" $(RUNNERS)
 	touch $@
 
 COMPILER.venv-h200 := jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2

@@ -58,6 +58,7 @@ class Config:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # {'shortcut': 'B'}
     stochastic_depth: Mapping[str, Any] | None = None  # or {'last_survival': 0.5}
     stochastic_depth_from_epoch: Number = 0  # epochs of constant depth before it begins
+    frozen: tuple[str, ...] = ()  # parts that stay as they are: ("stem", "stage1")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the computation
     matmul_precision: MatmulPrecision | None = None  # rounding of float32 products
     init_from: str | None = None  # run or weights; the classifier is reinitialised

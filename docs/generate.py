@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/models.md, tables of docs/scaling.md and README, notebooks' first cells.
+"""Write docs/models.md, tables of other pages and README, notebooks' first cells.
 
 python -m docs.generate
 
 docs/models.md comes from the networks. Other tables are between markers: those of
 docs/scaling.md come from results/scaling.json, those of compiled steps in
-results/measurements.md from results/device_programs_*.json, and README's table of
-results from the runs that results/ keeps. The first two cells of a notebook, its title
+results/measurements.md from results/device_programs_*.json, that of docs/weights.md
+from rn_jax.interop.public, and README's table of results from the runs that results/
+keeps. The first two cells of a notebook, its title
 and what installs, have the address of setup.cfg.
 """
 
@@ -24,10 +25,12 @@ from benchmarks import device_program, measure, scaling
 from experiments import markdown
 from experiments.papers import results_page
 from rn_jax.analysis.cost import multiply_adds
+from rn_jax.interop.public import PUBLIC
 from rn_jax.models import MODELS
 
 PATH = Path(__file__).parent / "models.md"
 SCALING = Path(__file__).parent / "scaling.md"
+WEIGHTS = Path(__file__).parent / "weights.md"
 README = Path(__file__).parents[1] / "README.md"
 MEASUREMENTS = measure.RESULTS / "measurements.md"
 
@@ -105,6 +108,22 @@ def with_results(text: str) -> str:
     return _with(text, "results", f"\n{rows}\n")
 
 
+def with_public_weights(text: str) -> str:
+    """Return the text of docs/weights.md with the table of public weights."""
+    trainings: dict[str, dict[bool, list[str]]] = {}
+    for name, weights in PUBLIC.items():
+        both = trainings.setdefault(weights.network, {False: [], True: []})
+        training = name.removeprefix(f"{weights.network}.")
+        both["IMAGENET1K" in training].append(f"`{training}`")
+    rows = [
+        [name, *(", ".join(names) or "-" for names in trainings[name].values())]
+        for name in MODELS
+        if name in trainings
+    ]
+    table = markdown.table(["network", "timm", "torchvision"], rows)
+    return _with(text, "public", "\n".join(table))
+
+
 def _with(text, name, table):
     block = f"<!-- {name} -->\n{table}\n<!-- end -->"
     return re.sub(f"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: block, text)
@@ -150,7 +169,12 @@ def main() -> None:
     rows = "\n".join(row(name) for name in rn_jax.list_models())
     PATH.write_text(f"{HEADER}{rows}\n", "utf-8")
     print(PATH)
-    pages = {SCALING: with_tables, MEASUREMENTS: with_programs, README: with_results}
+    pages = {
+        SCALING: with_tables,
+        MEASUREMENTS: with_programs,
+        WEIGHTS: with_public_weights,
+        README: with_results,
+    }
     for page, with_new_tables in pages.items():
         page.write_text(with_new_tables(page.read_text("utf-8")), "utf-8")
         print(page)

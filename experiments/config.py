@@ -41,6 +41,7 @@ BEFORE: Mapping[str, Any] = {
     "cutmix_alpha": 0.0,
     "mix_probability": 1.0,
     "ema_decay": None,
+    "frozen": [],
 }
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {

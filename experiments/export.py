@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a finished run's network into one file, for use outside the experiments.
 
-python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors]
+python -m experiments.export --workdir=RUN [--format=stablehlo|safetensors|onnx]
     [--out=FILE] [--data_dir=DIR]
 
 safetensors is the network and its weights, for rn_jax.load. stablehlo is one program,
 uint8[B, H, W, C] -> logits f32[B, K] for any B, with normalisation and weights, for
-CPU, CUDA and TPU: jax.export.deserialize(content).call(images).
+CPU, CUDA and TPU: jax.export.deserialize(content).call(images). onnx is the same
+program for ONNX Runtime and others; it needs jax2onnx.
 """
 
 import json
@@ -25,9 +26,9 @@ from experiments.training import trained
 from rn_jax.data import get_spec
 from rn_jax.errors import unknown_name
 from rn_jax.filesystem import replace_file
-from rn_jax.interop import to_stablehlo
+from rn_jax.interop import to_onnx, to_stablehlo
 
-FORMATS = ("stablehlo", "safetensors")
+FORMATS = ("stablehlo", "safetensors", "onnx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def export(
         The file.
 
     Raises:
-        InputError: there is no finished run, or the file cannot be written.
+        InputError: there is no finished run, the file cannot be written, or the package
+            that the format needs is not installed.
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
@@ -69,6 +71,13 @@ def export(
             rn_jax.save(file, run.model, run.variables, info=facts(run))
             replace_file(out, file.read_bytes())
         how = f"model, variables = rn_jax.load({shown})"
+    elif format == "onnx":
+        shape, preprocess = _image_shape(run), run.experiment.preprocess
+        program = to_onnx(run.model, run.variables, shape, preprocess=preprocess)
+        replace_file(out, program)
+        how = f"[logits] = onnxruntime.InferenceSession({shown}).run"
+        how += '(["logits"], {"images": images})'
+        how += f"  # uint8[B, {', '.join(map(str, shape))}]"
     else:
         shape, preprocess = _image_shape(run), run.experiment.preprocess
         program = to_stablehlo(run.model, run.variables, shape, preprocess=preprocess)

@@ -3,6 +3,7 @@
 
 from rn_jax.errors import InputError
 from rn_jax.models import ModelEntry, create_model, list_models, register_model
+from rn_jax.models.channels import with_channels
 from rn_jax.models.deepen import deepen
 from rn_jax.models.features import FeatureInfo, feature_info, features
 from rn_jax.models.trunk import BlockInfo, block_variables, stack, unstack
@@ -45,4 +46,5 @@ __all__ = [
     "stack",
     "survival_probs",
     "unstack",
+    "with_channels",
 ]

@@ -145,7 +145,9 @@ def make_train_step(
 
     The loss is the mean cross-entropy, plus the weighted losses of auxiliary heads,
     plus the sum of all values that blocks sow in the collection "losses". Blocks get
-    keys of any name from `make_rng`.
+    keys of any name from `make_rng`. Parameters and statistics of the network's
+    `frozen` parts stay the same bit for bit, whatever the optimiser makes of a gradient
+    of 0.
 
     Args:
         model: network, whose `stochastic_depth` decides which gates are drawn.
@@ -231,10 +233,12 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
 
         # Update.
+        batch_stats = keep_frozen(model, batch_stats, state.batch_stats)
         rate_factor = feedback.factor(state.feedback)
         params, opt_state = apply_gradients(
             tx, grads, state.opt_state, state.params, rate_factor
         )
+        params = keep_frozen(model, params, state.params)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -323,6 +327,7 @@ def draw_gates(
     if from_step:
         constant = step < from_step
         gates = jax.tree.map(lambda gate: jnp.where(constant, 1, gate), gates)
+    gates = model.as_at_test_where_frozen(gates)
     return gates, open_shares(gates, batch_size)
 
 
@@ -477,6 +482,22 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state
 
 
+def keep_frozen(
+    model: nn.Module, new: Mapping[str, Any], old: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a collection after a step, with the old variables of frozen parts.
+
+    Weight decay and the momentum of earlier steps move parameters whose gradient is 0,
+    and a mean over devices may round.
+
+    Args:
+        model: the network, with its `frozen` parts.
+        new, old: a collection after and before the step.
+    """
+    frozen = model.frozen_modules
+    return {name: old[name] if name in frozen else new[name] for name in new}
+
+
 def averaged(ema: Any, new: Any, step: jax.Array, decay: float) -> Any:
     """Return the moving averages after a step: decay * ema + (1 - decay) * new.
 
@@ -606,7 +627,8 @@ def make_statistics_step(
     Returns:
         step(variables, batch, number) -> batch_stats: mean and variance over the
         examples of batches 1 .. `number`, of equal size. `variables` holds those of the
-        earlier batches (for the first one, any finite values).
+        earlier batches (for the first one, any finite values). Those of frozen parts
+        stay the same.
     """
     gates = model.eval_gates() if model.draws_gates else None
 
@@ -640,12 +662,13 @@ def make_statistics_step(
                 + share * (1 - share) * lax.square(change),
             }
 
-        return jax.tree.map(
+        merged = jax.tree.map(
             merge,
             flax.core.unfreeze(variables["batch_stats"]),
             updates["batch_stats"],
             is_leaf=lambda tree: "mean" in tree,
         )
+        return keep_frozen(model, merged, variables["batch_stats"])
 
     return step
 

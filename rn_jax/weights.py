@@ -33,8 +33,8 @@ from rn_jax.weight_files import as_array, read_weights
 # The version of the format; files of others are refused.
 FORMAT = 1
 _KEY = "rn_jax"
-# Fields that do not change what the network computes, and are not saved.
-_OF_A_RUN = ("parent", "name", "axis_name")
+# Fields that do not change what the network computes at test, and are not saved.
+_OF_A_RUN = ("parent", "name", "axis_name", "frozen")
 
 
 def save(
@@ -173,7 +173,7 @@ def list_weights() -> list[str]:
 def describe(model: Network) -> tuple[str, dict[str, Any]]:
     """Return a name of the table and JSON-compatible fields that make this network.
 
-    `axis_name` is omitted, since it belongs to a training step.
+    `axis_name` and `frozen` are omitted, since they belong to a training step.
 
     Raises:
         InputError: no name and fields make it.

@@ -55,6 +55,12 @@ def test_measurements_have_the_tables_of_compiled_steps():
     assert generate.with_programs(text) == text
 
 
+def test_weights_have_the_table_of_public_ones():
+    text = generate.WEIGHTS.read_text()
+    assert text.count("<!-- public -->") == 1
+    assert generate.with_public_weights(text) == text
+
+
 def test_readme_has_the_rows_that_have_been_run():
     text = generate.README.read_text()
     assert text.count("<!-- results -->") == 1

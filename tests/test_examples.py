@@ -43,6 +43,7 @@ NOT_RUN = {
     "README.md": ["needs resnet50.pth"],
     "docs/clusters.md": ["needs SLURM", *2 * ["needs a TPU slice"]],
     "docs/how_to/data_set.md": ["downloads kmnist"],
+    "docs/weights.md": ["downloads weights"],
 }
 # Make's targets that tests, or CI itself, run.
 TARGETS = {"demo", "test", "test-all", "test-faults", "docs", "install"}

@@ -80,22 +80,19 @@ def weights(result: Result) -> float:
 
 def draw(results: Results) -> figures.Figure:
     """Draw the weights relative to the start (dotted: scales), and the responses."""
-    figure, (left, right) = figures.panels(2, 11, 4.2)
+    figure, (left, right) = figures.panels(2, aspect=0.8)
     for label, result, style in figures.styled(results):
-        place = np.arange(1, len(result["block_names"]) + 1)
+        place = figures.along(len(result["block_names"]))
         for kind, line in (("kernel", "-"), ("scale", ":")):
             look = {"color": style["color"], "linestyle": line}
             values = np.array(result[kind], float)
             left.plot(place, values, **look, label=f"{label}, {kind}s")
         response = np.array(result["response"], float)
-        right.plot(place, response, **style, markersize=3, label=label)
+        right.plot(place, response, **style, label=label)
     left.axhline(1, color="0.6", linewidth=0.8)
-    left.set(xlabel="block $l$", ylabel="norm of the weights / that at the start")
-    right.set(xlabel="block $l$", ylabel="$||F(x)|| / ||h(x)||$")
-    for axes in (left, right):
-        axes.set_ylim(0, None)
-        axes.grid(alpha=0.3)
-    left.legend(fontsize="small")
+    axis = {"xlabel": figures.along_label(), "ylim": (0, None)}
+    figures.finish(left, ylabel="norm of the weights / that at the start", **axis)
+    figures.finish(right, ylabel="$||F(x)|| / ||h(x)||$", **axis)
     return figure
 
 

@@ -77,14 +77,15 @@ def draw(results: Results) -> figures.Figure:
     """Draw both norms by block, relative to the last block's; dotted: the whole."""
     figure, [axes] = figures.panels()
     for label, result, style in figures.styled(results):
-        place = np.arange(1, len(result["shortcuts"]) + 1)
+        place = figures.along(len(result["shortcuts"]))
         for kind, line in (("shortcuts", "-"), ("whole", ":")):
             norms = np.array(result[kind])
             shown = np.where(norms > 0, norms, np.nan) / (norms[-1] or np.nan)
             look = {"color": style["color"], "linestyle": line}
             axes.plot(place, shown, **look, label=f"{label}, {kind}")
     relative = "gradient by the block's input / that of the last block"
-    figures.finish(axes, xlabel="block $l$", ylabel=relative, yscale="log")
+    block = figures.along_label()
+    figures.finish(axes, xlabel=block, ylabel=relative, yscale="log")
     return figure
 
 

@@ -54,12 +54,15 @@ def make_model(config: Config, axis_name: str | None = None) -> Network:
     derived = {
         "num_classes": get_spec(config.dataset).num_classes,
         "stochastic_depth": stochastic_depth,
+        "frozen": config.frozen,
         "axis_name": axis_name,
         "dtype": jnp.dtype(config.dtype),
     }
     for name in config.model_kwargs:
         if name in derived:
             raise InputError(f"model_kwargs cannot set {name}: other fields do.")
+    if not config.frozen:  # a network of one's own may lack the field
+        del derived["frozen"]
     with _unfit_in_a_sentence(config):
         model = rn_jax.create_model(str(config.model), **derived, **config.model_kwargs)
         num_blocks = model.num_blocks

@@ -19,6 +19,7 @@ from experiments.training.workdir import read_checkpoint
 from rn_jax import filesystem
 from rn_jax.errors import InputError
 from rn_jax.interop import from_torch, read_weights, torch_fields
+from rn_jax.models.channels import kernel_for_channels
 from rn_jax.models.deepen import cannot_deepen, deepen
 from rn_jax.train import TrainState
 from rn_jax.weight_files import is_hub_name
@@ -44,9 +45,8 @@ def initialise(state: TrainState, config: Config) -> TrainState:
     of the shallower network.
 
     If one network reads greyscale images and the other images of n channels, the kernel
-    of the first convolution is adapted, and a warning is logged: it is summed over the
-    channels for greyscale images (as in timm), or repeated n times and divided by n.
-    Either way, an image with equal channels has the same features.
+    of the first convolution is adapted, and a warning is logged: see
+    `rn_jax.with_channels`.
 
     Args:
         state: state of a new network.
@@ -150,17 +150,18 @@ def _replaced(new, old, source, config, has_head):
     """
     new = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(new))
     old = flax.traverse_util.flatten_dict(old)
-    if stem := other_channels(new, old):
-        channels = new[stem].shape[2]
-        theirs = f"init_from {source} expects {old[stem].shape[2]} channels"
-        if 1 not in (channels, old[stem].shape[2]):
+    for kernel in (kernels := other_channels(new, old)):
+        channels, before = new[kernel].shape[2], old[kernel].shape[2]
+        theirs = f"init_from {source} expects {before} channels"
+        if 1 not in (channels, before):
             raise InputError(
                 f"{theirs}, but {config.dataset} has {channels}: name weights for "
                 f"{channels} channels, or for greyscale images."
             )
-        _logger.warning("%s; its first convolution is adapted to %d.", theirs, channels)
-        kernel = np.asarray(old[stem], np.float32).sum(2, keepdims=True)
-        old[stem] = kernel.repeat(channels, 2) / channels
+        if kernel == kernels[0]:
+            told = "%s; its first convolution is adapted to %d."
+            _logger.warning(told, theirs, channels)
+        old[kernel] = kernel_for_channels(np.asarray(old[kernel], np.float32), channels)
     for path, leaf in new.items():
         is_head = path[0] == "head" or path[0].startswith("aux")
         if is_head and not config.init_deepen:
@@ -180,23 +181,24 @@ def _replaced(new, old, source, config, has_head):
 
 def other_channels(
     new: Mapping[tuple[str, ...], Any], old: Mapping[tuple[str, ...], Any]
-) -> tuple[str, ...] | None:
+) -> list[tuple[str, ...]]:
     """Return the path of the first convolution if only the images' channels differ.
 
-    It is then the only array with another shape, apart from heads. Return None if all
-    shapes are equal or other arrays differ.
+    It is then the only array with another shape, apart from heads; a fractal network
+    has several such convolutions. Return none if all shapes are equal or other arrays
+    differ.
 
     Args:
         new, old: path -> array or its shape, see `flax.traverse_util.flatten_dict`.
     """
+
+    def same_but_channels(a, b):
+        return len(a) == len(b) == 4 and a[:2] + a[3:] == b[:2] + b[3:]
+
     shapes = {
         path: (leaf.shape, old[path].shape)
         for path, leaf in new.items()
         if path in old and not path[0].startswith(("head", "aux"))
     }
     differ = {path: (a, b) for path, (a, b) in shapes.items() if a != b}
-    if len(differ) != 1:
-        return None
-    [(path, (a, b))] = differ.items()
-    same_but_channels = len(a) == len(b) == 4 and a[:2] + a[3:] == b[:2] + b[3:]
-    return path if same_but_channels else None
+    return list(differ) if all(same_but_channels(*d) for d in differ.values()) else []

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet: in two towers (Krizhevsky et al. 2012), and in one (Krizhevsky 2014)."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -99,6 +100,11 @@ class AlexNet(Network):
             x = drop(x) if two else x
         logits = self.classify(x, kernel_init=kernel_init)
         return logits.mean(axis=(1, 2)) if logits.ndim == 4 else logits
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The convolutions."""
+        return {f"conv{i}": (f"conv{i}",) for i in range(1, 6)}
 
     @nn.nowrap
     def for_whole_images(self) -> "AlexNet":

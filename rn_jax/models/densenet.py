@@ -8,7 +8,7 @@ and activation memory grows linearly with depth.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -241,9 +241,7 @@ class DenseNet(Network):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train)
-        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-
+        conv, norm = self.layers(train=self.trains("stem", train))
         if self.stem == "small":  # no BN and ReLU: the first layer starts with them
             x = conv(self.stem_features, 3, name="stem_conv")(images)
         else:
@@ -253,20 +251,32 @@ class DenseNet(Network):
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
 
-        def layer(name):
-            fields = self.growth_rate, self.bottleneck, self.dropout
-            return DenseLayer(*fields, **parts, name=name)
-
         for stage, size in enumerate(self.stage_sizes, start=1):
-            block = DenseBlock(layer, size, self.remat, name=f"stage{stage}")
-            x = block(x, *self.of_stage(stage, gates, paths), train=train)
-            x = self.feature(f"stage{stage}", x)
-            if stage < len(self.stage_sizes):
+            name = f"stage{stage}"
+            now = self.trains(name, train)
+            conv, norm = self.layers(train=now)
+            layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+            if stage > 1:
                 kept = math.floor(self.compression * x.shape[-1])
-                fields = {**parts, "name": f"transition{stage}"}
-                x = Transition(kept, self.dropout, **fields)(x, train=train)
+                transition = f"transition{stage - 1}"
+                reduce = Transition(kept, self.dropout, **layers, name=transition)
+                x = reduce(x, train=now)
+            fields = self.growth_rate, self.bottleneck, self.dropout
+            layer = partial(DenseLayer, *fields, **layers)
+            block = DenseBlock(layer, size, self.remat, name=name)
+            x = block(x, *self.of_stage(stage, gates, paths), train=now)
+            x = self.feature(name, x)
+        _, norm = self.layers(train=self.trains("final", train))
         x = self.feature("final", self.activation(norm(name="final_bn")(x)))
         return self.classify(x.mean(axis=(1, 2)))
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stem, stages, each with the transition before it, and the last BatchNorm."""
+        parts = {"stem": ("stem_conv", "stem_bn"), "stage1": ("stage1",)}
+        for stage in range(2, len(self.stage_sizes) + 1):
+            parts[f"stage{stage}"] = f"transition{stage - 1}", f"stage{stage}"
+        return parts | {"final": ("final_bn",)}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

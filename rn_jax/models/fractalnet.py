@@ -12,7 +12,7 @@ join is the mean of the others. No signal passes a block unchanged, so there are
 shortcuts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -28,7 +28,7 @@ from rn_jax.models.gating import if_open, scale
 from rn_jax.models.layers import ModuleDef, max_pool
 from rn_jax.models.network import Count, Network
 from rn_jax.models.normalization import at_least_float32
-from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
+from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks, stage_parts
 
 _xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # Caffe's
 
@@ -180,7 +180,7 @@ class FractalLayers(nn.Module):
             return max_pool(y, 2, 2) if self.pool else y
 
         sides = [max(n // 2, 1) if self.pool else n for n in x.shape[1:3]]
-        closed = jnp.zeros((len(x), *sides, self.features), x.dtype)
+        closed = jnp.zeros((x.shape[0], *sides, self.features), x.dtype)
         return if_open(self, gate, output, closed)
 
 
@@ -275,16 +275,18 @@ class FractalNet(Network):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train, kernel_init=_xavier)
-        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
         x = images.astype(self.dtype or at_least_float32(images.dtype))
         rates = self.dropout or (0.0,) * len(self.features)
         for stage, rate in enumerate(rates, start=1):
+            name = f"stage{stage}"
+            now = self.trains(name, train)
+            conv, norm = self.layers(train=now, kernel_init=_xavier)
+            parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
             fields = {"features": self.features[stage - 1], "dropout": rate, **parts}
             layers = partial(FractalLayers, **fields)
-            block = FractalBlock(layers, self._inputs, name=f"stage{stage}")
-            x = block(x, *self.of_stage(stage, gates), train=train)
-            x = self.feature(f"stage{stage}", x)
+            block = FractalBlock(layers, self._inputs, name=name)
+            x = block(x, *self.of_stage(stage, gates), train=now)
+            x = self.feature(name, x)
         x = self.feature("final", x)
         return self.classify(x.mean(axis=(1, 2)), kernel_init=_xavier)
 
@@ -320,6 +322,11 @@ class FractalNet(Network):
     @property
     def _joins(self):
         return self.columns > 1 and self.column is None
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The blocks, as stages."""
+        return stage_parts(len(self.features))
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

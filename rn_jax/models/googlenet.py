@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GoogLeNet: Going Deeper with Convolutions (Szegedy et al. 2015)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -167,13 +167,17 @@ class GoogLeNet(Network):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         small = self.stem == "small"
-        conv, norm = self.layers(
-            train=train, use_bias=not self.batch_norm, kernel_init=_xavier
-        )
-        parts = conv, norm if self.batch_norm else None, self.activation
+
+        def layers(part):
+            conv, norm = self.layers(
+                train=self.trains(part, train),
+                use_bias=not self.batch_norm,
+                kernel_init=_xavier,
+            )
+            return conv, norm if self.batch_norm else None, self.activation
 
         def unit(features, kernel_size, stride=1, *, name):
-            return ConvUnit(features, kernel_size, stride, *parts, name=name)
+            return ConvUnit(features, kernel_size, stride, *layers(name), name=name)
 
         def normalize(x):  # with Caffe's constants; the paper states none
             return x if self.batch_norm else local_response_norm(x, k=1, alpha=2e-5)
@@ -195,9 +199,9 @@ class GoogLeNet(Network):
         x = self.feature("conv3", unit(192, 3, name="conv3")(x))
         x = max_pool(normalize(x), 3, 2, ceil_mode=True)
         for name, features in INCEPTION.items():
-            fields = features, *parts, self.large_kernel
-            x = Inception(*fields, name=f"inception{name}")(x)
-            x = self.feature(f"inception{name}", x)
+            part = f"inception{name}"
+            fields = features, *layers(part), self.large_kernel
+            x = self.feature(part, Inception(*fields, name=part)(x))
             if name == "3b":
                 x = max_pool(x, 3, 2, ceil_mode=True)
             elif name == "4a":
@@ -211,3 +215,9 @@ class GoogLeNet(Network):
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.classify(x, kernel_init=_xavier)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The convolutions and Inception modules; auxiliary heads always train."""
+        names = ["conv1", "conv2", "conv3", *(f"inception{name}" for name in INCEPTION)]
+        return {name: (name,) for name in names}

@@ -13,7 +13,7 @@ forget gate: f = 1. A residual layer has neither gate: with T = C = 1, y = x + H
 layers with a carry gate of their own can compute what residual layers compute.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import ClassVar
 
@@ -130,7 +130,11 @@ class _Highway(Network, kw_only=True):
             gradient=self.conv_gradient,
             remat=self.remat,
             name=f"stage{stage}",
-        )(x, *self.of_stage(stage, gates, paths), train=train)
+        )(
+            x,
+            *self.of_stage(stage, gates, paths),
+            train=self.trains(f"stage{stage}", train),
+        )
         return self.feature(f"stage{stage}", x)
 
     def _infos(self, stage_sizes):
@@ -168,18 +172,25 @@ class HighwayNet(_Highway):
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
         conv, _ = self.layers(train=train, use_bias=True)
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = nn.Dropout(self.dropout)
 
         (x,) = promote_dtype(images, dtype=self.dtype)
-        x = drop(x)
         for stage, features in enumerate(self.features, start=1):
             if stage > 1:
-                x = drop(max_pool(x, 2, 2))
+                x = max_pool(x, 2, 2)
+            x = drop(x, deterministic=not self.trains(f"stage{stage}", train))
             x = self.activation(conv(features, 3, name=f"conv{stage}")(x))
             x = self._stage(stage, conv, features, x, gates, paths, train)
         x = self.activation(conv(self.last_features, 1, name="last_conv")(x))
         x = self.feature("final", x)
-        return self.classify(drop(x.mean(axis=(1, 2))))
+        return self.classify(drop(x.mean(axis=(1, 2)), deterministic=not train))
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stages, each with the plain convolution before it, and the last one."""
+        stages = range(1, len(self.stage_sizes) + 1)
+        parts = {f"stage{n}": (f"conv{n}", f"stage{n}") for n in stages}
+        return parts | {"final": ("last_conv",)}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:
@@ -223,6 +234,11 @@ class HighwayMLP(_Highway):
         x = self.activation(dense(self.width, name="fc")(x))
         x = self._stage(1, dense, self.width, x, gates, paths, train)
         return self.classify(self.feature("final", x))
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """All layers but the classifier."""
+        return {"stage1": ("fc", "stage1")}
 
     @nn.nowrap
     def for_whole_images(self) -> "Network":

@@ -12,7 +12,7 @@ TF-Slim's auxiliary head and timm's output without classes are left out. BatchNo
 scale, as in timm; in TF-Slim the scale is 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +26,13 @@ from rn_jax.models.layers import ModuleDef, average_pool, max_pool
 from rn_jax.models.network import Count
 from rn_jax.models.resnet import Block
 from rn_jax.models.starts import ResidualNetwork
-from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
+from rn_jax.models.trunk import (
+    BlockInfo,
+    Stage,
+    block_infos,
+    default_unroll,
+    stage_parts,
+)
 
 # A tower is a sequence of convolutions (features, kernel_size); a module is several
 # towers on the same input, side by side along the channels.
@@ -179,23 +185,24 @@ class InceptionResNetV2(ResidualNetwork):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train)
-        parts = norm, self.activation, self.width
-        unit: Any = partial(conv_unit, conv, *parts)
         small = self.stem == "small"
-        stride, unpadded = 1, unit
-        if not small:
-            stride, unpadded = 2, partial(conv_unit, partial(conv, padding=0), *parts)
+
+        def unit(part, *args, unpadded=False, **fields):
+            conv, norm = self.layers(train=self.trains(part, train))
+            conv = partial(conv, padding=0) if unpadded else conv
+            rest = norm, self.activation, self.width, *args
+            return conv_unit(conv, *rest, **fields)
 
         def pool(x):
             return x if small else max_pool(x, 3, 2)
 
         def residuals(kind, stage, x):
+            now = self.trains(f"stage{stage}", train)
+            conv, norm = self.layers(train=now)
             fields = {"conv": conv, "norm": norm, "activation": self.activation}
-            plain = partial(kind, shortcut_kind="A", width=self.width, **fields)
-            block, _ = self.begin(plain, norm)
+            block = partial(kind, shortcut_kind="A", width=self.width, **fields)
             stage_of = Stage(
-                block,
+                self.begin(block),
                 None,
                 size=sum(info.stage == stage for info in self.blocks),
                 features=x.shape[-1],
@@ -205,25 +212,39 @@ class InceptionResNetV2(ResidualNetwork):
                 remat=self.remat,
                 name=f"stage{stage}",
             )
-            x = stage_of(x, *self.of_stage(stage, gates, paths), train=train)
+            x = stage_of(x, *self.of_stage(stage, gates, paths), train=now)
             return self.feature(f"stage{stage}", x)
 
         # Sides of the maps for images of 299 pixels are in the comments.
-        x = unit(32, 3, stride, name="conv1")(images)  # 149
-        x = unit(64, 3, name="conv3")(unpadded(32, 3, name="conv2")(x))  # 147
-        x = unit(80, 1, name="conv4")(pool(x))  # 73
-        x = pool(unpadded(192, 3, name="conv5")(x))  # 71, 35
-        x = self.feature("stem", Mixed(unit, MIXED_5B, name="mixed_5b")(x))
+        stem: Any = partial(unit, "stem")
+        x = stem(32, 3, 1 if small else 2, name="conv1")(images)  # 149
+        x = stem(32, 3, unpadded=not small, name="conv2")(x)
+        x = stem(64, 3, name="conv3")(x)  # 147
+        x = stem(80, 1, name="conv4")(pool(x))  # 73
+        x = pool(stem(192, 3, unpadded=not small, name="conv5")(x))  # 71, 35
+        x = self.feature("stem", Mixed(stem, MIXED_5B, name="mixed_5b")(x))
         x = residuals(Block35, 1, x)
-        x = Mixed(unit, MIXED_6A, reduce=True, name="mixed_6a")(x)  # 17
+        reducing = partial(Mixed, reduce=True)
+        x = reducing(partial(unit, "stage2"), MIXED_6A, name="mixed_6a")(x)  # 17
         x = residuals(Block17, 2, x)
-        x = Mixed(unit, MIXED_7A, reduce=True, name="mixed_7a")(x)  # 8
+        x = reducing(partial(unit, "stage3"), MIXED_7A, name="mixed_7a")(x)  # 8
         x = residuals(LastBlock8, 4, residuals(Block8, 3, x))
-        x = self.feature("final", unit(1536, 1, name="last_conv")(x))
+        x = self.feature("final", unit("final", 1536, 1, name="last_conv")(x))
         x = x.mean(axis=(1, 2))
         if self.num_classes is None:
             return x
         return self.classify(nn.Dropout(self.dropout, deterministic=not train)(x))
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stem, stages, two of them with the reduction before them, and the end."""
+        stem = (*(f"conv{i}" for i in range(1, 6)), "mixed_5b")
+        reductions = {
+            "stage2": ("mixed_6a", "stage2"),
+            "stage3": ("mixed_7a", "stage3"),
+        }
+        parts = {"stem": stem} | stage_parts(4) | reductions
+        return parts | {"final": ("last_conv",)}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
+from jax import lax
 
-from rn_jax.errors import InputError, must_be, whole_number
+from rn_jax.errors import InputError, must_be, unknown_name, whole_number
 from rn_jax.models.layers import KERNEL_INITS, Conv, ModuleDef, torch_linear
 from rn_jax.models.normalization import BatchNorm, Identity
 from rn_jax.models.skipping import at
@@ -62,6 +63,10 @@ class Network(nn.Module, kw_only=True):
     Attributes:
         num_classes: size of the logits; None returns the pooled features f[B, C].
         stochastic_depth: settings of stochastic depth; None is constant depth.
+        frozen: names of `parts` that always run as at test, with `train=False`: their
+            BatchNorm uses and keeps its moving averages, their drawn gates follow the
+            test rule, and no gradient reaches their parameters. Gradients still pass
+            through them to earlier parts.
         conv: class of the convolutions; has the fields of `Conv`.
         norm: class of the normalisation; has the fields of `nn.BatchNorm`, or has no
             `use_running_average`, such as `nn.LayerNorm` or
@@ -77,12 +82,14 @@ class Network(nn.Module, kw_only=True):
 
     Raises:
         InputError: a `Count` is not a whole number of at least 1, a field is none of
-            its `Literal` values, or `stochastic_depth`, `conv`, `norm`, `activation` or
-            `dtype` has another type.
+            its `Literal` values, `frozen` has the name of no part or is combined with
+            the granularity "subset", or `stochastic_depth`, `conv`, `norm`,
+            `activation` or `dtype` has another type.
     """
 
     num_classes: Count | None = 10
     stochastic_depth: StochasticDepth | None = None
+    frozen: Sequence[str] = ()
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
     kernel_init: Literal["default", "he_normal", "xavier_normal", "small_normal"] = (
@@ -128,7 +135,21 @@ class Network(nn.Module, kw_only=True):
         if self.dtype is not None and not _is_floating(self.dtype):
             wanted = "a floating-point dtype, such as jnp.bfloat16, or None"
             raise must_be("dtype", wanted, self.dtype)
+        object.__setattr__(self, "frozen", _each_name("frozen", self.frozen))
         super().__post_init__()
+        self._check_frozen()
+
+    @nn.nowrap
+    def _check_frozen(self):
+        for part in self.frozen:
+            if part not in self.parts:
+                raise unknown_name("part to freeze", part, self.parts)
+        subset = "subset" == getattr(self.stochastic_depth, "granularity", None)
+        if self.frozen and subset:
+            raise InputError(
+                'frozen cannot be combined with the granularity "subset": a frozen '
+                "stage passes all examples through its branches."
+            )
 
     @nn.nowrap
     def __reduce__(self):
@@ -160,6 +181,26 @@ class Network(nn.Module, kw_only=True):
         """L, the number of gates."""
         return len(self.blocks)
 
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """What `frozen` can name, in order: the parts between two of `features`.
+
+        A part has the name of the feature that it computes. Its value are the names of
+        its modules, which are keys of the variables of each collection. A network of
+        your own has none unless it defines them and asks `trains` in `forward`.
+        """
+        return {}
+
+    @property
+    def frozen_modules(self) -> frozenset[str]:
+        """Names of the modules of all frozen parts, keys of the variables."""
+        return frozenset(name for part in self.frozen for name in self.parts[part])
+
+    @nn.nowrap
+    def trains(self, part: str, train: bool) -> bool:
+        """Return whether a part of the network runs as in training."""
+        return train and part not in self.frozen
+
     @final
     @nn.compact
     def __call__(
@@ -173,7 +214,22 @@ class Network(nn.Module, kw_only=True):
         """Return the logits, f[B, num_classes]; see the class."""
         # (num_blocks,), (num_blocks, 1) or (num_blocks, B) each, or None
         gates, paths = self.resolve_gates(images, gates, paths, train=train)
-        return self.forward(images, gates, paths, train=train)  # (B, num_classes)
+        forward = partial(type(self).forward, train=train)
+        if self.frozen and not self.is_mutable_collection("params"):
+            forward = nn.map_variables(forward, "params", self._constant_where_frozen)
+        return forward(self, images, gates, paths)  # (B, num_classes)
+
+    @nn.nowrap
+    def _constant_where_frozen(self, variables):
+        """Return the collection "params" without gradients by frozen modules."""
+        constant = partial(jax.tree.map, lax.stop_gradient)
+        return {
+            collection: {
+                name: constant(tree) if name in self.frozen_modules else tree
+                for name, tree in params.items()
+            }
+            for collection, params in variables.items()
+        }
 
     def forward(self, images, gates, paths, *, train: bool) -> jax.Array:
         """Return the logits, f[B, num_classes]; each family defines it.
@@ -202,6 +258,22 @@ class Network(nn.Module, kw_only=True):
         """Return the gates at test of a network that `draws_gates`, f32[L]."""
         settings: Any = self.stochastic_depth
         return eval_gates(settings, self.num_blocks)
+
+    def as_at_test_where_frozen(
+        self, gates: jax.Array | Subset | Shaken
+    ) -> jax.Array | Subset | Shaken:
+        """Return drawn gates with those of frozen stages as at test."""
+        stages = [f"stage{block.stage}" in self.frozen for block in self.blocks]
+        if not any(stages):
+            return gates
+        at_test = self.eval_gates()[:, None]  # (num_blocks, 1)
+
+        def replaced(gate):  # (num_blocks,), (num_blocks, 1) or (num_blocks, B)
+            columns = gate.reshape(self.num_blocks, -1)
+            is_frozen = jnp.array(stages)[:, None]
+            return jnp.where(is_frozen, at_test, columns).reshape(gate.shape)
+
+        return jax.tree.map(replaced, gates)
 
     def of_stage(self, stage: int, *per_block: Any) -> tuple[Any, ...]:
         """Return the part of each argument that belongs to a stage's blocks.
@@ -327,7 +399,8 @@ class Network(nn.Module, kw_only=True):
             raise InputError(
                 f'Training with {what} needs rngs={{"gates": key}} or gates.'
             )
-        return self.draw_gates(self.make_rng("gates"), images.shape[0]), paths
+        drawn = self.draw_gates(self.make_rng("gates"), images.shape[0])
+        return self.as_at_test_where_frozen(drawn), paths
 
     check = resolve_gates  # the name until 0.1
 
@@ -338,6 +411,14 @@ def _each_whole(name, values):
         return tuple(whole_number(name, value) for value in values)
     except (TypeError, InputError) as error:
         raise must_be(name, "a tuple of whole numbers of at least 1", values) from error
+
+
+def _each_name(name, values):
+    """Return the names of a field as a tuple of strings, or raise an InputError."""
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or not all(isinstance(value, str) for value in values):
+        raise must_be(name, 'a tuple of names, such as ("stem", "stage1")', values)
+    return tuple(values)
 
 
 def _takes(kind, field):

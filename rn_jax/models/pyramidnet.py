@@ -6,7 +6,7 @@ shape, so they are laid out one after another, without a scan.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from rn_jax.models.trunk import (
     layer_name,
     number_blocks,
     rematerialised,
+    stage_parts,
 )
 
 
@@ -144,10 +145,8 @@ class PyramidNet(ResidualNetwork):
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train)
-        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-        fields = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck, **parts}
-        unit, norm = self.begin(partial(PyramidUnit, **fields), norm)
+        conv, norm = self.layers(train=self.trains("stem", train))
+        norm = self.outside(norm)
         x = norm(name="stem_bn")(conv(self.stem_features, 3, name="stem_conv")(images))
         x = self.feature("stem", x)
         for stage in range(1, len(self.stage_sizes) + 1):
@@ -156,13 +155,28 @@ class PyramidNet(ResidualNetwork):
                 for width, block in zip(self.features, self.blocks, strict=True)
                 if block.stage == stage
             ]
-            fields = {"stride": 1 if stage == 1 else 2, "remat": self.remat}
-            part = PyramidStage(unit, features, **fields, name=f"stage{stage}")
+            name = f"stage{stage}"
+            now = self.trains(name, train)
+            conv, norm = self.layers(train=now)
+            layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+            fields = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck}
+            unit = self.begin(partial(PyramidUnit, **fields, **layers))
+            stride = 1 if stage == 1 else 2
+            part = PyramidStage(unit, features, stride, self.remat, name=name)
             # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[-1])
-            x = part(x, *self.of_stage(stage, gates, paths), train=train)
-            x = self.feature(f"stage{stage}", x)
-        x = self.feature("final", self.activation(norm(name="final_bn")(x)))
+            x = part(x, *self.of_stage(stage, gates, paths), train=now)
+            x = self.feature(name, x)
+        _, norm = self.layers(train=self.trains("final", train))
+        x = self.outside(norm)(name="final_bn")(x)
+        x = self.feature("final", self.activation(x))
         return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stem, stages and the last BatchNorm."""
+        stages = stage_parts(len(self.stage_sizes))
+        ends = {"stem": ("stem_conv", "stem_bn")}, {"final": ("final_bn",)}
+        return ends[0] | stages | ends[1]
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -4,6 +4,7 @@
 Later papers use the same trunk; their blocks are in files of their own.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -18,7 +19,13 @@ from rn_jax.models.gating import gated_layer, gated_sum, scale
 from rn_jax.models.layers import ModuleDef, Shortcut, max_pool
 from rn_jax.models.network import Count
 from rn_jax.models.starts import ResidualNetwork
-from rn_jax.models.trunk import BlockInfo, Stage, block_infos, default_unroll
+from rn_jax.models.trunk import (
+    BlockInfo,
+    Stage,
+    block_infos,
+    default_unroll,
+    stage_parts,
+)
 
 
 class Block(nn.Module):
@@ -49,11 +56,15 @@ class Block(nn.Module):
             first weight layer, without an activation between them.
         begins_closed: class attribute: whether a weight of the block's own makes F
             zero at first.
-        takes_depth: class attribute: whether `shortcut` and `residual` have a keyword
-            `depth`, f32[], which grows from 0 in the first block to 1 in the last.
+        per_block: class attribute: names of further keywords of `shortcut` and
+            `residual`, whose values differ from block to block. "depth", f32[], grows
+            from 0 in the network's first block to 1 in its last, and "index", i32[], is
+            l - 1, the block's place in a vector of gates. Any other value, f32[], is an
+            entry of the L numbers that the network's `block_kwargs` has by that name.
 
     Raises:
-        InputError: a subclass defines `__call__`.
+        InputError: a subclass defines `__call__`, or a call has not all values of
+            `per_block`.
     """
 
     features: int
@@ -69,7 +80,7 @@ class Block(nn.Module):
     branch_ends: ClassVar[str | None] = None
     leading_norms: ClassVar[int] = 0
     begins_closed: ClassVar[bool] = False
-    takes_depth: ClassVar[bool] = False
+    per_block: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -82,17 +93,20 @@ class Block(nn.Module):
 
     @final
     @nn.compact
-    def __call__(self, x, gate=None, on_path=None, depth=0.0, *, train: bool):
+    def __call__(self, x, gate=None, on_path=None, values=None, *, train: bool):
         """Return f(h(x) + gate * F(x)), f[B, H / stride, W / stride, features].
 
         Args:
             x: f[B, H, W, C].
             gate: f32[], f32[1], f32[B], `Subset` or None; see `gated_sum`.
             on_path: f32[], f32[B] or None; see `gated_sum`.
-            depth: f32[], for a block that `takes_depth`.
+            values: the block's own, f32[] or i32[] by name, if there are `per_block`.
             train: whether the network is in training.
         """
-        given = {"depth": depth} if self.takes_depth else {}
+        given = dict(values or {})
+        if given.keys() != {*self.per_block}:
+            wanted = f"a dict of {', '.join(self.per_block)}"
+            raise must_be("values", wanted if self.per_block else "None", values)
         x = self.before(x, train=train)  # (B, H, W, C)
         # (B, H / stride, W / stride, features)
         y = self.sum(x, gate, on_path, train=train, **given)
@@ -264,6 +278,13 @@ class PlainLayer(Block):
         return self._is_as_in(PlainLayer)
 
 
+# Values of `per_block` that follow from the number of blocks.
+_BY_PLACE: Mapping[str, Callable] = {
+    "depth": partial(jnp.linspace, 0.0, 1.0, dtype=jnp.float32),
+    "index": partial(jnp.arange, dtype=jnp.int32),
+}
+
+
 class ResNet(ResidualNetwork):
     """The trunk of the residual papers and their plain counterparts.
 
@@ -281,7 +302,8 @@ class ResNet(ResidualNetwork):
         stem_features: channels of the stem; None: those of the first stage.
         shortcut: "A", "A_centered", "A_pooled", "B", "B_linear" or "C"; see `Shortcut`.
         block: `BasicBlock`, `Bottleneck`, `PlainLayer` or another subclass of `Block`.
-        block_kwargs: further fields of the block, such as {"base_width": 128}.
+        block_kwargs: further fields of the block, such as {"base_width": 128}, and L
+            numbers for each name in its `per_block` but "depth" and "index".
         conv_bias: whether convolutions have biases (the code of Huang et al. 2016).
         scan_unroll: number of blocks per iteration of a scan; see `Stage`. None: what
             suits the backend; see `default_unroll`.
@@ -289,7 +311,7 @@ class ResNet(ResidualNetwork):
 
     Raises:
         InputError: an unknown stem, too few `features`, a block of another kind, or an
-            unknown field in `block_kwargs`.
+            unknown field in `block_kwargs` or not L numbers there.
     """
 
     stage_sizes: Sequence[Count]
@@ -318,32 +340,35 @@ class ResNet(ResidualNetwork):
                 'stem="imagenet_linear" leaves BatchNorm and ReLU to a pre-activation '
                 f"unit, which {kind.__name__} is not."
             )
-        fields = kind.__dataclass_fields__
-        if unknown := sorted(set(self.block_kwargs) - set(fields)):
-            own = set(fields) - set(Block.__dataclass_fields__)
+        listed = {*kind.per_block} - {*_BY_PLACE}
+        fields = {*kind.__dataclass_fields__} | listed
+        if unknown := sorted(set(self.block_kwargs) - fields):
+            own = fields - set(Block.__dataclass_fields__)
             raise unknown_name(f"field of {kind.__name__}", unknown[0], own)
+        if listed:
+            numbers = {name: self._one_per_block(name) for name in sorted(listed)}
+            kwargs: Any = FrozenDict({**self.block_kwargs, **numbers})
+            object.__setattr__(self, "block_kwargs", kwargs)
         self.check_start(kind)
 
     def forward(self, images, gates, paths, *, train: bool):
         """Return the logits; see `Network.forward`."""
-        conv, norm = self.layers(train=train, use_bias=self.conv_bias)
-        parts: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-        fields = {"shortcut_kind": self.shortcut, **parts, **self.block_kwargs}
-        block, norm = self.begin(partial(self.block, **fields), norm)
-        depths = None  # f32[num_blocks]
-        if self.block_class.takes_depth:
-            depths = jnp.linspace(0.0, 1.0, self.num_blocks, dtype=jnp.float32)
+        values = {name: self._values(name) for name in self.block_class.per_block}
         window, stride = (3, 1) if self.stem == "small" else (7, 2)
         # (B, H, W, stem_features), H and W as the stem leaves them
+        conv, norm = self._layers("stem", train)
         x = conv(self._stem_features, window, stride, name="stem_conv")(images)
         if self.stem != "imagenet_linear":
-            x = self.activation(norm(name="stem_bn")(x))
+            x = self.activation(self.outside(norm)(name="stem_bn")(x))
         x = self.feature("stem", x)
         if self.stem != "small":
             x = max_pool(x, 3, 2, padding=1)
         inputs = []  # of the stages so far
         for stage, size in enumerate(self.stage_sizes, start=1):
             inputs.append(x)
+            name = f"stage{stage}"
+            conv, norm = self._layers(name, train)
+            block = self._block(conv, norm)
             apart = any(b.apart for b in self.blocks if b.stage == stage)
             first = block if apart else None
             if self._first_activated and stage == 1:
@@ -358,14 +383,18 @@ class ResNet(ResidualNetwork):
                 scan_unroll=self.scan_unroll or default_unroll(self.num_blocks),
                 gradient=self.conv_gradient,
                 remat=self.remat,
-                name=f"stage{stage}",
-            )(x, *self.of_stage(stage, gates, paths, depths), train=train)
-            layers = {name: parts[name] for name in ("conv", "norm")}
-            x = self.after_stage(x, inputs, paths, **layers)
-            x = self.feature(f"stage{stage}", x)
+                name=name,
+            )(
+                x,
+                *self.of_stage(stage, gates, paths, values),
+                train=self.trains(name, train),
+            )
+            x = self.after_stage(x, inputs, paths, conv=conv, norm=norm)
+            x = self.feature(name, x)
         if self._preactivation:  # again after the last sum
             if self._preactivation == "bn_relu":
-                x = norm(name="final_bn")(x)
+                _, norm = self._layers("final", train)
+                x = self.outside(norm)(name="final_bn")(x)
             x = self.activation(x)
         x = self.feature("final", x)
         return self.classify(x.mean(axis=(1, 2)))  # (B, num_classes)
@@ -380,6 +409,45 @@ class ResNet(ResidualNetwork):
             **layers: `conv` and `norm`, as the blocks have them.
         """
         return y
+
+    def _layers(self, part, train):
+        """Return convolution and normalisation of a part of the network."""
+        now = self.trains(part, train)
+        return self.layers(train=now, use_bias=self.conv_bias)
+
+    def _block(self, conv, norm):
+        """Return the block of a stage as a partial of all but its size."""
+        layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
+        kwargs = dict(self.block_kwargs)
+        for name in self.block_class.per_block:
+            kwargs.pop(name, None)
+        fields = {"shortcut_kind": self.shortcut, **layers, **kwargs}
+        return self.begin(partial(self.block, **fields))
+
+    @nn.nowrap
+    def _one_per_block(self, name):
+        """Return the numbers of `block_kwargs` by that name, or raise an InputError."""
+        numbers: Any = self.block_kwargs.get(name)
+        count = self.num_blocks
+        with contextlib.suppress(TypeError, ValueError):
+            found = tuple(map(float, numbers))
+            if len(found) == count:
+                return found
+        wanted = f"{count} numbers, one for each block"
+        raise must_be(f"{name} in block_kwargs", wanted, numbers)
+
+    def _values(self, name):
+        """Return the blocks' values of one of `per_block`, along axis 0."""
+        if name in _BY_PLACE:
+            return _BY_PLACE[name](self.num_blocks)
+        return jnp.array(self.block_kwargs[name], jnp.float32)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Stem, stages and, with pre-activation units, the last BatchNorm."""
+        final = {"final": ("final_bn",)} if self.norm_first else {}
+        stages = stage_parts(len(self.stage_sizes))
+        return {"stem": ("stem_conv", "stem_bn"), **stages, **final}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -31,6 +31,7 @@ the following, where we chose:
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -96,6 +97,17 @@ class RoR(ResNet):
                 f"{self.block_class.__name__} ends: use LateBasicBlock of "
                 "rn_jax.models.ror, or a pre-activation unit."
             )
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """As of a ResNet; a shortcut belongs to the stage after which it is added."""
+        parts = dict(super().parts)
+        for stage in range(1, len(self.stage_sizes) + 1):
+            name = f"stage{stage}"
+            last = self.levels > 1 and stage == len(self.stage_sizes)
+            parts[name] += (f"{name}_shortcut",) * (self.levels == 3)
+            parts[name] += ("root_shortcut",) * last
+        return parts
 
     def after_stage(self, y, inputs, paths, **layers: Any):
         """Return y + g(x_s), and + g(x_1) after the last stage; see the class."""

@@ -71,17 +71,16 @@ class ResidualNetwork(Network, kw_only=True):
             check_branch_init(self.branch_init, block, self.norm)
 
     @nn.nowrap
-    def begin(self, block: ModuleDef, norm: ModuleDef) -> tuple[ModuleDef, ModuleDef]:
-        """Return the block and the norm outside of blocks, as they are to begin.
-
-        Args:
-            block: partial of a block with its fields `conv` and `norm`.
-            norm: as `layers` returns it.
-        """
+    def begin(self, block: ModuleDef) -> ModuleDef:
+        """Return a partial of a block, with its `conv` and `norm`, as it begins."""
         if self.branch_init is None:
-            return block, norm
-        outer = ScalarBias if self.branch_init == "fixup" else norm
-        return begin(self.branch_init, block, self.num_blocks), outer
+            return block
+        return begin(self.branch_init, block, self.num_blocks)
+
+    @nn.nowrap
+    def outside(self, norm: ModuleDef) -> ModuleDef:
+        """Return what stands outside of blocks for the norm that `layers` returns."""
+        return ScalarBias if self.branch_init == "fixup" else norm
 
     def classify(self, x: jax.Array, **fields: Any) -> jax.Array:
         """Return the logits of features f[B, C]; see `Network.classify`."""

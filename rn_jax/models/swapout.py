@@ -27,7 +27,7 @@ class Swapout(FullPreactivation):
     keep_shortcut: Sequence[float] = (1.0, 0.5)
     keep_branch: Sequence[float] = (1.0, 0.5)
 
-    takes_depth = True
+    per_block = ("depth",)
 
     def shortcut(self, x, *, train: bool, depth):  # type: ignore[override]
         """Return Theta_1 * x."""

@@ -101,8 +101,9 @@ class Stage(nn.Module):
 
     Attributes:
         block: called as `block(features=..., stride=..., name=...)`; returns a module
-            that is called as `module(x, gate, on_path, train=...)`, with `depth` after
-            `on_path` if depths are given, and has `closed_is_identity`, see `Block`.
+            that is called as `module(x, gate, on_path, train=...)`, with a dict of
+            the block's own values after `on_path` if there are any, and has
+            `closed_is_identity`, see `Block`.
         first: the same for a first block that is apart; None: there is none.
         size: number of blocks.
         features: channels of the stage's output.
@@ -125,21 +126,21 @@ class Stage(nn.Module):
     remat: str = "cheap"
 
     @nn.compact
-    def __call__(self, x, gates, paths, depths=None, *, train: bool) -> jax.Array:
+    def __call__(self, x, gates, paths, values=None, *, train: bool) -> jax.Array:
         """Return the stage's output: f[B, H, W, C] -> f[B, H', W', features].
 
         Args:
             x: f[B, H, W, C].
             gates: f32[size], f32[size, B], `Subset` or None.
             paths: f32[size], f32[size, B] or None.
-            depths: f32[size], for blocks that take their depth, or None.
+            values: f32[size] or i32[size] by name, see `per_block` of `Block`, or None.
             train: whether the network is in training.
         """
 
-        def call(block, x, *given):  # gate, on_path and, if it takes it, depth
+        def call(block, x, *given):  # gate, on_path and values, if there are any
             return block(x, *given, train=train)
 
-        per_block = (gates, paths) if depths is None else (gates, paths, depths)
+        per_block = (gates, paths, values) if values else (gates, paths)
         apart = self.first is not None
         if self.first is not None:
             first = self.first(features=self.features, stride=self.stride, name="first")
@@ -185,6 +186,11 @@ class Stage(nn.Module):
         # A closed block on a path passes no gradient, so it is no identity.
         identity = blocks.closed_is_identity and paths is None
         return identity or not closes_blocks(gates)
+
+
+def stage_parts(number: int) -> dict[str, tuple[str, ...]]:
+    """Return the first entries of `Network.parts`, a module of that name per stage."""
+    return {f"stage{stage}": (f"stage{stage}",) for stage in range(1, number + 1)}
 
 
 def block_infos(

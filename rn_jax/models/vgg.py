@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VGG: Very Deep Convolutional Networks (Simonyan and Zisserman 2015, table 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -17,7 +17,7 @@ from rn_jax.models.layers import (
     windows,
 )
 from rn_jax.models.network import Count, Network
-from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks
+from rn_jax.models.trunk import BlockInfo, layer_name, number_blocks, stage_parts
 
 _normal = nn.initializers.normal(0.01)
 
@@ -128,15 +128,19 @@ class VGG(Network):
 
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
+            name = f"stage{stage}"
+            now = self.trains(name, train)
+            own = self.layers(train=now, use_bias=True)[1] if self.batch_norm else None
 
-            def layer(dropout, name, features=self.features[stage - 1]):
-                parts = conv, norm if self.batch_norm else None, self.activation
-                return VGGLayer(features, *parts, dropout, name=name)
+            def layer(dropout, name, features=self.features[stage - 1], own=own):
+                return VGGLayer(
+                    features, conv, own, self.activation, dropout, name=name
+                )
 
             rate = self.conv_dropout[stage - 1] if self.conv_dropout else 0.0
-            convolutions = VGGStage(layer, size, rate, name=f"stage{stage}")
-            x = convolutions(x, *self.of_stage(stage, gates), train=train)
-            x = self.feature(f"stage{stage}", x)
+            convolutions = VGGStage(layer, size, rate, name=name)
+            x = convolutions(x, *self.of_stage(stage, gates), train=now)
+            x = self.feature(name, x)
         x = self.feature("final", x)
         if self.num_classes is None:
             return x.mean(axis=(1, 2))
@@ -162,6 +166,11 @@ class VGG(Network):
     def for_whole_images(self) -> "VGG":
         """Return the network with `fully_convolutional`; see `Network`."""
         return self.copy(fully_convolutional=True)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The stages."""
+        return stage_parts(len(self.stage_sizes))
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

@@ -56,10 +56,25 @@ def test_stablehlo_is_the_network_from_pixels_to_logits(
     assert error_percent(found, test.labels) == summary["test_error_percent"]
 
 
+def test_onnx_is_the_network_from_pixels_to_logits(
+    run, trained, monkeypatch, capsys, tmp_path
+):
+    pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    file = tmp_path / "program.onnx"
+    options = ["--format=onnx", f"--out={file}"]
+    assert in_process(monkeypatch, [f"--workdir={run}", *options], export) == 0
+    hint = capsys.readouterr().out.splitlines()[-1]
+    logits, test = trained
+    names = {"onnxruntime": onnxruntime, "images": test.images}
+    exec(hint, names)  # as it is printed
+    np.testing.assert_allclose(names["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
-        (["--format=onnx"], "Unknown format 'onnx'; available: safetensors, stablehlo"),
+        (["--format=gguf"], "Unknown format 'gguf'; available: onnx, safetensors, sta"),
         (
             ["--out=/none/x.stablehlo"],
             "There is no folder /none: make it",

@@ -20,6 +20,7 @@ from rn_jax.models import MODELS
         ("densenet_bc40_36", 8, {"stage_sizes": (2, 1)}),
         ("vgg11", 32, {"features": (4,) * 5, "hidden": (8, 8)}),
         ("highway19", 32, {"features": (2, 3, 4)}),
+        ("fractalnet20", 8, {"features": (4, 8), "columns": 2}),
         pytest.param("googlenet_2014", 64, {}, marks=pytest.mark.slow),
     ],
 )

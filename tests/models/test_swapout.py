@@ -39,9 +39,9 @@ def test_at_test_both_are_multiplied_by_their_rates(quick_compile):
     )
     apply = jax.jit(partial(block.apply, train=False))
     for depth, one, two in ((0.0, 1.0, 0.6), (0.25, 0.8, 0.55), (1.0, 0.2, 0.4)):
-        y = apply(variables, X, None, None, jnp.float32(depth))
+        y = apply(variables, X, None, None, {"depth": jnp.float32(depth)})
         np.testing.assert_allclose(y, one * X + two * f, rtol=1e-5, atol=1e-5)
-    closed = apply(variables, X, jnp.float32(0), None, jnp.float32(0.25))
+    closed = apply(variables, X, jnp.float32(0), None, {"depth": jnp.float32(0.25)})
     np.testing.assert_allclose(closed, 0.8 * X, rtol=1e-6)
 
 
@@ -54,7 +54,9 @@ def test_a_sampled_unit_is_one_of_four_sums(quick_compile):
 
     @partial(jax.jit, static_argnames="train")
     def sample(key, train):
-        return block.apply(variables, X, train=train, rngs={"dropout": key})
+        values = {"depth": jnp.float32(0.5)}
+        rngs = {"dropout": key}
+        return block.apply(variables, X, values=values, train=train, rngs=rngs)
 
     y = np.asarray(sample(jax.random.key(0), train=False))
     sums = np.stack([0 * X, X, f, X + f])

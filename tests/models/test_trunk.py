@@ -408,3 +408,71 @@ def test_a_gpu_has_a_straight_line_of_limited_length():
     assert default_unroll(64, "gpu") == 64
     assert default_unroll(65, "gpu") == default_unroll(600, "gpu") == 1
     assert default_unroll(9, "cpu") == default_unroll(9, "tpu") == 1
+
+
+# --- Values of each block -------------------------------------------------------------
+
+
+class RatedBlock(BasicBlock):
+    """(1 + index) x + rate * depth * dense(x)."""
+
+    per_block = ("index", "depth", "rate")
+
+    def shortcut(self, x, *, train, index, depth, rate):
+        assert index.dtype == jnp.int32 and depth.dtype == rate.dtype == jnp.float32
+        y = super().shortcut(x, train=train)
+        return (1 + index).astype(jnp.float32) * y
+
+    def residual(self, x, *, train, index, depth, rate):
+        x = x[:, :: self.stride, :: self.stride]
+        return rate * depth * nn.Dense(self.features)(x)
+
+
+RATES = [0.5, 2.0, 0.25, 3.0, 0.125, 1.5]
+
+
+@pytest.mark.parametrize("scan_unroll", [1, 2, 6])
+@pytest.mark.parametrize("gates", [None, [1, 0, 1, 1, 0, 1]])
+def test_each_block_has_its_own_values(
+    quick_compile, random_variables, scan_unroll, gates
+):
+    model = ResNet(
+        *((3, 3), (4, 8)),
+        block=RatedBlock,
+        block_kwargs={"rate": np.array(RATES)},
+        num_classes=None,
+        scan_unroll=scan_unroll,
+    )
+    variables = random_variables(model, IMAGE)
+    images = np.random.default_rng(0).normal(size=(2, *IMAGE)).astype("float32")
+    call = {"train": True, "mutable": ["batch_stats"], "gates": gates}
+    found = jax.jit(partial(model.apply, **call))(variables, images)[0]
+    stem = jax.jit(partial(rn_jax.features, model, names=["stem"], **call))
+    x = np.asarray(stem(variables, images)[0]["stem"])
+    for index, rate in enumerate(RATES):
+        stride = 2 if index == 3 else 1
+        dense = block_variables(variables, index)["params"]["Dense_0"]
+        x = x[:, ::stride, ::stride]
+        branch = rate * index / 5 * (x @ dense["kernel"] + dense["bias"])
+        more = branch.shape[-1] - x.shape[-1]
+        x = (1 + index) * np.pad(x, ((0, 0),) * 3 + ((0, more),))
+        if gates is None or gates[index]:
+            x = x + branch
+        x = np.maximum(x, 0)
+    np.testing.assert_allclose(found, x.mean((1, 2)), rtol=1e-4)
+
+
+def rated(rates):
+    return ResNet((3, 3), block=RatedBlock, block_kwargs={"rate": rates})
+
+
+def test_values_of_each_block_are_checked_and_kept_as_numbers():
+    model = rated(jnp.array(RATES))
+    assert model.block_kwargs["rate"] == tuple(RATES) and hash(model)
+    for wrong in (RATES[1:], 3, None, ["a"] * 6):
+        with pytest.raises(InputError, match="rate in block_kwargs must be 6 num"):
+            rated(wrong)
+    with pytest.raises(InputError, match="rate in block_kwargs must be 6 numbers"):
+        ResNet((3, 3), block=RatedBlock)
+    with pytest.raises(InputError, match="Unknown field of RatedBlock 'depth'"):
+        ResNet((3, 3), block=RatedBlock, block_kwargs={"rate": RATES, "depth": RATES})

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from driver import final_state
+from driver import arguments, final_state, in_process
 from etils import epath
 from safetensors.numpy import save_file
 
@@ -41,6 +41,24 @@ def test_a_run_begins_with_the_weights_of_another_but_a_new_head(run):
             np.testing.assert_array_equal(leaf, leaf_there, err_msg=key)
     assert begun.step == 0
     assert not any(map(np.any, jax.tree.leaves(begun.opt_state)))  # momentum too
+
+
+def test_frozen_parts_keep_the_weights_that_a_run_begins_with(
+    run, tmp_path, monkeypatch, quick_compile
+):
+    """On two devices, with exact statistics at the end; the rest moves."""
+    options = [
+        f"--config.init_from={run}",
+        "--config.frozen=('stem', 'stage1')",
+        "--config.batch_norm_at_test=exact",
+        "--config.epochs=1",
+    ]
+    assert in_process(monkeypatch, arguments(tmp_path / "frozen", *options)) == 0
+    before, after = final_state(run), final_state(tmp_path / "frozen")
+    for path in before:
+        if path.startswith(("['params']", "['batch_stats']")):
+            frozen = "['stem_" in path or "['stage1']" in path
+            assert np.array_equal(before[path], after[path]) == frozen, path
 
 
 def test_weights_that_do_not_fit_are_named(run, tmp_path):
@@ -150,8 +168,8 @@ def test_weights_of_channels_that_cannot_be_adapted(tmp_path, random_variables):
     three, four = (random_variables(model, (8, 8, n)) for n in (3, 4))
     flat = flax.traverse_util.flatten_dict
     stem = ("params", "stem_conv", "kernel")
-    assert pretrained.other_channels(flat(three), flat(four)) == stem
-    assert pretrained.other_channels(flat(three), flat(three)) is None
+    assert pretrained.other_channels(flat(three), flat(four)) == [stem]
+    assert pretrained.other_channels(flat(three), flat(three)) == []
     path = str(tmp_path / "four.safetensors")
     rn_jax.save(path, model, four)
     state = zero_state(model, (8, 8, 3))
