@@ -224,9 +224,9 @@ FORMS = {
 }
 
 
-def takes_form_or_says_that_it_has_no_shortcuts(model):
+def takes_form_or_says_that_it_has_no_shortcuts(model, size=32):
     """Shapes only, so that the list can grow."""
-    images = jnp.zeros((4, 32, 32, 3))
+    images = jnp.zeros((4, size, size, 3))
 
     def trace():
         variables = model.init({"params": jax.random.key(0)}, images, train=False)
@@ -255,7 +255,7 @@ def test_every_whole_network_takes_a_form(place, name):
     """The forms in turn; each meets every seventh network."""
     form = list(FORMS.values())[place % len(FORMS)]
     takes_form_or_says_that_it_has_no_shortcuts(
-        rn_jax.create_model(name, stochastic_depth=form)
+        rn_jax.create_model(name, stochastic_depth=form), MODELS[name].image_size
     )
 
 

@@ -88,11 +88,14 @@ def checkpoint_is_there(workdir, step, processes):
 
 
 def assert_close(workdir, whole):
-    """Equal but for the rounding of sums over other numbers of devices."""
+    """Equal but for the rounding of sums over other numbers of devices.
+
+    After 20 steps rounding alone has been seen to move momentum by 2e-5.
+    """
     a, b = final_state(workdir), final_state(whole)
     assert a.keys() == b.keys()
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=5e-5, err_msg=name)
     for x, y in zip(lines(workdir), lines(whole), strict=True):
         assert x.keys() == y.keys()
         assert (x["step"], x["open_blocks"]) == (y["step"], y["open_blocks"])
