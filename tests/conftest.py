@@ -13,6 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # JAX 0.7
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 # Enough virtual devices for the tests of parallelism.
 jax.config.update("jax_num_cpu_devices", 8)
 # Compiled programs are kept, so that a second run of the tests is much shorter.
