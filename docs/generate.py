@@ -140,17 +140,25 @@ TITLES = {
 COLAB = "https://colab.research.google.com"
 BADGE = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
 
-INSTALL = """# On Colab, install the project next to Colab's JAX; elsewhere, do nothing.
+INSTALL = """# On Colab, install the project beside Colab's JAX, whose version stays.
+# Then print the devices that train.
 import os
 import sys
+from importlib.metadata import version
 
 if "google.colab" in sys.modules:
+    JAX, FLAX = version("jax"), version("flax")
     if not os.path.isdir("/content/rn_jax"):
         !git clone --quiet --depth=1 {url} /content/rn_jax
-    %pip install --quiet "/content/rn_jax[train]"
+    %pip install --quiet "/content/rn_jax[train]" jax=={{JAX}} flax=={{FLAX}}
+    assert (version("jax"), version("flax")) == (JAX, FLAX)
     %cd -q /content/rn_jax
 elif not os.path.isdir("configs"):
     %cd -q ..
+
+from experiments.training import environment
+
+print(environment.devices_in_words())
 """
 
 

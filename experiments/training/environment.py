@@ -28,8 +28,35 @@ def machine() -> dict[str, object]:
         "memory_gib": round(memory / 2**30),
     }
     if device.platform != "cpu":
-        facts["accelerator"] = f"{jax.device_count()} x {device.device_kind}"
+        facts["accelerator"] = _devices()
     return facts
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+# Device files of the accelerators that JAX supports.
+_DEVICE_FILES = {"GPU": ("nvidia[0-9]*",), "TPU": ("accel[0-9]*", "vfio/[0-9]*")}
+
+
+def devices_in_words(folder: Path = Path("/dev")) -> str:
+    """Return which devices JAX uses, and what to do if they are only CPUs.
+
+    Args:
+        folder: has a file for each accelerator of the machine.
+    """
+    used = f"JAX {jax.__version__} uses {_devices()}."
+    if jax.devices()[0].platform != "cpu":
+        return used
+    for kind, patterns in _DEVICE_FILES.items():
+        if any(path for pattern in patterns for path in folder.glob(pattern)):
+            return (
+                f"WARNING: {used} This machine has a {kind}, which is NOT used: its "
+                "plugin does not fit this version of JAX. On Colab, choose Runtime > "
+                "Disconnect and delete runtime, and run this notebook again."
+            )
+    return f"{used} On Colab, Runtime > Change runtime type offers GPUs and TPUs."
 
 
 def _cpu_model() -> str:

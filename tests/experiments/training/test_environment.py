@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 import rn_jax
 from experiments.training import environment
@@ -19,13 +20,37 @@ def test_facts_of_this_machine():
     assert facts["cpu"] and facts["cores"] >= 1 and facts["memory_gib"] >= 1
 
 
-def test_an_accelerator_is_counted_and_named(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
     class Gpu:
         platform, device_kind = "gpu", "NVIDIA H100"
 
     monkeypatch.setattr(jax, "devices", lambda: [Gpu(), Gpu()])
     monkeypatch.setattr(jax, "device_count", lambda: 2)
+
+
+def test_an_accelerator_is_counted_and_named(two_gpus):
     assert environment.machine()["accelerator"] == "2 x NVIDIA H100"
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("nvidia0", "GPU"), ("accel0", "TPU"), ("vfio/0", "TPU"), ("nvidiactl", None)],
+)
+def test_an_accelerator_that_is_not_used_is_not_passed_over(tmp_path, file, kind):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    found = environment.devices_in_words(tmp_path)
+    assert "x cpu." in found and ("Runtime > " in found)
+    assert found.startswith("WARNING") == (kind is not None)
+    if kind:
+        assert f"a {kind}, which is NOT used" in found
+
+
+def test_an_accelerator_in_use_needs_no_advice(two_gpus, tmp_path):
+    (tmp_path / "nvidia0").touch()
+    found = environment.devices_in_words(tmp_path)
+    assert found == f"JAX {jax.__version__} uses 2 x NVIDIA H100."
 
 
 def test_versions_of_packages_that_are_there_and_are_not():
