@@ -89,7 +89,7 @@ def draw(results: Results) -> figures.Figure:
             left.plot(place, values, **look, label=f"{label}, {kind}s")
         response = np.array(result["response"], float)
         right.plot(place, response, **style, label=label)
-    left.axhline(1, color="0.6", linewidth=0.8)
+    left.axhline(1, **figures.REFERENCE, color="black", label="initial norm")
     axis = {"xlabel": figures.along_label(), "ylim": (0, None)}
     figures.finish(left, ylabel="norm of the weights / that at the start", **axis)
     figures.finish(right, ylabel="$||F(x)|| / ||h(x)||$", **axis)

@@ -204,11 +204,11 @@ def from_weights(
     init = partial(network.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)["params"]
     ours, theirs = map(flax.traverse_util.flatten_dict, (shapes, params))
-    if stem := other_channels(ours, theirs):
+    if kernels := other_channels(ours, theirs):
         raise InputError(
-            f"The weights {file} are for images of {theirs[stem].shape[2]} channels, "
-            f"but those of {dataset} have {spec.image_shape[2]}: name a data set with "
-            "the same number of channels, or train on this one with init_from."
+            f"The weights {file} are for images of {theirs[kernels[0]].shape[2]} "
+            f"channels, but those of {dataset} have {spec.image_shape[2]}: name a data "
+            "set with the same number of channels, or train on this one with init_from."
         )
     return _on_data(
         data.load(dataset, data_dir=data_dir),

@@ -39,7 +39,7 @@ def test_weights_relative_to_those_of_the_start(quick_compile, make_lab):
     found = relative_to_start(make_lab(MODEL, seed=3), lambda leaf: 0.25 * leaf)
     np.testing.assert_allclose(found["kernel"], 0.25, rtol=1e-6)
     np.testing.assert_allclose(found["scale"], 0.25, rtol=1e-6)
-    assert found["measured_on"] == "32 of 40 test images"
+    assert found["measured_on"] == "40 of 40 test images"
 
 
 def test_responses_by_captured_values(quick_compile, make_lab):
@@ -48,7 +48,7 @@ def test_responses_by_captured_values(quick_compile, make_lab):
     found = STUDY.measure(lab)
     names = [block.name for block in lab.blocks]
     variables = lab.subject.variables
-    images = lab.subject.preprocess(lab.subject.test.images[:32])
+    images = lab.subject.preprocess(lab.subject.test.images[:40])
 
     @jax.jit
     def run(images):
