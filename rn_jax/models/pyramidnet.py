@@ -159,8 +159,8 @@ class PyramidNet(ResidualNetwork):
             now = self.trains(name, train)
             conv, norm = self.layers(train=now)
             layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-            fields = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck}
-            unit = self.begin(partial(PyramidUnit, **fields, **layers))
+            kind: Any = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck}
+            unit = self.begin(partial(PyramidUnit, **kind, **layers))
             stride = 1 if stage == 1 else 2
             part = PyramidStage(unit, features, stride, self.remat, name=name)
             # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[-1])
