@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether training drives residual branches towards zero (He et al. 2015, 3.2)."""
 
-import jax
 import numpy as np
 
 from experiments import figures
@@ -19,21 +18,13 @@ def measure(lab: Lab) -> Result:
     None where those are 0. "response" is ||F(x)|| / ||h(x)||, over the first test
     images, before the activation; None if a block has no such sum.
     """
-    model, subject = lab.model, lab.subject
-
-    def init(key, images):
-        return model.init(key, images, train=False)["params"]
-
-    size = min(BATCH, len(subject.test))
-    images = subject.test.images[:IMAGES]
-    batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    initial = jax.jit(init)(
-        jax.random.key(lab.seed), subject.preprocess(batches[0][:1])
+    start, end = (
+        branches.weight_norms(variables["params"], lab.model)
+        for variables in (lab.initial_variables(), lab.subject.variables)
     )
-    start = branches.weight_norms(initial, model)
-    end = branches.weight_norms(subject.variables["params"], model)
+    batches, measured_on = lab.first_batches(IMAGES, BATCH)
     return {
-        "measured_on": f"{size * len(batches):,} of {len(subject.test):,} test images",
+        "measured_on": measured_on,
         "block_names": [block.name for block in lab.blocks],
         **{
             kind: [

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from experiments import figures
@@ -35,12 +34,7 @@ def measure(lab: Lab) -> Result:
         model=lab.model, preprocess=lab.subject.preprocess
     )
     batch = training_batch(lab, "gradient_by_layer")
-
-    def init(key, images):
-        return lab.model.init(key, images, train=False)
-
-    images = lab.subject.preprocess(batch["image"][:1])
-    initial = jax.jit(init)(jax.random.key(lab.seed), images)
+    initial = lab.initial_variables()
     found = {}
     for name, variables in (("start", initial), ("end", lab.subject.variables)):
         norms = gradient(variables, lab.gates, batch)

@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -85,6 +85,29 @@ class Lab:
     def rng(self, study: str) -> np.random.Generator:
         """Return the generator of a study's draws, independent of other studies."""
         return np.random.default_rng([self.seed, zlib.crc32(study.encode())])
+
+    def initial_variables(self) -> Mapping[str, Any]:
+        """Return new variables of the network, initialised by the lab's seed."""
+        init = jax.jit(partial(self.model.init, train=False))
+        images = self.subject.preprocess(self.subject.test.images[:1])
+        return init(jax.random.key(self.seed), images)
+
+    def first_batches(self, most: int, size: int) -> tuple[list[np.ndarray], str]:
+        """Return the first test images in batches of one size, and how many they are.
+
+        Args:
+            most: largest number of images.
+            size: largest size of a batch, rounded down to a multiple of the devices.
+
+        Returns:
+            uint8[size, H, W, C] each, and a text for "measured_on".
+        """
+        images, devices = self.subject.test.images[:most], len(self.subject.devices)
+        size = devices * max(1, min(size, len(images)) // devices)
+        starts = range(0, len(images) - size + 1, size)
+        batches = [images[start : start + size] for start in starts]
+        number, available = size * len(batches), len(self.subject.test)
+        return batches, f"{number:,} of {available:,} test images"
 
     def each(self, values: Iterable, study: str) -> Iterator:
         """Return an iterator over the values with a progress bar."""

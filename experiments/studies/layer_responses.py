@@ -16,16 +16,13 @@ def measure(lab: Lab) -> Result:
     moments = responses.make_response_moments(
         model=lab.model, preprocess=lab.subject.preprocess
     )
-    devices, images = len(lab.subject.devices), lab.subject.test.images[:IMAGES]
-    size = devices * max(1, min(BATCH, len(images)) // devices)
-    starts = range(0, len(images) - size + 1, size)
+    batches, measured_on = lab.first_batches(IMAGES, BATCH)
     found = responses.standard_deviations(
-        moments(lab.variables, lab.gates, lab.split(images[start : start + size]))
-        for start in lab.each(starts, "layer_responses")
+        moments(lab.variables, lab.gates, lab.split(images))
+        for images in lab.each(batches, "layer_responses")
     )
-    number = size * len(starts)
     return {
-        "measured_on": f"{number:,} of {len(lab.subject.test):,} test images",
+        "measured_on": measured_on,
         "layers": list(found),
         "standard_deviation": list(found.values()),
     }

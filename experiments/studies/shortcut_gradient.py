@@ -54,10 +54,10 @@ def by_stage(result: Result) -> dict[str, float]:
     included, and only if any gradient reaches them.
     """
     names, norms = result["block_names"], result["shortcuts"]
-    kept = [i for i, same in enumerate(result["same_shape"][:-1]) if same]
     stages: dict[str, list[int]] = {}
-    for i in kept:
-        stages.setdefault(names[i].partition("/")[0], []).append(i)
+    for i, same_shape in enumerate(result["same_shape"][:-1]):
+        if same_shape:
+            stages.setdefault(names[i].partition("/")[0], []).append(i)
     return {
         stage: norms[blocks[0]] / norms[blocks[-1] + 1]
         for stage, blocks in stages.items()
