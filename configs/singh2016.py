@@ -5,7 +5,7 @@
 of stochastic inference with 30 samples, which `evaluate` does not draw. Both masks have
 rates from 1 in the first block to 0.5 in the last, the best ones in the paper.
 
-The paper's text was not available here beyond its introduction. Secondary sources: the
+We have read only the introduction of the paper. Secondary sources for the rest: the
 repository nutszebra/swapout has the error on CIFAR-10 and most of the recipe, but its
 first division is at epoch 196; the repository aleju/papers has the rates of the masks.
 The length, epoch 192 and the error on CIFAR-100 are from memory.

@@ -1,36 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zhang et al. 2016: residual networks of residual networks on CIFAR and SVHN.
 
-The abstract of the paper (1608.02908) has the errors of RoR-3-WRN58-4+SD. Secondary
-sources, because the rest of its text was not available here: the other errors are from
-a review (S.-H. Tsang, "RoR: ResNet of ResNet"), the recipe is that of the repository
-nutszebra/residual_networks_of_residual_networks, which is the recipe of Huang et al.
-2016 on all training images. +SD is stochastic depth with p_L = 0.5. On SVHN the recipe
-is theirs too: 50 epochs without augmentation, divided at 30 and 35. Pixels are
-normalised by channel, which is our choice. Networks without stochastic depth are here
-for comparison, without published errors.
+The abstract of the paper (1608.02908) has the errors of RoR-3-WRN58-4+SD. The rest
+comes from secondary sources, since we have not read the paper beyond its abstract: the
+other errors from a review (S.-H. Tsang, "RoR: ResNet of ResNet"), and the recipe, that
+of Huang et al. 2016 on all training images, from the repository
+nutszebra/residual_networks_of_residual_networks. +SD is stochastic depth with
+p_L = 0.5. Pixels are normalised by channel, which is our choice. Networks without
+stochastic depth are here for comparison, without published errors.
 
     python -m experiments.run --config=configs/ror3_164_sd.py[:DATASET]
 """
 
-from configs import Row, default
+from configs import Row, default, huang2016
 
 
 def get_config(dataset="cifar10"):
-    config = default.recipe(
+    on_svhn = dataset == "svhn_cropped"
+    return default.recipe(
         dataset,
+        huang2016.on_svhn if on_svhn else huang2016.get_config,
+        protocol="full",
+        eval_every_steps=0,
         normalization="channel",
-        epochs=500,
-        lr_drops=(250, 375),
-        lr_drops_unit="epochs",
-        **default.TORCH_SGD,
         paper="Zhang et al. 2016",
     )
-    if dataset == "svhn_cropped":
-        config.epochs = 50
-        config.lr_drops = (30, 35)
-        config.augment = False
-    return config
 
 
 def _sd(model, where, *errors):

@@ -56,7 +56,7 @@ def to_onnx(
             f"A file of ONNX holds less than 2 GiB, and these weights have {size:,} "
             "bytes: export a StableHLO program instead."
         )
-    if getattr(model, "scan_unroll", None) is None and hasattr(model, "scan_unroll"):
+    if getattr(model, "scan_unroll", 0) is None:
         model = model.clone(scan_unroll=max(model.num_blocks, 1))
 
     def logits(images):

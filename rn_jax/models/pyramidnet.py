@@ -158,9 +158,9 @@ class PyramidNet(ResidualNetwork):
             name = f"stage{stage}"
             now = self.trains(name, train)
             conv, norm = self.layers(train=now)
-            layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-            kind: Any = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck}
-            unit = self.begin(partial(PyramidUnit, **kind, **layers))
+            fields: Any = {"shortcut_kind": "A_pooled", "bottleneck": self.bottleneck}
+            fields |= {"conv": conv, "norm": norm, "activation": self.activation}
+            unit = self.begin(partial(PyramidUnit, **fields))
             stride = 1 if stage == 1 else 2
             part = PyramidStage(unit, features, stride, self.remat, name=name)
             # (B, H / 2^(stage - 1), W / 2^(stage - 1), features[-1])
@@ -175,8 +175,7 @@ class PyramidNet(ResidualNetwork):
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """Stem, stages and the last BatchNorm."""
         stages = stage_parts(len(self.stage_sizes))
-        ends = {"stem": ("stem_conv", "stem_bn")}, {"final": ("final_bn",)}
-        return ends[0] | stages | ends[1]
+        return {"stem": ("stem_conv", "stem_bn"), **stages, "final": ("final_bn",)}
 
     @cached_property
     def blocks(self) -> tuple[BlockInfo, ...]:

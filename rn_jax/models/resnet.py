@@ -418,9 +418,8 @@ class ResNet(ResidualNetwork):
     def _block(self, conv, norm):
         """Return the block of a stage as a partial of all but its size."""
         layers: Any = {"conv": conv, "norm": norm, "activation": self.activation}
-        kwargs = dict(self.block_kwargs)
-        for name in self.block_class.per_block:
-            kwargs.pop(name, None)
+        listed = self.block_class.per_block
+        kwargs = {k: v for k, v in self.block_kwargs.items() if k not in listed}
         fields = {"shortcut_kind": self.shortcut, **layers, **kwargs}
         return self.begin(partial(self.block, **fields))
 

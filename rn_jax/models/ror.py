@@ -12,10 +12,10 @@ The last block of a stage ends with f(g(x_s) + h(x_l) + F(x_l)), where x_s is th
 of the stage; that of the last stage also adds g(x_1), where x_1 is the stem's output.
 In pre-activation and wide networks f is the identity.
 
-The text of the paper was not available here beyond its abstract and the definition of
-the levels. Secondary sources, reviews and four implementations, have the rest. The
-activation follows the sum of all levels in most of them. They differ, or are silent, in
-the following, where we chose:
+From the paper itself, we have read only the abstract and the definition of the levels.
+The rest comes from secondary sources: reviews and four implementations. In most of
+them, the activation follows the sum of all levels. Where they differ or are silent, we
+made these choices:
 
 - Shortcuts of blocks are A on CIFAR, and g is B, a default ("ABB") of one
   implementation. B is that of He et al. 2015, a projection where the shape changes and
@@ -103,19 +103,20 @@ class RoR(ResNet):
         """As of a ResNet; a shortcut belongs to the stage after which it is added."""
         parts = dict(super().parts)
         for stage in range(1, len(self.stage_sizes) + 1):
-            name = f"stage{stage}"
-            last = self.levels > 1 and stage == len(self.stage_sizes)
-            parts[name] += (f"{name}_shortcut",) * (self.levels == 3)
-            parts[name] += ("root_shortcut",) * last
+            parts[f"stage{stage}"] += tuple(self._added_after(stage))
         return parts
+
+    def _added_after(self, stage):
+        """Return the shortcuts that end with a stage: {name: stage of their start}."""
+        found = {f"stage{stage}_shortcut": stage} if self.levels == 3 else {}
+        if self.levels > 1 and stage == len(self.stage_sizes):
+            found["root_shortcut"] = 1
+        return found
 
     def after_stage(self, y, inputs, paths, **layers: Any):
         """Return y + g(x_s), and + g(x_1) after the last stage; see the class."""
-        stage = len(inputs)
-        if self.levels == 3:
-            y = y + self._level(f"stage{stage}", inputs, stage, paths, **layers)
-        if self.levels > 1 and stage == len(self.stage_sizes):
-            y = y + self._level("root", inputs, 1, paths, **layers)
+        for name, start in self._added_after(len(inputs)).items():
+            y = y + self._level(name, inputs, start, paths, **layers)
         return y
 
     def _level(self, name, inputs, start, paths, **layers):
@@ -125,7 +126,5 @@ class RoR(ResNet):
             x = self.activation(x)  # f of the stage before, as the blocks have it
         stride = math.prod(self._strides[start - 1 : stage])
         kind, features = self.level_shortcut, self.features[stage - 1]
-        g: nn.Module = Shortcut(
-            kind, features, stride, **layers, name=f"{name}_shortcut"
-        )
+        g: nn.Module = Shortcut(kind, features, stride, **layers, name=name)
         return g(x) if paths is None else lax.stop_gradient(g(x))
