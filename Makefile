@@ -24,18 +24,14 @@ test-all: lint $(if $(PEERS),peers)  ## With everything long
 test-faults: .venv/peers.stamp  ## Faults of every kind, counted in results/faults.json
 	RN_JAX_FAULTS_JSON=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
-# Warnings are not errors here: old releases run with newer dependencies. The test left
-# out counts bytes in JAX's program, which has another form in JAX 0.7.
-test-min: .venv-min/test.stamp  ## `make test` with the minimum supported versions
-	.venv-min/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
+# `make test` and the notebooks with the minimum supported versions, or with Colab's JAX
+# and Flax, where PYTHON=python3.13 chooses Colab's Python. Warnings are not errors here:
+# old releases run with newer dependencies. The test left out counts bytes in JAX's
+# program, which has another form in older versions of JAX.
+test-min test-colab: test-%: .venv-%/test.stamp
+	.venv-$*/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
 		--deselect tests/test_scaling.py::test_closed_forms
-	.venv-min/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
-
-# Beside Colab's JAX and Flax; PYTHON=python3.13 chooses its Python.
-test-colab: .venv-colab/stamp  ## `make test` and the notebooks with the versions of Colab
-	.venv-colab/bin/python -m pytest -n 2 --dist loadfile -W default -m "not slow" \
-		--deselect tests/test_scaling.py::test_closed_forms
-	.venv-colab/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
+	.venv-$*/bin/python -m pytest -n 2 -W default -m slow -k runs tests/test_notebooks.py
 
 # The environment is made anew each time: the newest versions change.
 test-max:  ## `make test` with the newest versions; PYTHON=python3.13 chooses
@@ -80,15 +76,10 @@ peers: .venv/peers.stamp  ## PyTorch and other libraries that tests and benchmar
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
-.venv-min/test.stamp: setup.cfg pyproject.toml constraints-min.txt
-	$(PYTHON) -m venv .venv-min
-	.venv-min/bin/python -m pip install --quiet --constraint constraints-min.txt \
-		--editable ".[imagenet]" $(RUNNERS)
-	touch $@
-
-.venv-colab/stamp: setup.cfg pyproject.toml constraints-colab.txt
-	$(PYTHON) -m venv .venv-colab
-	.venv-colab/bin/python -m pip install --quiet --constraint constraints-colab.txt \
+.venv-min/test.stamp .venv-colab/test.stamp: .venv-%/test.stamp: setup.cfg \
+		pyproject.toml constraints-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt \
 		--editable ".[imagenet]" $(RUNNERS)
 	touch $@
 

@@ -7,8 +7,8 @@ docs/models.md comes from the networks. Other tables are between markers: those 
 docs/scaling.md come from results/scaling.json, those of compiled steps in
 results/measurements.md from results/device_programs_*.json, that of docs/weights.md
 from rn_jax.interop.public, and README's table of results from the runs that results/
-keeps. The first two cells of a notebook, its title
-and what installs, have the address of setup.cfg.
+keeps. The first two cells of a notebook, its title and what installs, have the address
+of setup.cfg.
 """
 
 import configparser

@@ -52,8 +52,8 @@ def devices_in_words(folder: Path = Path("/dev")) -> str:
     for kind, patterns in _DEVICE_FILES.items():
         if any(path for pattern in patterns for path in folder.glob(pattern)):
             return (
-                f"WARNING: {used} This machine has a {kind}, which is NOT used: its "
-                "plugin does not fit this version of JAX. On Colab, choose Runtime > "
+                f"WARNING: {used} This machine has a {kind}, which is NOT used: JAX "
+                f"needs a {kind} plugin of its own version. On Colab, choose Runtime > "
                 "Disconnect and delete runtime, and run this notebook again."
             )
     return f"{used} On Colab, Runtime > Change runtime type offers GPUs and TPUs."
