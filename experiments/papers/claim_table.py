@@ -506,15 +506,16 @@ _ACTIVATIONS = (
     Claim(
         "relu_cuts_the_gradient",
         "He et al. 2016, section 4.2 (from memory)",
-        "With a ReLU after the sum, less of it arrives, because many blocks cut it "
-        "(ResNet-110, at the start).",
+        "With a ReLU after the sum, less of the gradient arrives through the "
+        "shortcuts, because many blocks cut it (ResNet-110, at the start).",
         (_start("resnet110"),),
         _cuts,
     ),
     Claim(
         "relu_cuts_less_after_training",
         "He et al. 2016, section 4.2 (from memory)",
-        "After training, sums are more often positive, so the ReLU cuts less of it.",
+        "After training, sums are more often positive, so the ReLU after the sum cuts "
+        "less of the gradient.",
         (
             _start("resnet110"),
             Studies(Runs("digits", ("resnet110",)), ("shortcut_gradient",)),
@@ -524,7 +525,8 @@ _ACTIVATIONS = (
     Claim(
         "scaling_cuts_the_gradient",
         "He et al. 2016, equation 8",
-        "Shortcuts scaled by 1/2 shrink it exponentially with the number of blocks.",
+        "Shortcuts scaled by 1/2 shrink the gradient exponentially with the number of "
+        "blocks.",
         (_start("resnet110_scaling_05_05"),),
         _halves,
     ),

@@ -185,9 +185,9 @@ class Network(nn.Module, kw_only=True):
     def parts(self) -> Mapping[str, tuple[str, ...]]:
         """What `frozen` can name, in order: the parts between two of `features`.
 
-        A part has the name of the feature that it computes. Its value are the names of
-        its modules, which are keys of the variables of each collection. A network of
-        your own has none unless it defines them and asks `trains` in `forward`.
+        A part has the name of the feature that it computes. Its value lists the names
+        of its modules, which are keys of the variables of each collection. A network of
+        your own has no parts unless it defines them and calls `trains` in `forward`.
         """
         return {}
 
