@@ -45,7 +45,13 @@ ROOMS = {
     "experiments.training": (0.5, ["experiments.training"]),
     "cli, config, streams": (
         0.3,
-        ["experiments", "experiments.cli", "experiments.config", "experiments.streams"],
+        [
+            "experiments",
+            "experiments.cli",
+            "experiments.config",
+            "experiments.leaving",
+            "experiments.streams",
+        ],
     ),
     "figures, markdown": (0.1, ["experiments.figures", "experiments.markdown"]),
     "configs": (0.3, ["configs"]),

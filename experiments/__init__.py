@@ -9,6 +9,9 @@ import sys
 # True while Python looks for the module of a command. A program that imports the
 # commands gets the original errors.
 if sys.argv[:1] == ["-m"]:
+    from experiments import leaving
+
+    leaving.watch()  # the imports take seconds
     try:  # These read settings from the environment when they are imported.
         for _name in ("jax", "flax", "matplotlib", "tqdm"):
             importlib.import_module(_name)

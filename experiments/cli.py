@@ -19,7 +19,7 @@ from absl import logging
 from etils import epath
 
 from configs.default import ALIASES, FIELDS
-from experiments import streams
+from experiments import leaving, streams
 from rn_jax import filesystem, parallel
 from rn_jax.errors import InputError, unknown_name
 
@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
     def call(self, argv: Sequence[str] | None, *, interrupted: str) -> int:
         """Call the function with the options in `argv`, by default this process's.
 
-        Returns the exit code. `interrupted` is the sentence after Ctrl-C.
+        Returns the exit code. `interrupted` is the sentence after Ctrl-C or SIGTERM.
         """
         typed = sys.argv[1:] if argv is None else argv
         keywords = inspect.signature(self._function).parameters
@@ -122,7 +122,12 @@ class Parser(argparse.ArgumentParser):
                 values["command"] = as_typed(self._function.__name__, typed)
             self._function(**values)
 
-        return exit_code(run, interrupted=interrupted)
+        if argv is not None:  # of a program, which handles signals itself
+            return exit_code(run, interrupted=interrupted)
+        leaving.watch()
+        code = exit_code(run, interrupted=interrupted)
+        leaving.ended()
+        return code
 
     def error(self, message):
         """Raise argparse's error as an `InputError`."""
@@ -225,6 +230,7 @@ def of_script() -> int:
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
 
+    leaving.watch()
     name = "".join(sys.argv[1:2])
     if code := exit_code(check):
         return code
@@ -239,14 +245,14 @@ def exit_code(
 ) -> int:
     """Run a command and return its exit code, with one sentence if that is not 0.
 
-    The exit code is 2 after bad input or Ctrl-C, and 75 (BSD's sysexits for "try
-    again") after a signal to a run, which is saved and can be resumed. A command
-    finishes its work even if standard output is closed. If its output cannot be stored,
-    it reports that at the end, and the exit code is 2.
+    The exit code is 2 after bad input, and 75 (BSD's sysexits for "try again") after
+    Ctrl-C or SIGTERM; the same command continues. A command finishes its work even if
+    standard output is closed. If its output cannot be stored, it reports that at the
+    end, and the exit code is 2.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that we report
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
-    with streams.always_writable() as output:
+    with streams.always_writable() as output, leaving.saying(interrupted):
         code = _exit_code(command, interrupted)
         output.flush()
         closed = (type(None), BrokenPipeError, ValueError)  # nobody reads it
@@ -271,9 +277,9 @@ def _exit_code(command, interrupted):
             sys.stderr.flush()
             os._exit(error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # called by a program, see `leaving.watch`
         _say(interrupted)
-        return 2
+        return leaving.EXIT_CODE
     except SystemExit as end:  # of argparse after --help
         return end.code
     return 0

@@ -224,7 +224,7 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
     monkeypatch.setattr("experiments.dry_run.plan", begin)
     monkeypatch.setattr(sys, "argv", ["command", *words[3:]])
     try:
-        assert module.main() == 0, capsys.readouterr().err
+        assert module.main(words[3:]) == 0, capsys.readouterr().err
     except BeganError:
         pass
     assert began or "--list" in words

@@ -14,6 +14,7 @@ from typing import IO
 
 from etils import epath
 
+from experiments import leaving
 from rn_jax.errors import InputError
 from rn_jax.filesystem import is_remote
 
@@ -64,8 +65,10 @@ class Lock:
                 if not (by_kernel and here) and self._shows_life(holder):
                     raise self._refusal(holder)
                 self._report(f"Took over the lock of {_name(holder)}, which has ended.")
+            leaving.AT_END.add(self._unlink)
             self._write()
         except BaseException:
+            leaving.AT_END.discard(self._unlink)
             self._close()
             raise
         self._keeper = threading.Thread(target=self._keep, daemon=True)
@@ -78,8 +81,12 @@ class Lock:
         self._released.set()
         self._keeper.join()
         self._keeper = None
-        self._path.unlink(missing_ok=True)
+        self._unlink()
+        leaving.AT_END.discard(self._unlink)
         self._close()
+
+    def _unlink(self):
+        self._path.unlink(missing_ok=True)
 
     def _open_alone(self):
         """Open the file and lock it; return False if the file system has no locks.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from configs.default import Config
-from experiments import figures
+from experiments import figures, leaving
 from experiments.config import BEFORE
 from experiments.training import evaluation, plots, pretrained, summary
 from experiments.training.progress import Progress
@@ -35,7 +35,7 @@ _MOST_SECONDS = 0.5
 class StoppedError(InputError):
     """A signal stopped the run, whose state is saved: the same command resumes it."""
 
-    exit_code = 75
+    exit_code = leaving.EXIT_CODE
 
 
 class NotFiniteError(InputError):
@@ -64,7 +64,8 @@ def train(
         The summary.
 
     Raises:
-        StoppedError: a signal came, and the state is saved.
+        StoppedError: a signal came, and the state is saved. Before the first step it
+            ends a process of a command at once, see `leaving.watch`.
         NotFiniteError: training diverged.
         InputError: bad input that the user can correct.
     """
@@ -84,28 +85,47 @@ def train(
             if figures.current() != figures.DEFAULT:  # asked for, so drawn again
                 plots.save(workdir.figures, config, workdir.epochs())
         return result
+    resumed_by = resumed_by or path
     try:
-        with parallel.together():
-            trainer = build(config, mean_image=workdir.mean_image())
-        with _printing_in_the_first_process(), StopSignal() as stop:
-            with parallel.together():
-                run = _Run(trainer, workdir, command)
-            with _ending_alone(), contextlib.closing(run):
-                run.resume()
-                run.train(stop, profile_steps)
-                if run.step < trainer.total_steps:
-                    by = stop.name or "a signal to another process"
-                    raise StoppedError(
-                        f"Stopped by {by} and saved at step {run.step} of "
-                        f"{trainer.total_steps}; the same command with "
-                        f"--workdir={filesystem.quoted(resumed_by or path)} resumes "
-                        "from there."
-                    )
-                result = run.finish()
-            print(summary.sentence(config, result))
-            return result
+        with leaving.saying(interrupted(resumed_by)):
+            return _train(config, workdir, command, resumed_by, profile_steps)
     finally:
         workdir.close()
+
+
+def _train(config, workdir, command, resumed_by, profile_steps):
+    with parallel.together():
+        trainer = build(config, mean_image=workdir.mean_image())
+    alone = jax.process_count() == 1
+    with _printing_in_the_first_process(), contextlib.ExitStack() as held:
+        if not alone:  # none may end before all of them agree on a step
+            held.enter_context(StopSignal())
+        with parallel.together():
+            run = _Run(trainer, workdir, command)
+        with _ending_alone(), contextlib.closing(run):
+            with StopSignal(at_once=alone) as stop:
+                run.resume()
+                run.train(stop, profile_steps)
+            in_last_step = bool(stop) and alone
+            if run.step < trainer.total_steps or in_last_step:
+                by = stop.name or "a signal to another process"
+                raise StoppedError(
+                    f"Stopped by {by} and saved at step {run.step} of "
+                    f"{trainer.total_steps}; {_resumes(resumed_by)}"
+                )
+            result = run.finish()
+        print(summary.sentence(config, result))
+        return result
+
+
+def interrupted(path: str) -> str:
+    """Return the sentence after a signal that ended a command before it could save."""
+    return f"Interrupted; {_resumes(path)}"
+
+
+def _resumes(path):
+    folder = filesystem.quoted(path)
+    return f"the same command with --workdir={folder} resumes from there."
 
 
 @contextlib.contextmanager
@@ -194,6 +214,7 @@ class _Run:
             while self.step < trainer.total_steps and not stops.any(bool(stop)):
                 batch = self.clock.next(batches)
                 self.state, sums = trainer.train_step(self.state, batch, trainer.key)
+                stop.hold()  # the step is compiled: from now on there is work to save
                 self.step += 1
                 self._in_flight.append((self.step, sums))
                 self._await(leave=evaluation.IN_FLIGHT)
@@ -379,9 +400,20 @@ class StopSignal:
 
     Only a program's main thread can handle signals. In another one, and where a signal
     has a handler that is not Python's, this stays False.
+
+    Args:
+        at_once: let a signal before `hold` end a process of a command at once, see
+            `leaving.watch`.
     """
 
     name = None
+
+    def __init__(self, *, at_once: bool = False):
+        self._at_once = at_once
+
+    def hold(self) -> None:
+        """Keep a first signal from ending the process from now on."""
+        leaving.HOLDERS.add(self)
 
     def __enter__(self):
         def note(number, frame):
@@ -389,15 +421,18 @@ class StopSignal:
 
         self._before = {
             number: signal.signal(number, note)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in leaving.SIGNALS
             if threading.current_thread() is threading.main_thread()
             and signal.getsignal(number) is not None  # None: of another language
         }
+        if not self._at_once:
+            self.hold()
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        leaving.HOLDERS.discard(self)
 
     def __bool__(self):
         return self.name is not None

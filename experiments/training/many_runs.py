@@ -161,9 +161,8 @@ def train(
         report: called with `results` before the first job and after every one.
 
     Raises:
-        StoppedError: a signal stopped a run.
-        InputError: bad input that is known before the first step of all runs, or Ctrl-C
-            between runs.
+        StoppedError: a signal stopped a run, or Ctrl-C a program that calls this.
+        InputError: bad input that is known before the first step of all runs.
     """
     for job in jobs:
         setup.check(job.config)
@@ -178,10 +177,7 @@ def train(
         except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:
-            raise InputError(
-                "Interrupted; the same command with "
-                f"--workdir={filesystem.quoted(path)} resumes from there."
-            ) from None
+            raise loop.StoppedError(loop.interrupted(path)) from None
         finally:
             report(results(jobs, path, seeds))
 

@@ -40,9 +40,12 @@ def arguments(workdir, *options, config="resnet20", dataset="digits"):
 
 
 def in_process(monkeypatch, argv, command=run):
-    """Exit code of the command with these arguments."""
+    """Exit code of the command with these arguments, called as by a program.
+
+    A command that reads them from sys.argv would end this process on a signal.
+    """
     monkeypatch.setattr(sys, "argv", ["command", *argv])
-    return command.main()
+    return command.main(argv)
 
 
 # A user's own network enters the table before the command runs. tensorboardX would

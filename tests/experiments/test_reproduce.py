@@ -75,7 +75,7 @@ def test_rehearsal_is_marked_and_goes_on(tmp_path, monkeypatch, capsys):
     options = [*PAIR, "--scale=0.004", "--config.model=resnet20"]
     argv = arguments(tmp_path, *options)
     trained = fake.use(monkeypatch, at=2, ends=KeyboardInterrupt())
-    assert in_process(monkeypatch, argv, reproduce) == 2
+    assert in_process(monkeypatch, argv, reproduce) == 75
     assert f"--workdir={tmp_path} resumes from there" in capsys.readouterr().err
     found, text, body = read(tmp_path)
     assert [row[3] for row in body] == ["11.00\\*", "unfinished"]

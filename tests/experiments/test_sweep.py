@@ -133,7 +133,7 @@ def test_every_combination_has_a_folder_and_is_trained_once(
     trained = fake.use(
         monkeypatch, by_survival_and_epochs, at=3, ends=KeyboardInterrupt()
     )
-    assert in_process(monkeypatch, argv, sweep) == 2
+    assert in_process(monkeypatch, argv, sweep) == 75
     said = f"the same command with --workdir={tmp_path} resumes from there"
     assert said in capsys.readouterr().err
     states = [row["state"] for row in rows(tmp_path)]

@@ -162,7 +162,7 @@ def test_an_unfinished_run_has_its_epochs_on_the_page(tmp_path, monkeypatch):
     only = ["--only=constant", "--dataset=cifar10", f"--keep={tmp_path / 'results'}"]
     argv = arguments(tmp_path / "a", *only)
     fake.use(monkeypatch, at=1, ends=KeyboardInterrupt())
-    assert in_process(monkeypatch, argv, reproduce) == 2
+    assert in_process(monkeypatch, argv, reproduce) == 75
     page = tmp_path / "results" / "README.md"
     row = page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
     assert row[3:7] == ["", "", "0", "1 of 500"]

@@ -48,7 +48,7 @@ def test_every_seed_has_a_folder_and_is_trained_once(tmp_path, monkeypatch, caps
         return original(config, **kept)
 
     monkeypatch.setattr(loop, "build", build)
-    assert in_process(monkeypatch, argv) == 2
+    assert in_process(monkeypatch, argv) == 75
     assert not (tmp_path / "seeds.json").exists()
     capsys.readouterr()
     assert in_process(monkeypatch, argv) == 0
