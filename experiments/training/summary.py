@@ -63,16 +63,21 @@ def summarize(
 
 
 def sentence(config: Config, summary: Mapping[str, Any]) -> str:
-    """Return the result of a run beside the paper's."""
+    """Return the result of a run beside the paper's.
+
+    That there is none is said where one may be expected: on a data set of papers, and
+    of a recipe that has one for another of them.
+    """
     published = config.published_error_percent.get(summary["dataset"])
-    if published is None:
+    beside = ""
+    if published is not None:
+        beside = f" ({config.paper}: {published:.2f} %)"
+    elif config.published_error_percent and summary["dataset"] != "digits":
         on = f"{config.model} on {summary['dataset']}"
-        beside = f"the config has no published error for {on}"
-    else:
-        beside = f"{config.paper}: {published:.2f} %"
+        beside = f" (the config has no published error for {on})"
     best = summary["test_error_at_best_val_percent"]
     at_best = "" if best is None else f", {best:.2f} % at the best validation epoch"
-    return f"Test error {summary['test_error_percent']:.2f} %{at_best} ({beside})."
+    return f"Test error {summary['test_error_percent']:.2f} %{at_best}{beside}."
 
 
 def evaluation_sentence(line: Mapping[str, Any]) -> str:

@@ -35,6 +35,18 @@ def test_summary_and_sentence():
     assert (summary["best_epoch"], summary["best_val_error_percent"]) == (2, 7.0)
     expected = "Test error 9.50 %, 9.00 % at the best validation epoch "
     assert sentence(config, summary) == f"{expected}(He et al. 2015: 8.75 %)."
+    # On a data set of papers a published error may be expected, on digits none.
+    for dataset, recipe, says in (
+        (
+            "cifar100",
+            config,
+            " (the config has no published error for resnet20",
+        ),
+        ("cifar100", Config(model="resnet20"), "."),
+        ("digits", config, "."),
+    ):
+        last = summarize({"dataset": dataset}, line(3, test=9.5), None, None)
+        assert sentence(recipe, last).startswith(f"Test error 9.50 %{says}")
 
 
 def test_sentences_of_an_evaluation_and_of_a_divergence():
