@@ -15,11 +15,11 @@ from functools import partial
 from typing import Annotated, Any
 
 from etils import epath
-from tqdm import tqdm
 
 from experiments import cli
 from experiments.training import trained
 from experiments.training.evaluation import by_batch, by_shape, top_error
+from experiments.training.progress import bar
 from rn_jax.data import imagenet, transforms
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import replace_file
@@ -113,11 +113,11 @@ def evaluate(
     at_once = 1 if dense else batch_size
     batches = feed.eval_batches("test", batch_size=at_once, limit=total)
     probabilities = trained.make_probabilities(run)
-    bar = tqdm(batches, total=math.ceil(total / at_once), disable=None)
+    shown = bar(batches, total=math.ceil(total / at_once))
     if dense:
-        labels, scores = by_shape(bar, total, batch_size, probabilities)
+        labels, scores = by_shape(shown, total, batch_size, probabilities)
     else:
-        labels, scores = by_batch(bar, probabilities)
+        labels, scores = by_batch(shown, probabilities)
     if not len(labels):
         raise InputError(f"None of the {total} images can be read: use more of them.")
     result = {

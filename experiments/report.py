@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from experiments import cli, report_page
 from experiments.config import read_config
@@ -19,6 +18,7 @@ from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
 from experiments.training import trained
 from experiments.training.network import make_network
+from experiments.training.progress import bar
 from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.data import get_spec
@@ -154,7 +154,7 @@ def _test(run: trained.Finished, worst: int) -> tuple[np.ndarray, list[Mistake]]
     batches = run.experiment.feed.eval_batches(
         "test", batch_size=run.experiment.eval_batch_size
     )
-    for number, batch in enumerate(tqdm(batches, disable=None, leave=False)):
+    for number, batch in enumerate(bar(batches, leave=False)):
         images, real = batch["image"], batch["mask"]
         views = images if images.ndim == 5 else images[:, None]
         found, truth = probabilities(views), batch["label"]

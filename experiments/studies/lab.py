@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments.studies.subject import Log, Subject
 from experiments.training import environment
+from experiments.training.progress import bar
 from rn_jax import data, eval_gates, parallel, survival_probs, unstack
 from rn_jax.analysis import ensemble, lesion
 from rn_jax.checkpoint import digest
@@ -111,7 +111,7 @@ class Lab:
 
     def each(self, values: Iterable, study: str) -> Iterator:
         """Return an iterator over the values with a progress bar."""
-        return tqdm(list(values), desc=f"{self.subject.label} {study}", disable=None)
+        return bar(list(values), desc=f"{self.subject.label} {study}")
 
     @cached_property
     def gates(self) -> np.ndarray:

@@ -33,9 +33,22 @@ _MOST_SECONDS = 0.5
 
 
 class StoppedError(InputError):
-    """A signal stopped the run, whose state is saved: the same command resumes it."""
+    """A signal stopped the run, whose state is saved: the same command resumes it.
+
+    Args:
+        stopped: what stopped, without a full stop.
+        path: the --workdir that resumes it.
+    """
 
     exit_code = leaving.EXIT_CODE
+
+    def __init__(self, stopped: str, path: str):
+        super().__init__(f"{stopped}; {_resumes(path)}")
+        self._stopped = stopped
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython prints instead of a traceback."""
+        return [f"{self._stopped}; run the cell again to resume."]
 
 
 class NotFiniteError(InputError):
@@ -64,8 +77,8 @@ def train(
         The summary.
 
     Raises:
-        StoppedError: a signal came, and the state is saved. Before the first step it
-            ends a process of a command at once, see `leaving.watch`.
+        StoppedError: a signal came, and the state is saved, if there was a first step.
+            Before it, a signal ends the process of a command, see `leaving.watch`.
         NotFiniteError: training diverged.
         InputError: bad input that the user can correct.
     """
@@ -87,8 +100,10 @@ def train(
         return result
     resumed_by = resumed_by or path
     try:
-        with leaving.saying(interrupted(resumed_by)):
+        with leaving.saying(str(StoppedError("Interrupted", resumed_by))):
             return _train(config, workdir, command, resumed_by, profile_steps)
+    except KeyboardInterrupt:  # of a program, see `leaving.watch`
+        raise StoppedError("Interrupted", resumed_by) from None
     finally:
         workdir.close()
 
@@ -109,18 +124,11 @@ def _train(config, workdir, command, resumed_by, profile_steps):
             in_last_step = bool(stop) and alone
             if run.step < trainer.total_steps or in_last_step:
                 by = stop.name or "a signal to another process"
-                raise StoppedError(
-                    f"Stopped by {by} and saved at step {run.step} of "
-                    f"{trainer.total_steps}; {_resumes(resumed_by)}"
-                )
+                at = f"saved at step {run.step} of {trainer.total_steps}"
+                raise StoppedError(f"Stopped by {by} and {at}", resumed_by)
             result = run.finish()
         print(summary.sentence(config, result))
         return result
-
-
-def interrupted(path: str) -> str:
-    """Return the sentence after a signal that ended a command before it could save."""
-    return f"Interrupted; {_resumes(path)}"
 
 
 def _resumes(path):

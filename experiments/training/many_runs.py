@@ -177,7 +177,7 @@ def train(
         except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:
-            raise loop.StoppedError(loop.interrupted(path)) from None
+            raise loop.StoppedError("Interrupted", path) from None
         finally:
             report(results(jobs, path, seeds))
 

@@ -169,7 +169,7 @@ def test_every_combination_has_a_folder_and_is_trained_once(
 
 
 def test_a_signal_ends_the_sweep(tmp_path, monkeypatch):
-    stopped = loop.StoppedError("Stopped by SIGTERM.")
+    stopped = loop.StoppedError("Stopped by SIGTERM", "runs/a")
     trained = fake.use(monkeypatch, by_survival_and_epochs, at=2, ends=stopped)
     assert in_process(monkeypatch, arguments(tmp_path, *GRID), sweep) == 75
     assert len(trained) == 2

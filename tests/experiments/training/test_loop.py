@@ -130,13 +130,16 @@ def test_metrics_hold_no_clock_and_timing_does(finished):
 def test_output_without_a_terminal_is_plain_lines(finished):
     workdir, out = finished
     printed = out.splitlines()
-    assert printed[0] == f"Run folder: {workdir}"
-    assert [ln.split(":")[0] for ln in printed[1:7]] == [
+    assert printed[:2] == [
+        f"Run folder: {workdir}",
+        "Compiling the training step ...",
+    ]
+    assert [ln.split(":")[0] for ln in printed[2:8]] == [
         f"epoch {i}" for i in range(1, 7)
     ]
     assert re.fullmatch(
         r"Test error [\d.]+ %, [\d.]+ % at the best validation epoch\.",
-        printed[7],
+        printed[8],
     )
     assert "\r" not in out
 

@@ -75,7 +75,7 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
 
     def stopped(config, path, *, command, resumed_by):
         calls.append((config.seed, path, resumed_by))
-        raise loop.StoppedError("Stopped by SIGTERM.")
+        raise loop.StoppedError("Stopped by SIGTERM", "runs/a")
 
     monkeypatch.setattr(loop, "train", stopped)
     assert in_process(monkeypatch, arguments(tmp_path, *OPTIONS)) == 75
