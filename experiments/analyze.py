@@ -21,6 +21,7 @@ from etils import epath
 
 from experiments import cli, figures
 from experiments.studies import STUDIES, Lab, Results, do, report, subject
+from experiments.training import many_runs
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import expanded, make_folder, read_json, replace_file
 
@@ -100,7 +101,8 @@ def analyze(
     """Do the studies that are not done yet, then report all of them.
 
     Args:
-        workdir: folder of a finished run, or else:
+        workdir: folder of a finished run, or that of a sweep, a table or several seeds,
+            whose finished runs are compared with the first of them; or else:
         weights: name for `rn_jax.load`, or a file of weights.
         model: name in `list_models()`, for imported weights or an untrained network.
         dataset: data set of that network.
@@ -115,7 +117,8 @@ def analyze(
         factors: "keep" or "drop" the survival probabilities at test.
         bounds: ranges of path lengths, both ends included, to report the share of.
         batch_size: test images at a time.
-        compare: folders of finished runs or of analyses to draw in the same figures.
+        compare: folders of finished runs, of sweeps or tables, or of analyses to draw
+            in the same figures. Studies that RUN/analysis has are not repeated.
         force: repeat finished studies.
         style: style and formats of the figures.
         command: the command line, which the report names.
@@ -140,7 +143,7 @@ def analyze(
                 f"--bounds must be ranges such as 5-17,19-35, not {low}-{high}."
             )
 
-    def laboratory(network, folder):
+    def laboratory(network, folder, run=None):
         lab = Lab(
             network,
             images=images,
@@ -151,10 +154,17 @@ def analyze(
             batch_size=batch_size,
         )
         lab.earlier = _finished(lab, folder, names, force)
+        if run:
+            own = epath.Path(run) / "analysis"
+            lab.earlier = _finished(lab, own, names, force, strict=False) | lab.earlier
         return lab, folder
 
+    first, *others = _runs(workdir) if workdir else [None]
+    for folder in compare:
+        runs = _runs(folder)
+        others += runs if runs == [folder] else [run for run in runs if run != first]
     network = subject.find(
-        workdir=workdir,
+        workdir=first,
         weights=weights,
         model=model,
         dataset=dataset,
@@ -167,9 +177,12 @@ def analyze(
         named = epath.Path(weights).stem if weights else network.label
         out = os.path.join(workdir, "analysis") if workdir else f"runs/analysis-{named}"
     out = epath.Path(out)
-    labs = {network.label: laboratory(network, out)}
+    if first == workdir:
+        labs = {network.label: laboratory(network, out)}
+    else:  # of a sweep, in which another run may be the first one later
+        labs = {network.label: laboratory(network, out / network.label, first)}
     finished: dict[str, Results] = {}
-    for path in compare:
+    for path in others:
         if (epath.Path(path) / "summary.json").exists():
             other = subject.from_run(path, data_dir=data_dir)
             label, results = other.label, None
@@ -178,7 +191,7 @@ def analyze(
         if label in labs or label in finished:
             raise InputError(f"Two networks are named {label}; rename a folder.")
         if results is None:
-            labs[label] = laboratory(other, out / label)
+            labs[label] = laboratory(other, out / label, path)
         else:
             finished[label] = results
     reasons = {
@@ -205,6 +218,12 @@ def analyze(
     return found
 
 
+def _runs(folder):
+    """Return the finished runs of a sweep, a table or several seeds, or the folder."""
+    runs = many_runs.runs_in(folder)
+    return [r for r in runs if (epath.Path(r) / "summary.json").exists()] or [folder]
+
+
 def _analysis(folder):
     """Return the label of a network studied before, and its studies by name.
 
@@ -219,11 +238,11 @@ def _analysis(folder):
     return next(iter(results.values()))["label"], results
 
 
-def _finished(lab, folder, names, force):
+def _finished(lab, folder, names, force, *, strict=True):
     """Return the studies in a folder that have the lab's network and options.
 
     Raises:
-        InputError: a study that is requested exists with other settings.
+        InputError: a study that is requested exists with other settings, if `strict`.
     """
     earlier = {}
     for name, study in STUDIES.items():
@@ -234,7 +253,7 @@ def _finished(lab, folder, names, force):
         differ = [f for f in compared if found.get(f) != lab.facts[f]]
         if not differ:
             earlier[name] = found
-        elif name in names:
+        elif strict and name in names:
             shown = ", ".join(
                 f"{f} {found.get(f)} there and {lab.facts[f]} here" for f in differ
             )

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,21 @@ def field_of(config: Config, field: str) -> Any:
     found: Any = vars(config)
     for part in ALIASES.get(field, field).split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def short_names(fields: Iterable[str]) -> dict[str, str]:
+    """Return a short name of each field or entry: the last parts that tell them apart.
+
+    "stochastic_depth.last_survival" is "last_survival", unless another one ends so.
+    """
+    parts = {field: field.split(".") for field in fields}
+    found = {}
+    for field, own in parts.items():
+        others = [other for name, other in parts.items() if name != field]
+        lengths = range(1, len(own))
+        unlike = (n for n in lengths if own[-n:] not in [o[-n:] for o in others])
+        found[field] = ".".join(own[-next(unlike, len(own)) :])
     return found
 
 

@@ -5,6 +5,7 @@ python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir
 """
 
 import heapq
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 from etils import epath
 
 from experiments import cli, report_page
-from experiments.config import read_config
+from experiments.config import read_config, short_names
 from experiments.report_page import Mistake, Record
 from experiments.studies import STUDIES
-from experiments.training import trained
+from experiments.training import many_runs, trained
 from experiments.training.network import make_network
 from experiments.training.progress import bar
 from experiments.training.workdir import Workdir
@@ -24,6 +25,8 @@ from rn_jax import parallel, survival_probs
 from rn_jax.data import get_spec
 from rn_jax.errors import InputError, missing_folder
 from rn_jax.filesystem import replace_file
+
+_LONGEST_NAME = 80  # of the runs in the name of a page, in characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +45,10 @@ def report(
     """Read the runs, test the networks of finished ones, and write the page.
 
     Args:
-        runs: folders of the runs, in the order of the page.
-        out: the page's file; None: report.html in the first run's folder.
+        runs: folders of the runs, in the order of the page; that of a sweep, a table or
+            several seeds stands for all of its runs.
+        out: the page's file; None: report.html in the folder, or of several folders
+            report-of-NAME-NAME.html beside the first.
         worst: number of the worst mistakes to show.
         data_dir: folder of the data set; None: each run's.
         command: the command line, which the page names.
@@ -55,7 +60,8 @@ def report(
         InputError: a folder is not a run, or the file cannot be written.
     """
     cli.at_least(0, worst=worst)
-    file = epath.Path(out or epath.Path(runs[0]) / "report.html")
+    file = epath.Path(out or _file(runs))
+    runs = [run for path in runs for run in many_runs.runs_in(path)]
     if out and not file.parent.exists():  # raised before the networks are tested
         raise missing_folder(file)
     parallel.choose_devices(None, parallel.cpu_cores())  # before JAX is used
@@ -68,8 +74,19 @@ def report(
     return file
 
 
+def _file(folders):
+    if len(folders) == 1:
+        return epath.Path(folders[0]) / "report.html"
+    names = "-".join(re.sub(r"[^\w.=+-]+", "_", label) for label in labels(folders))
+    if len(names) > _LONGEST_NAME:
+        names = f"{names[:_LONGEST_NAME]}-and-more"
+    return epath.Path(folders[0]).parent / f"report-of-{names}.html"
+
+
 def labels(paths: Sequence[str]) -> list[str]:
     """Return the names of the runs' folders, with as much of the path as is needed.
+
+    Of the folders of a sweep, that is the values in which they differ.
 
     Raises:
         InputError: a folder is named twice.
@@ -80,8 +97,26 @@ def labels(paths: Sequence[str]) -> list[str]:
     for length in range(1, max(map(len, parts)) + 1):
         found = ["/".join(part[-length:]) for part in parts]
         if len(set(found)) == len(found):
-            return found
+            return _differences(found)
     raise AssertionError("whole paths differ")
+
+
+def _differences(names):
+    """Return what tells a sweep's names apart, "field=value" with short fields.
+
+    Return other names as they are.
+    """
+    split = [re.split(r"/|__|,(?=[\w.]+=)", name) for name in names]
+    same = set.intersection(*map(set, split)) if len(names) > 1 else set()
+    short = short_names({part.partition("=")[0] for parts in split for part in parts})
+    found = []
+    for parts in split:
+        pairs = [part.partition("=") for part in parts if part not in same]
+        found.append(
+            ", ".join(short[name] + sign + value for name, sign, value in pairs)
+        )
+    of_a_sweep = all("=" in name for name in names)
+    return found if of_a_sweep and len(set(found)) == len(names) else names
 
 
 def read(path: str, label: str, *, worst: int, data_dir: str | None = None) -> Record:

@@ -33,10 +33,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
        padding: 0 1rem; color: #222; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+.table { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid #eee; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+th, td { min-width: 6rem; max-width: 24rem; overflow-wrap: break-word; }
+td { font-variant-numeric: tabular-nums; }
 h1, p { overflow-wrap: anywhere; }
 code, pre { font-size: 13px; }
 pre { overflow-x: auto; }
@@ -155,7 +157,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         inside = "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
         return f"<tr>{inside}</tr>"
 
-    return "\n".join(["<table>", row(header, "th"), *map(row, rows), "</table>"])
+    lines = ['<div class="table"><table>', row(header, "th"), *map(row, rows)]
+    return "\n".join([*lines, "</table></div>"])
 
 
 def _side_by_side(records, column):

@@ -21,7 +21,7 @@ from etils import epath
 
 from configs.default import Config
 from experiments import cli, figures, sweep_plots
-from experiments.config import field_of, load_config, overrides
+from experiments.config import field_of, load_config, overrides, short_names
 from experiments.markdown import table
 from experiments.training import many_runs
 from rn_jax.errors import InputError
@@ -65,8 +65,15 @@ def sweep(
     if chosen is not None and "seed" in dict(axes):
         raise InputError("Set seeds by --seeds or by --grid config.seed, not by both.")
     rows = combinations(arguments, axes)
-    jobs = [many_runs.Job(folder_name(values), config) for values, config in rows]
     workdir = workdir or cli.new_workdir(f"sweep-{name}-{base.dataset}")
+    names = folder_names([values for values, _ in rows])
+    for i, (values, _) in enumerate(rows):  # a sweep of an earlier version continues
+        if (epath.Path(workdir) / _earlier_name(values)).exists():
+            names[i] = _earlier_name(values)
+    jobs = [
+        many_runs.Job(folder, config)
+        for folder, (_, config) in zip(names, rows, strict=True)
+    ]
     title = ", ".join([f"{name} on {base.dataset}", *overrides(arguments)])
     header: dict[str, Any] = {"command": command, "config": name}
     header |= {"overrides": overrides(arguments)}
@@ -143,10 +150,32 @@ def _with(arguments, values):
     return load_config([*arguments, *added])[1]
 
 
-def folder_name(values: dict[str, Any]) -> str:
-    """Return a name such as "model=resnet20,stochastic_depth.last_survival=0.5"."""
-    parts = (f"{field}={value}" for field, value in values.items())
-    return ",".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
+def folder_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return names such as "model=resnet20__last_survival=0.5", each another one.
+
+    They consist of letters, digits and ".=+-_" alone. `rows` are the values of each
+    combination by field.
+    """
+    names: list[str] = []
+    for values in rows:
+        short = short_names(values)
+        name = "__".join(
+            f"{short[field]}={_plain(str(value)).strip('_')}"
+            for field, value in values.items()
+        )
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        free = (n for n in itertools.chain([name], numbered) if n not in names)
+        names.append(next(free))
+    return names
+
+
+def _plain(text):
+    return re.sub(r"[^\w.=+-]+", "_", text)
+
+
+def _earlier_name(values):
+    """Return the name of the folder in versions before 0.1."""
+    return ",".join(_plain(f"{field}={value}") for field, value in values.items())
 
 
 def write(
@@ -179,7 +208,7 @@ def write(
         ]
         for row in rows
     ]
-    head = [*rows[0]["values"], *columns, *many_runs.SIZE_HEAD]
+    head = [*short_names(rows[0]["values"]).values(), *columns, *many_runs.SIZE_HEAD]
     lines = [f"# {title}", "", f"    {header['command']}", "", *table(head, body)]
     if ended:
         label = list(columns)[-1]

@@ -6,12 +6,14 @@ deviation, He et al. 2016 the median of 5.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from etils import epath
+from tqdm import tqdm
 
 from configs.default import Config
 from experiments.training import loop, setup
@@ -168,9 +170,11 @@ def train(
         setup.check(job.config)
         for folder, config in runs(job, path, seeds):
             Workdir(folder, config)  # raises for a folder of another config
-    report(results(jobs, path, seeds))
+    so_far = results(jobs, path, seeds)
+    report(so_far)
     for number, job in enumerate(jobs, 1):
-        print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
+        left = _time_left(so_far, len(seeds or [0]))
+        print(f"[{number} of {len(jobs)}] {job.name}{left}", flush=True)
         try:
             folder = str(epath.Path(path) / job.name)
             train_seeds(job.config, folder, seeds, command=command, resumed_by=path)
@@ -179,7 +183,20 @@ def train(
         except KeyboardInterrupt:
             raise loop.StoppedError("Interrupted", path) from None
         finally:
-            report(results(jobs, path, seeds))
+            so_far = results(jobs, path, seeds)
+            report(so_far)
+
+
+def _time_left(results, runs_of_each):
+    """Return an estimate by the mean of the runs that have ended, as text."""
+    ended = [s for found in results if (s := found.get("wall_seconds"))]
+    missing = [
+        runs_of_each - found["n"] for found in results if found["state"] != "diverged"
+    ]
+    if not ended:
+        return ""
+    left = tqdm.format_interval(statistics.fmean(ended) * sum(missing))
+    return f" (about {left} left for all)"
 
 
 def results(
@@ -229,6 +246,29 @@ def together(summaries: Sequence[Mapping[str, Any]]) -> Result:
         values = [s[name] for s in summaries if s[name] is not None]
         result[name] = statistics.fmean(values) if values else None
     return result
+
+
+def runs_in(path: str) -> list[str]:
+    """Return the folders of the runs in a folder, by the numbers in their names.
+
+    That is the folder itself if it is a run, or those of a sweep, of a table or of
+    several seeds; the folder itself if there are none.
+    """
+    folder = epath.Path(path)
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return [path]
+    inside = [
+        each for place in _by_number(folder) for each in (place, *_by_number(place))
+    ]
+    return [str(run) for run in inside if (run / "config.json").exists()] or [path]
+
+
+def _by_number(folder):
+    def key(place):
+        parts = re.split(r"(\d+(?:\.\d+)?)", place.name)
+        return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+    return sorted(folder.iterdir(), key=key) if folder.is_dir() else []
 
 
 def runs(job: Job, path: str, seeds: Sequence[int] | None) -> list[tuple[str, Config]]:

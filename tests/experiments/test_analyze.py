@@ -276,6 +276,36 @@ def test_seeds_of_two_rows_beside_each_other(run, tmp_path):
     assert (tmp_path / "out" / "second-seed0" / "path_lengths.json").exists()
 
 
+def test_a_sweep_stands_for_its_runs_whose_own_analyses_are_used(run, tmp_path):
+    for name in ("rate=0.1", "rate=0.2"):
+        shutil.copytree(run, tmp_path / name, ignore=lambda *_: ["analysis"])
+    shutil.copytree(run, tmp_path / "rate=0.3", ignore=lambda *_: ["analysis"])
+    (tmp_path / "rate=0.3" / "summary.json").unlink()  # unfinished
+    study = ["--study=path_lengths"]
+    assert not analyze.main([f"--workdir={tmp_path}/rate=0.2", *study])
+    own = tmp_path / "rate=0.2" / "analysis" / "path_lengths.json"
+    own.write_text(json.dumps({**json.loads(own.read_text()), "mark": 1}))
+    assert not analyze.main([f"--workdir={tmp_path}", *study])
+    report = (tmp_path / "analysis" / "report.md").read_text()
+    assert report.startswith("# Studies of rate=0.1, rate=0.2\n")
+    assert not list(tmp_path.glob("analysis/rate=0.2/*.json"))
+    assert (tmp_path / "analysis" / "rate=0.1" / "path_lengths.json").exists()
+    one = tmp_path / "rate=0.2"
+    found = analyze.analyze(
+        workdir=str(one), studies=["path_lengths"], compare=[str(tmp_path)]
+    )
+    assert list(found) == ["rate=0.2", "rate=0.1"]
+    assert found["rate=0.2"]["path_lengths"]["mark"] == 1
+    found = analyze.analyze(  # with settings of its own, it is done again
+        workdir=f"{tmp_path}/rate=0.1",
+        studies=["path_lengths"],
+        compare=[str(one)],
+        bounds=[(1, 2)],
+        out=tmp_path / "out",
+    )
+    assert "mark" not in found["rate=0.2"]["path_lengths"]
+
+
 def test_weights_of_ours_are_studied_as_their_run(run, analysis, tmp_path, capsys):
     file = tmp_path / "ours.safetensors"
     found = trained.finished(run)

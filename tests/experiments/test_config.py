@@ -21,6 +21,7 @@ from experiments.config import (
     load_config,
     make_config,
     read_config,
+    short_names,
 )
 from experiments.training import setup
 from rn_jax.errors import InputError
@@ -243,3 +244,17 @@ def test_accum_steps_is_another_name_of_micro_batches():
         load_config([file, ours, "--config.accum_steps=2"])
     with pytest.raises(InputError, match="micro_batches must be at least 1, not 0"):
         load_config([file, "--config.accum_steps=0"])
+
+
+def test_short_names_are_the_last_parts_that_tell_fields_apart():
+    fields = ["model", "stochastic_depth.last_survival", "a.x.rate", "b.x.rate"]
+    assert short_names(fields) == {
+        "model": "model",
+        "stochastic_depth.last_survival": "last_survival",
+        "a.x.rate": "a.x.rate",
+        "b.x.rate": "b.x.rate",
+    }
+    assert short_names(["a.rate", "rate"]) == {
+        "a.rate": "a.rate",
+        "rate": "rate",
+    }

@@ -170,13 +170,39 @@ def test_rates_are_drawn_as_steps(page):
 def test_names_of_runs_are_as_long_as_tells_them_apart():
     assert report.labels(["a/x", "b/y/"]) == ["x", "y"]
     assert report.labels(["a/x/0", "b/x/0", "b/x/1"]) == ["a/x/0", "b/x/0", "b/x/1"]
+    # Of a sweep, and of one of an earlier version: what differs.
+    names = ["s/model=a__last_survival=0.2", "s/model=a__last_survival=0.5"]
+    assert report.labels(names) == ["last_survival=0.2", "last_survival=0.5"]
+    names = ["s/a.rate=0.2,model=x,b=1", "s/a.rate=0.5,model=y,b=1"]
+    assert report.labels(names) == ["rate=0.2, model=x", "rate=0.5, model=y"]
+    names = ["s/a.rate=1__b.rate=1/seed0", "s/a.rate=2__b.rate=3/seed0"]
+    assert report.labels(names) == ["a.rate=1, b.rate=1", "a.rate=2, b.rate=3"]
+    assert report.labels(["s/a.rate=0.2__b=1"]) == ["rate=0.2, b=1"]
+
+
+def test_a_sweep_stands_for_its_runs_and_has_a_page_of_its_own(
+    run, stopped, tmp_path, monkeypatch, capsys
+):
+    sweep = tmp_path / "sweep"
+    for rate in ("0.2", "0.15"):
+        shutil.copytree(run, sweep / f"model=tiny__rate={rate}")
+    assert in_process(monkeypatch, [str(sweep)], report) == 0
+    text = (sweep / "report.html").read_text()
+    assert ["", "rate=0.15", "rate=0.2"] in Tables(text).rows
+    assert text.count('<div class="table"><table>') == text.count("</table></div>") > 0
+    argv = [str(run), str(stopped)]
+    assert in_process(monkeypatch, argv, report) == 0
+    file = run.parent / "report-of-tiny_sd-stopped.html"
+    assert capsys.readouterr().out.endswith(f"Report: {file}\n")
+    file.unlink()
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize(
     "argv, match",
     [
         (["{}/nowhere"], "nowhere is not a run: python -m experiments.run"),
-        (["{}"], r"holds several runs: name one, such as .*/stopped"),
+        (["{}", "{}/stopped"], "A run is named twice"),
         (["{}/tiny_sd", "{}/tiny_sd/"], "A run is named twice"),
         (["{}/tiny_sd", "--worst=-1"], "--worst must be at least 0, not -1"),
         (["{}/tiny_sd", "--out={}/tiny_sd"], "cannot be written to"),

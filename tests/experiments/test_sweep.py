@@ -135,7 +135,14 @@ def test_every_combination_has_a_folder_and_is_trained_once(
     )
     assert in_process(monkeypatch, argv, sweep) == 75
     said = f"the same command with --workdir={tmp_path} resumes from there"
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert said in printed.err
+    # A run takes a minute here.
+    assert [line for line in printed.out.splitlines() if line.startswith("[")] == [
+        "[1 of 4] last_survival=0.2__epochs=3",
+        "[2 of 4] last_survival=0.2__epochs=5 (about 03:00 left for all)",
+        "[3 of 4] last_survival=1.0__epochs=3 (about 02:00 left for all)",
+    ]
     states = [row["state"] for row in rows(tmp_path)]
     assert states == ["finished", "finished", "unfinished", "not begun"]
     assert [row[2] for row in cells(tmp_path)] == [
@@ -145,9 +152,7 @@ def test_every_combination_has_a_folder_and_is_trained_once(
     assert in_process(monkeypatch, argv, sweep) == 0
     assert len(trained) == 5  # the third a second time
     assert {p.parent.name for p in tmp_path.glob("*/summary.json")} == {
-        f"stochastic_depth.last_survival={p},epochs={e}"
-        for p in (0.2, 1.0)
-        for e in (3, 5)
+        f"last_survival={p}__epochs={e}" for p in (0.2, 1.0) for e in (3, 5)
     }
     assert cells(tmp_path) == [
         [p, e, error, "1", e, "1,234,567", "60", "250"]
@@ -166,6 +171,25 @@ def test_every_combination_has_a_folder_and_is_trained_once(
     check_style(saved_figures[-1])
     caption = (tmp_path / "sweep.txt").read_text()
     assert all(option.partition("config.")[2] in caption for option in GRID[1::2])
+
+
+def test_names_of_folders_are_short_and_tell_combinations_apart():
+    rows = [{"a.stages": (1, 2), "b": "x"}, {"a.stages": [1, 2], "b": "x"}]
+    assert sweep.folder_names(rows) == ["stages=1_2__b=x", "stages=1_2__b=x-2"]
+    rows = [{"a.rate": 1e-05, "b.rate": -1}]
+    assert sweep.folder_names(rows) == ["a.rate=1e-05__b.rate=-1"]
+
+
+def test_a_sweep_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    trained = fake.use(monkeypatch, by_survival_and_epochs)
+    argv = arguments(tmp_path, *GRID)
+    assert in_process(monkeypatch, argv, sweep) == 0
+    for folder in tmp_path.glob("*__*"):
+        survival, epochs = folder.name.split("__")
+        folder.rename(tmp_path / f"stochastic_depth.{survival},{epochs}")
+    assert in_process(monkeypatch, argv, sweep) == 0
+    assert len(trained) == 4
+    assert rows(tmp_path)[0]["folder"] == "stochastic_depth.last_survival=0.2,epochs=3"
 
 
 def test_a_signal_ends_the_sweep(tmp_path, monkeypatch):

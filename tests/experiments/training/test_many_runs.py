@@ -83,6 +83,19 @@ def test_a_stopped_seed_says_how_to_go_on(tmp_path, monkeypatch):
     assert not (tmp_path / "seeds.json").exists()
 
 
+def test_runs_in_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["rate=0.15/seed2", "rate=0.15/seed10", "rate=0.2", "rate=1.0"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    (tmp_path / "sweep.json").touch()
+    assert many_runs.runs_in(str(tmp_path)) == [str(tmp_path / name) for name in names]
+    seeds = [str(tmp_path / name) for name in names[:2]]
+    assert many_runs.runs_in(str(tmp_path / "rate=0.15")) == seeds
+    for alone in (str(tmp_path / "rate=0.2"), str(tmp_path / "none"), seeds[0]):
+        assert many_runs.runs_in(alone) == [alone]
+
+
 def test_a_notebook_passes_seeds_as_numbers(tmp_path, monkeypatch):
     fake.use(monkeypatch)
     config = [arguments("")[0]]
