@@ -133,7 +133,7 @@ def _blocks(module: ModuleType) -> Iterator[str]:
     """Yield the code of each block's methods, which reads like its figure."""
     for name, found in vars(module).items():
         own = inspect.isclass(found) and found.__module__ == module.__name__
-        if not own or name.startswith("_") or found is Block:
+        if not own or found is Block:
             continue
         if not issubclass(found, nn.Module) or issubclass(found, Network):
             continue

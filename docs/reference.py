@@ -40,11 +40,14 @@ def commands() -> str:
         module = importlib.import_module(f"experiments.{name}")
         parser = cli.Parser(module.__doc__, getattr(module, name))
         rows = [
-            [f"`{', '.join(o.option_strings) or o.metavar}`", o.help.replace("%%", "%")]
+            [
+                f"`{', '.join(o.option_strings) or o.metavar}`",
+                (o.help or "").replace("%%", "%"),
+            ]
             for o in parser.options
         ]
-        usage = inspect.cleandoc(parser.usage)
-        parts += [f"## {name}", parser.description, f"```text\n{usage}\n```"]
+        usage = inspect.cleandoc(parser.usage or "")
+        parts += [f"## {name}", parser.description or "", f"```text\n{usage}\n```"]
         parts.append("\n".join(markdown.table(["option", "meaning"], rows)))
     return "\n\n".join(parts) + "\n"
 
