@@ -55,8 +55,8 @@ test-devices: .venv-h200/stamp .venv-v5e/stamp  ## Compile every network for a G
 	.venv-h200/bin/python -m pytest -W default tests/devices --device=h200
 	.venv-v5e/bin/python -m pytest -W default tests/devices --device=v5e
 
-docs: .venv/test.stamp  ## The documentation as a site, in site/
-	$(BIN)/mkdocs build --strict
+docs: .venv/test.stamp  ## The documentation as a site, in site/, with notebooks that were run
+	RUN_NOTEBOOKS=1 $(BIN)/python -m mkdocs build --strict
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

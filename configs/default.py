@@ -312,6 +312,21 @@ _KINDS: dict[type, tuple[str, Any]] = {
 }
 
 
+def in_words(field: Field) -> str:
+    """Return the values that a field can have, in words."""
+    words = _KINDS[field.kind][0]
+    if field.choices is not None:
+        words = ", ".join(f"`{choice}`" for choice in field.choices)
+    elif field.kind in (int, float):
+        least, most = field.limits.least, field.limits.most
+        words += f" from {least:,}" if least > -math.inf else ""
+        words += f" to {most:,}" if most < math.inf else ""
+    elif field.kind is tuple and field.entry:
+        entries = "entries" if field.length is None else f"{field.length} entries"
+        words += f" of {entries}, each {in_words(field.entry)}"
+    return f"{words}, or `None`" if field.optional and not field.choices else words
+
+
 def _checked(name: str, value: Any, field: Field, depth: int = 0) -> Any:
     """Return a value of a field, or raise an InputError."""
     if value is None and field.optional:

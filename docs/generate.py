@@ -22,6 +22,7 @@ from etils import epath
 import configs
 import rn_jax
 from benchmarks import device_program, measure, scaling
+from docs import notebooks
 from experiments import markdown
 from experiments.papers import results_page
 from rn_jax.analysis.cost import multiply_adds
@@ -129,7 +130,6 @@ def _with(text, name, table):
     return re.sub(f"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: block, text)
 
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TITLES = {
     "quickstart": "Quickstart: a residual network with stochastic depth",
     "stochastic_depth": "Stochastic depth: what gates do",
@@ -186,7 +186,7 @@ def main() -> None:
     for page, with_new_tables in pages.items():
         page.write_text(with_new_tables(page.read_text("utf-8")), "utf-8")
         print(page)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in notebooks.FILES:
         notebook = json.loads(path.read_bytes())
         for cell, text in zip(notebook["cells"], first_cells(path.name), strict=False):
             cell["source"] = text.splitlines(keepends=True)

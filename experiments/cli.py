@@ -52,6 +52,9 @@ class Parser(argparse.ArgumentParser):
             python -OO it is None, and argparse writes a usage of its own.
         function: the function to call.
         epilog: text at the end of --help.
+
+    Attributes:
+        options: the command's own options in the order of --help.
     """
 
     def __init__(self, doc: str | None, function: Callable, epilog: str | None = None):
@@ -63,6 +66,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
+        self.options: list[argparse.Action] = []
         self._function = function
         self._groups: dict[str, type] = {}
         hints = get_type_hints(function, include_extras=True)
@@ -94,11 +98,13 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("help", " ".join(text.split()).replace("%", "%%"))
         flag = settings.pop("flag", f"--{name}")
         if default is not inspect.Parameter.empty:
-            self.add_argument(flag, dest=name, **settings)
+            option = self.add_argument(flag, dest=name, **settings)
         elif get_origin(hint) is Sequence:
-            self.add_argument(name, nargs="+", metavar=name[:-1].upper(), **settings)
+            settings |= {"nargs": "+", "metavar": name[:-1].upper()}
+            option = self.add_argument(name, **settings)
         else:
-            self.add_argument(flag, required=True, **settings)
+            option = self.add_argument(flag, required=True, **settings)
+        self.options.append(option)
 
     def call(self, argv: Sequence[str] | None, *, interrupted: str) -> int:
         """Call the function with the options in `argv`, by default this process's.

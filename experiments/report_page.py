@@ -35,9 +35,9 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; }
-th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top;
+         min-width: 5rem; max-width: 24rem; overflow-wrap: break-word; }
 tr { border-bottom: 1px solid #eee; }
-th, td { min-width: 6rem; max-width: 24rem; overflow-wrap: break-word; }
 td { font-variant-numeric: tabular-nums; }
 h1, p { overflow-wrap: anywhere; }
 code, pre { font-size: 13px; }
@@ -50,6 +50,11 @@ figure { margin: 0; }
 .mistakes figure { width: 8.5rem; font-size: 13px; line-height: 1.3; }
 .mistakes img { width: 96px; image-rendering: pixelated; }
 .study img { max-width: 100%; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; font-size: 14px; }
+  h2 { margin-top: 1.5rem; }
+  th, td { padding-right: .5rem; }
+}
 """
 
 
@@ -157,8 +162,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         inside = "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
         return f"<tr>{inside}</tr>"
 
-    lines = ['<div class="table"><table>', row(header, "th"), *map(row, rows)]
-    return "\n".join([*lines, "</table></div>"])
+    lines = [row(header, "th"), *map(row, rows)]
+    return "\n".join(['<div class="table"><table>', *lines, "</table></div>"])
 
 
 def _side_by_side(records, column):

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/models.md is what the networks say, docs/scaling.md what its result says."""
+"""docs/models.md is what the networks say, docs/scaling.md what its result says.
 
+The site is built, and its generated pages have all commands, fields and networks.
+"""
+
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+import configs
 import rn_jax
-from docs import generate
+from configs.default import FIELDS
+from docs import families, generate, notebooks, reference
+from experiments import cli
 from rn_jax.models import MODELS
 
 LINES = generate.PATH.read_text().splitlines()[len(generate.HEADER.splitlines()) :]
@@ -77,16 +85,61 @@ def test_all_rows():
     assert list(ROWS.values()) == [generate.row(name) for name in ROWS]
 
 
+def test_every_option_of_every_command_is_on_its_page():
+    """As the usage lines of the commands, which are written by hand, name them."""
+    sections = dict(
+        re.findall(r"(?ms)^## (\w+)$(.*?)(?=^## |\Z)", reference.commands())
+    )
+    assert tuple(sections) == cli.COMMANDS
+    for text in sections.values():
+        usage, table = text.split("```text\n")[1].split("```")
+        named = set(re.findall(r"--(?!config)\w+", usage))
+        assert named and named <= set(re.findall(r"(?m)^\| `(--\w+)` \| \S", table))
+
+
+def test_every_field_of_the_config_is_on_its_page():
+    rows = re.findall(
+        r"(?m)^\| `(\w+)` \| (.+) \| `(.+)` \| (.+) \|$", reference.config()
+    )
+    assert [name for name, *_ in rows] == list(FIELDS)
+    told = {name: rest for name, *rest in rows}
+    assert told["batch_size"][:2] == ["a whole number from 1 to 65,536", "128"]
+    assert told["optimizer"][0] == "`sgd`, `adamw`, `lars`"
+    assert told["epochs"][0] == "a whole number from 1, or `None`"
+    assert told["lr_drops"][0] == "a tuple of entries, each a number from 0"
+
+
+def test_every_network_and_recipe_is_on_the_page_of_one_family():
+    pages = families.pages()
+    rows = re.findall(r"(?m)^\| (\w+) \|(?! paper| network)", "".join(pages.values()))
+    assert sorted(rows) == sorted(MODELS)
+    recipes = re.findall(r"(?m)^\| `(\w+)` \| ", "".join(pages.values()))
+    assert sorted(recipes) == sorted(configs.names())
+    assert "self.conv(" in pages["families/resnet.md"].split("class BasicBlock")[1]
+    assert "RoR" in pages["families/ror.md"] and "levels=1" in pages["families/ror.md"]
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
+    """Without running the notebooks, which have tests of their own."""
     root = generate.PATH.parents[1]
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
         cwd=root,
+        env={**os.environ, "RUN_NOTEBOOKS": "0"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    reference = (tmp_path / "reference/rn_jax/index.html").read_text()
-    for name in rn_jax.__all__:
-        assert f'id="rn_jax.{name}"' in reference
+    page = (tmp_path / "reference/rn_jax/index.html").read_text()
+    ids = [page.index(f'id="rn_jax.{name}"') for name in rn_jax.__all__]
+    assert page.index('id="rn_jax.create_model"') == min(ids)
+    for uri in [
+        *(families.uri(name) for name in families.FAMILIES),
+        *map(notebooks.uri, notebooks.FILES),
+    ]:
+        assert (tmp_path / uri.removesuffix(".md") / "index.html").is_file()
+    # Links out of docs/ lead to the site's other pages, or to the repository.
+    gates = (tmp_path / "gates/index.html").read_text()
+    assert 'href="../results/measurements/"' in gates
+    assert "/blob/main/results/compile_time_cpu.json" in gates

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every block of code in README and docs: Python is run, commands are taken.
 
+After "It prints:" stands what a block of Python prints.
+
 A command is given to its program whole, which checks its options and configs, and stops
 where the work would begin; those of the tutorial, of a block of one's own and of
 README's beginning are also run to their ends, shortened. What needs a network, hardware
@@ -10,11 +12,13 @@ or files that are not here carries the comment `not run: why`, and `NOT_RUN` lis
 import contextlib
 import functools
 import importlib
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from unittest import mock
 
@@ -35,6 +39,7 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?"
     r"(?:```python\n(?P<python>.*?)```"
+    r"(?:\n\nIt prints:\n\n(?P<printed>(?:^ {4}[^\n]*\n)+))?"
     r"|(?P<shell>(?:^ {4}(?:\S+\$ )?(?:\.venv/bin/|python -m |make |sbatch |gcloud )"
     r"[^\n]*\n(?:^ {5}[^\n]*\n)*)+))",
     re.S | re.M,
@@ -102,7 +107,10 @@ def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         for block in blocks(page):
             if block["python"] and not block["why"]:
-                exec(compile(block["python"], name(page), "exec"), names)
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    exec(compile(block["python"], name(page), "exec"), names)
+                if block["printed"]:
+                    assert output.getvalue() == textwrap.dedent(block["printed"])
 
 
 def recipe(target):

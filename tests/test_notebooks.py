@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The notebooks: as a new user finds them, and run from top to bottom."""
 
-import asyncio
+import base64
 import json
 import os
 import re
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-from docs import generate
+from docs import generate, notebooks
 
-FILES = sorted(generate.NOTEBOOKS.glob("*.ipynb"))
+FILES = notebooks.FILES
 # What a run of the notebook is to show.
 SHOWN = {
     "quickstart": [r"test error \d\.\d\d %", "ResNet with 15 blocks"],
@@ -21,7 +20,6 @@ SHOWN = {
     "your_own_block": [r"whole: \d\.\d\d % test error", r"odd or even: \d?\d\.\d"],
 }
 NAMES = [file.stem for file in FILES]
-MINUTES = 5  # that each is promised to take at most, on two CPU cores
 
 
 def test_there_is_a_title_for_each():
@@ -40,14 +38,43 @@ def test_notebook_is_clean_and_has_the_address(file):
 
 def run(notebook, folder):
     """What it prints, and whether it draws; its files are left in the folder."""
-    root = generate.NOTEBOOKS.parent
-    for name in ("configs", "experiments", "rn_jax"):
-        (folder / name).symlink_to(root / name)
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
-    asyncio.run(asyncio.wait_for(client.async_execute(), MINUTES * 60))
+    notebooks.run(notebook, folder)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
     draws = any("image/png" in output.get("data", {}) for output in outputs)
     return "".join(output.get("text", "") for output in outputs), draws
+
+
+def test_page_has_the_outputs_of_a_run():
+    """In order, without what a line was before it was overwritten, or stderr."""
+    png = b"a picture"
+    v4 = nbformat.v4
+    outputs = [
+        v4.new_output("stream", name="stdout", text="1 of 2\r2 of 2\nended\n"),
+        v4.new_output("stream", name="stderr", text="a warning"),
+        v4.new_output(
+            "display_data",
+            data={
+                "image/png": base64.b64encode(png).decode(),
+                "text/plain": "<Figure>",
+            },
+        ),
+        v4.new_output("execute_result", data={"text/plain": "42"}, execution_count=1),
+    ]
+    notebook = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# Title"),
+            v4.new_code_cell("f()", outputs=outputs),
+        ]
+    )
+    text, pictures = notebooks.as_markdown(notebook, "name")
+    assert text.split("\n\n") == [
+        "# Title",
+        "````python\nf()\n````",
+        "````text\n2 of 2\nended\n````",
+        "![Output of the cell above](name_1.png)",
+        "````text\n42\n````\n",
+    ]
+    assert pictures == {"name_1.png": png}
 
 
 @pytest.mark.slow
@@ -67,7 +94,7 @@ def test_ensembles_of_an_imported_network(tmp_path):
     folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
     if not folder or "TFDS_DATA_DIR" not in os.environ:
         pytest.skip("needs RN_JAX_TEST_WEIGHTS and TFDS_DATA_DIR")
-    notebook = nbformat.read(generate.NOTEBOOKS / "ensembles.ipynb", as_version=4)
+    notebook = nbformat.read(notebooks.FOLDER / "ensembles.ipynb", as_version=4)
     notebook.cells = notebook.cells[:10]
     imported = (f"{folder}/akamaster_resnet32.th", "resnet32", "cifar10")
     for cell in notebook.cells:

@@ -246,7 +246,8 @@ addEventListener("load", () => setTimeout(() => {
     const {left, top, right, bottom} = element.getBoundingClientRect();
     return [left, top, right, bottom];
   });
-  const parts = [".panels > div", ".main-svg", ".nsewdrag", ".legend", ".xtitle"];
+  const parts = [".panels > div", ".main-svg", ".nsewdrag", ".legend", ".xtitle",
+                 ".table", "td"];
   found.wide = boxes(parts[0]);
   document.body.style.width = "368px";  // as on a phone of 400 pixels
   document.querySelectorAll(".js-plotly-plot").forEach((p) => Plotly.Plots.resize(p));
@@ -273,7 +274,7 @@ def heights(path, axis):
 def check_boxes(wide, narrow):
     """On a phone panels are below each other, and legends below the axes' titles."""
     assert wide[0][1] == wide[1][1] and wide[0][2] <= wide[1][0]
-    panels, drawings, areas, legends, titles = narrow
+    panels, drawings, areas, legends, titles, tables, cells = narrow
     assert [panel[0] for panel in panels] == [panels[0][0]] * 6
     for one, two in itertools.pairwise(panels):
         assert one[3] <= two[1]
@@ -283,6 +284,9 @@ def check_boxes(wide, narrow):
     for legend in legends:
         above = max((t for t in titles if t[1] < legend[1]), key=lambda t: t[1])
         assert above[3] <= legend[1] + 2 and legend[2] <= panels[0][2]
+    # Tables scroll, and no column shrinks to a letter.
+    assert tables and all(right - left <= 368 for left, _, right, _ in tables)
+    assert all(right - left >= 64 for left, _, right, _ in cells)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
