@@ -38,6 +38,7 @@ from experiments.training import environment, setup
 from experiments.training.network import make_model
 from rn_jax import InputError
 from rn_jax.errors import first_line, unknown_name
+from rn_jax.models import MODELS
 from rn_jax.models.network import Network
 from rn_jax.models.trunk import default_unroll
 
@@ -94,6 +95,12 @@ NETWORKS = {
     "densenet_bc100_12": _HALF,
     "vgg16": _OF_IMAGENET,
 }
+
+
+def batch_of(model: str, device: str) -> int:
+    """Return the examples of a step for a network: they suit one device's memory."""
+    large = MODELS[model].image_size > 32
+    return NETWORKS.get(model, _OF_IMAGENET if large else _OF_CIFAR)[device]
 
 
 def describe(name: str) -> list[jax.Device]:
@@ -483,7 +490,7 @@ def device_program(
             for last_survival in last_survivals:
                 if last_survival < 1 and not has_shortcuts:
                     continue
-                size = batch_size or NETWORKS.get(name, _OF_CIFAR)[device]
+                size = batch_size or batch_of(entry.model, device)
                 row = compile_for(device, name, size, dtype, last_survival, scan_unroll)
                 row["commit"] = environment.git_revision()
                 kept[_key(row)] = row

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import gpu_steps as steps
 from benchmarks import measure
-from benchmarks.gpu_steps import Scale, Workload
+from benchmarks.gpu_steps import BEST, Form, Scale, Workload
 from benchmarks.turns import Prepare, Row, serve, take_turns
 from experiments import cli, markdown
 from experiments.training import loop
@@ -75,17 +75,17 @@ class Measurement(NamedTuple):
     prepare: Prepare
 
 
-def name_of_step(
-    workload: Workload, last_survival: float, in_line: bool = True, graphs: bool = True
-) -> str:
+def name_of_step(workload: Workload, last_survival: float, form: Form = BEST) -> str:
     """Return the name of a step of ours, by default in its best form."""
-    form = f"{'line' if in_line else 'scan'}, {'graphs' if graphs else 'no graphs'}"
-    return f"{workload.name}, p_L = {last_survival:g}, {form}"
+    return f"{workload.name}, p_L = {last_survival:g}, {form.name}"
 
 
-def name_of_peer(workload: Workload, compiled: bool = True) -> str:
-    """Return the name of a step of PyTorch."""
-    return f"{workload.name}, torch{'.compile, graphs' if compiled else ' eager'}"
+def name_of_peer(
+    workload: Workload, compiled: bool = True, last_survival: float | None = None
+) -> str:
+    """Return the name of a step of PyTorch, with DropPath if `last_survival` is p_L."""
+    drop = "" if last_survival is None else f", DropPath to {1 - last_survival:g}"
+    return f"{workload.name}, torch{'.compile, graphs' if compiled else ' eager'}{drop}"
 
 
 def name_of_run(workload: Workload, *, bare: bool = False) -> str:
@@ -105,31 +105,33 @@ def plan(scale: Scale, folder: Path) -> list[Measurement]:
     def add(name, child, prepare, *arguments):
         found.append(Measurement(name, child, partial(prepare, *arguments)))
 
-    def child_of(workload, in_line, graphs):
-        form = f"{'line' if in_line else 'scan'}_{'graphs' if graphs else 'no_graphs'}"
-        return f"{workload.model}_{workload.dtype}_{form}"
+    def child_of(workload, form):
+        return f"{workload.name}_{form.name}".replace(", ", "_").replace(" ", "_")
 
-    def add_steps(workload, *form):
+    def add_steps(workload, form=BEST):
         for p in (1.0, 0.5):
-            name, child = name_of_step(workload, p, *form), child_of(workload, *form)
-            add(name, child, steps.prepare_step, workload, scale, p, *form)
+            name, child = name_of_step(workload, p, form), child_of(workload, form)
+            add(name, child, steps.prepare_step, workload, scale, p, form)
 
-    def add_peer(workload, compiled):
+    def add_peer(workload, compiled, p=None):
         mode = "reduce-overhead" if compiled else None
         child = f"{workload.model}_{workload.dtype}_torch_{mode or 'eager'}"
-        name = name_of_peer(workload, compiled)
-        add(name, child, steps.prepare_torch, workload, scale, mode)
+        child += "" if p is None else "_DropPath"
+        name = name_of_peer(workload, compiled, p)
+        add(name, child, steps.prepare_torch, workload, scale, mode, p)
 
     for p in (1.0, 0.5):
         name = f"{first.name}, p_L = {p:g}, difference by graphs"
         add(name, f"equality_{p:g}", steps.prepare_equality, first, p)
     for workload in scale.workloads:
-        add_steps(workload, True, True)
+        add_steps(workload)
         add_peer(workload, True)
     for workload in scale.workloads:
+        if workload.image_size == 32:  # torchvision's networks have no DropPath
+            add_peer(workload, True, 0.5)
         add_peer(workload, False)
-        for form in ((True, False), (False, True), (False, False)):
-            add_steps(workload, *form)
+        for form in (Form(graphs=False), Form(in_line=False), Form(False, False)):
+            add_steps(workload, form)
     blocks = make_model(steps.config_of(first)).num_blocks
     for number in sorted({math.ceil(blocks * share / 4) for share in range(5)}):
         name = f"{first.name}, {number} of {blocks} blocks open"
@@ -138,7 +140,7 @@ def plan(scale: Scale, folder: Path) -> list[Measurement]:
     add(name_of_run(run, bare=True), "run", steps.prepare_bare, run, scale)
     add(name_of_run(run), "run", steps.prepare_run, run, scale, folder / "run")
     name = f"{first.name}, p_L = 0.5, trace"
-    add(name, child_of(first, True, True), steps.prepare_trace, first, folder)
+    add(name, child_of(first, BEST), steps.prepare_trace, first, folder)
     return found
 
 
@@ -170,6 +172,10 @@ def compare(scale: Scale, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
         compiled, eager = name_of_peer(w), name_of_peer(w, compiled=False)
         add_ratio(f"{w.name}, ours / torch.compile", best, compiled, w.of_compiled)
         add_ratio(f"{w.name}, ours / torch eager", best, eager, None)
+        dropping = name_of_peer(w, last_survival=0.5)
+        add_ratio(
+            f"{w.name}, p_L = 0.5 / torch.compile, DropPath", half, dropping, None
+        )
         name = f"{w.name}, p_L = 0.5 / constant depth"
         add_ratio(name, half, best, w.of_constant_depth)
     bare, run = name_of_run(scale.run, bare=True), name_of_run(scale.run)

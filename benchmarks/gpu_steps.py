@@ -56,6 +56,27 @@ class Workload(NamedTuple):
         return f"{self.model} {self.dtype}"
 
 
+class Form(NamedTuple):
+    """A form of our program.
+
+    Attributes:
+        in_line: blocks in a straight line instead of a scan.
+        graphs: the step is one CUDA graph.
+    """
+
+    in_line: bool = True
+    graphs: bool = True
+
+    @property
+    def name(self) -> str:
+        """Such as "line, no graphs"."""
+        line, graphs = "line" if self.in_line else "scan", "" if self.graphs else "no "
+        return f"{line}, {graphs}graphs"
+
+
+BEST = Form()
+
+
 class Scale(NamedTuple):
     """What is measured, and for how long.
 
@@ -98,12 +119,12 @@ class Program:
         jax.block_until_ready(self.state)
 
 
-def config_of(workload: Workload, *, in_line: bool = True, **fields: Any) -> Config:
+def config_of(workload: Workload, form: Form = BEST, **fields: Any) -> Config:
     """Return the config of a workload.
 
     Args:
         workload: network and batch.
-        in_line: blocks in a straight line instead of a scan.
+        form: of the program.
         **fields: further fields of the config.
     """
     config = make_config(configs.get_config(workload.config))
@@ -111,25 +132,25 @@ def config_of(workload: Workload, *, in_line: bool = True, **fields: Any) -> Con
     if workload.stage_sizes is not None:
         kwargs["stage_sizes"] = workload.stage_sizes
     config = dataclasses.replace(config, model_kwargs=kwargs)
-    unroll = make_model(config).num_blocks if in_line else 1
+    unroll = make_model(config).num_blocks if form.in_line else 1
     return dataclasses.replace(
         config,
         model_kwargs={**kwargs, "scan_unroll": unroll},
         dtype=workload.dtype,
         batch_size=workload.batch_size,
         num_devices=1,
+        cuda_graphs=form.graphs,
         **{"augment": False, **fields},  # PyTorch's steps here do not augment
     )
 
 
 @functools.cache
 def program(
-    workload: Workload, last_survival: float, in_line: bool, graphs: bool, **fields: Any
+    workload: Workload, last_survival: float, form: Form = BEST, **fields: Any
 ) -> Program:
     """Return the program of a workload, compiled once in a process."""
     depth = {"last_survival": last_survival} if last_survival < 1 else None
-    fields |= {"stochastic_depth": depth, "cuda_graphs": graphs}
-    return Program(config_of(workload, in_line=in_line, **fields))
+    return Program(config_of(workload, form, stochastic_depth=depth, **fields))
 
 
 def timed(step: Any, batch_size: int, scale: Scale) -> Row:
@@ -145,9 +166,12 @@ def timed(step: Any, batch_size: int, scale: Scale) -> Row:
     }
 
 
-def prepare_step(workload: Workload, scale: Scale, *form: Any) -> Measure:
-    """Prepare timing a step of ours, whose form is that of `program`."""
-    return partial(timed, program(workload, *form), workload.batch_size, scale)
+def prepare_step(
+    workload: Workload, scale: Scale, last_survival: float, form: Form
+) -> Measure:
+    """Prepare timing a step of ours."""
+    step = program(workload, last_survival, form)
+    return partial(timed, step, workload.batch_size, scale)
 
 
 def prepare_open(workload: Workload, scale: Scale, number: int) -> Measure:
@@ -162,7 +186,10 @@ def prepare_open(workload: Workload, scale: Scale, number: int) -> Measure:
 
 
 def prepare_torch(
-    workload: Workload, scale: Scale, compile_mode: str | None
+    workload: Workload,
+    scale: Scale,
+    compile_mode: str | None,
+    last_survival: float | None,
 ) -> Measure:
     """Prepare timing PyTorch's step, which has to run to be compiled."""
     from benchmarks import torch_peer
@@ -171,6 +198,7 @@ def prepare_torch(
         workload.model,
         batch_size=workload.batch_size,
         image_size=workload.image_size,
+        last_survival=last_survival,
         dtype=workload.dtype,
         compile_mode=compile_mode,
     )
@@ -189,7 +217,7 @@ def prepare_equality(workload: Workload, last_survival: float) -> Measure:
     """
     exact = {"matmul_precision": "float32"}
     without, graphs = (
-        program(workload, last_survival, True, g, **exact) for g in (False, True)
+        program(workload, last_survival, Form(graphs=g), **exact) for g in (False, True)
     )
 
     def compare():
@@ -289,7 +317,7 @@ def data_set() -> str:
 
 def prepare_trace(workload: Workload, folder: Path) -> Measure:
     """Prepare a trace of some steps with p_L = 0.5."""
-    step = program(workload, 0.5, True, True)
+    step = program(workload, 0.5)
 
     def take():
         measure.in_flight(step.enqueue, step.wait, steps=1, rounds=1)

@@ -129,7 +129,7 @@ class Config:
     seed: Number = 0  # of the parameters, the order of examples, augmentation and gates
     num_devices: Annotated[int, Range(1, 1024)] | None = None  # None: all, or CPU cores
     parallelism: Annotated[str, parallel.MODES] = "pmap"  # shard_map: the same program
-    cuda_graphs: bool = True  # for a step on one GPU, or by shard_map
+    cuda_graphs: bool = True  # on NVIDIA GPUs, a step is one CUDA graph
     data_on_device: bool | None = None  # training images; None: on accelerators
     batch_norm: Literal["global", "device"] = "global"  # device: statistics per device
     batch_norm_at_test: Literal["moving", "exact"] = "moving"  # exact: recomputed

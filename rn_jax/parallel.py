@@ -424,7 +424,6 @@ def compile_train_step(
         from_examples: whether the step is one of `train.from_examples`. Its "images"
             and "labels" are then replicated, and its "order" is split.
         compiler_options: XLA's compiler options, as from `cuda_graph_options`.
-            `jax.pmap` ignores them.
 
     Raises:
         InputError: `mode` is unknown.
@@ -466,6 +465,8 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
             devices=devices,
             donate_argnums=donate,
         )
+        if options is not None:
+            compiled = _WithOptions(compiled, options)
         return _OverDevices(compiled, devices, mode)
     compiled = jax.jit(
         # check_vma=False, since per-device statistics in a conditional would fail it.
@@ -488,6 +489,25 @@ def _split(rows, parts):
 
 def _in_parts(array, parts):
     return (parts, array.shape[0] // parts, *array.shape[1:])
+
+
+class _WithOptions:
+    """A step by `jax.pmap`, which takes no compiler options; its lowered program does.
+
+    All calls have the same shapes.
+    """
+
+    def __init__(self, compiled, options):
+        self._compiled, self._options = compiled, dict(options)
+        self._program = None
+
+    def __call__(self, *args):
+        if self._program is None:
+            self._program = self._compiled.lower(*args).compile(self._options)
+        return self._program(*args)
+
+    def lower(self, *args):
+        return self._compiled.lower(*args)
 
 
 class _OverDevices:

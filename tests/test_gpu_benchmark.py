@@ -297,7 +297,7 @@ def test_rows_of_the_table():
 def test_configs_are_those_of_pytorchs_networks(index, blocks):
     workload = gpu.FULL.workloads[index]
     for in_line, unroll in ((True, blocks), (False, 1)):
-        config = gpu_steps.config_of(workload, in_line=in_line)
+        config = gpu_steps.config_of(workload, gpu_steps.Form(in_line))
         model = make_model(config)
         assert (model.num_blocks, model.scan_unroll) == (blocks, unroll)
         assert (config.model, config.dtype) == (workload.model, workload.dtype)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from rn_jax import InputError, parallel
@@ -188,3 +189,28 @@ def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsy
     said = capsys.readouterr().err
     assert said.startswith("rn_jax: Training without CUDA graphs: ")
     assert said.count("\n") == 1 and "'xla_gpu_new'" in said
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_compiler_options_reach_the_compiler(mode, count):
+    def step(state, batch, key):
+        total = batch["x"].sum() + jax.random.uniform(key)
+        return state + (jax.lax.psum(total, parallel.AXIS) if count > 1 else total), key
+
+    def results(options):
+        devices = jax.devices()[:count]
+        compiled = parallel.compile_train_step(
+            step, devices, mode=mode, compiler_options=options
+        )
+        state = parallel.replicate(np.float32(0), devices, mode=mode)
+        found = []
+        for number in range(3):  # the state is donated and given again
+            batch = {"x": np.full(4, number, np.float32)}
+            state, _ = compiled(state, batch, jax.random.key(number))
+            found.append(float(state))
+        return found
+
+    assert results({"xla_embed_ir_in_executable": True}) == results(None)
+    with pytest.raises(Exception, match="No such compile option: 'xla_nonsense'"):
+        results({"xla_nonsense": True})

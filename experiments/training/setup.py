@@ -309,8 +309,7 @@ def make_train_step(experiment: Experiment) -> Callable:
         axis_name=parallel.axis_name(devices),
     )
     options = None
-    # `jax.pmap` over several devices takes no options.
-    if config.cuda_graphs and (len(devices) == 1 or config.parallelism != "pmap"):
+    if config.cuda_graphs:
         options = parallel.cuda_graph_options(parallel.own_devices(devices)[0])
     if experiment.data_on_device:
         step = train.from_examples(step, experiment.image_shape)

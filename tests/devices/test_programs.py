@@ -4,32 +4,53 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import configs
 from benchmarks import device_program as program
-from experiments.config import load_config
+from experiments.config import load_config, make_config
+from rn_jax import create_model
 
 ROOT = Path(__file__).parents[2]
-# A config for each kind of network, the smallest one.
-KINDS = (
-    "plain20",
-    "resnet20",
-    "resnet110_conv_shortcut",
-    "resnet110_exclusive_gating_0",
-    "preact_resnet110",
-    "resnet18",
-    "resnet50",
-    "resnext29_1x64d",
-    "resnext50_32x4d",
-    "wrn16_8",
-    "densenet40_12",
-    "densenet121",
-    "highway19",
-    "vgg11",
-    "alexnet_2012",
-    "googlenet_2014",
-)
+_TWO = {"stage_sizes": (2, 2, 2)}
+# A config for each kind of network, the smallest one, and changes to its network. Where
+# no two layers are alike, XLA compiles each of them.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain20": {},
+    "resnet20": {},
+    "resnet110_conv_shortcut": {},
+    "resnet110_dropout": {},
+    "resnet110_scaling_05_05": {},
+    "resnet110_exclusive_gating_0": {},
+    "resnet110_shortcut_gating_0": {},
+    "resnet110_dropout_shortcut": {},
+    "resnet110_bn_after_addition": {},
+    "resnet110_relu_before_addition": {},
+    "resnet110_relu_only_preact": {},
+    "preact_resnet110": {},
+    "resnet110_single_layer": {},
+    "ror3_110": {},
+    "pre_ror3_164_sd": {},
+    "resnet18": {},
+    "resnet50": {},
+    "se_resnet50": {},
+    "resnext29_1x64d": {},
+    "resnext50_32x4d": {},
+    "wrn16_8": {},
+    "swapout32_w4": {},
+    "pyramidnet110_48": _TWO,
+    "densenet40_12": _TWO,
+    "densenet121": {"stage_sizes": (2, 2, 2, 2)},
+    "fractalnet20": {},
+    "inception_resnet_v2": {"stage_sizes": (2, 2, 2)},
+    "highway19": {},
+    "highway50_mnist": {},
+    "vgg11": {},
+    "alexnet_2012": {},
+    "googlenet_2014": {},
+}
 FORMS = {
     "batch gates": {"last_survival": 0.5},
     "example gates": {"preset": "timm", "last_survival": 0.5},
@@ -59,11 +80,22 @@ def fits(compiled, device):
     return 0 < needed < program.DEVICES[device].memory
 
 
+def test_every_class_of_networks_and_blocks_is_compiled():
+    def kind(name):
+        model = create_model(configs.get_config(name).model)
+        return type(model), getattr(model, "block_class", None)
+
+    assert {kind(name) for name in KINDS} == {kind(name) for name in configs.names()}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_network_compiles_and_fits(device, name):
     config = config_of(name, stochastic_depth=None, micro_batches=1)
-    # The share of one of eight devices, at most, of ImageNet's batches.
-    config = dataclasses.replace(config, batch_size=min(config.batch_size, 32))
+    config = dataclasses.replace(
+        config,
+        model_kwargs={**config.model_kwargs, **KINDS[name]},
+        batch_size=min(config.batch_size, program.batch_of(config.model, device)),
+    )
     lowered, _ = program.lower(config, program.describe(device)[:1])
     assert fits(compile_quickly(lowered, device), device)
 
@@ -105,6 +137,23 @@ def test_four_chips_exchange_statistics_and_gradients(device, mode, form):
     text = compiled.as_text()
     assert "all-reduce" in text
     assert "all-gather" in text  # of BatchNorm's statistics
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_four_chips_train_what_the_quickstart_trains(device, dataset):
+    devices = program.describe(device)
+    if len(devices) < 4:
+        pytest.skip("this device is described alone")
+    notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    found: dict[str, Any] = {}
+    for start in ("DATASET = ", "import configs\n"):
+        (cell,) = [cell for cell in cells if cell.startswith(start)]
+        exec(cell.replace('DATASET = "digits"', f"DATASET = {dataset!r}"), found)
+    config = make_config(found["config"])
+    assert config.dataset == dataset
+    lowered, _ = program.lower(config, devices)
+    assert fits(compile_quickly(lowered, device), device)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet110"])
