@@ -359,3 +359,26 @@ def test_bad_input(options, words, capsys, tmp_path, monkeypatch):
     assert gpu.main(options) == 2
     assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
+
+
+@pytest.mark.slow
+def test_rehearsal_takes_every_measurement(tmp_path):
+    pytest.importorskip("timm", reason="compares with PyTorch")
+    folder = tmp_path / "rehearsal"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--budget=1500", "--rehearse"]
+        + [f"--workdir={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "rehearsal.json").read_text("utf-8"))
+    assert list(found["rows"]) == [m.name for m in gpu.plan(gpu.REHEARSAL, folder)]
+    assert not [row["error"] for row in found["rows"].values() if "error" in row]
+    ratios = {r["name"]: r["value"] for r in found["ratios"]}
+    assert all(np.isfinite(value) for value in ratios.values())
+    assert len(ratios) == len(gpu.compare(gpu.REHEARSAL, found["rows"])) == 8
+    equal = [r for r in found["ratios"] if r["goal"] == gpu.TOLERANCE]
+    assert len(equal) == 2 and all(r["reached"] for r in equal)
+    assert found["skip_line"] is not None

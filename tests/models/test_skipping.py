@@ -111,6 +111,24 @@ def test_a_closed_block_is_not_computed(arrays, in_line):
     assert np.isnan(gradients(weights, x.astype("float32"), ~is_open)[1]).all()
 
 
+@pytest.mark.parametrize("in_line", [False, True], ids=["loop", "line"])
+@pytest.mark.parametrize("is_open", [None, np.array([True, False] * 2 + [True])])
+def test_the_weights_are_kept_once(arrays, in_line, is_open, monkeypatch):
+    """The gradient reads a block's weights again instead of keeping them with it."""
+    monkeypatch.setattr(skipping, "SMALL", 8)
+    weights, before, x, _ = arrays
+
+    def run(weights, x):
+        inputs = weights, jnp.ones(L), before["count"]
+        old = {"kept": before["kept"].astype("float32")}
+        return run_open(block, inputs, old, x, is_open, in_line=in_line)[0]
+
+    _, pull = jax.vjp(run, weights.astype("float32"), x.astype("float32"))
+    kept = [leaf.shape for leaf in jax.tree.leaves(pull)]
+    assert kept.count(weights.shape) == 1
+    assert kept.count((L, *x.shape)) >= 1  # what each block does keep
+
+
 def whiles_and_conditionals(fields, gates):
     images = jnp.zeros((2, 8, 8, 3))
     model = ResNet((3,), features=(4,), **fields)
