@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+import configs
 from configs.default import Config
 from experiments.training import environment
 from experiments.training.setup import Trainer
@@ -63,16 +64,27 @@ def summarize(
 
 
 def sentence(config: Config, summary: Mapping[str, Any]) -> str:
-    """Return the result of a run beside the paper's."""
+    """Return the result of a run beside the paper's, or that the paper has none."""
     published = config.published_error_percent.get(summary["dataset"])
-    if published is None:
-        on = f"{config.model} on {summary['dataset']}"
-        beside = f"the config has no published error for {on}"
-    else:
-        beside = f"{config.paper}: {published:.2f} %"
+    beside = ""
+    if published is not None:
+        beside = f" ({config.paper}: {published:.2f} %)"
+    elif _trained_by_its_paper(config):
+        beside = f" ({config.paper} has no published error for {config.model})"
     best = summary["test_error_at_best_val_percent"]
     at_best = "" if best is None else f", {best:.2f} % at the best validation epoch"
-    return f"Test error {summary['test_error_percent']:.2f} %{at_best} ({beside})."
+    return f"Test error {summary['test_error_percent']:.2f} %{at_best}{beside}."
+
+
+def _trained_by_its_paper(config):
+    """Return whether a row of the paper, without an error, has network and data set."""
+    rows = map(configs.get_config, configs.names())
+    return any(
+        (row.paper, row.model, row.dataset)
+        == (config.paper, config.model, config.dataset)
+        and config.dataset not in row.published_error_percent
+        for row in rows
+    )
 
 
 def evaluation_sentence(line: Mapping[str, Any]) -> str:

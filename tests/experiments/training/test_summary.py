@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run reports when it ends."""
 
+import pytest
+
+import configs
 from configs.default import Config
+from experiments.config import load_config
 from experiments.training.evaluation import better
 from experiments.training.summary import (
     divergence_sentence,
@@ -35,6 +39,27 @@ def test_summary_and_sentence():
     assert (summary["best_epoch"], summary["best_val_error_percent"]) == (2, 7.0)
     expected = "Test error 9.50 %, 9.00 % at the best validation epoch "
     assert sentence(config, summary) == f"{expected}(He et al. 2015: 8.75 %)."
+
+
+@pytest.mark.parametrize(
+    "typed, beside",
+    [
+        (["resnet20:digits"], ""),  # no paper trains on digits
+        (["resnet20:cifar100"], ""),
+        (["plain20"], " (He et al. 2015 has no published error for plain20)"),
+        (["plain20:digits"], ""),
+        (["resnet20", "--config.model=resnet32"], ""),  # the paper has one for it
+        (["resnet20", "--config.model=wrn28_10"], ""),
+        (["resnet20", "--config.epochs=1"], " (He et al. 2015: 8.75 %)"),
+    ],
+)
+def test_only_where_an_error_might_be_expected_its_lack_is_mentioned(typed, beside):
+    name, *others = typed
+    file, _, dataset = name.partition(":")
+    named = f"--config={configs.FOLDER / file}.py{dataset and f':{dataset}'}"
+    _, config = load_config([named, *others])
+    summary = summarize({"dataset": config.dataset}, line(1, test=9.0), None, None)
+    assert sentence(config, summary) == f"Test error 9.00 %{beside}."
 
 
 def test_sentences_of_an_evaluation_and_of_a_divergence():
