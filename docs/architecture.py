@@ -45,7 +45,10 @@ ROOMS = {
     "experiments.training": (0.5, ["experiments.training"]),
     "cli, config, streams": (
         0.3,
-        ["experiments", "experiments.cli", "experiments.config", "experiments.streams"],
+        [
+            *("experiments", "experiments.cli", "experiments.config"),
+            *("experiments.streams", "rn_jax.commands"),
+        ],
     ),
     "figures, markdown": (0.1, ["experiments.figures", "experiments.markdown"]),
     "configs": (0.3, ["configs"]),
@@ -61,7 +64,10 @@ ROOMS = {
     "checkpoint": (0.76, ["rn_jax.checkpoint"]),
     "errors, filesystem, parallel": (
         0.45,
-        ["rn_jax.errors", "rn_jax.filesystem", "rn_jax.parallel"],
+        [
+            *("rn_jax.errors", "rn_jax.filesystem", "rn_jax.parallel"),
+            "rn_jax.startup",
+        ],
     ),
 }
 
