@@ -22,7 +22,7 @@ from etils import epath
 from configs.default import ALIASES, FIELDS
 from experiments import streams
 from rn_jax import commands, filesystem, parallel, startup
-from rn_jax.errors import InputError, package_needed, unknown_name
+from rn_jax.errors import InputError, unknown_name
 
 # The modules that are commands.
 COMMANDS = (
@@ -275,7 +275,7 @@ def of_script() -> int:
             raise InputError(f"Name a command first: {', '.join(COMMANDS)}.")
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
-        with package_needed(f"{name} needs an extra", "'rn_jax[train]'"):
+        with commands.extra_needed():
             importlib.import_module(f"experiments.{name}")
 
     name = "".join(sys.argv[1:2])

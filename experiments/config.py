@@ -49,7 +49,8 @@ ANYWHERE: Mapping[str, Any] = {
     **{"micro_batches": 1, "cuda_graphs": True, "data_on_device": None},
 }
 
-_HINT = "configs/default.py lists them."
+_ALL_FIELDS = configs.FOLDER / "default.py"
+_HINT = f"{_ALL_FIELDS} lists them."
 # Fields that are dicts with any entries. Single entries are set here, because
 # ml_collections cannot add an entry.
 _ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
@@ -286,9 +287,7 @@ def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
             raise unknown_name("field of the config", name, FIELDS)
     for name in FIELDS:
         if name not in fields:
-            raise InputError(
-                f"The config has no {name}: add it, as in configs/default.py."
-            )
+            raise InputError(f"The config has no {name}: add it, as in {_ALL_FIELDS}.")
     return Config(**fields)
 
 

@@ -25,9 +25,9 @@ from rn_jax.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     epilog = (
-        "CONFIG is a file or a name below; --config=CONFIG and --config.FIELD=VALUE "
-        "mean the same. Configs (of the package configs, whose default.py has all "
-        f"fields): {', '.join(configs.names())}"
+        "CONFIG is a name below or a file; --config=CONFIG and --config.FIELD=VALUE "
+        f"mean the same. {configs.FOLDER / 'default.py'} has all fields. Configs: "
+        f"{', '.join(configs.names())}"
     )
     return cli.Parser(__doc__, run, epilog).call(
         argv, interrupted="Interrupted before the first step."

@@ -7,6 +7,7 @@ wheel has both in the folder `_commands` of this package (setup.py puts them the
 a process that needs them has that folder first on its path.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def make_importable() -> None:
             return
 
 
+def extra_needed() -> contextlib.AbstractContextManager[None]:
+    """Turn an `ImportError` in the body into the sentence on the commands' extra."""
+    return package_needed("The commands need the extra train", "'rn_jax[train]'")
+
+
 def main() -> int:
     """Run the command that the first argument names, and return its exit code.
 
@@ -36,7 +42,7 @@ def main() -> int:
     """
     make_importable()
     try:
-        with package_needed("The commands need an extra", "'rn_jax[train]'"):
+        with extra_needed():
             from experiments import cli
     except InputError as error:
         print(f"rn_jax: {error}", file=sys.stderr)

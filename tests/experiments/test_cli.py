@@ -89,6 +89,16 @@ def test_the_console_script_lists_the_commands_and_names_itself(monkeypatch, cap
     assert cli.as_called("python -m experiments.run") == "python -m experiments.run"
 
 
+def test_the_console_script_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["/a/bin/rn-jax", "export"])
+    monkeypatch.setitem(sys.modules, "experiments.export", None)
+    assert commands.main() == 2
+    assert capsys.readouterr().err.startswith(
+        "rn_jax: The commands need the extra train, which cannot be imported (import"
+    )
+
+
 def test_a_config_and_its_fields_in_short():
     """Each is written in full for `load_config`."""
 
