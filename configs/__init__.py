@@ -2,7 +2,7 @@
 """The recipes of papers, which change fields of default.py, and rows of their tables.
 
 A file is a recipe, with a table `ROWS` of the networks that were trained by it, or one
-config. `--config=configs/NAME.py` accepts the name of a file or of a row.
+config. Commands accept the name of a file or of a row, also as configs/NAME.py.
 """
 
 import copy

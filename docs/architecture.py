@@ -46,11 +46,8 @@ ROOMS = {
     "cli, config, streams": (
         0.3,
         [
-            "experiments",
-            "experiments.cli",
-            "experiments.config",
-            "experiments.leaving",
-            "experiments.streams",
+            *("experiments", "experiments.cli", "experiments.config"),
+            *("experiments.streams", "rn_jax.commands", "rn_jax.leaving"),
         ],
     ),
     "figures, markdown": (0.1, ["experiments.figures", "experiments.markdown"]),
@@ -67,7 +64,10 @@ ROOMS = {
     "checkpoint": (0.76, ["rn_jax.checkpoint"]),
     "errors, filesystem, parallel": (
         0.45,
-        ["rn_jax.errors", "rn_jax.filesystem", "rn_jax.parallel"],
+        [
+            *("rn_jax.errors", "rn_jax.filesystem", "rn_jax.parallel"),
+            "rn_jax.startup",
+        ],
     ),
 }
 

@@ -2,6 +2,7 @@
 """Shared parts of the commands: options, the command line, exit codes."""
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import datetime
@@ -19,8 +20,8 @@ from absl import logging
 from etils import epath
 
 from configs.default import ALIASES, FIELDS
-from experiments import leaving, streams
-from rn_jax import filesystem, parallel
+from experiments import streams
+from rn_jax import commands, filesystem, leaving, parallel, startup
 from rn_jax.errors import InputError, unknown_name
 
 # The modules that are commands.
@@ -42,8 +43,8 @@ class Parser(argparse.ArgumentParser):
     An option has its keyword's default, the type in its annotation and the help in the
     docstring's "Args". `Annotated` adds a function that parses the text, or a dict of
     settings of `add_argument` and "flag", the option's name if it differs. A sequence
-    without a default is positional. A keyword `arguments` receives the options of the
-    config, for `load_config`, and a keyword `command` the command line. A keyword that
+    without a default is positional. A keyword `arguments` receives the config and its
+    fields, for `load_config`, and a keyword `command` the command line. A keyword that
     is a dataclass has an option for each of its fields, with the help in the
     "Attributes" of its docstring.
 
@@ -61,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         first, _, usage = (doc or "").partition("\n\n")
         super().__init__(
             description=first,
-            usage=usage or None,
+            usage=as_called(usage) or None,
             epilog=epilog,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
@@ -146,22 +147,56 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Return the command's own options, and those of the config for `load_config`.
 
+        The latter are written in full: CONFIG as --config=CONFIG, and --FIELD=VALUE as
+        --config.FIELD=VALUE.
+
         Raises:
-            InputError: an option is neither.
+            InputError: an option is neither, or there are two configs.
         """
         options, rest = self.parse_known_args(argv)
+        found: list[str] = []
+        words, is_value = [], False
         for argument in rest:
-            name = argument.partition("=")[0]
-            if name.startswith("-") and name.lstrip("-") in {*FIELDS, *ALIASES}:
-                raise InputError(
-                    f"{name} is a field of the config: --config.{argument.lstrip('-')}."
-                )
-            if re.match("--?[a-zA-Z]", name) and not re.match(
-                r"--?(no)?config(\.|$)", name
-            ):
-                known = [*self._option_string_actions, "--config"]
-                raise unknown_name("option", name, known)
-        return options, rest
+            option, equals, _ = argument.partition("=")
+            if not re.match("--?[a-zA-Z]", option):  # a word or a negative number
+                if not is_value and not option.startswith("-"):
+                    words.append(argument)
+                    argument = f"--config={argument}"
+                is_value = False
+            else:
+                no, field = self._field(option)
+                argument = f"--{no}{field}{argument[len(option) :]}"
+                is_value = not (equals or no or _is_bool(field))
+            found.append(argument)
+        if words and sum(re.match("--?config(=|$)", a) is not None for a in found) > 1:
+            raise InputError(
+                f"Unexpected argument {words[-1]!r}: one config is named already, and "
+                "options begin with --."
+            )
+        return options, found
+
+    def _field(self, option):
+        """Return "no" or "" and "config" or "config.FIELD", of an option of the config.
+
+        Raises:
+            InputError: it is none.
+        """
+        fields = {*FIELDS, *ALIASES}
+        no, name = "", option.lstrip("-")
+        if name.startswith("no") and name.partition(".")[0] not in fields:
+            no, name = "no", name[2:]
+        if name.partition(".")[0] in fields:
+            name = f"config.{name}"
+        if name.partition(".")[0] != "config":
+            known = [*self._option_string_actions, "--config"]
+            raise unknown_name("option", option, [*known, *(f"--{f}" for f in fields)])
+        return no, name
+
+
+def _is_bool(option):
+    """Return whether a field, "config.FIELD", needs no value."""
+    field = FIELDS.get(option.removeprefix("config."))
+    return field is not None and field.kind is bool
 
 
 def _helps(documented, section):
@@ -220,28 +255,61 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     typed = sys.orig_argv[1:]
     # Called with other arguments, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
-        typed = ["-m", f"experiments.{name}", *argv]
-    return " ".join(map(filesystem.quoted, ["python", *typed]))
+        words = map(filesystem.quoted, argv)
+        return " ".join([as_called(f"python -m experiments.{name}"), *words])
+    if os.path.basename(typed[0]) == startup.CONSOLE:
+        words = [startup.CONSOLE, *typed[1:]]
+    else:
+        words = ["python", *typed]
+    return " ".join(map(filesystem.quoted, words))
+
+
+def as_called(text: str) -> str:
+    """Return a text with the commands' names as they can be typed here.
+
+    They are "rn-jax NAME" instead of "python -m experiments.NAME" in a process started
+    as `rn-jax`, and where the package is installed from a wheel.
+    """
+    if startup.in_console_script() or commands.FOLDER.is_dir():
+        return text.replace("python -m experiments.", f"{startup.CONSOLE} ")
+    return text
 
 
 def of_script() -> int:
     """Run the command that a script's first argument names; return its exit code.
 
-    For scripts that first register networks or data sets of their own.
+    `rn_jax.commands.main` calls it.
     """
 
-    def check():
+    def load():
         if not name or name.startswith("-"):
             raise InputError(f"Name a command first: {', '.join(COMMANDS)}.")
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
+        with commands.extra_needed():
+            importlib.import_module(f"experiments.{name}")
 
     leaving.watch()
     name = "".join(sys.argv[1:2])
-    if code := exit_code(check):
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if code := exit_code(load):
         return code
     del sys.argv[1]
-    return importlib.import_module(f"experiments.{name}").main()
+    return sys.modules[f"experiments.{name}"].main()
+
+
+def _overview():
+    """Return the commands, each with the first sentence of its module."""
+    script = os.path.basename(sys.argv[0])
+    lines = [f"usage: {script} COMMAND ...; {script} COMMAND --help lists its options."]
+    for name in COMMANDS:
+        file = os.path.join(os.path.dirname(__file__), f"{name}.py")
+        with open(file, encoding="utf-8") as source:
+            text = ast.get_docstring(ast.parse(source.read())) or ""
+        lines.append(f"  {name:<10} {text.partition(chr(10))[0]}")
+    return "\n".join(lines)
 
 
 def exit_code(
@@ -295,7 +363,7 @@ def _say(sentence):
     """Print one line of limited length, without control characters, on stderr."""
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in sentence.strip()
+        for c in as_called(sentence.strip())
     )
     cut = f"{line[:_LONGEST]}..." if len(line) > _LONGEST else line
     print(f"rn_jax: {cut}", file=sys.stderr)

@@ -49,7 +49,8 @@ ANYWHERE: Mapping[str, Any] = {
     **{"micro_batches": 1, "cuda_graphs": True, "data_on_device": None},
 }
 
-_HINT = "configs/default.py lists them."
+_ALL_FIELDS = configs.FOLDER / "default.py"
+_HINT = f"{_ALL_FIELDS} lists them."
 # Fields that are dicts with any entries. Single entries are set here, because
 # ml_collections cannot add an entry.
 _ENTRY = re.compile(r"--?config\.((?:stochastic_depth|model_kwargs)\.[^=]+)=(.*)", re.S)
@@ -68,18 +69,19 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
     """Load a config by its name, its data set and its overrides.
 
     Args:
-        arguments: --config=FILE[:DATASET], and --config.FIELD=VALUE or, in
-            stochastic_depth and model_kwargs, --config.FIELD.ENTRY=VALUE. FILE may be
-            configs/ROW.py for a row that has no file of its own. The last value of a
-            field counts, and entries are set after the whole field. Overriding the
+        arguments: --config=NAME[:DATASET] or --config=FILE[:DATASET], and
+            --config.FIELD=VALUE or, in stochastic_depth and model_kwargs,
+            --config.FIELD.ENTRY=VALUE. NAME is a name in `configs.index`, and
+            configs/NAME.py, where there is no such file, means the same. The last value
+            of a field counts, and entries are set after the whole field. Overriding the
             model clears the fields in OF_NETWORK, unless they are given too.
 
     Returns:
-        The name of the file without ".py", and the config, each field checked.
+        The name, of a file without ".py", and the config, each field checked.
 
     Raises:
-        InputError: there is no such file or field, a value has a wrong type, or a field
-            is set to two values by its two names.
+        InputError: there is no such config or field, a value has a wrong type, or a
+            field is set to two values by its two names.
     """
     typed, others, rest = None, [], iter(arguments)
     entries, names = [], []
@@ -94,7 +96,7 @@ def load_config(arguments: Sequence[str]) -> tuple[str, Config]:
             if re.fullmatch("--?config.dataset", option) and equals:
                 names.append(value)
     if typed is None:
-        raise InputError("Name a config, such as --config=configs/resnet110_sd.py.")
+        raise InputError("Name a config, such as --config=resnet110_sd.")
     file, dataset = _file_and_data_set(os.path.expanduser(typed))
     config = _from_file(file, *(names[-1:] or dataset))
     model = config.get("model")
@@ -151,13 +153,15 @@ def _file_and_data_set(typed):
 
 
 def _from_file(file, *dataset):
-    """Return what `get_config` of a file returns, or the row of configs/NAME.py."""
+    """Return the config of a name, or what `get_config` of a file returns."""
     folder, name = Path(file).parent, Path(file).stem
+    if file in configs.index():  # also if a run's folder has that name
+        return configs.get_config(file, *dataset)
     if not os.path.exists(file):
-        in_configs = folder.name == "configs" and os.path.exists(folder / "default.py")
-        if in_configs and name in configs.names():
+        ours = folder.name == "configs" and os.path.exists(folder / "default.py")
+        if (ours or folder == Path("configs")) and name in configs.index():
             return configs.get_config(name, *dataset)
-        raise _no_config(file, folder if in_configs else Path("configs"))
+        raise _no_config(file, folder if ours else Path("configs"))
     loader = importlib.machinery.SourceFileLoader("config", file)
     module = types.ModuleType("config")
     try:
@@ -177,8 +181,9 @@ def _from_file(file, *dataset):
 
 def _no_config(file, folder):
     near = difflib.get_close_matches(Path(file).stem, configs.names(), n=5, cutoff=0.6)
-    paths = ", ".join(f"{folder / name}.py" for name in near)
-    hint = f"; similar: {paths}" if near and os.path.isdir(folder) else ""
+    if os.path.basename(file) != Path(file).stem:  # a file, not a name
+        near = [f"{folder / name}.py" for name in near]
+    hint = f"; similar: {', '.join(near)}" if near else ""
     return InputError(
         f"There is no config {file}{hint}; python -m experiments.run --list lists all."
     )
@@ -297,9 +302,7 @@ def make_config(fields: Mapping[str, Any] | ConfigDict) -> Config:
             raise unknown_name("field of the config", name, FIELDS)
     for name in FIELDS:
         if name not in fields:
-            raise InputError(
-                f"The config has no {name}: add it, as in configs/default.py."
-            )
+            raise InputError(f"The config has no {name}: add it, as in {_ALL_FIELDS}.")
     return Config(**fields)
 
 

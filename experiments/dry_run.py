@@ -31,11 +31,11 @@ _OPERATIONS = 6
 
 def listing() -> str:
     """Return a line for each model, data set and config; the configs by paper."""
-    lines = ["Models (--config.model):"]
+    lines = ["Models (--model=NAME):"]
     for name, entry in MODELS.items():
         size = "" if entry.params is None else f"{entry.params:>13,}"
         lines.append(f"  {name:<30} {size:>13}  {entry.paper}")
-    lines += ["", "Data sets (--config=FILE:NAME):"]
+    lines += ["", "Data sets (CONFIG:NAME):"]
     for spec in (*data.DATASETS.values(), imagenet.SPEC):
         shape = "x".join(map(str, spec.image_shape))
         lines.append(f"  {spec.name:<30} {spec.num_classes:>5} classes, {shape}")
@@ -47,7 +47,7 @@ def listing() -> str:
         parts += [f"{error:.2f} % on {on}" for on, error in errors]
         text = ": ".join([configs.where(name), *filter(None, [", ".join(parts)])])
         papers[config.paper].append(f"  {name:<32} {text}")
-    lines += ["", "Configs (--config=configs/NAME.py) and published test errors:"]
+    lines += ["", "Configs, by name, and published test errors:"]
     for paper in sorted(papers):
         lines += [f" {paper}", *papers[paper]]
     return "\n".join(lines)

@@ -3,11 +3,12 @@
 
 python -m experiments.reproduce --table=NAME [--only=ROWS] [--seeds=N]
     [--scale=FRACTION] [--dataset=NAME] [--workdir=DIR] [--keep=DIR]
-    [--config.FIELD=VALUE ...]
+    [--FIELD=VALUE ...]
 python -m experiments.reproduce --keep=DIR
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -77,6 +78,8 @@ def reproduce(
         raise unknown_name("table", table or "", TABLES)
     if not 0 < scale <= 1:
         raise InputError(f"--scale must be in (0, 1], not {scale:g}.")
+    if any(re.match("--?config(=|$)", argument) for argument in arguments):
+        raise InputError("The rows of a table are its configs: choose them by --only.")
     chosen = None if seeds is None else many_runs.parse_seeds(seeds)
     rows = entries(TABLES[table], only, dataset, arguments, scale)
     jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in rows]

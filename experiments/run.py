@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a network by a config.
 
-python -m experiments.run --config=configs/resnet110_sd.py[:DATASET]
-    [--workdir=DIR] [--seeds=5] [--profile=STEPS] [--config.FIELD=VALUE ...]
+python -m experiments.run CONFIG[:DATASET] [--FIELD=VALUE ...]
+    [--workdir=DIR] [--seeds=5] [--profile=STEPS]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
     [--heartbeat_timeout=SECONDS]
     [--format=png,pdf,svg] [--width=INCHES] [--dry_run]
@@ -24,7 +24,11 @@ from rn_jax.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    epilog = f"configs (in configs/): {', '.join(configs.names())}"
+    epilog = (
+        "CONFIG is a name below or a file; --config=CONFIG and --config.FIELD=VALUE "
+        f"mean the same. {configs.FOLDER / 'default.py'} has all fields. Configs: "
+        f"{', '.join(configs.names())}"
+    )
     return cli.Parser(__doc__, run, epilog).call(
         argv, interrupted="Interrupted before the first step."
     )

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train all combinations of some fields' values, into one table and one figure.
 
-python -m experiments.sweep --config=FILE[:DATASET]
-    --grid config.FIELD=VALUE,VALUE,... [--grid ...]
-    [--config.FIELD=VALUE ...] [--workdir=DIR] [--seeds=N]
+python -m experiments.sweep CONFIG[:DATASET] --grid FIELD=VALUE,VALUE,... [--grid ...]
+    [--FIELD=VALUE ...] [--workdir=DIR] [--seeds=N]
 
-    --grid config.stochastic_depth.last_survival=0.2,0.5,1.0
-    --grid config.model=resnet20,resnet32,resnet56
+    --grid stochastic_depth.last_survival=0.2,0.5,1.0
+    --grid model=resnet20,resnet32,resnet56
 """
 
 import functools
@@ -61,7 +60,7 @@ def sweep(
     name, base = load_config(arguments)
     axes = [parse_axis(text) for text in grid]
     if not axes:
-        raise InputError("Name a field, such as --grid config.batch_size=64,128.")
+        raise InputError("Name a field, such as --grid batch_size=64,128.")
     if chosen is not None and "seed" in dict(axes):
         raise InputError("Set seeds by --seeds or by --grid config.seed, not by both.")
     rows = combinations(arguments, axes)
@@ -92,14 +91,14 @@ def sweep(
 
 
 def parse_axis(text: str) -> tuple[str, list[str]]:
-    """Return the field and the values of "config.FIELD=a,b,c".
+    """Return the field and the values of "FIELD=a,b,c" or "config.FIELD=a,b,c".
 
     Commas within brackets do not separate values: "(0.5,0.75),(0.3,0.6)" is two.
 
     Raises:
         InputError: the text has another form, or a value is empty.
     """
-    found = re.fullmatch(r"(?:--)?config\.([\w.]+)=(.*)", text, re.S)
+    found = re.fullmatch(r"(?:--)?(?:config\.)?([\w.]+)=(.*)", text, re.S)
     values = [""]
     for character in found[2] if found else "":
         last = values[-1]
@@ -111,8 +110,8 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
     values = [value.strip() for value in values]
     if found is None or not all(values):
         raise InputError(
-            "--grid must be a field and its values, such as config.batch_size=64,128, "
-            f"not {text!r}."
+            "--grid must be a field and its values, such as batch_size=64,128, not "
+            f"{text!r}."
         )
     return found[1], values
 

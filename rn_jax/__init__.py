@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual networks in JAX and Flax Linen, the only packages that it imports."""
 
+from rn_jax import startup as startup  # isort: skip  # before JAX
 from rn_jax.errors import InputError
 from rn_jax.models import ModelEntry, create_model, list_models, register_model
 from rn_jax.models.channels import with_channels

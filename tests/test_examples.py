@@ -40,8 +40,9 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?"
     r"(?:```python\n(?P<python>.*?)```"
     r"(?:\n\nIt prints:\n\n(?P<printed>(?:^ {4}[^\n]*\n)+))?"
-    r"|(?P<shell>(?:^ {4}(?:\S+\$ )?(?:\.venv/bin/|python -m |make |sbatch |gcloud )"
-    r"[^\n]*\n(?:^ {5}[^\n]*\n)*)+))",
+    r"|(?P<shell>(?:^ {4}(?:\S+\$ )?"
+    r"(?:\.venv/bin/|rn-jax |python -m |make |sbatch |gcloud )[^\n]*\n"
+    r"(?:^ {5}[^\n]*\n)*)+))",
     re.S | re.M,
 )
 NOT_RUN = {
@@ -212,6 +213,10 @@ def test_command_is_taken(line, tmp_path, monkeypatch, data_dir, capsys):
     if words[1] == "runs/my_block.py":  # which its page makes, and which registers this
         monkeypatch.setitem(MODELS, "se_resnet20", MODELS["resnet20"])
         words[1:3] = ["-m", f"experiments.{words[2]}"]
+    if words[0] == "rn-jax":
+        if words[1] == "--help":
+            return
+        words[:2] = ["python", "-m", f"experiments.{words[1]}"]
     assert words[0] in (".venv/bin/python", "python") and words[1] == "-m"
     module = importlib.import_module(words[2])
     if words[2] not in WORK:  # a benchmark, or docs.generate

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from configs.default import Config
-from experiments import figures
+from experiments import cli, figures
 from experiments.config import as_json, read_fields
 from experiments.markdown import table as markdown
 from experiments.papers.entries import (
@@ -122,7 +122,7 @@ def write(folder: epath.Path) -> epath.Path:
                 f"epoch, a line for each seed: {', '.join(curves)}. The config of each "
                 "run is in its config.json.",
             )
-    replace_file(folder / "README.md", page(folder))
+    replace_file(folder / "README.md", cli.as_called(page(folder)))
     return folder / "README.md"
 
 

@@ -81,10 +81,21 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """Return the revision of the checkout that has this file; None outside one."""
-    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-    try:  # the error, in the user's language, is not shown
-        found = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL)
+    """Return the revision of the checkout that has this file; None outside one.
+
+    An installed file in an environment within another project's checkout has none.
+    """
+    file = Path(__file__)
+    try:
+        _git("ls-files", "--error-unmatch", file.name, folder=file.parent)
+        return _git("rev-parse", "HEAD", folder=file.parent)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*words, folder):
+    """Return what git prints; its errors, in the user's language, are not shown."""
+    found = subprocess.check_output(
+        ["git", *words], cwd=folder, stderr=subprocess.DEVNULL
+    )
     return found.decode("ascii").strip()

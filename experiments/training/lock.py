@@ -14,7 +14,7 @@ from typing import IO
 
 from etils import epath
 
-from experiments import leaving
+from rn_jax import leaving
 from rn_jax.errors import InputError
 from rn_jax.filesystem import is_remote
 

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from configs.default import Config
-from experiments import figures, leaving
+from experiments import figures
 from experiments.config import BEFORE
 from experiments.training import evaluation, plots, pretrained, summary
 from experiments.training.progress import Progress
 from experiments.training.setup import Trainer, build
 from experiments.training.timing import Clock, Profile
 from experiments.training.workdir import Workdir
-from rn_jax import filesystem, metrics, parallel, survival_probs
+from rn_jax import filesystem, leaving, metrics, parallel, survival_probs
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.errors import InputError
 from rn_jax.train import ZERO_SUMS

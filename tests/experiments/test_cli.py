@@ -19,6 +19,7 @@ from fake import use
 from PIL import Image
 
 import rn_jax
+from configs.default import ALIASES, FIELDS
 from experiments import (
     analyze,
     cli,
@@ -30,7 +31,7 @@ from experiments import (
     sweep,
 )
 from experiments import run as command_run
-from rn_jax import InputError, filesystem
+from rn_jax import InputError, commands, filesystem
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
@@ -42,6 +43,7 @@ MATCHED = ODD.replace("[2026]", "2").replace("*?\\", "bc\\")
     [
         (["-X", "dev", "mine.py", "--a=b c"], "python -X dev mine.py '--a=b c'"),
         (["mine.py", "run", "--a=b c"], "python mine.py run '--a=b c'"),
+        (["/a/bin/rn-jax", "run", "--a=b c"], "rn-jax run '--a=b c'"),
         # A notebook or a test, which has other arguments.
         (["-m", "pytest", "-q"], "python -m experiments.run '--a=b c'"),
         (["-c", "a program", "--a=b c"], "python -m experiments.run '--a=b c'"),
@@ -64,6 +66,73 @@ def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("rn_jax: Name a command first: analyze, ")
     assert told[1].startswith("rn_jax: Unknown command 'reprot'; similar: report")
+
+
+def test_the_console_script_lists_the_commands_and_names_itself(monkeypatch, capsys):
+    def called(*argv):
+        monkeypatch.setattr(sys, "argv", ["/a/bin/rn-jax", *argv])
+        return commands.main()
+
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", before)
+    assert called("--help") == 0
+    printed = capsys.readouterr().out
+    assert "  run        Train a network by a config.\n" in printed
+    assert re.findall(r"^  (\w+) ", printed, re.M) == list(cli.COMMANDS)
+    assert called("run", "--help") == 0
+    assert "usage: rn-jax run CONFIG[:DATASET]" in capsys.readouterr().out
+    assert called("run", "resnet21") == 2
+    assert "; rn-jax run --list lists all." in capsys.readouterr().err
+    assert called("analyze", "--workdir=nowhere") == 2
+    assert "nowhere is not a run: rn-jax run --config" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert cli.as_called("python -m experiments.run") == "python -m experiments.run"
+
+
+def test_the_console_script_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["/a/bin/rn-jax", "export"])
+    monkeypatch.setitem(sys.modules, "experiments.export", None)
+    assert commands.main() == 2
+    assert capsys.readouterr().err.startswith(
+        "rn_jax: The commands need the extra train, which cannot be imported (import"
+    )
+
+
+def test_a_config_and_its_fields_in_short():
+    """Each is written in full for `load_config`."""
+
+    def work(arguments: Sequence[str] = (), *, workdir: str = "", seeds: int = 1): ...
+
+    def in_full(*typed):
+        return cli.Parser("Work.\n\nusage", work).parse_with_config(typed)[1]
+
+    full = ["--config=resnet20:digits", "--config.epochs=2"]
+    assert in_full("resnet20:digits", "--epochs=2") == full
+    assert in_full("--workdir=x", "resnet20:digits", "--epochs=2", "--seeds=3") == full
+    assert in_full(*full) == full
+    assert in_full("--epochs", "2", "resnet20") == [
+        *("--config.epochs", "2", "--config=resnet20")
+    ]
+    assert in_full("--normalization", "unit") == ["--config.normalization", "unit"]
+    assert in_full("--learning_rate", "-1") == ["--config.learning_rate", "-1"]
+    assert in_full("--noaugment", "--nesterov", "resnet20") == [
+        *("--noconfig.augment", "--config.nesterov", "--config=resnet20")
+    ]
+    sd = "stochastic_depth.last_survival=0.5"
+    assert in_full(f"--{sd}", "--accum_steps=2") == [
+        *(f"--config.{sd}", "--config.accum_steps=2")
+    ]
+    for typed in (["resnet20", "resnet32"], ["resnet20", "--config", "resnet32"]):
+        with pytest.raises(InputError, match="one config is named already"):
+            in_full(*typed)
+
+
+@pytest.mark.parametrize("command", [command_run.run, sweep.sweep])
+def test_no_option_hides_a_field_of_the_config(command):
+    parser = cli.Parser("Work.\n\nusage", command)
+    typed = [f"--{field}=0" for field in (*FIELDS, *ALIASES)]
+    assert parser.parse_known_args(typed)[1] == typed
 
 
 def test_commands_are_the_modules_with_a_main():

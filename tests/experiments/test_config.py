@@ -84,7 +84,7 @@ def test_config_with_a_mistake(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet110_sd", "resnet164", "he2016"])
 def test_rows_and_files_are_loaded_alike(name, monkeypatch, tmp_path):
-    """By a path from the root of the project, or from anywhere by an absolute one."""
+    """By name or path, from the root of the project or from anywhere."""
     expected = make_config(configs.get_config(name, "digits"))
     monkeypatch.chdir(ROOT)
     for file in (
@@ -95,13 +95,32 @@ def test_rows_and_files_are_loaded_alike(name, monkeypatch, tmp_path):
         assert load_config([f"--config={file}:digits"]) == (name, expected)
         assert load_config(["--config", file])[1].dataset == "cifar10"
     monkeypatch.chdir(tmp_path)
-    assert load_config([f"--config={ROOT}/configs/{name}.py:digits"])[1] == expected
-    for file in (f"configs/{name}.py", f"{tmp_path}/configs/{name}.py"):
+    (tmp_path / name).mkdir()  # a run's folder of that name is no config
+    for file in (
+        name,
+        f"configs/{name}.py",
+        f"./configs/{name}.py",
+        f"{ROOT}/configs/{name}.py",
+    ):
+        assert load_config([f"--config={file}:digits"]) == (name, expected)
+        assert load_config(["--config", file])[1].dataset == "cifar10"
+    for file in (f"{tmp_path}/configs/{name}.py", f"{name}.py"):
         with pytest.raises(InputError, match=f"There is no config {file}; .* --list"):
             load_config([f"--config={file}"])
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=r"similar: .*configs/resnet110_sd\.py"):
         load_config(["--config=configs/resnet110_ds.py"])
+
+
+def test_a_file_of_the_user_s_own_is_read_from_any_folder(monkeypatch, tmp_path):
+    """Also one in a folder `configs` beside which ours is not."""
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs" / "resnet20.py"
+    text = (ROOT / "configs" / "resnet110.py").read_text("utf-8")
+    own.write_text(text.replace("def get_config", "def other") + "get_config = other\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(["--config=configs/resnet20.py"])[1].model == "resnet110"
+    assert load_config(["--config=resnet20"])[1].model == "resnet20"
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet110_scaling_05_1"])

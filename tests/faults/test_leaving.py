@@ -104,7 +104,7 @@ def test_second_signal_ends_what_holds_the_first(tmp_path, faults):
     """As an evaluation that XLA compiles; two at once, as by `timeout`, are one."""
     program = """
 import pathlib, sys, time
-from experiments import leaving
+from rn_jax import leaving
 leaving.watch()
 leaving.HOLDERS.add("an evaluation")
 leaving.AT_END.add(pathlib.Path(sys.argv[1]).touch)

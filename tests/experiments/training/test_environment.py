@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a result says of the machine, the versions and the revision that made it."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -73,13 +74,21 @@ def test_the_revision_is_that_of_the_code_and_not_of_the_current_folder(
     assert environment.git_revision() == expected
 
 
-def test_a_copy_without_a_repository_has_no_revision(tmp_path):
+@pytest.mark.parametrize("within", ["no git", "another's"])
+def test_a_copy_outside_the_repository_has_no_revision(within, tmp_path):
+    """Also one installed within the checkout of another project."""
+    if within == "another's":
+        (tmp_path / "theirs").touch()
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for words in (["init", "-q"], ["add", "theirs"], ["commit", "-qm", "Begin"]):
+            subprocess.run([*git, *words], cwd=tmp_path, check=True)
     shutil.copy(environment.__file__, tmp_path)
     program = "import environment; print(environment.git_revision())"
+    path = "" if within == "no git" else os.environ["PATH"]
     said = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(rn_jax.__file__).parents[1]), "PATH": ""},
+        env={"PYTHONPATH": str(Path(rn_jax.__file__).parents[1]), "PATH": path},
         capture_output=True,
         text=True,
     )
