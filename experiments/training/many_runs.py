@@ -165,10 +165,7 @@ def train(
         InputError: bad input that is known before the first step of all runs, or Ctrl-C
             between runs.
     """
-    for job in jobs:
-        setup.check(job.config)
-        for folder, config in runs(job, path, seeds):
-            Workdir(folder, config)  # raises for a folder of another config
+    check(jobs, path, seeds)
     report(results(jobs, path, seeds))
     for number, job in enumerate(jobs, 1):
         print(f"[{number} of {len(jobs)}] {job.name}", flush=True)
@@ -184,6 +181,18 @@ def train(
             ) from None
         finally:
             report(results(jobs, path, seeds))
+
+
+def check(jobs: Sequence[Job], path: str, seeds: Sequence[int] | None) -> None:
+    """Check the config and the folder of every run, before any of them begins.
+
+    Raises:
+        InputError: a config cannot be used, or a folder holds a run of another one.
+    """
+    for job in jobs:
+        setup.check(job.config)
+        for folder, config in runs(job, path, seeds):
+            Workdir(folder, config)
 
 
 def results(
