@@ -39,7 +39,8 @@ class Budget:
     """A limit of time for runs that share the devices.
 
     Attributes:
-        budget: seconds after which the command has ended; runs continue the next time.
+        budget: seconds after which all runs have stopped, to continue the next time; 0:
+            none begins, and what is there is collected.
         at_once: number of runs beside each other, with a budget.
     """
 
@@ -149,8 +150,7 @@ def train(
     Args:
         jobs, path, command, report: as for `many_runs.train`.
         budget, at_once: see `Budget`.
-        at_end: called once, when all runs have stopped; the time it takes is beside the
-            budget.
+        at_end: called once, when all runs have stopped; its time is not in the budget.
         start: starts the process of a job; None: one that trains it.
         clock, sleep: the time in seconds, and a function that waits.
 
@@ -159,7 +159,7 @@ def train(
         InputError: bad input that is known before any run begins, or a run failed.
     """
     begin = clock()
-    cli.at_least(int(RESERVE) + 10, budget=budget)
+    cli.at_least(0, budget=budget)
     cli.at_least(1, at_once=at_once)
     if filesystem.is_remote(path):
         raise InputError(f"--budget needs a folder on this machine, not {path}.")
@@ -210,7 +210,7 @@ def train(
         for name, process in running.items():  # it continues from its last checkpoint
             process.kill()
             say(f"{name} did not end in time and is killed.")
-    for name, run in waiting.items():
+    for name, run in waiting.items() if budget else ():
         needed = seconds_needed(run, budget)
         say(f"{name} did not begin: no place became free with {needed:.0f} s left.")
     report(many_runs.results(jobs, path, None))

@@ -163,7 +163,7 @@ BAD_INPUT = {
         ["--table=densenet", "--at_once=2"],
         r"--at_once needs --budget",
     ),
-    "a short budget": (["--budget=9"], r"--budget must be at least 30, not 9"),
+    "a negative budget": (["--budget=-1"], r"--budget must be at least 0, not -1"),
     "seeds and a budget": (
         ["--table=densenet", "--budget=600", "--seeds=2"],
         r"--budget each row has one seed: choose it by --config.seed",

@@ -113,16 +113,19 @@ class Run:
         self.world, self.job = world, job
         self.ends = world.now + world.seconds[job.name]
         self.code = world.codes.get(job.name, 0)
+        self.ended = False
         world.note("begin", job.name)
 
     @property
     def exitcode(self):
         if self.world.now < self.ends:
             return None
-        if self.code == 0:
-            [(folder, config)] = many_runs.runs(self.job, self.world.path, None)
-            loop.train(config, folder)  # the fake one, which ends at once
-        self.world.note("end", self.job.name)
+        if not self.ended:
+            self.ended = True
+            self.world.note("end", self.job.name)
+            if self.code == 0:
+                [(folder, config)] = many_runs.runs(self.job, self.world.path, None)
+                loop.train(config, folder)  # the fake one, which ends at once
         return self.code
 
     def terminate(self):
@@ -187,10 +190,16 @@ def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     assert [e[2] for e in world.events if e[1] == "end"] == ["a", "c", "b"]
 
 
+def test_without_time_what_is_there_is_collected(tmp_path):
+    world = World(tmp_path, {"a": 10})
+    world.train(budget=0)
+    assert world.events == [(0, "kept", "")] and len(world.reports) == 2
+
+
 def test_bad_input(tmp_path):
     world = World(tmp_path, {"a": 10})
-    with pytest.raises(InputError, match="--budget must be at least 30, not 29"):
-        world.train(budget=29)
+    with pytest.raises(InputError, match="--budget must be at least 0, not -1"):
+        world.train(budget=-1)
     with pytest.raises(InputError, match="--at_once must be at least 1, not 0"):
         world.train(at_once=0)
     world.path = "gs://bucket/runs"
