@@ -3,15 +3,17 @@
 
 python -m experiments.reproduce --table=NAME [--only=ROWS] [--seeds=N]
     [--scale=FRACTION] [--dataset=NAME] [--workdir=DIR] [--keep=DIR]
-    [--FIELD=VALUE ...]
+    [--budget=SECONDS] [--at_once=N] [--FIELD=VALUE ...]
+python -m experiments.reproduce --budget=SECONDS --workdir=DIR ...
 python -m experiments.reproduce --keep=DIR
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from etils import epath
 
@@ -26,8 +28,8 @@ from experiments.papers.entries import (
     our_error,
     published_cell,
 )
-from experiments.papers.tables import TABLES, Table
-from experiments.training import many_runs
+from experiments.papers.tables import NEXT, NEXT_DATASET, TABLES, Table
+from experiments.training import many_runs, within_budget
 from rn_jax.errors import InputError, unknown_name
 from rn_jax.filesystem import make_folder, replace_file
 
@@ -49,10 +51,14 @@ def reproduce(
     dataset: str | None = None,
     workdir: cli.Path | None = None,
     keep: cli.Path | None = None,
+    limits: within_budget.Budget = within_budget.NO_LIMIT,
     style: figures.Style = figures.DEFAULT,
     command: str = "experiments.reproduce.reproduce(...)",
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
+
+    With a budget, runs are beside each other and are stopped in time, and without a
+    table they are those of `tables.NEXT`, each table in a folder of its own.
 
     Args:
         arguments: options that override fields of the configs.
@@ -63,49 +69,107 @@ def reproduce(
         dataset: data set of all rows; None: the table's own.
         workdir: folder of the table; None: a new one under runs/.
         keep: folder of all results, into which finished runs are copied.
+        limits: how long to train, and how many runs beside each other.
         style: style and formats of the figures.
         command: the command line, which the table names.
 
     Raises:
         InputError: bad input that the user can correct.
     """
-    given = [table, only, seeds, dataset, workdir, *arguments]
+    given = [table, only, seeds, dataset, workdir, limits.budget, *arguments]
     if keep and scale == 1 and not any(given):
         with figures.using(style):
             print(f"Page: {results_page.write(epath.Path(keep))}")
         return
-    if table is None or table not in TABLES:
-        raise unknown_name("table", table or "", TABLES)
     if not 0 < scale <= 1:
         raise InputError(f"--scale must be in (0, 1], not {scale:g}.")
     if any(re.match("--?config(=|$)", argument) for argument in arguments):
         raise InputError("The rows of a table are its configs: choose them by --only.")
+    if limits.budget is None and limits != within_budget.NO_LIMIT:
+        raise InputError("--at_once needs --budget.")
+    if limits.budget is not None and seeds is not None:
+        raise InputError(
+            "With --budget each row has one seed: choose it by --config.seed, not by "
+            "--seeds."
+        )
     chosen = None if seeds is None else many_runs.parse_seeds(seeds)
-    rows = entries(TABLES[table], only, dataset, arguments, scale)
-    jobs = [many_runs.Job(f"{e.row}-{e.dataset}", e.config) for e in rows]
-    folder = workdir or cli.new_workdir(f"reproduce-{table}")
-    header = {
-        "command": command,
-        "table": table,
-        "title": TABLES[table].title,
-        "published": TABLES[table].published_of,
-        "scale": scale,
-        "overrides": overrides(arguments),
-        "seeds": chosen,
-    }
+    folder = workdir or cli.new_workdir(f"reproduce-{table or 'next'}")
+    header = {"command": command, "overrides": overrides(arguments), "seeds": chosen}
+    if table is None and limits.budget is not None:
+        if only is not None:
+            raise InputError("--only names rows of a table: add --table.")
+        on = dataset or NEXT_DATASET
+        parts = [
+            _part(name, rows, on, arguments, share * scale, header, f"{name}/")
+            for name, rows, share in NEXT
+        ]
+    elif table in TABLES:
+        parts = [_part(table, only, dataset, arguments, scale, header)]
+    else:
+        raise unknown_name("table", table or "", TABLES)
+    jobs = [job for part in parts for job in part.jobs]
+
+    def write_tables(results):
+        for part, own in _shared(parts, results):
+            place = epath.Path(folder) / part.folder
+            write(place, part.header, TABLES[part.table], part.rows, own)
+
+    def keep_runs():
+        for part in parts if keep else []:
+            runs = [r for job in part.jobs for r in many_runs.runs(job, folder, chosen)]
+            place = os.path.join(folder, part.folder)
+            results_page.keep(runs, place, part.table, epath.Path(keep))
 
     def report(results):
-        write(epath.Path(folder), header, TABLES[table], rows, results)
-        if keep:
-            runs = [run for job in jobs for run in many_runs.runs(job, folder, chosen)]
-            results_page.keep(runs, folder, table, epath.Path(keep))
+        write_tables(results)
+        keep_runs()
 
     with figures.using(style):
-        many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
-    results = many_runs.results(jobs, folder, chosen)
-    for compared in differences(TABLES[table], rows, results):
-        print(compared["says"], "A rehearsal." if scale != 1 else "")
-    print(f"Table: {epath.Path(folder) / 'table.md'}")
+        if limits.budget is None:
+            many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
+        else:
+            within_budget.train(
+                jobs,
+                folder,
+                budget=limits.budget,
+                at_once=limits.at_once,
+                command=command,
+                report=write_tables,
+                at_end=keep_runs,  # drawing the page takes longer than runs can wait
+            )
+    for part, own in _shared(parts, many_runs.results(jobs, folder, chosen)):
+        for compared in differences(TABLES[part.table], part.rows, own):
+            print(compared["says"], "A rehearsal." if part.header["scale"] != 1 else "")
+        print(f"Table: {epath.Path(folder) / part.folder / 'table.md'}")
+
+
+class _Part(NamedTuple):
+    """Rows of one table, and their jobs, whose names begin with `folder`."""
+
+    table: str
+    folder: str
+    header: Mapping[str, Any]
+    rows: Sequence[Entry]
+    jobs: Sequence[many_runs.Job]
+
+
+def _part(name, only, dataset, arguments, scale, header, folder=""):
+    rows = entries(TABLES[name], only, dataset, arguments, scale)
+    of_table = {
+        "table": name,
+        "title": TABLES[name].title,
+        "published": TABLES[name].published_of,
+        "scale": scale,
+    }
+    jobs = [many_runs.Job(f"{folder}{e.row}-{e.dataset}", e.config) for e in rows]
+    return _Part(name, folder, {**header, **of_table}, rows, jobs)
+
+
+def _shared(parts, results):
+    """Yield each part with its share of the results of all jobs."""
+    following = iter(results)
+    for part in parts:
+        yield part, [next(following) for _ in part.jobs]
 
 
 def write(

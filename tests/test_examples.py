@@ -57,7 +57,7 @@ TARGETS = {"demo", "test", "test-all", "test-faults", "docs", "install"}
 WORK = {
     "experiments.run": ("experiments.training.loop", "train"),
     "experiments.sweep": ("experiments.training.many_runs", "train"),
-    "experiments.reproduce": ("experiments.training.many_runs", "train"),
+    "experiments.reproduce": ("experiments.training.many_runs", "check"),
     "experiments.analyze": ("experiments.studies.subject", "find"),
     "experiments.evaluate": ("experiments.evaluate", "evaluate"),
     "experiments.export": ("experiments.export", "export"),

@@ -166,10 +166,7 @@ def train(
         StoppedError: a signal stopped a run, or Ctrl-C a program that calls this.
         InputError: bad input that is known before the first step of all runs.
     """
-    for job in jobs:
-        setup.check(job.config)
-        for folder, config in runs(job, path, seeds):
-            Workdir(folder, config)  # raises for a folder of another config
+    check(jobs, path, seeds)
     so_far = results(jobs, path, seeds)
     report(so_far)
     for number, job in enumerate(jobs, 1):
@@ -197,6 +194,18 @@ def _time_left(results, runs_of_each):
         return ""
     left = tqdm.format_interval(statistics.fmean(ended) * sum(missing))
     return f" (about {left} left for all)"
+
+
+def check(jobs: Sequence[Job], path: str, seeds: Sequence[int] | None) -> None:
+    """Check the config and the folder of every run, before any of them begins.
+
+    Raises:
+        InputError: a config cannot be used, or a folder holds a run of another one.
+    """
+    for job in jobs:
+        setup.check(job.config)
+        for folder, config in runs(job, path, seeds):
+            Workdir(folder, config)
 
 
 def results(

@@ -9,7 +9,7 @@ import pytest
 from driver import CACHE, in_process
 
 from experiments import reproduce
-from experiments.training import loop
+from experiments.training import loop, many_runs, within_budget
 
 
 def arguments(workdir, *options, table="stochastic_depth"):
@@ -100,6 +100,43 @@ def test_a_row_that_diverges_says_so(tmp_path, monkeypatch):
     assert [row[3] for row in body] == ["diverged", "11.00"]
 
 
+def test_a_budget_without_a_table_trains_what_comes_next(tmp_path, monkeypatch):
+    fake.use(monkeypatch)
+    given = {}
+
+    def train(jobs, path, *, report, at_end, **options):
+        given.update(options, jobs=jobs)
+        [(folder, config)] = many_runs.runs(jobs[1], path, None)
+        loop.train(config, folder)
+        report(many_runs.results(jobs, path, None))
+        at_end()
+
+    monkeypatch.setattr(within_budget, "train", train)
+    work, kept = tmp_path / "work", tmp_path / "kept"
+    argv = ["--budget=600", f"--workdir={work}", f"--keep={kept}"]
+    assert in_process(monkeypatch, argv, reproduce) == 0
+    assert (given["budget"], given["at_once"]) == (600, 3)
+    lengths = {job.name: job.config.epochs or job.config.steps for job in given["jobs"]}
+    assert [*lengths.items()] == [
+        ("resnet_cifar/resnet32-cifar10", 64_000),
+        ("degradation/resnet56-cifar10", 64_000),
+        ("degradation/plain56-cifar10", 64_000),
+        ("stochastic_depth/stochastic-cifar10", 100),  # of 500
+        ("stochastic_depth/constant-cifar10", 100),
+        ("preact_depth/full_164-cifar10", 64_000),
+        ("densenet/bc100_12-cifar10", 300),
+    ]
+    found, text, body = read(work / "stochastic_depth")
+    assert found["scale"] == 0.2 and "shortened to 0.2 of its length" in text
+    _, text, body = read(work / "degradation")
+    assert [row[:4] for row in body] == [
+        ["resnet56", "cifar10", "6.97", "10.00"],
+        ["plain56", "cifar10", "-", "not begun"],
+    ]
+    run = kept / "runs" / "degradation" / "resnet56-cifar10" / "seed0"
+    assert (run / "summary.json").exists()
+
+
 BAD_INPUT = {
     "no table": (["--scale=0.1"], r"Unknown table ''; available: .*stochastic_depth"),
     "table": (["--table=resnet_cifr"], r"'resnet_cifr'; similar: .*resnet_cifar"),
@@ -122,6 +159,16 @@ BAD_INPUT = {
         r"Name the data set by --dataset, not by --config.dataset",
     ),
     "field": (["--table=highway", "--config.epoch=1"], r"no field 'epoch'"),
+    "places without a budget": (
+        ["--table=densenet", "--at_once=2"],
+        r"--at_once needs --budget",
+    ),
+    "a negative budget": (["--budget=-1"], r"--budget must be at least 0, not -1"),
+    "seeds and a budget": (
+        ["--table=densenet", "--budget=600", "--seeds=2"],
+        r"--budget each row has one seed: choose it by --config.seed",
+    ),
+    "rows of no table": (["--budget=600", "--only=resnet32"], r"add --table"),
     "network": (
         ["--table=densenet", "--dataset=digits", "--config.model=tiny"],
         r"Unknown field of tiny 'dropout'",
