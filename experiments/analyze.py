@@ -159,7 +159,8 @@ def analyze(
             lab.earlier = _finished(lab, own, names, force, strict=False) | lab.earlier
         return lab, folder
 
-    first, *others = _runs(workdir) if workdir else [None]
+    own = _runs(workdir) if workdir else []
+    first, others = own[0] if own else None, own[1:]
     for folder in compare:
         runs = _runs(folder)
         others += runs if runs == [folder] else [run for run in runs if run != first]

@@ -255,13 +255,12 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     typed = sys.orig_argv[1:]
     # Called with other arguments, or by a program without a file.
     if not argv or typed[-len(argv) :] != [*argv] or sys.argv[:1] in (["-c"], ["-"]):
-        words = map(filesystem.quoted, argv)
-        return " ".join([as_called(f"python -m experiments.{name}"), *words])
-    if os.path.basename(typed[0]) == startup.CONSOLE:
-        words = [startup.CONSOLE, *typed[1:]]
+        typed = [*as_called(f"python -m experiments.{name}").split(), *argv]
+    elif os.path.basename(typed[0]) == startup.CONSOLE:
+        typed = [startup.CONSOLE, *typed[1:]]
     else:
-        words = ["python", *typed]
-    return " ".join(map(filesystem.quoted, words))
+        typed = ["python", *typed]
+    return " ".join(map(filesystem.quoted, typed))
 
 
 def as_called(text: str) -> str:

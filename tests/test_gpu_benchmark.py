@@ -366,8 +366,10 @@ def test_rehearsal_takes_every_measurement(tmp_path):
     pytest.importorskip("timm", reason="compares with PyTorch")
     folder = tmp_path / "rehearsal"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--budget=1500", "--rehearse"]
-        + [f"--workdir={folder}"],
+        [
+            *(sys.executable, "-m", "benchmarks.gpu", "--rehearse"),
+            *("--budget=1500", f"--workdir={folder}"),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
