@@ -47,7 +47,7 @@ ROOMS = {
         0.3,
         [
             *("experiments", "experiments.cli", "experiments.config"),
-            *("experiments.streams", "rn_jax.commands", "rn_jax.leaving"),
+            *("experiments.streams", "rn_jax.commands"),
         ],
     ),
     "figures, markdown": (0.1, ["experiments.figures", "experiments.markdown"]),
@@ -66,7 +66,7 @@ ROOMS = {
         0.45,
         [
             *("rn_jax.errors", "rn_jax.filesystem", "rn_jax.parallel"),
-            "rn_jax.startup",
+            *("rn_jax.startup", "rn_jax.leaving"),
         ],
     ),
 }

@@ -228,7 +228,7 @@ addEventListener("load", () => setTimeout(() => {
   const widths = (what) =>
     [...document.querySelectorAll(what)].map((image) => image.naturalWidth);
   const found = {
-    plots: [...document.querySelectorAll(".panels:first-of-type .subplot")].length,
+    plots: document.querySelector(".panels").querySelectorAll(".subplot").length,
     errors: paths("error_percent_curves", ".scatterlayer path.js-line"),
     error_axis: axis("error_percent_curves", "yaxis"),
     published: within("error_percent_curves", ".annotation-text").map(

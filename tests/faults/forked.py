@@ -57,6 +57,8 @@ class Server:
             "out": str(self._folder / "out"),
             "err": str(self._folder / "err"),
         }
+        for name in ("out", "err"):  # of the run before
+            (self._folder / name).write_text("")
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return Run(int(self._line()), self._line, self._folder)
