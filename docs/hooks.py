@@ -95,4 +95,4 @@ def on_page_markdown(markdown, page, config, files):
         return f"]({there}{mark}{anchor})"
 
     markdown = _CODE_OR_LINK.sub(link, markdown)
-    return markdown.replace("{{ repository }}", config.repo_url)
+    return markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}")

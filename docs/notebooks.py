@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))
-MINUTES = 5  # that each is promised to take at most, on two CPU cores
+MINUTES = 5  # upper limit for each notebook, on two CPU cores
 
 
 def uri(path: Path) -> str:
@@ -73,6 +73,6 @@ def as_markdown(
 
 
 def _fence(text, language):
-    # Of a line that was overwritten, what it was at the end.
+    # Keep only the final state of a line that was overwritten.
     lines = re.sub(r"(?m)^.*\r(?!$)", "", text).rstrip()
     return f"````{language}\n{lines}\n````"

@@ -163,7 +163,10 @@ def analyze(
     first, others = own[0] if own else None, own[1:]
     for folder in compare:
         runs = _runs(folder)
-        others += runs if runs == [folder] else [run for run in runs if run != first]
+        same = first and epath.Path(first).resolve()
+        others += [
+            run for run in runs if run == folder or epath.Path(run).resolve() != same
+        ]
     network = subject.find(
         workdir=first,
         weights=weights,

@@ -84,7 +84,7 @@ def claims(
             _collect(evidence, folder, epath.Path(workdir), style, command)
     file = epath.Path(page or f"{workdir}/claims.md")
     make_folder(file.parent)
-    replace_file(file, cli.as_called(as_page(folder)))
+    replace_file(file, cli.as_called(as_page(folder), on_page=True))
     found = {name: seen(CLAIMS[name], folder) for name in chosen}
     for name, what in found.items():
         print(f"{name}: {what.verdict} ({what.text or 'no evidence'})")

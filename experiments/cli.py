@@ -263,13 +263,15 @@ def as_typed(name: str, argv: Sequence[str]) -> str:
     return " ".join(map(filesystem.quoted, typed))
 
 
-def as_called(text: str) -> str:
+def as_called(text: str, *, on_page: bool = False) -> str:
     """Return a text with the commands' names as they can be typed here.
 
     They are "rn-jax NAME" instead of "python -m experiments.NAME" in a process started
-    as `rn-jax`, and where the package is installed from a wheel.
+    as `rn-jax`, and where the package is installed from a wheel. A page that is kept
+    does not depend on the process: with `on_page`, only the latter counts.
     """
-    if startup.in_console_script() or commands.FOLDER.is_dir():
+    started = startup.in_console_script() and not on_page
+    if started or commands.FOLDER.is_dir():
         return text.replace("python -m experiments.", f"{startup.CONSOLE} ")
     return text
 

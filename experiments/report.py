@@ -7,6 +7,7 @@ python -m experiments.report RUN [RUN2 ...] [--out=FILE] [--worst=N] [--data_dir
 import heapq
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ def _file(folders):
         return epath.Path(folders[0]) / "report.html"
     names = "-".join(re.sub(r"[^\w.=+-]+", "_", label) for label in labels(folders))
     if len(names) > _LONGEST_NAME:
-        names = f"{names[:_LONGEST_NAME]}-and-more"
+        number = zlib.crc32(names.encode())  # tells names apart that begin alike
+        names = f"{names[:_LONGEST_NAME]}-and-more-{number:08x}"
     return epath.Path(folders[0]).parent / f"report-of-{names}.html"
 
 
@@ -115,7 +117,7 @@ def _differences(names):
         found.append(
             ", ".join(short[name] + sign + value for name, sign, value in pairs)
         )
-    of_a_sweep = all("=" in name for name in names)
+    of_a_sweep = all(found) and all("=" in name for name in names)
     return found if of_a_sweep and len(set(found)) == len(names) else names
 
 

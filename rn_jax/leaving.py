@@ -26,7 +26,7 @@ EXIT_CODE = 75
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Seconds in which a stream that nobody reads must take what was printed.
+# Seconds to wait for a stream that nobody reads.
 _PATIENCE = 1.0
 
 # Seconds after a signal in which others count as the same one: `timeout` and shells
@@ -50,15 +50,16 @@ def watch() -> None:
     effect outside the main thread, which alone can handle signals.
     """
     global _watching
-    if _watching or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return
-    _watching = True
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    threading.Thread(target=_follow, args=[reading], daemon=True).start()
-    # Python's part of the handler, in C, writes the number of each signal here.
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in SIGNALS:
+    if not _watching:
+        _watching = True
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        threading.Thread(target=_follow, args=[reading], daemon=True).start()
+        # Python's part of the handler, in C, writes the number of each signal here.
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in SIGNALS:  # also after `ended`
         signal.signal(number, lambda number, frame: None)
 
 

@@ -423,7 +423,8 @@ def compile_train_step(
             device.
         from_examples: whether the step is one of `train.from_examples`. Its "images"
             and "labels" are then replicated, and its "order" is split.
-        compiler_options: XLA's compiler options, as from `cuda_graph_options`.
+        compiler_options: XLA's compiler options, as from `cuda_graph_options`. Several
+            processes ignore them with "pmap".
 
     Raises:
         InputError: `mode` is unknown.
@@ -465,7 +466,8 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
             devices=devices,
             donate_argnums=donate,
         )
-        if options is not None:
+        # A lowered program takes arrays of all processes; each has only its own.
+        if options is not None and jax.process_count() == 1:
             compiled = _WithOptions(compiled, options)
         return _OverDevices(compiled, devices, mode)
     compiled = jax.jit(

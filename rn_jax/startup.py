@@ -8,6 +8,7 @@ gets the original errors.
 
 import contextlib
 import importlib
+import multiprocessing
 import os
 import sys
 
@@ -21,8 +22,17 @@ def in_console_script() -> bool:
     return os.path.basename("".join(sys.argv[:1])) == CONSOLE
 
 
-# The former while Python looks for the module of a command.
-if sys.argv[:1] == ["-m"] or in_console_script():
+def _is_command() -> bool:
+    """Return whether this process is a command's alone, and not a child of one."""
+    if multiprocessing.parent_process() is not None:
+        return False
+    if sys.argv[:1] != ["-m"]:  # that is so while Python looks for the module to run
+        return in_console_script()
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return "".join(module).startswith(("experiments.", "rn_jax.commands"))
+
+
+if _is_command():
     leaving.watch()  # the imports take seconds
     try:
         for _name in ("jax", "flax", "matplotlib", "tqdm"):

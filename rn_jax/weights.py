@@ -399,7 +399,7 @@ def _file(source):
         return Path(str(trained[str(source)]))
     if os.path.isdir(path):
         raise InputError(
-            f"{source} is a folder: rn-jax export "
+            f"{source} is a folder: python -m experiments.export "
             f"--workdir={filesystem.quoted(str(source))} --format=safetensors writes a "
             "run's network to a file."
         )

@@ -137,11 +137,17 @@ def test_commands_in_an_empty_folder(installed, tmp_path):
     call("report", folder.relative_to(tmp_path))
     assert "rn-jax report" in (folder / "report.html").read_text("utf-8")
     call("export", at, "--format=safetensors")
-    assert "runs/" in call("sweep", *config, "--grid", "seed=0,1")
+    call("sweep", *config, "--grid", "seed=0,1", "--workdir=swept")
+    rows = json.loads((tmp_path / "swept" / "sweep.json").read_text("utf-8"))["rows"]
+    assert [row["state"] for row in rows] == ["finished"] * 2
     rows = ["--table=digits", "--only=resnet20", "--seeds=1", "--scale=0.04"]
     call("reproduce", *rows, "--keep=kept", *SHORT[1:])
     page = (tmp_path / "kept" / "README.md").read_text("utf-8")
     assert "`rn-jax reproduce --keep=results`" in page and "python -m" not in page
+    one = [*rows[:2], *rows[3:], *SHORT[1:]]
+    call("reproduce", *one, "--budget=900", "--workdir=timed")
+    [row] = json.loads((tmp_path / "timed" / "table.json").read_text("utf-8"))["rows"]
+    assert row["state"] == "finished"
     call("claims", "--only=path_lengths")
     assert "rn-jax claims" in (tmp_path / "runs/claims/claims.md").read_text("utf-8")
     said = call("evaluate", at, code=2)

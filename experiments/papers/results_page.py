@@ -122,7 +122,7 @@ def write(folder: epath.Path) -> epath.Path:
                 f"epoch, a line for each seed: {', '.join(curves)}. The config of each "
                 "run is in its config.json.",
             )
-    replace_file(folder / "README.md", cli.as_called(page(folder)))
+    replace_file(folder / "README.md", cli.as_called(page(folder), on_page=True))
     return folder / "README.md"
 
 

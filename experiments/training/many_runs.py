@@ -18,7 +18,7 @@ from tqdm import tqdm
 from configs.default import Config
 from experiments.training import loop, setup
 from experiments.training.workdir import Workdir
-from rn_jax import filesystem, parallel
+from rn_jax import filesystem, leaving, parallel
 from rn_jax.errors import InputError
 
 Result = dict[str, Any]
@@ -166,6 +166,11 @@ def train(
         StoppedError: a signal stopped a run, or Ctrl-C a program that calls this.
         InputError: bad input that is known before the first step of all runs.
     """
+    with leaving.saying(str(loop.StoppedError("Interrupted", path))):
+        _train(jobs, path, seeds, command, report)
+
+
+def _train(jobs, path, seeds, command, report):
     check(jobs, path, seeds)
     so_far = results(jobs, path, seeds)
     report(so_far)

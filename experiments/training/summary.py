@@ -65,8 +65,8 @@ def summarize(
 def sentence(config: Config, summary: Mapping[str, Any]) -> str:
     """Return the result of a run beside the paper's.
 
-    That there is none is said where one may be expected: on a data set of papers, and
-    of a recipe that has one for another of them.
+    A missing one is mentioned only where readers expect it: where the config has one
+    for another data set, and not on digits.
     """
     published = config.published_error_percent.get(summary["dataset"])
     beside = ""

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,15 +159,34 @@ def train(
         StoppedError: a signal came, and the runs are saved.
         InputError: bad input that is known before any run begins, or a run failed.
     """
+    with leaving.saying(str(loop.StoppedError("Interrupted", path))):
+        _train(
+            jobs,
+            path,
+            budget=budget,
+            at_once=at_once,
+            report=report,
+            at_end=at_end,
+            start=start or _starter(path, command),
+            clock=clock,
+            sleep=sleep,
+        )
+
+
+def _train(jobs, path, *, budget, at_once, report, at_end, start, clock, sleep):
     begin = clock()
     cli.at_least(0, budget=budget)
+    if 0 < budget <= RESERVE:
+        raise InputError(
+            f"--budget must be 0 or more than {RESERVE:.0f} seconds, not {budget}: "
+            "runs need these to save their state."
+        )
     cli.at_least(1, at_once=at_once)
     if filesystem.is_remote(path):
         raise InputError(f"--budget needs a folder on this machine, not {path}.")
     # Processes share the memory of a GPU; this one needs little of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     many_runs.check(jobs, path, None)
-    start = start or _starter(path, command)
     waiting = {}
     for job in jobs:
         run = progress(job, path)
@@ -210,9 +230,9 @@ def train(
         for name, process in running.items():  # it continues from its last checkpoint
             process.kill()
             say(f"{name} did not end in time and is killed.")
-    for name, run in waiting.items() if budget else ():
+    for name, run in waiting.items() if budget and not stop else ():
         needed = seconds_needed(run, budget)
-        say(f"{name} did not begin: no place became free with {needed:.0f} s left.")
+        say(f"{name} did not begin: it needs {needed:.0f} s, and no place was free.")
     report(many_runs.results(jobs, path, None))
     print(
         "\n".join(_table({job.name: progress(job, path) for job in jobs})), flush=True
@@ -220,7 +240,7 @@ def train(
     at_end()
     if failed:
         raise InputError(
-            f"These runs failed, as the file beside each folder says: "
+            "These runs failed; their logs say why: "
             f"{', '.join(str(epath.Path(path) / f'{name}.log') for name in failed)}."
         )
     if stop:
@@ -258,7 +278,12 @@ def _starter(path, command):
         [(folder, config)] = many_runs.runs(job, path, None)
         given = (config, folder, command, path, figures.current())
         process = context.Process(target=_train_one, args=given)
-        process.start()
+        # A terminal's Ctrl-C reaches all processes; only the parent ends the runs.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit it
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         return process
 
     return start
@@ -267,6 +292,15 @@ def _starter(path, command):
 def _train_one(config: Config, folder: str, command: str, path: str, style):
     """Train one run in this process, which belongs to it alone."""
     leaving.watch()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow_parent():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # it was killed and cannot stop its runs
+
+    if parent is not None:
+        threading.Thread(target=follow_parent, daemon=True).start()
     log = epath.Path(f"{folder}.log")
     filesystem.make_folder(log.parent)
     with open(log, "a", encoding="utf-8") as file:

@@ -31,7 +31,7 @@ from experiments import (
     sweep,
 )
 from experiments import run as command_run
-from rn_jax import InputError, commands, filesystem
+from rn_jax import InputError, commands, filesystem, leaving
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
@@ -56,6 +56,13 @@ def test_line_that_calls_it_again(typed, line, monkeypatch):
     assert cli.as_typed("run", ["--a=b c"]) == line
 
 
+@pytest.fixture
+def never_left(monkeypatch):
+    """A command without arguments would end this process on a later signal."""
+    monkeypatch.setattr(leaving, "watch", lambda: None)
+
+
+@pytest.mark.usefixtures("never_left")
 def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mine.py", "run", "--list"])
     assert cli.of_script() == 0
@@ -68,6 +75,7 @@ def test_a_script_s_first_argument_names_the_command(monkeypatch, capsys):
     assert told[1].startswith("rn_jax: Unknown command 'reprot'; similar: report")
 
 
+@pytest.mark.usefixtures("never_left")
 def test_the_console_script_lists_the_commands_and_names_itself(monkeypatch, capsys):
     def called(*argv):
         monkeypatch.setattr(sys, "argv", ["/a/bin/rn-jax", *argv])
@@ -89,6 +97,7 @@ def test_the_console_script_lists_the_commands_and_names_itself(monkeypatch, cap
     assert cli.as_called("python -m experiments.run") == "python -m experiments.run"
 
 
+@pytest.mark.usefixtures("never_left")
 def test_the_console_script_without_its_extra(monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["/a/bin/rn-jax", "export"])

@@ -150,7 +150,7 @@ def test_it_stops_in_time_and_continues(tmp_path, monkeypatch, capsys):
         *("finished", "not begun", "finished", "not begun", "not begun")
     ]
     printed = capsys.readouterr().out
-    assert "e did not begin: no place became free with 120 s left." in printed
+    assert "e did not begin: it needs 120 s, and no place was free." in printed
     assert re.search(r"\| a \| finished \|.*\n\| b \| not begun \|", printed)
 
     again = World(tmp_path, {**seconds, "b": 100})
@@ -185,7 +185,7 @@ def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     fake.use(monkeypatch)
     seconds = {"a": 10, "b": 100, "c": 10}
     world = World(tmp_path, seconds, codes={"a": 2})
-    with pytest.raises(InputError, match=r"runs failed.*: \S+/a\.log\."):
+    with pytest.raises(InputError, match=r"These runs failed.*: \S+/a\.log\."):
         world.train()
     assert [e[2] for e in world.events if e[1] == "end"] == ["a", "c", "b"]
 
@@ -200,6 +200,8 @@ def test_bad_input(tmp_path):
     world = World(tmp_path, {"a": 10})
     with pytest.raises(InputError, match="--budget must be at least 0, not -1"):
         world.train(budget=-1)
+    with pytest.raises(InputError, match="must be 0 or more than 20 seconds, not 20"):
+        world.train(budget=20)
     with pytest.raises(InputError, match="--at_once must be at least 1, not 0"):
         world.train(at_once=0)
     world.path = "gs://bucket/runs"
