@@ -5,6 +5,7 @@ import configparser
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from packaging.version import Version
 import rn_jax
 from rn_jax import optim
 
+ROOT = Path(__file__).parents[1]
 HEAVY = (
     "PIL",
     "array_record",
@@ -120,3 +122,23 @@ def test_constraints_min_are_the_bounds_of_setup_cfg():
     assert set(pinned) == set(bounds)
     for name, bound in bounds.items():
         assert pinned[name].release[: len(bound.release)] == bound.release, name
+
+
+def test_a_program_of_ones_own_keeps_its_signals(tmp_path):
+    """Also if Python imports rn_jax while it looks for the program's module."""
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("import rn_jax")
+    (package / "train.py").write_text(
+        "import signal\n"
+        "print(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mine.train"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    handlers = f"{signal.SIG_DFL} {signal.default_int_handler}\n"
+    assert done.stdout == handlers, done.stderr

@@ -102,6 +102,24 @@ def test_while_it_compiles_a_step(server, tmp_path, faults, number):
     faults(KIND)
 
 
+def test_a_second_command_of_a_process_can_be_ended_too():
+    program = """
+import os, signal
+from rn_jax import leaving
+leaving.watch()
+leaving.ended()
+os.kill(os.getpid(), signal.SIGTERM)  # ignored
+leaving.watch()
+with leaving.saying("It ended."):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (75, "rn_jax: It ended.\n")
+
+
 def test_second_signal_ends_what_holds_the_first(tmp_path, faults):
     """As an evaluation that XLA compiles; two at once, as by `timeout`, are one."""
     program = """
