@@ -220,12 +220,16 @@ def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path):
         *("--config.model_kwargs.stage_sizes=(1,1,1)", "--config.batch_size=240"),
         *(f"--config.compilation_cache={CACHE}", "--config.checkpoint_every_steps=1"),
     ]
+
+    def has_lines(log):  # of steps that are saved
+        return log.exists() and log.stat().st_size
+
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **options) as process:
         logs = [
             tmp_path / f"{r}-digits" / "timing.jsonl" for r in ("plain20", "resnet20")
         ]
-        while process.poll() is None and not any(log.exists() for log in logs):
+        while process.poll() is None and not any(map(has_lines, logs)):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
