@@ -5,7 +5,6 @@ import configparser
 import importlib.metadata
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,8 +129,7 @@ def test_a_program_of_ones_own_keeps_its_signals(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text("import rn_jax")
     (package / "train.py").write_text(
-        "import signal\n"
-        "print(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))"
+        "import signal; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mine.train"],
@@ -140,5 +138,4 @@ def test_a_program_of_ones_own_keeps_its_signals(tmp_path):
         capture_output=True,
         text=True,
     )
-    handlers = f"{signal.SIG_DFL} {signal.default_int_handler}\n"
-    assert done.stdout == handlers, done.stderr
+    assert done.stdout == "True\n", done.stderr
