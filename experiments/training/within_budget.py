@@ -293,14 +293,7 @@ def _train_one(config: Config, folder: str, command: str, path: str, style):
     """Train one run in this process, which belongs to it alone."""
     leaving.watch()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow_parent():
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # it was killed and cannot stop its runs
-
-    if parent is not None:
-        threading.Thread(target=follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, daemon=True).start()
     log = epath.Path(f"{folder}.log")
     filesystem.make_folder(log.parent)
     with open(log, "a", encoding="utf-8") as file:
@@ -315,3 +308,11 @@ def _train_one(config: Config, folder: str, command: str, path: str, style):
                 print(error)
 
     sys.exit(cli.exit_code(run))
+
+
+def _follow_parent():
+    """Stop this run when its parent has been killed, which then cannot do so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
