@@ -25,7 +25,7 @@ from experiments.training.workdir import Workdir
 from rn_jax import parallel, survival_probs
 from rn_jax.data import get_spec
 from rn_jax.errors import InputError, missing_folder
-from rn_jax.filesystem import replace_file
+from rn_jax.filesystem import plain, replace_file
 
 _LONGEST_NAME = 80  # of the runs in the name of a page, in characters
 
@@ -78,7 +78,7 @@ def report(
 def _file(folders):
     if len(folders) == 1:
         return epath.Path(folders[0]) / "report.html"
-    names = "-".join(re.sub(r"[^\w.=+-]+", "_", label) for label in labels(folders))
+    names = "-".join(map(plain, labels(folders)))
     if len(names) > _LONGEST_NAME:
         number = zlib.crc32(names.encode())  # tells names apart that begin alike
         names = f"{names[:_LONGEST_NAME]}-and-more-{number:08x}"

@@ -24,7 +24,7 @@ from experiments.config import field_of, load_config, overrides, short_names
 from experiments.markdown import table
 from experiments.training import many_runs
 from rn_jax.errors import InputError
-from rn_jax.filesystem import make_folder, replace_file
+from rn_jax.filesystem import make_folder, plain, replace_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def folder_names(rows: Sequence[dict[str, Any]]) -> list[str]:
     for values in rows:
         short = short_names(values)
         name = "__".join(
-            f"{short[field]}={_plain(str(value)).strip('_')}"
+            f"{short[field]}={plain(str(value)).strip('_')}"
             for field, value in values.items()
         )
         numbered = (f"{name}-{number}" for number in itertools.count(2))
@@ -168,13 +168,9 @@ def folder_names(rows: Sequence[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _plain(text):
-    return re.sub(r"[^\w.=+-]+", "_", text)
-
-
 def _earlier_name(values):
     """Return the name of the folder in versions before 0.1."""
-    return ",".join(_plain(f"{field}={value}") for field, value in values.items())
+    return ",".join(plain(f"{field}={value}") for field, value in values.items())
 
 
 def write(

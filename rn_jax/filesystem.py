@@ -87,6 +87,11 @@ def check(path: str | os.PathLike) -> None:
         )
 
 
+def plain(text: str) -> str:
+    """Return a text with "_" for what is not a letter, a digit or one of ".=+-_"."""
+    return re.sub(r"[^\w.=+-]+", "_", text)
+
+
 def quoted(word: str) -> str:
     """Return the word quoted for a shell, on one line."""
     if word.isprintable():

@@ -8,8 +8,10 @@ batch, and has the whole state, which is replicated over all devices.
 
 import contextlib
 import math
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -147,6 +149,22 @@ def process_count() -> int:
             "JAX_PLATFORMS to what this machine and jaxlib have, in lower case and "
             "without spaces, such as JAX_PLATFORMS=cpu, or unset it to let JAX choose."
         ) from error
+
+
+def when_parent_ends(function: Callable[[], object]) -> None:
+    """Call a function, in a thread, when the process that started this one has ended.
+
+    Only a process that `multiprocessing` started has such a parent; another one raises
+    an AssertionError.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait():
+        parent.join()
+        function()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def is_first_process() -> bool:

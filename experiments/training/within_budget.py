@@ -11,10 +11,10 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from etils import epath
@@ -26,7 +26,7 @@ from experiments.training import loop, many_runs
 from experiments.training.feed import count_train
 from experiments.training.schedule import count_steps
 from experiments.training.workdir import Workdir
-from rn_jax import data, filesystem, leaving
+from rn_jax import data, filesystem, leaving, parallel
 from rn_jax.errors import InputError
 
 LEAST = 0.2  # of the budget: a turn that is worth its start, whatever it reaches
@@ -278,8 +278,8 @@ def _starter(path, command):
         [(folder, config)] = many_runs.runs(job, path, None)
         given = (config, folder, command, path, figures.current())
         process = context.Process(target=_train_one, args=given)
-        # A terminal's Ctrl-C reaches all processes; only the parent ends the runs.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit it
+        # Until it has left the terminal, it inherits that it ignores Ctrl-C.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process.start()
         finally:
@@ -291,9 +291,10 @@ def _starter(path, command):
 
 def _train_one(config: Config, folder: str, command: str, path: str, style):
     """Train one run in this process, which belongs to it alone."""
+    os.setsid()  # away from the terminal, whose Ctrl-C would be a second signal
     leaving.watch()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    # A parent that was killed cannot stop its runs.
+    parallel.when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
     log = epath.Path(f"{folder}.log")
     filesystem.make_folder(log.parent)
     with open(log, "a", encoding="utf-8") as file:
@@ -308,11 +309,3 @@ def _train_one(config: Config, folder: str, command: str, path: str, style):
                 print(error)
 
     sys.exit(cli.exit_code(run))
-
-
-def _follow_parent():
-    """Stop this run when its parent has been killed, which then cannot do so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -15,17 +15,16 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from rn_jax import parallel
 from rn_jax.data import tfds
 from rn_jax.data.batches import Batch, Feed, steps_per_epoch, train_indices
 from rn_jax.data.catalog import IMAGENET
@@ -410,12 +409,5 @@ def _start_worker(index: int, count: int) -> None:
     # main process saves first and then ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # None only in the main process, which starts workers
-
-    def follow_parent():
-        parent.join()
-        os._exit(1)  # the parent was killed and could not end its workers
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    # A parent that was killed could not end its workers.
+    parallel.when_parent_ends(functools.partial(os._exit, 1))

@@ -2,6 +2,7 @@
 """Runs beside each other for a limited time: which begin, and when they stop."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -212,7 +213,7 @@ def test_bad_input(tmp_path):
 
 @pytest.mark.slow
 def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path):
-    """Two runs of three blocks: SIGTERM after the first save, then the same again."""
+    """Two runs of three blocks: Ctrl-C after the first save, then the same again."""
     command = [
         *(sys.executable, "-m", "experiments.reproduce", "--table=digits"),
         *("--only=plain20,resnet20", "--scale=0.4", f"--workdir={tmp_path}"),
@@ -225,13 +226,15 @@ def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path):
         return log.exists() and log.stat().st_size
 
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **options) as process:
+    with subprocess.Popen(
+        command, text=True, start_new_session=True, **options
+    ) as process:
         logs = [
             tmp_path / f"{r}-digits" / "timing.jsonl" for r in ("plain20", "resnet20")
         ]
         while process.poll() is None and not any(map(has_lines, logs)):
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         out, err = process.communicate()
     assert process.returncode == 75, out + err
     done = subprocess.run(command, text=True, **options)
