@@ -115,7 +115,11 @@ with leaving.saying("It ended."):
     signal.pause()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert (done.returncode, done.stderr) == (75, "rn_jax: It ended.\n")
 
