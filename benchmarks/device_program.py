@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -54,20 +55,23 @@ class Device:
         memory: bytes.
         topology: arguments of `get_topology_desc`.
         environment: variables that the compiler needs.
+        compiler: the package that has it.
     """
 
     backend: str
     memory: int
     topology: Mapping[str, str]
     environment: Mapping[str, str]
+    compiler: str
 
 
 DEVICES = {
     "h200": Device(
         "gpu",
         150_109_880_320,
-        {"platform": "cuda", "topology_name": "", "topology": "1x1x1"},
+        {"platform": "cuda", "topology_name": "", "topology": "1x1x8"},
         {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+        "jax-cuda12-pjrt",
     ),
     "v5e": Device(
         "tpu",
@@ -79,6 +83,7 @@ DEVICES = {
             "TPU_WORKER_HOSTNAMES": "localhost",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         },
+        "libtpu",
     ),
 }
 # The batch of one device by the name of the config.
@@ -98,7 +103,7 @@ NETWORKS = {
 
 
 def batch_of(model: str, device: str) -> int:
-    """Return the examples of a step for a network: they suit one device's memory."""
+    """Return a batch size with which a network fits in one device's memory."""
     large = MODELS[model].image_size > 32
     return NETWORKS.get(model, _OF_IMAGENET if large else _OF_CIFAR)[device]
 
@@ -133,6 +138,11 @@ def lower(config: Config, devices: Sequence[jax.Device]) -> tuple[Any, Network]:
     Raises:
         InputError: a value that cannot be used, in one sentence.
     """
+    model = make_model(config)
+    if getattr(model, "scan_unroll", 0) is None:  # which asks for this machine's
+        unroll = default_unroll(model.num_blocks, devices[0].platform)
+        kwargs = {**config.model_kwargs, "scan_unroll": unroll}
+        config = dataclasses.replace(config, model_kwargs=kwargs)
     experiment, batch = make_experiment(config, devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(experiment.create_state, key)
@@ -362,24 +372,21 @@ def compile_for(
     options.append("--config.stochastic_depth=None")
     if last_survival < 1:
         options.append(f"--config.stochastic_depth.last_survival={last_survival}")
+    if scan_unroll:
+        options.append(f"--config.model_kwargs.scan_unroll={scan_unroll}")
     devices = describe(device)[:1]
     backend = DEVICES[device].backend
     _, config = load_config(options)
-    model = make_model(config)
-    if "scan_unroll" not in model.__dataclass_fields__:
-        scan_unroll = None
-    else:  # None would ask for this machine's
-        scan_unroll = scan_unroll or default_unroll(model.num_blocks, backend)
-        kwargs = {**config.model_kwargs, "scan_unroll": scan_unroll}
-        config = dataclasses.replace(config, model_kwargs=kwargs)
     start = time.process_time()
     program, model = lower(config, devices)
+    scan_unroll = getattr(model, "scan_unroll", None)
     traced = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = program.compile(dump)
         row = {
             "jax": jax.__version__,
+            "compiler": version(DEVICES[device].compiler),
             "model": name,
             "batch_size": batch_size,
             "dtype": dtype,
@@ -434,6 +441,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         counts += [row["temporary_mib"], row["compile_seconds"]]
         cells.append(texts + [f"{count:,.0f}" for count in counts])
     return markdown.table(head, cells, words=5)
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Return what tells a row from others, as text."""
+    parts = (row["model"], row["batch_size"], row["dtype"], row["last_survival"])
+    return "-".join(map(str, (*parts, row["form"]))).rstrip("-")
 
 
 def _key(row):

@@ -222,11 +222,12 @@ def gpu(
     rehearse: bool = False,
     child: Annotated[str | None, {"help": argparse.SUPPRESS}] = None,
 ) -> None:
-    """Measure, print tables, and write results/gpu_CARD.json after each row.
+    """Measure, print tables, and write gpu_CARD.json after each row.
 
     Args:
         budget: seconds after which the command has ended.
-        workdir: empty folder for the trace and for what each process prints; None: a
+        workdir: empty folder for the trace, for what each process prints, and for the
+            JSON, which is also written to results/; None: a
             new one under runs/.
         rehearse: measure small steps on the CPU, those of torch.compile without it,
             and write to the folder alone.
@@ -265,10 +266,10 @@ def gpu(
         own += ["--rehearse"] * rehearse
         return [sys.executable, *own, f"--child={child}"]
 
-    name, into = "rehearsal", folder
+    name, into = "rehearsal", (folder,)
     if not rehearse:
         card = "".join(c if c.isalnum() else "_" for c in jax.devices()[0].device_kind)
-        name, into = f"gpu_{card.lower()}", measure.RESULTS
+        name, into = f"gpu_{card.lower()}", (folder, measure.RESULTS)
     rows: dict[str, Row] = {}
     path = None
     print("\n".join(markdown.table(HEAD, [], words=1)), flush=True)
@@ -294,7 +295,8 @@ def gpu(
                         "ratios": compare(scale, rows),
                         "skip_line": skip_line(rows),
                     }
-                    path = measure.write(name, result, "torch", folder=into)
+                    for place in into:
+                        path = measure.write(name, result, "torch", folder=place)
     print("\n".join(["", *table_of_ratios(compare(scale, rows)), ""]))
     if line := skip_line(rows):
         floor, each = line.values()

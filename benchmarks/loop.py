@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that the training loop adds to a step, with a network of next to no time.
+"""The time that the training loop adds to a step, with a tiny network.
 
     python -m benchmarks.loop [--steps=3000] [--rounds=5] [--num_devices=1]
 

@@ -5,7 +5,7 @@
 
 The sides alternate in one process. The peer's stochastic depth is timm's DropPath. On a
 CPU the step is timed over virtual devices, as `experiments.run` makes it, and on one
-device, as a `jax.jit` of one's own does.
+device, as your own `jax.jit` would run it.
 """
 
 import argparse

@@ -71,8 +71,8 @@ def make_experiment(
         devices: as for `setup.assemble`.
 
     Returns:
-        (experiment, batch). Where training images stay on the devices, the batch has as
-        many as the data set.
+        (experiment, batch). Where training images stay on the devices, the batch holds
+        as many as the data set.
 
     Raises:
         InputError: a value that cannot be used, in one sentence.

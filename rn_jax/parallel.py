@@ -368,12 +368,12 @@ def _sharding(devices, *spec):
 # --- Compiled steps -------------------------------------------------------------------
 
 
-# XLA's options for a step that is one CUDA graph, with its convolutions, conditionals
-# and loops: the host then launches once and waits for no decision in it. Conditionals
-# in graphs need CUDA 12.3.
+# XLA's options for a step that is one CUDA graph, with its convolutions, conditionals,
+# loops and collectives: the host then launches once and waits for no decision in it.
+# Conditionals in graphs need CUDA 12.3.
 _CUDA_GRAPH: Mapping[str, Any] = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
-    "DYNAMIC_SLICE_FUSION,CONVOLUTION,CONDITIONAL,WHILE",
+    "DYNAMIC_SLICE_FUSION,CONVOLUTION,CONDITIONAL,WHILE,COLLECTIVES",
     "xla_gpu_graph_min_graph_size": 1,
     "xla_gpu_command_buffer_unroll_loops": True,
 }
@@ -386,8 +386,8 @@ def cuda_graph_options(device: jax.Device) -> Mapping[str, Any] | None:
         device: one of this process, or the description of one.
 
     Returns:
-        The options; None for a device that is no NVIDIA GPU, or if XLA does not know
-        them, which is reported on stderr. With a driver older than CUDA 12.3, XLA
+        The options; None for a device that is not an NVIDIA GPU, or if XLA does not
+        know them, which is reported on stderr. With a driver older than CUDA 12.3, XLA
         leaves conditionals and loops out of the graph.
     """
     if device.platform != "gpu" or device.device_kind.startswith("AMD"):
@@ -441,12 +441,14 @@ def compile_train_step(
             device.
         from_examples: whether the step is one of `train.from_examples`. Its "images"
             and "labels" are then replicated, and its "order" is split.
-        compiler_options: XLA's compiler options, as from `cuda_graph_options`. Several
-            processes ignore them with "pmap".
+        compiler_options: XLA's compiler options; None: those of `cuda_graph_options`.
+            Several processes ignore them with "pmap", and so does the step's `lower`.
 
     Raises:
         InputError: `mode` is unknown.
     """
+    if compiler_options is None:
+        compiler_options = cuda_graph_options(own_devices(devices)[0])
     of_batch = {"order": P(AXIS), **dict.fromkeys(EXAMPLES, P())}
     specs = (P(), of_batch if from_examples else P(AXIS), P())
     return _compile(step, devices, mode, specs, donate=0, options=compiler_options)
@@ -485,7 +487,7 @@ def _compile(step, devices, mode, specs, *, donate=(), options=None):
             donate_argnums=donate,
         )
         # A lowered program takes arrays of all processes; each has only its own.
-        if options is not None and jax.process_count() == 1:
+        if options and jax.process_count() == 1:
             compiled = _WithOptions(compiled, options)
         return _OverDevices(compiled, devices, mode)
     compiled = jax.jit(

@@ -193,7 +193,7 @@ def test_cuda_graphs_are_for_gpus_whose_xla_knows_the_options(monkeypatch, capsy
 
 @pytest.mark.parametrize("mode", parallel.MODES)
 @pytest.mark.parametrize("count", [1, 2])
-def test_compiler_options_reach_the_compiler(mode, count):
+def test_compiler_options_reach_the_compiler(mode, count, monkeypatch):
     def step(state, batch, key):
         total = batch["x"].sum() + jax.random.uniform(key)
         return state + (jax.lax.psum(total, parallel.AXIS) if count > 1 else total), key
@@ -212,5 +212,11 @@ def test_compiler_options_reach_the_compiler(mode, count):
         return found
 
     assert results({"xla_embed_ir_in_executable": True}) == results(None)
+    # By default, those of a CUDA graph.
+    graph = {"xla_nonsense": True}
+    monkeypatch.setattr(parallel, "cuda_graph_options", lambda device: graph)
+    assert results({}) == results({"xla_embed_ir_in_executable": True})
+    with pytest.raises(Exception, match="No such compile option: 'xla_nonsense'"):
+        results(None)
     with pytest.raises(Exception, match="No such compile option: 'xla_nonsense'"):
         results({"xla_nonsense": True})

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs.default import Config
@@ -162,6 +163,15 @@ def _printing_in_the_first_process():
     return contextlib.redirect_stdout(io.StringIO())
 
 
+def _rates(trainer):
+    """Return the learning rate of each step by the schedule, np.f32[total_steps]."""
+
+    def rate(step):
+        return jnp.asarray(trainer.schedule(step), jnp.float32)
+
+    return np.asarray(jax.vmap(rate)(jnp.arange(trainer.total_steps)))
+
+
 class _Run:
     """A run in progress: the state on the devices and what the host knows of it."""
 
@@ -176,11 +186,14 @@ class _Run:
         workdir.open(writes=parallel.is_first_process())
         if trainer.mean_image is not None:
             workdir.keep_mean_image(trainer.mean_image)
-        # Metrics on the devices: of steps that may not have ended, and of those since.
+        # Metrics on the devices: of steps that may still be running, and of steps that
+        # have ended and are not fetched yet.
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._ended: list[tuple[int, Any]] = []
         self._fetched = time.perf_counter()
-        self._rate_factor = 1.0  # of the last step fetched
+        self._rate_factor = np.float32(1)  # of the last step fetched
+        # On the host, so that logging a rate does not wait for the devices.
+        self._rates = _rates(trainer)
 
     def resume(self) -> None:
         """Go to the newest checkpoint, if there is one."""
@@ -295,7 +308,7 @@ class _Run:
 
     def _learning_rate(self, step):
         """Return the rate of the step that led to `step`, the last one fetched."""
-        return float(self.trainer.schedule(step - 1) * self._rate_factor)
+        return float(self._rates[step - 1] * self._rate_factor)
 
     def _evaluate(self):
         """Evaluate, log, adapt the learning rate, and save."""

@@ -308,9 +308,6 @@ def make_train_step(experiment: Experiment) -> Callable:
         micro_batches=config.micro_batches,
         axis_name=parallel.axis_name(devices),
     )
-    options = None
-    if config.cuda_graphs:
-        options = parallel.cuda_graph_options(parallel.own_devices(devices)[0])
     if experiment.data_on_device:
         step = train.from_examples(step, experiment.image_shape)
     return parallel.compile_train_step(
@@ -318,7 +315,7 @@ def make_train_step(experiment: Experiment) -> Callable:
         devices,
         mode=config.parallelism,
         from_examples=experiment.data_on_device,
-        compiler_options=options,
+        compiler_options=None if config.cuda_graphs else {},
     )
 
 

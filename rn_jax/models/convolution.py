@@ -3,7 +3,7 @@
 
 XLA's CPU compiler rewrites convolutions for its fast kernel only in the entry
 computation. Inside the body of a scan or a conditional, the gradients that autodiff
-writes keep unusual dimension orders and fall to a naive loop, 10 to 100 times slower.
+writes keep unusual dimension orders and fall to a naive loop, 9 to 100 times slower.
 On the CPU `conv2d` writes both gradients as ordinary NHWC x HWIO convolutions of
 transposed operands. GPUs and TPUs keep autodiff's form, in which cuDNN recognises the
 usual gradient kernels.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm that keeps one array for the backward pass, none, and AlexNet's LRN."""
+"""BatchNorm that keeps one array for its backward pass, no normalisation, and LRN."""
 
 import math
 from collections.abc import Callable
@@ -105,8 +105,8 @@ def _moments(x, axis_name):
 def _means(*images, axis_name=None):
     """Return the means over batch and pixels: f[B, H, W, C] each -> f[n, C].
 
-    Summed over the pixels of each example first, all of them in one pass, and then over
-    the examples of all in another.
+    One pass over the images sums the pixels of each example, and a second, small one
+    sums the examples.
     """
     sums = jnp.stack([x.sum(axis=(1, 2)) for x in images]).sum(axis=1)
     means = sums / math.prod(images[0].shape[:3])

@@ -223,7 +223,7 @@ def test_examples_on_the_devices_give_the_same_run(
     options = [*OPTIONS, "--config.data_on_device=True", f"--config.parallelism={mode}"]
     argv = arguments(tmp_path / "w", *options)
     # All that a step does, but not what is done now and then.
-    rare = ("_learning_rate", "_evaluate", "_save")
+    rare = ("_evaluate", "_save")
     for name in ("train", *rare):
         guard = jax.transfer_guard("allow" if name in rare else "disallow")
         monkeypatch.setattr(loop._Run, name, guard(getattr(loop._Run, name)))
