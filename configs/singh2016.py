@@ -6,9 +6,9 @@ of stochastic inference with 30 samples, which `evaluate` does not draw. Both ma
 rates from 1 in the first block to 0.5 in the last, the best ones in the paper.
 
 We have read only the introduction of the paper. Secondary sources for the rest: the
-repository nutszebra/swapout has the error on CIFAR-10 and most of the recipe, but its
-first division is at epoch 196; the repository aleju/papers has the rates of the masks.
-The length, epoch 192 and the error on CIFAR-100 are from memory.
+page of the paper at ri.k117.org quotes the recipe; the repository nutszebra/swapout has
+the error on CIFAR-10; the repository aleju/papers has the rates of the masks. The error
+on CIFAR-100 is from memory.
 
     python -m experiments.run --config=configs/swapout32_w4.py[:DATASET]
 """

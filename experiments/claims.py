@@ -27,13 +27,15 @@ seen. `python -m experiments.claims --keep=results --page=docs/claims.md` collec
 is missing and writes this page from the JSON files in `results/`.
 
 - **{holds}**: it follows from the definitions, or the runs show it.
-- **{fails}**: the runs on this data set show the opposite. Most train on `digits`,
-  1,437 images of 8x8 pixels, and do not contradict the paper's larger experiment.
-- **{undecided}**: the difference is within the spread of the seeds (Welch's t-test at
+- **{fails}**: the numbers, or all runs on this data set, contradict it. Most runs
+  train on `digits`, 1,437 images of 8x8 pixels, and do not contradict the paper's
+  larger experiment.
+- **{undecided}**: the difference is within the spread of the seeds (a t-test at
   {level:.0f} %), networks of different seeds disagree, a threshold is missed without
-  showing the opposite, or there is one run only.
+  showing the opposite, a network is too inaccurate to be damaged, or there is one run
+  only.
 - **{pending}**: two CPU cores suffice; its JSON is not in `results/` yet.
-- **{not_run}**: it needs a GPU or a large data set; the command is ready.
+- **{not_run}**: it needs a GPU, a large data set or a benchmark; the command is ready.
 
 Numbers after "±" are standard deviations over seeds; lists have one number per seed.
 """
@@ -152,7 +154,11 @@ def seen(claim: Claim, folder: epath.Path) -> ev.Seen:
     loaded = [evidence.load(folder) for evidence in claim.evidence]
     if claim.judge is None:
         return ev.Seen("", ev.NOT_RUN)
-    if None in loaded:
+    pairs = zip(claim.evidence, loaded, strict=True)
+    missing = [evidence for evidence, found in pairs if found is None]
+    if any(isinstance(evidence, ev.Benchmark) for evidence in missing):
+        return ev.Seen("", ev.NOT_RUN)
+    if missing:
         return ev.Seen("", ev.PENDING)
     return claim.judge(*loaded)
 
@@ -192,10 +198,8 @@ def _command(claim):
     """Return the command that shows a claim."""
     if not claim.evidence:
         return claim.command
-    first = claim.evidence[0]
-    if len(claim.evidence) == 1 and isinstance(first, ev.Runs | ev.Benchmark):
-        return first.command
-    return f"python -m experiments.claims --only={claim.name}"
+    commands = [e.command for e in claim.evidence if isinstance(e, ev.Benchmark)]
+    return (*commands, f"python -m experiments.claims --only={claim.name}")[0]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from scipy import stats
 
@@ -57,15 +58,6 @@ class Runs:
     rows: tuple[str, ...]
     dataset: str = "digits"
     seeds: int = 3
-
-    @property
-    def command(self) -> str:
-        """The command that trains the rows."""
-        return (
-            f"python -m experiments.reproduce --table={self.table} "
-            f"--only={','.join(self.rows)} --dataset={self.dataset} "
-            f"--seeds={self.seeds}"
-        )
 
     def load(self, folder: epath.Path) -> dict[str, list[Any]] | None:
         """Return the summary of every run by row; None unless all have finished."""
@@ -194,39 +186,48 @@ def lower(
     first: tuple[str, Sequence[float]],
     second: tuple[str, Sequence[float]],
     quantity: str,
+    *,
+    paired: bool = False,
 ) -> Seen:
     """Return the verdict on the claim that a quantity is lower in the first.
-
-    Welch's t-test over the seeds decides; see `SIGNIFICANCE`.
 
     Args:
         first, second: name and the value of each seed.
         quantity: what is compared, with its unit.
+        paired: as for `compared`.
     """
     (one, here), (other, there) = first, second
-    note, verdict = compared(here, there)
+    note, verdict = compared(here, there, paired=paired)
     shown = f"{one} {with_spread(here)}, {other} {with_spread(there)}"
     return Seen(f"{quantity}: {shown} ({note})", verdict)
 
 
-def compared(here: Sequence[float], there: Sequence[float]) -> tuple[str, str]:
+def compared(
+    here: Sequence[float], there: Sequence[float], *, paired: bool = False
+) -> tuple[str, str]:
     """Return how sure it is that the first values are lower, and the verdict on that.
+
+    Welch's t-test over the seeds decides, see `SIGNIFICANCE`.
 
     Args:
         here, there: the value of each seed.
+        paired: the values of a seed are of the same network; Student's t-test of their
+            differences decides.
     """
     if min(len(here), len(there)) < 2:
         return "one run", UNDECIDED
-    if statistics.stdev(here) == statistics.stdev(there) == 0:
+    spread = (np.subtract(here, there),) if paired else (here, there)
+    if all(np.ptp(values) == 0 for values in spread):
         return "no spread", UNDECIDED
-    p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
+    if paired:
+        p = float(stats.ttest_rel(here, there).pvalue)
+    else:
+        p = float(stats.ttest_ind(here, there, equal_var=False).pvalue)
     verdict = HOLDS if statistics.fmean(here) < statistics.fmean(there) else FAILS
     return f"p = {p:.2g}", verdict if p <= SIGNIFICANCE else UNDECIDED
 
 
-def in_every_run(
-    text: str, held: Sequence[bool], refuted: Sequence[bool] | None = None
-) -> Seen:
+def in_every_run(text: str, held: Sequence[bool], refuted: Sequence[bool]) -> Seen:
     """Return the verdict on a claim that each of several networks can show.
 
     One network alone decides nothing, nor do networks that disagree.
@@ -234,10 +235,9 @@ def in_every_run(
     Args:
         text: what was seen.
         held: whether each network shows the claim.
-        refuted: whether each shows the opposite; None: if it does not show the claim.
+        refuted: whether each shows the opposite.
     """
     text = f"{text} (in {sum(held)} of {len(held)} networks)"
-    refuted = [not h for h in held] if refuted is None else refuted
     if len(held) > 1 and (all(held) or all(refuted)):
         return Seen(text, HOLDS if all(held) else FAILS)
     return Seen(text, UNDECIDED)

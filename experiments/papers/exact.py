@@ -28,9 +28,9 @@ _SMALL: dict[str, Any] = {"stage_sizes": (2, 2), "features": (8, 16)}
 def sizes() -> dict[str, dict[str, int]]:
     """Return parameters and multiply-adds of networks that claims compare."""
     names = (
-        *("plain110", "resnet110", "plain34", "resnet34", "resnet50", "resnet152"),
+        *("plain110", "resnet110", "plain34", "resnet50", "resnet152"),
         *("vgg16", "vgg19", "alexnet_2012", "resnext50_32x4d"),
-        *("densenet_bc100_12", "preact_resnet1001", "preact_resnet164"),
+        *("densenet_bc100_12", "preact_resnet1001"),
     )
     found = {name: _size(rn_jax.create_model(name), MODELS[name]) for name in names}
     name = "googlenet_2014"
@@ -53,11 +53,11 @@ def _shapes(model, image_shape):
 
 
 def shortcuts() -> dict[str, dict[str, int]]:
-    """Return the sizes of ResNet-34, -50 and -110 by kind of shortcut."""
+    """Return the sizes of ResNet-34 and -50 by kind of shortcut."""
     return {
         f"{name} {kind}": _size(rn_jax.create_model(name, shortcut=kind), MODELS[name])
-        for name in ("resnet34", "resnet50", "resnet110")
-        for kind in "ABC"
+        for name, kinds in (("resnet34", "ABC"), ("resnet50", "BC"))
+        for kind in kinds
     }
 
 
@@ -84,11 +84,12 @@ def bottlenecks() -> dict[str, dict[str, int]]:
 
 
 def path_lengths() -> dict[str, float]:
-    """Return shares of all 2^54 paths by length, and what deletions leave."""
+    """Return shares of all 2^54 paths by length, and the share deletions leave."""
     lengths = paths.length_distribution(np.full(_BLOCKS, 0.5))
-    bounds = ((19, 35), (5, 17), (9, 18))
+    bounds = ((19, 35), (5, 17))
     return {
         "mean": float(lengths @ np.arange(_BLOCKS + 1)),
+        "after 10 deletions": paths.surviving_share(10),
         **{f"{low} to {high}": paths.share(lengths, low, high) for low, high in bounds},
     }
 

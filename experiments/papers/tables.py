@@ -17,8 +17,10 @@ from configs import (
     huang2017,
     imagenet,
     larsson2017,
+    shen2016,
     szegedy2017,
     xie2017,
+    yamada2018,
     zagoruyko2016,
     zhang2016,
 )
@@ -131,10 +133,13 @@ TABLES: Mapping[str, Table] = {
     ),
     "digits": Table(
         "Not from a paper: plain, residual and stochastic-depth networks on digits",
-        _rows("plain20", "resnet20", "plain110", "resnet110", "resnet110_sd"),
+        _rows(
+            *("plain20", "resnet20", "plain110", "resnet110_he2015"),
+            *("resnet110", "resnet110_sd"),
+        ),
         datasets=("digits",),
         published_of="none",
-        differences=(("plain110", "resnet110"), ("resnet110_sd", "resnet110")),
+        differences=(("plain110", "resnet110_he2015"), ("resnet110_sd", "resnet110")),
     ),
     "large_gradients": Table(
         "Not from a paper: plain-110 with steps of bounded size, on digits",
@@ -155,8 +160,9 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "ensembles": Table(
-        "Not from a paper: the networks that Veit et al. 2016 study, on digits",
-        _rows("preact_resnet110", "vgg15"),
+        "Not from a paper: kinds of networks that Veit et al. 2016 and Huang et al. "
+        "2017 study, on digits",
+        _rows("preact_resnet110", "vgg15", "densenet40_12"),
         datasets=("digits",),
         published_of="none",
     ),
@@ -238,6 +244,17 @@ TABLES: Mapping[str, Table] = {
         _of(han2017, prefix="pyramidnet"),
         datasets=_CIFAR,
         published_of="number of runs not stated",
+    ),
+    "shakedrop": Table(
+        "Yamada et al. 2018: PyramidNet with ShakeDrop on CIFAR",
+        _of(yamada2018),
+        datasets=_CIFAR,
+        published_of="no published number of these gates available",
+    ),
+    "weighted_residuals": Table(
+        "Shen et al. 2016: a weighted residual network on CIFAR-10",
+        _of(shen2016),
+        published_of="no published number at this depth available",
     ),
     "fractalnet": Table(
         "Larsson et al. 2017, tables 1 and 3: FractalNets on CIFAR",

@@ -58,15 +58,15 @@ def median(result: Result, kind: str) -> float | None:
 
 
 def weights(result: Result) -> float:
-    """Return the median of the weights that determine the size of a branch.
+    """Return the median of what determines the size of a branch.
 
-    A branch is 0 if its kernels are, or the scales of its BatchNorm, so this is the
-    smaller one. BatchNorm after a kernel undoes the kernel's norm.
-
-    Raises:
-        ValueError: the branches began at 0.
+    These are the scales of BatchNorm, which undoes the norm of the kernel before it, or
+    the kernels if there is no BatchNorm.
     """
-    return min(m for k in branches.KINDS if (m := median(result, k)) is not None)
+    scale = median(result, "scale")
+    kernel = median(result, "kernel")
+    assert kernel is not None, "no initialiser begins all kernels at 0"
+    return kernel if scale is None else scale
 
 
 def draw(results: Results) -> figures.Figure:

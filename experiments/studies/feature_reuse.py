@@ -76,25 +76,18 @@ def draw(results: Results) -> figures.Figure:
 
 def describe(result: Result) -> str:
     """Describe what layers read, by the four observations of the paper."""
-    blocks = _arrays(result)
-    spread = [
-        np.mean(np.exp(_entropy(column)) / len(column))
-        for weights in blocks
-        for column in _columns(weights)[1:-1]
-    ]
-    ends = [_columns(weights)[-1] for weights in blocks]
-    evenness = [float(np.exp(_entropy(end)) / len(end)) for end in ends]
-    first = [_first_row_share(weights) for weights in blocks]
+    ends = [_columns(weights)[-1] for weights in _arrays(result)]
+    evenness = [_evenness(end) for end in ends]
     half = len(ends[-1]) // 2
     late = float(ends[-1][half:].mean() / ends[-1][:half].mean())
     text = ""
-    if spread:
+    if (found := spread(result)) is not None:
         text = (
             "A layer spreads its weights over its sources as evenly as over "
-            f"{100 * np.mean(spread):.0f} % of them (by entropy; 100 %: all alike). "
+            f"{100 * found:.0f} % of them (by entropy; 100 %: all alike). "
         )
     shown = ", ".join(f"{100 * e:.0f} %" for e in evenness)
-    inputs = ", ".join(f"{f:.2f}" for f in first)
+    inputs = ", ".join(f"{f:.2f}" for f in weights_of_inputs(result))
     return (
         f"{text}For the transitions and the classifier it is {shown}. Layers weigh the "
         f"input of their block {inputs} times as much as its layers' maps (one number "
@@ -103,6 +96,29 @@ def describe(result: Result) -> str:
         "earlier layers, the second and third block use the transition's output least, "
         "and the classifier leans to the last maps."
     )
+
+
+def spread(result: Result) -> float | None:
+    """Return over which share of its sources a layer spreads its weights, by entropy.
+
+    It is the mean over layers with several sources, 1 where all weights are alike; None
+    if there are no such layers.
+    """
+    found = [
+        _evenness(column)
+        for weights in _arrays(result)
+        for column in _columns(weights)[1:-1]
+    ]
+    return float(np.mean(found)) if found else None
+
+
+def weights_of_inputs(result: Result) -> list[float]:
+    """Return how layers of each block weigh its input, relative to its layers' maps."""
+    return [_first_row_share(weights) for weights in _arrays(result)]
+
+
+def _evenness(column):
+    return float(np.exp(_entropy(column)) / len(column))
 
 
 def _columns(weights):

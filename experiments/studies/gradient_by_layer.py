@@ -70,12 +70,13 @@ def _trained(result):
 def ratio(norms: Mapping[str, Mapping[str, float]]) -> float:
     """Return the gradient by the outputs of the first tenth of layers over the last's.
 
-    Both are medians in the logarithm, of layers whose gradient is not zero. Outputs
-    show what is propagated back; small weights would make the gradients by all weights
-    equally small. Without them the gradients by weights are used.
+    Both are medians in the logarithm. Outputs show what is propagated back; small
+    weights would make the gradients by all weights equally small. Without them the
+    gradients by weights are used.
     """
     by_layer = norms["outputs"] or norms["weights"]
-    values = np.log([norm for norm in by_layer.values() if norm > 0])
+    with np.errstate(divide="ignore"):  # log 0
+        values = np.log(list(by_layer.values()))
     tenth = max(1, len(values) // 10)
     return float(np.exp(np.median(values[:tenth]) - np.median(values[-tenth:])))
 

@@ -65,6 +65,23 @@ def by_stage(result: Result) -> dict[str, float]:
     }
 
 
+def by_block(result: Result) -> float:
+    """Return by what the shortcut around a block that keeps the shape multiplies it.
+
+    It is the median over blocks that any gradient reaches and leaves through shortcuts
+    alone; 0 if there are none.
+    """
+    norms = result["shortcuts"]
+    found = [
+        before / after
+        for before, after, same in zip(
+            norms, norms[1:], result["same_shape"], strict=False
+        )
+        if same and before and after
+    ]
+    return float(np.median(found)) if found else 0.0
+
+
 def kept(result: Result) -> float:
     """Return what all shortcuts around blocks that keep the shape leave of it.
 

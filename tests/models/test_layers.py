@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pooling at every size of an image, against PyTorch and by its definition."""
+"""Pooling at every size of an image, and the variances of initial kernels."""
 
 from functools import partial
 
@@ -7,7 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from rn_jax.models.layers import adaptive_average_pool, average_pool, max_pool
+from rn_jax.models.layers import (
+    KERNEL_INITS,
+    adaptive_average_pool,
+    average_pool,
+    max_pool,
+)
 
 # Window, stride, padding and ceil_mode: those of the networks, and some where Torch
 # leaves out a last window that would begin past the image.
@@ -111,3 +116,18 @@ def test_means_of_half_precision_are_summed_in_float32(dtype):
     assert found.dtype == dtype
     expected = np.asarray(jax.numpy.asarray(x, dtype), "float64").mean()
     np.testing.assert_array_equal(found, jax.numpy.asarray(expected, dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "variance"),
+    [
+        ("he_normal", 2 / (9 * 64)),
+        ("xavier_normal", 2 / (9 * 64 + 9 * 32)),
+        ("small_normal", 1e-4),
+    ],
+)
+def test_variances_of_initial_kernels(name, variance):
+    """Of a 3x3 convolution from 64 to 32 channels."""
+    kernel = KERNEL_INITS[name](jax.random.key(0), (3, 3, 64, 32))
+    assert np.var(kernel) == pytest.approx(variance, rel=0.05)
+    assert abs(np.mean(kernel)) < 0.05 * variance**0.5

@@ -60,6 +60,12 @@ def test_the_branch_is_weighted_by_channel(kind, base, quick_compile):
     np.testing.assert_allclose(excited, s[:, None, None] * y, rtol=1e-5, atol=1e-5)
 
 
-def test_there_is_at_least_one_row():
-    block = squeeze_excite.ExcitedBasicBlock(8, 1, "A", Conv, BatchNorm, nn.relu)
-    assert block.reduction == 16 and block.closed_is_identity
+def test_narrow_blocks_squeeze_to_one_value():
+    """With the paper's reduction of 16, eight channels would leave half a value."""
+    norm = partial(BatchNorm, use_running_average=True)
+    block = squeeze_excite.ExcitedBasicBlock(8, 1, "A", Conv, norm, nn.relu)
+    init = partial(block.init, jax.random.key(0), train=False)
+    shapes = jax.eval_shape(init, np.zeros((1, 4, 4, 8), np.float32))["params"]
+    assert shapes["squeeze"]["kernel"].shape == (1, 1, 8, 1)
+    assert shapes["excite"]["kernel"].shape == (1, 1, 1, 8)
+    assert block.closed_is_identity

@@ -43,11 +43,21 @@ def test_p_is_that_of_welch():
     ],
 )
 def test_networks_decide_together(held, verdict):
-    seen = in_every_run("text", held)
+    seen = in_every_run("text", held, [not h for h in held])
     assert seen.verdict == verdict
     assert seen.text == f"text (in {sum(held)} of {len(held)} networks)"
     if not any(held):  # a claim that is missed need not be refuted
         assert in_every_run("text", held, [False] * len(held)).verdict == ev.UNDECIDED
+
+
+def test_values_of_the_same_networks_are_paired():
+    """By hand: differences 1, 2 and 3, t = 2 / (1 / sqrt 3), 2 degrees of freedom."""
+    ours, theirs = ("a", [1.0, 21.0, 41.0]), ("b", [2.0, 23.0, 44.0])
+    seen = lower(ours, theirs, "error (%)", paired=True)
+    assert seen.text.endswith("(p = 0.074)")
+    assert lower(ours, theirs, "error (%)").text.endswith("(p = 0.91)")
+    constant = lower(("a", [1.0, 2.0]), ("b", [2.0, 3.0]), "error (%)", paired=True)
+    assert constant.text.endswith("(no spread)")
 
 
 def write(folder, place, value):

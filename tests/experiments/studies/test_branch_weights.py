@@ -78,6 +78,8 @@ def test_medians_words_and_figure():
     found = result([1.0, 3.0, 2.0], [0.5, None, 0.25], [4.0, 5.0, 6.0])
     assert [median(found, k) for k in ("kernel", "scale", "response")] == [2, 0.375, 5]
     assert weights(found) == 0.375
+    assert weights(result([1.0, 3.0, 2.0], [None] * 3, [None] * 3)) == 2
+    assert weights(result([0.1], [4.0], [None])) == 4  # BatchNorm undoes the kernel
     told = STUDY.describe(found)
     assert "kernels have 2.00 times their initial norm and the scales have 0.38" in told
     assert "responds with 5.00 times the norm of its shortcut" in told

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from experiments.studies.shortcut_gradient import STUDY, by_stage, kept
+from experiments.studies.shortcut_gradient import STUDY, by_block, by_stage, kept
 from rn_jax.models.preact import FullPreactivation
 from rn_jax.models.resnet import ResNet
 
@@ -23,9 +23,11 @@ def test_blocks_that_keep_the_shape():
     found = result(1.0, 2.0, 3.0, 8.0, 5.0, 20.0)
     assert by_stage(found) == {"stage1": 0.25, "stage2": 0.25}
     assert kept(found) == 0.0625
+    assert by_block(found) == np.median([2 / 3, 3 / 8, 5 / 20])
     cut = result(0.0, 0.0, 0.0, 0.0, 5.0, 20.0)
     assert by_stage(cut) == {"stage2": 0.25} and kept(cut) == 0
-    assert by_stage(result(*[0.0] * 6)) == {}
+    assert by_block(cut) == 0.25
+    assert by_stage(result(*[0.0] * 6)) == {} and by_block(result(*[0.0] * 6)) == 0
 
 
 def test_words_and_figure():
