@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "resnext50_32x4d": {},
     "wrn16_8": {},
     "swapout32_w4": {},
+    "weighted_resnet110": {},
     "pyramidnet110_48": _TWO,
     "densenet40_12": _TWO,
     "densenet121": {"stage_sizes": (2, 2, 2, 2)},
