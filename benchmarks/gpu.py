@@ -3,7 +3,7 @@
 
 python -m benchmarks.gpu --budget=SECONDS [--workdir=DIR] [--rehearse]
 
-Steps are compiled beside each other, in processes of their own, for at most 3/5 of the
+Steps are compiled in parallel, in processes of their own, for at most 3/5 of the
 budget; cuDNN's algorithms are then chosen on a busy GPU, on all sides. After that each
 is timed alone: images are on the device, and steps follow each other without a wait.
 Measurements that do not come in time are rows that say so.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements that are prepared beside each other and taken one at a time.
+"""Measurements that are prepared in parallel and taken one at a time.
 
 A child is a process that prepares its measurements, prints READY, and takes each when
 it reads its name. `serve` is a child's part, `take_turns` that of the parent.

@@ -57,7 +57,7 @@ def reproduce(
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
 
-    With a budget, runs are beside each other and are stopped in time, and without a
+    With a budget, runs are trained in parallel and are stopped in time, and without a
     table they are those of `tables.NEXT`, each table in a folder of its own.
 
     Args:
@@ -69,7 +69,7 @@ def reproduce(
         dataset: data set of all rows; None: the table's own.
         workdir: folder of the table; None: a new one under runs/.
         keep: folder of all results, into which finished runs are copied.
-        limits: how long to train, and how many runs beside each other.
+        limits: how long to train, and how many runs in parallel.
         style: style and formats of the figures.
         command: the command line, which the table names.
 

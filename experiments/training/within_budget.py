@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train many runs for a limited time, several of them beside each other.
+"""Train many runs for a limited time, several of them in parallel.
 
 A stopped run continues the next time, so it need not end in the time that is left. But
 each turn first reads data and compiles, so a run begins only if its turn is worth that:
@@ -42,7 +42,7 @@ class Budget:
     Attributes:
         budget: seconds after which all runs have stopped, to continue the next time; 0:
             none begins, and what is there is collected.
-        at_once: number of runs beside each other, with a budget.
+        at_once: number of runs in parallel, with a budget.
     """
 
     budget: int | None = None
@@ -143,7 +143,7 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Train jobs beside each other, stop them in time, and print how far each is.
+    """Train jobs in parallel, stop them in time, and print how far each is.
 
     A finished run is not trained again, and neither is one that diverged. What a run
     prints goes to FOLDER.log beside its folder.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs beside each other for a limited time: which begin, and when they stop."""
+"""Runs in parallel for a limited time: which begin, and when they stop."""
 
 import json
 import os
