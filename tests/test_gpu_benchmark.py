@@ -363,7 +363,11 @@ def test_bad_input(options, words, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_rehearsal_takes_every_measurement(tmp_path):
-    pytest.importorskip("timm", reason="compares with PyTorch")
+    pytest.importorskip("torch", reason="compares with PyTorch")
+    from benchmarks.torch_peer import importable_torchvision
+
+    with importable_torchvision():
+        pytest.importorskip("timm", reason="compares with PyTorch")
     folder = tmp_path / "rehearsal"
     done = subprocess.run(
         [

@@ -425,6 +425,11 @@ CASES = {
         ([{"form a": 1e-7}], ev.HOLDS),
         ([{"form a": 1e-7, "form b": 0.1}], ev.FAILS),
     ],
+    "highway": [
+        ([runs(open=LOW, independent=HIGH)], ev.HOLDS),
+        ([runs(open=HIGH, independent=LOW)], ev.FAILS),
+        ([runs(open=LOW, independent=GUESSES)], ev.UNDECIDED),
+    ],
     "alexnet_layers": [
         ([{"alexnet_2012 convolutions": 5}], ev.HOLDS),
         ([{"alexnet_2012 convolutions": 8}], ev.FAILS),
@@ -455,7 +460,6 @@ LOWER = {
     "stochastic_depth_is_better": ("test error (%)", "resnet110_sd", "resnet110"),
     "regularises": ("training loss", "resnet110", "resnet110_sd"),
     "better_than_dropout": ("test error (%)", "resnet110_sd", "dropout"),
-    "highway": ("test error (%)", "open", "independent"),
 }
 
 
