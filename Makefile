@@ -47,7 +47,7 @@ test-onnx: .venv-onnx/stamp  ## Every network in ONNX Runtime
 
 # The training steps that XLA compiles for absent devices. Each compiler has an
 # environment of its own, and none of CUDA's libraries is needed.
-device-programs: .venv-h200/stamp .venv-v5e/stamp .venv/test.stamp  ## Tables of compiled steps, in results/
+device-programs: .venv-h200/stamp .venv-v5e/stamp .venv/test.stamp  ## Tables of compiled steps
 	.venv-h200/bin/python -m benchmarks.device_program --device=h200
 	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e
 	$(BIN)/python -m docs.generate

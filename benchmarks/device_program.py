@@ -443,12 +443,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return markdown.table(head, cells, words=5)
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """Return what tells a row from others, as text."""
-    parts = (row["model"], row["batch_size"], row["dtype"], row["last_survival"])
-    return "-".join(map(str, (*parts, row["form"]))).rstrip("-")
-
-
 def _key(row):
     """What tells a row from others, in the order of a table."""
     networks = [*NETWORKS, row["model"]]

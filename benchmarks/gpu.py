@@ -227,8 +227,7 @@ def gpu(
     Args:
         budget: seconds after which the command has ended.
         workdir: empty folder for the trace, for what each process prints, and for the
-            JSON, which is also written to results/; None: a
-            new one under runs/.
+            JSON, which is also written to results/; None: a new one under runs/.
         rehearse: measure small steps on the CPU, those of torch.compile without it,
             and write to the folder alone.
         child: the process of the plan that this is.
