@@ -8,9 +8,10 @@ here. For MNIST the paper has training curves without numbers. It searched the r
 decay, the momentum and the gates' bias at random; we chose simple values within its
 ranges.
 
-Beside highway19 stand networks that no paper has, by the same recipe: highway19 with a
-carry gate of its own, with both gates open, which is a residual network, and ResNet-20
-with 46, 92 and 184 channels, as many parameters as highway19 (2.2 million).
+Beside highway19 and highway10_mnist stand networks that no paper has, by the same
+recipes: with a carry gate of its own, and with both gates open, which is a residual
+network. ResNet-20 with 46, 92 and 184 channels has as many parameters as highway19
+(2.2 million).
 
     python -m experiments.run --config=configs/highway19.py[:DATASET]
 """
@@ -49,6 +50,11 @@ def on_mnist(dataset="mnist"):
     )
 
 
+def _ten_layers(gating, what):
+    fields = {"model": "highway10_mnist", "model_kwargs": {"gating": gating}}
+    return Row(f"10 layers, {what}", fields=fields, recipe=on_mnist)
+
+
 ROWS = {
     "highway19": Row("19 layers", {"cifar10": 7.54, "cifar100": 32.24}),
     "highway19_independent": Row("a carry gate of its own"),
@@ -57,5 +63,8 @@ ROWS = {
         "ResNet-20 of as many parameters",
         fields={"model": "resnet20", "model_kwargs": {"features": (46, 92, 184)}},
     ),
+    "highway10_mnist": Row("10 layers, fully connected", recipe=on_mnist),
+    "highway10_mnist_independent": _ten_layers("independent", "two gates"),
+    "highway10_mnist_open": _ten_layers("open", "T = C = 1, a residual network"),
     "highway50_mnist": Row("50 layers, fully connected", recipe=on_mnist),
 }

@@ -295,13 +295,23 @@ TABLES: Mapping[str, Table] = {
             "open": "highway19_open",
             "resnet20": "resnet20_46",
         },
-        datasets=("cifar10", "digits"),
         published_of="best of several runs, of highway19 alone",
         differences=(
             ("coupled", "open"),
             ("independent", "open"),
             ("coupled", "resnet20"),
         ),
+    ),
+    "highway_mnist": Table(
+        "Not from a paper: fully connected highway networks and residual networks",
+        {
+            "coupled": "highway10_mnist",
+            "independent": "highway10_mnist_independent",
+            "open": "highway10_mnist_open",
+        },
+        datasets=("mnist", "digits"),
+        published_of="none",
+        differences=(("coupled", "open"), ("independent", "open")),
     ),
     "short_paths": Table(
         "Veit et al. 2016: training on short paths only",

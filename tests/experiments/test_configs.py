@@ -80,7 +80,7 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 155
+    assert len(NAMES) == len(set(NAMES)) == 158
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files

@@ -143,10 +143,15 @@ PUBLISHED = {
     "highway": {"highway19": (7.54, 32.24)},
     # On digits no paper has a number, and every row that names them is trained on them.
     "highway_resnet": {
-        "coupled": (7.54, None),
+        "coupled": (7.54,),
+        "independent": (None,),
+        "open": (None,),
+        "resnet20": (None,),
+    },
+    "highway_mnist": {
+        "coupled": (None, None),
         "independent": (None, None),
         "open": (None, None),
-        "resnet20": (None, None),
     },
     "stochastic_depth_dropout": {
         "constant": (6.41, None),
