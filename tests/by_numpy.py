@@ -22,3 +22,12 @@ def np_conv(x, params, stride=1, *, padded=True):
 def np_norm(x, params, stats):
     y = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     return y * params["scale"] + params["bias"]
+
+
+def np_full_preactivation(x, variables):
+    """F of a unit of two layers, BN-ReLU-W-BN-ReLU-W (He et al. 2016, figure 4e)."""
+    p, stats = variables["params"], variables["batch_stats"]
+    for i in (1, 2):
+        x = np.maximum(np_norm(x, p[f"bn{i}"], stats[f"bn{i}"]), 0)
+        x = np_conv(x, p[f"conv{i}"])
+    return x

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from by_numpy import np_full_preactivation
 
 import rn_jax
 from rn_jax.models.layers import Conv
@@ -28,9 +29,11 @@ X = np.random.default_rng(0).normal(size=(8, 8, 8, 8)).astype("float32")
 
 def block_and_branch(**rates):
     """The block, its variables, and F(x) of a unit without masks."""
-    block, unit = Swapout(**FIELDS, **rates), FullPreactivation(**FIELDS)
-    variables = jax.jit(partial(unit.init, train=False))(jax.random.key(1), X)
-    return block, variables, np.asarray(unit.apply(variables, X, train=False)) - X
+    block = Swapout(**FIELDS, **rates)
+    init = jax.jit(partial(block.init, train=False))
+    values = {"depth": jnp.float32(0)}
+    variables = jax.device_get(init(jax.random.key(1), X, values=values))
+    return block, variables, np_full_preactivation(X, variables)
 
 
 def test_at_test_both_are_multiplied_by_their_rates(quick_compile):
