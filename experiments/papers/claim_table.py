@@ -154,6 +154,18 @@ def _deepened(studies):
     return in_every_run(text, held, [change > 0.01 for change in changes])
 
 
+def _trains_on(studies):
+    found = [study["deepen"]["trained_on"] for study in studies]
+    losses = [each["train_loss"] for each in found]
+    text = (
+        f"loss on {found[0]['images']:,} training images before and after "
+        f"{found[0]['steps']} steps: "
+        f"{', '.join(f'{first:.2g} and {last:.2g}' for first, last in losses)}"
+    )
+    lower_in = [last < first for first, last in losses]
+    return in_every_run(text, lower_in, [not lower for lower in lower_in])
+
+
 def _ratios(studies):
     return [ratio(study["start"]) for study in studies]
 
@@ -277,6 +289,13 @@ _HARD = (
         "predicts.",
         (_ORIGINAL,),
         _deepened,
+    ),
+    Claim(
+        "deeper_trains_on",
+        "He et al. 2015, section 1",
+        "The network to which identity blocks were added can be trained further.",
+        (_ORIGINAL,),
+        _trains_on,
     ),
 )
 

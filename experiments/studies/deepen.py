@@ -5,12 +5,18 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import rn_jax
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
+from rn_jax import data, parallel, train
 from rn_jax.models.deepen import cannot_deepen
+
+# Training on: one epoch of at most so many training images by SGD.
+_MOST_IMAGES, _BATCH_SIZE, _RATE = 2000, 64, 1e-3
 
 # The marker of the network as it was trained.
 _TRAINED: dict[str, Any] = {
@@ -32,37 +38,84 @@ def measure(lab: Lab) -> Result:
     """Measure the test error of networks with more blocks: one per stage, and twice.
 
     `rn_jax.deepen` builds them: added blocks are the identity, and with stochastic
-    depth the old blocks keep their survival probabilities.
+    depth the old blocks keep their survival probabilities. The one with a block more
+    per stage is then trained on.
     """
     before = lab.probabilities(lab.gates)
     sizes = lab.model.stage_sizes
-    deeper = [
-        _deepened(lab, before, new)
-        for new in ([n + 1 for n in sizes], [2 * n for n in sizes])
+    labs = [
+        _deepened(lab, new) for new in ([n + 1 for n in sizes], [2 * n for n in sizes])
     ]
     return {
         "measured_on": lab.test_images,
         "stage_sizes": list(sizes),
         "parameters": _parameters(lab.subject.variables),
-        "deeper": deeper,
+        "deeper": [_compared(other, before) for other in labs],
+        "trained_on": _train_on(labs[0]),
     }
 
 
-def _deepened(lab, before, stage_sizes):
+def _deepened(lab, stage_sizes):
     model, variables = rn_jax.deepen(
         lab.model, lab.subject.variables, stage_sizes, key=jax.random.key(lab.seed)
     )
     variables = jax.device_get(variables)
     subject = dataclasses.replace(lab.subject, model=model, variables=variables)
-    other = Lab(subject, images=lab.images, factors=lab.factors)
-    after = other.probabilities(other.gates)
-    wrong = after.argmax(axis=-1) != other.labels
+    return Lab(subject, images=lab.images, seed=lab.seed, factors=lab.factors)
+
+
+def _compared(lab, before):
+    after = lab.probabilities(lab.gates)
+    wrong = after.argmax(axis=-1) != lab.labels
     return {
-        "stage_sizes": stage_sizes,
-        "num_blocks": model.num_blocks,
-        "parameters": _parameters(variables),
+        "stage_sizes": list(lab.model.stage_sizes),
+        "num_blocks": lab.num_blocks,
+        "parameters": _parameters(lab.subject.variables),
         "error_percent": 100 * int(wrong.sum()) / len(wrong),
         "largest_change_of_probability": float(np.abs(after - before).max()),
+    }
+
+
+def _train_on(lab):
+    """Train a network for an epoch, and return its losses before and after."""
+    subject, one = lab.subject, lab.subject.devices[:1]
+    examples = subject.train.take(np.arange(min(len(subject.train), _MOST_IMAGES)))
+    size = min(_BATCH_SIZE, len(examples))
+    given: Any = {"model": lab.model, "tx": optax.sgd(_RATE, momentum=0.9)}
+
+    def preprocess(key, images, first_index):
+        del key, first_index  # no augmentation
+        return subject.preprocess(images)
+
+    step = parallel.compile_train_step(
+        train.make_train_step(**given, preprocess=preprocess), one
+    )
+    evaluate = parallel.compile_eval_step(
+        train.make_eval_step(model=lab.model, preprocess=subject.preprocess), one
+    )
+
+    def loss(variables):
+        batches = data.eval_batches(examples, batch_size=size)
+        total = sum(evaluate(variables, batch)["loss"] for batch in batches)
+        return float(total) / len(examples)
+
+    key = jax.random.key(lab.seed)
+    state = train.create_state(key, **given, image_shape=examples.images.shape[1:])
+    state = state.replace(**jax.tree.map(jnp.array, subject.variables))
+    before = loss(state.variables)
+    steps = data.steps_per_epoch(len(examples), size)
+    for n in range(steps):
+        batch = data.train_batch(examples, step=n, batch_size=size, seed=lab.seed)
+        state, _ = step(state, batch, key)
+    variables = jax.device_get(state.variables)
+    return {
+        "images": len(examples),
+        "steps": steps,
+        "learning_rate": _RATE,
+        "train_loss": [before, loss(variables)],
+        "error_percent": lab.error(
+            lab.gates, parallel.replicate(variables, subject.devices)
+        ),
     }
 
 
@@ -94,6 +147,8 @@ def describe(result: Result) -> str:
         for d in result["deeper"]
     )
     change = max(d["largest_change_of_probability"] for d in result["deeper"])
+    more = result["trained_on"]
+    first, last = more["train_loss"]
     same = all(d["error_percent"] == base for d in result["deeper"])
     return (
         f"With its {result['num_blocks']} blocks ({result['parameters']:,} parameters) "
@@ -101,8 +156,11 @@ def describe(result: Result) -> str:
         f"{'the same' if same else 'not the same'}. No predicted probability changes "
         f"by more than {change:.1g}, by rounding. So there are deeper networks that "
         "are no worse: if training a deeper network from its usual initialisation ends "
-        "worse, optimisation did not find them (He et al. 2015). A run with init_from "
-        "and init_deepen=True begins with such a network."
+        "worse, optimisation did not find them (He et al. 2015). Trained on for "
+        f"{more['steps']} steps at a rate of {more['learning_rate']:g}, the first of "
+        f"them takes its loss on {more['images']:,} training images from "
+        f"{first:.3g} to {last:.3g}, and has {more['error_percent']:.2f} % test error. "
+        "A run with init_from and init_deepen=True trains such a network."
     )
 
 

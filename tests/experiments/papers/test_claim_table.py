@@ -106,6 +106,14 @@ def deepened(change):
     return {"deepen": {"deeper": [{"largest_change_of_probability": change}]}}
 
 
+def trained_on(*losses):
+    return {
+        "deepen": {
+            "trained_on": {"images": 1437, "steps": 22, "train_loss": list(losses)}
+        }
+    }
+
+
 def combined(apart, summed):
     found = {"concatenated_ratio": [apart, apart], "variance_ratio": [summed, summed]}
     return {"combined_features": found}
@@ -274,6 +282,11 @@ CASES = {
         ([[deepened(1e-6)] * 2], ev.HOLDS),
         ([[deepened(1e-3)] * 2], ev.UNDECIDED),
         ([[deepened(0.1)] * 2], ev.FAILS),
+    ],
+    "deeper_trains_on": [
+        ([[trained_on(0.5, 0.25)] * 2], ev.HOLDS),
+        ([[trained_on(0.25, 0.5)] * 2], ev.FAILS),
+        ([[trained_on(0.5, 0.25), trained_on(0.25, 0.5)]], ev.UNDECIDED),
     ],
     "concatenation_varies_more": [
         ([[combined(apart=2.0, summed=1.0)] * 2], ev.HOLDS),

@@ -35,6 +35,11 @@ def test_deeper_networks_have_the_same_error(model, make_lab, quick_compile):
     for deeper in found["deeper"]:
         assert deeper["error_percent"] == pytest.approx(error)
         assert deeper["largest_change_of_probability"] < 1e-5
+    after = found["trained_on"]
+    assert (after["images"], after["steps"]) == (40, 1)
+    assert after["train_loss"][1] < after["train_loss"][0]
+    # The network of the lab is as it was.
+    assert lab.probabilities(lab.gates).argmax(axis=1).tolist() == predicted.tolist()
 
 
 RESULT = {
@@ -50,6 +55,13 @@ RESULT = {
         }
         for blocks in (3, 4)
     ],
+    "trained_on": {
+        "images": 1437,
+        "steps": 22,
+        "learning_rate": 0.001,
+        "train_loss": [0.5, 0.25],
+        "error_percent": 3.0,
+    },
 }
 
 
@@ -59,6 +71,8 @@ def test_words_and_figure():
     assert "4.00 % with 3 blocks (1,500 parameters) and 4.00 % with 4 blocks" in told
     assert "(2,000 parameters): the same. No predicted probability changes by" in told
     assert "more than 1e-06" in told
+    assert "for 22 steps at a rate of 0.001" in told
+    assert "loss on 1,437 training images from 0.5 to 0.25, and has 3.00 % test" in told
     worse = {**RESULT["deeper"][0], "error_percent": 9.0}
     assert ": not the same." in STUDY.describe({**RESULT, "deeper": [worse]})
     [axes] = STUDY.draw({"a": RESULT}).axes
