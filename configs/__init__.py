@@ -32,12 +32,14 @@ class Row:
         fields: fields in which the row differs from the recipe; "model", if its name is
             not the row's.
         recipe: the recipe, if it is not the file's `get_config`.
+        on_digits: fields in which the row differs from other recipes on digits.
     """
 
     where: str
     published: Mapping[str, float] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     recipe: Callable[..., ConfigDict] | None = None
+    on_digits: Mapping[str, Any] = field(default_factory=dict)
 
 
 @functools.cache
@@ -88,4 +90,7 @@ def get_config(name: str, dataset: str | None = None) -> ConfigDict:
     config.model = name
     config.published_error_percent = dict(row.published)
     config.update(copy.deepcopy(dict(row.fields)))
-    return default.with_dataset(config)
+    config = default.with_dataset(config)
+    if config.dataset == "digits":
+        config.update(copy.deepcopy(dict(row.on_digits)))
+    return config

@@ -253,8 +253,7 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
     if config.dataset == "imagenet2012" and kind == "channel":
         config.normalization = "imagenet"  # the same, without all images in memory
     if config.dataset == "digits":
-        # Highway networks carry at first, and not all seeds learn in 30 epochs.
-        config.epochs = 100 if str(config.model).startswith("highway") else 30
+        config.epochs = 30
         config.steps = None
         config.batch_size = 64
         if config.optimizer != "adamw":

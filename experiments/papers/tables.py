@@ -132,10 +132,12 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "digits": Table(
-        "Not from a paper: plain, residual and stochastic-depth networks on digits",
+        "Not from a paper: plain nets, ResNets and stochastic depth on digits",
         _rows(
             *("plain20", "resnet20", "plain110", "resnet110_he2015"),
-            *("resnet110", "resnet110_sd"),
+            *("resnet110", "resnet110_sd", "resnet110_single_layer"),
+            *("preact_resnet110_short_paths", "resnet110_bn_after_addition"),
+            *("resnet110_relu_before_addition", "resnet110_relu_only_preact"),
         ),
         datasets=("digits",),
         published_of="none",
