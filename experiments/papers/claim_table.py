@@ -24,13 +24,13 @@ from experiments.papers.evidence import (
     proved,
 )
 from experiments.studies import branch_weights
-from experiments.studies.delete_many import smoothness
+from experiments.studies.delete_many import is_smooth, smoothness
 from experiments.studies.delete_one import NEEDED, damages
 from experiments.studies.feature_reuse import spread, weights_of_inputs
 from experiments.studies.gradient_by_layer import FAR, ratio
 from experiments.studies.layer_responses import typical
 from experiments.studies.path_gradients import LINEAR, fit_quality, shrinkage
-from experiments.studies.permute import correlation
+from experiments.studies.permute import GROWS, correlation
 from experiments.studies.shortcut_gradient import UNCHANGED, by_block, by_stage, kept
 from experiments.studies.words import UNHARMED, chance, too_near_chance
 from rn_jax import data
@@ -64,8 +64,11 @@ def _reproduce(table: str, only: str = "") -> str:
     return f"python -m experiments.reproduce --table={table}{rows}"
 
 
-# One recipe for all four; "resnet110" has that of Huang et al. and other shortcuts.
-_DIGITS = Runs("digits", ("plain20", "resnet20", "plain110", "resnet110_he2015"))
+def _digits(*rows: str) -> Runs:
+    """Return runs by He et al.'s recipe, or Huang et al.'s ("resnet110", "..._sd")."""
+    return Runs("digits", rows)
+
+
 _PREACT_RUNS = Runs("ensembles", ("preact_resnet110",))
 _DEPTH = Runs("digits", ("resnet110", "resnet110_sd"))
 _REMEDIES = ("clipped", "adamw")
@@ -75,13 +78,12 @@ _BOUNDED = Runs(
 )
 _SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
 _LESIONS = ("delete_one", "delete_many", "permute")
-_ORIGINAL = Studies(
-    Runs("digits", ("resnet110_he2015",)),
-    (
-        *("delete_one", "layer_responses", "branch_weights", "shortcut_gradient"),
-        *("deepen", "combined_features"),
-    ),
-)
+
+
+def _original(*names: str) -> Studies:
+    return Studies(_digits("resnet110_he2015"), names)
+
+
 _DENSENET = Studies(Runs("ensembles", ("densenet40_12",)), ("feature_reuse",))
 _DROPPED, _CONSTANT = (
     Studies(Runs("digits", (row,)), ("delete_one", "gradient_magnitude"))
@@ -193,7 +195,7 @@ def _addressed(usual, without):
         f"{_shown(there)} with small initial weights and no BatchNorm"
     )
     pairs = zip(here, there, strict=True)
-    held = [a > 1 / FAR and b < 1 / FAR for a, b in pairs]
+    held = [1 / FAR < a < FAR and b < 1 / FAR for a, b in pairs]
     return in_every_run(text, held, [a < 1 / FAR for a in here])
 
 
@@ -201,7 +203,16 @@ def _bounded(usual, bounded):
     """Judge whether plain-110 learns once a large gradient makes no large step."""
     errors = {"plain110": of(usual, "plain110", _ERROR)}
     errors |= {row: of(bounded, row, _ERROR) for row in bounded}
-    text = ", ".join(f"{row} {ev.with_spread(each)}" for row, each in errors.items())
+    losses = {
+        row: of(runs, row, _LOSS)
+        for runs in (usual, bounded)
+        for row in errors
+        if row in runs
+    }
+    text = ", ".join(
+        f"{row} {ev.with_spread(each)} (loss {ev.with_spread(losses[row])})"
+        for row, each in errors.items()
+    )
 
     def learns(row, seeds=all):
         return seeds(error < _LEARNED for error in errors[row])
@@ -216,7 +227,7 @@ def _bounded(usual, bounded):
             verdict = ev.HOLDS
         elif not any(learns(f"plain_{remedy}", any) for remedy in _REMEDIES):
             verdict = ev.FAILS
-    return Seen(f"test error (%): {text}", verdict)
+    return Seen(f"test error (%), and training loss: {text}", verdict)
 
 
 _BARE = (("norm", "none"), ("kernel_init", "small_normal"))
@@ -233,8 +244,8 @@ _HARD = (
     Claim(
         "normalisation",
         "He et al. 2015, section 1",
-        "Normalised initialisation and BatchNorm have largely addressed vanishing "
-        "gradients (plain-20, at the start).",
+        "Normalised initialisation and BatchNorm have largely addressed vanishing and "
+        "exploding gradients (plain-20, at the start).",
         (Start("plain20"), Start("plain20", _BARE)),
         _addressed,
     ),
@@ -249,24 +260,24 @@ _HARD = (
     Claim(
         "exploding_gradient",
         "A question of this project, after He et al. 2015, section 4.1",
-        "Plain-110 does not learn because its gradient explodes: it learns if a large "
-        "gradient makes no large step, with clipping and with AdamW.",
-        (_DIGITS, _BOUNDED),
+        "Plain-110 learns once a large gradient no longer causes a large step: with "
+        "the gradient's norm clipped to 1, or by AdamW.",
+        (_digits("plain110"), _BOUNDED),
         _bounded,
     ),
     Claim(
         "degradation",
         "He et al. 2015, section 1 and figure 6",
         "A deeper plain network ends with a higher training loss than a shallower one.",
-        (_DIGITS,),
+        (_digits("plain20", "plain110"),),
         _rows("training loss", _LOSS, "plain20", "plain110"),
     ),
     Claim(
         "not_overfitting",
         "He et al. 2015, section 1",
-        "Overfitting does not cause the degradation: with shortcuts, the same layers "
-        "reach a lower training loss.",
-        (_DIGITS,),
+        "Overfitting does not cause the degradation: plain-110 fails on its training "
+        "set, which the same layers with shortcuts fit.",
+        (_digits("resnet110_he2015", "plain110"),),
         _rows("training loss", _LOSS, "resnet110_he2015", "plain110"),
     ),
     Claim(
@@ -287,14 +298,14 @@ _HARD = (
         "He et al. 2015, section 1",
         "Identity blocks can be added to a trained ResNet-110 without changing what it "
         "predicts.",
-        (_ORIGINAL,),
+        (_original("deepen"),),
         _deepened,
     ),
     Claim(
         "deeper_trains_on",
         "He et al. 2015, section 1",
         "The network to which identity blocks were added can be trained further.",
-        (_ORIGINAL,),
+        (_original("deepen"),),
         _trains_on,
     ),
 )
@@ -326,8 +337,8 @@ def _doubled(blocks, sizes):
     params, adds = (after[n] / before[n] for n in counted)
     block, work = (blocks["projection"][n] / blocks["identity"][n] for n in counted)
     return proved(
-        f"a block {block:.2f} times the parameters and {work:.2f} times the "
-        f"multiply-adds, the whole of ResNet-50 {params:.2f} and {adds:.2f} times",
+        f"a block has {block:.2f} times the parameters and {work:.2f} times the "
+        f"multiply-adds; all of ResNet-50 has {params:.2f} and {adds:.2f} times",
         all(1.8 < ratio < 2.1 for ratio in (block, work))
         and all(1.5 < ratio < 1.7 for ratio in (params, adds)),
     )
@@ -339,11 +350,29 @@ _SMALL = 0.5
 _GROWN = 1.1
 
 
+# BatchNorm's scales that have changed by less are as at the start, as are responses.
+_MOVED = 0.1
+
+
+def _if_trained(seen, *networks):
+    """Return the verdict, undecided if the scales of some network have not moved."""
+    scales = [
+        branch_weights.weights(study["branch_weights"])
+        for studies in networks
+        for study in studies
+    ]
+    if all(abs(scale - 1) >= _MOVED for scale in scales):
+        return seen
+    text = f"{seen.text}; BatchNorm's scales are as at the start, {_shown(scales)}"
+    return Seen(text, ev.UNDECIDED)
+
+
 def _small(studies):
     medians = [branch_weights.median(s["branch_weights"], "response") for s in studies]
     found = [response for response in medians if response is not None]
     text = f"norm of a response over its shortcut's, median block: {_shown(found)}"
-    return in_every_run(text, [r < _SMALL for r in found], [r >= 1 for r in found])
+    seen = in_every_run(text, [r < _SMALL for r in found], [r >= 1 for r in found])
+    return _if_trained(seen, studies)
 
 
 def _smaller_responses(first, second):
@@ -354,7 +383,8 @@ def _smaller_responses(first, second):
             (name, [typical(study["layer_responses"]) for study in studies])
             for name, studies in ((first, here), (second, there))
         )
-        return lower(one, other, "standard deviation of the median layer")
+        seen = lower(one, other, "standard deviation of the median layer")
+        return _if_trained(seen, here, there)
 
     return judge
 
@@ -379,7 +409,7 @@ _SHORTCUT = (
         "trainable",
         "He et al. 2015, section 4.2",
         "With shortcuts, 110 layers train.",
-        (_DIGITS,),
+        (_digits("resnet110_he2015", "plain110"),),
         _errors("resnet110_he2015", "plain110"),
     ),
     Claim(
@@ -387,7 +417,7 @@ _SHORTCUT = (
         "He et al. 2015, table 6",
         "With shortcuts, the deeper network is more accurate: ResNet-110 against "
         "ResNet-20.",
-        (_DIGITS,),
+        (_digits("resnet110_he2015", "resnet20"),),
         _errors("resnet110_he2015", "resnet20"),
     ),
     Claim(
@@ -395,7 +425,7 @@ _SHORTCUT = (
         "He et al. 2015, section 4.1",
         "At a depth that both can train, the residual network reaches a lower training "
         "loss in the same time.",
-        (_DIGITS,),
+        (_digits("resnet20", "plain20"),),
         _rows("training loss", _LOSS, "resnet20", "plain20"),
     ),
     Claim(
@@ -425,7 +455,7 @@ _SHORTCUT = (
         "small_responses",
         "He et al. 2015, section 3.2",
         "Residual functions have small responses (ResNet-110).",
-        (_ORIGINAL,),
+        (_original("branch_weights"),),
         _small,
     ),
     Claim(
@@ -441,7 +471,7 @@ _SHORTCUT = (
         "He et al. 2015, figure 7",
         "A deeper residual network has smaller responses: ResNet-110 against "
         "ResNet-20.",
-        (_ORIGINAL, _RESIDUAL_20),
+        (_original("layer_responses", "branch_weights"), _RESIDUAL_20),
         _smaller_responses("resnet110", "resnet20"),
     ),
     Claim(
@@ -455,8 +485,10 @@ _SHORTCUT = (
     Claim(
         "single_layers",
         "He et al. 2015, section 3.2; He et al. 2016, table 3",
-        "Shortcuts around single layers have no advantage.",
-        command=_reproduce("preact_depth", "original_110,original_110_single_layer"),
+        "Shortcuts around single layers have no advantage: those around two layers "
+        "give a lower test error (110 layers).",
+        (_digits("resnet110_he2015", "resnet110_single_layer"),),
+        _errors("resnet110_he2015", "resnet110_single_layer"),
     ),
     Claim(
         "options",
@@ -544,6 +576,27 @@ def _cuts_less(start, trained):
     return lower(("at the start", before), ("trained", after), _THROUGH)
 
 
+_OTHER_ORDERS = (
+    "resnet110_bn_after_addition",
+    "resnet110_relu_before_addition",
+    "resnet110_relu_only_preact",
+)
+
+
+def _lowest(full, others):
+    """Judge whether full pre-activation has the lowest error of all."""
+    here = of(full, "preact_resnet110", _ERROR)
+    errors = {row: of(others, row, _ERROR) for row in others}
+    verdicts = [ev.compared(here, there)[1] for there in errors.values()]
+    shown = ", ".join(f"{row} {ev.with_spread(each)}" for row, each in errors.items())
+    verdict = ev.UNDECIDED
+    if ev.FAILS in verdicts:
+        verdict = ev.FAILS
+    elif all(one == ev.HOLDS for one in verdicts):
+        verdict = ev.HOLDS
+    return Seen(f"test error (%): full {ev.with_spread(here)}, {shown}", verdict)
+
+
 _ACTIVATIONS = (
     Claim(
         "identities_pass_the_gradient",
@@ -569,7 +622,7 @@ _ACTIVATIONS = (
         "less of the gradient.",
         (
             _start("resnet110"),
-            _ORIGINAL,
+            _original("shortcut_gradient"),
         ),
         _cuts_less,
     ),
@@ -592,15 +645,16 @@ _ACTIVATIONS = (
         "activation_orders",
         "He et al. 2016, table 2",
         "Of five places for BatchNorm and ReLU, full pre-activation has the lowest "
-        "test error.",
-        command=_reproduce("preact_activations"),
+        "test error (110 layers).",
+        (_PREACT_RUNS, _digits("resnet110_he2015", *_OTHER_ORDERS)),
+        _lowest,
     ),
     Claim(
         "preactivation_110",
         "He et al. 2016, table 2",
         "With 110 layers, pre-activation has a lower test error than the original "
         "block.",
-        (_PREACT_RUNS, _DIGITS),
+        (_PREACT_RUNS, _digits("resnet110_he2015")),
         _errors("preact_resnet110", "resnet110_he2015"),
     ),
     Claim(
@@ -608,7 +662,7 @@ _ACTIVATIONS = (
         "He et al. 2016, section 4.2 (from memory)",
         "With 110 layers, pre-activation ends with a higher training loss than the "
         "original block.",
-        (_PREACT_RUNS, _DIGITS),
+        (_PREACT_RUNS, _digits("resnet110_he2015")),
         _rows("training loss", _LOSS, "resnet110_he2015", "preact_resnet110"),
     ),
     Claim(
@@ -692,7 +746,7 @@ def _many_deletions(studies):
     found = [smoothness(study["delete_many"]) for study in studies]
     shown = ", ".join(f"{rho:.2f} and {step:.0f}" for rho, step in found)
     text = f"rank correlation, and largest step in points: {shown}"
-    held = [rho > 0.9 and step < 15 for rho, step in found]
+    held = [is_smooth(rho, step) for rho, step in found]
     return in_every_run(text, held, [rho <= 0 or step > 30 for rho, step in found])
 
 
@@ -700,7 +754,7 @@ def _reordered(studies):
     rhos = [correlation(study["permute"]) for study in studies]
     shown = ", ".join(f"{rho:.2f}" for rho in rhos)
     text = f"rank correlation of Kendall's tau and the error: {shown}"
-    return in_every_run(text, [r < -0.5 for r in rhos], [r >= 0 for r in rhos])
+    return in_every_run(text, [r < GROWS for r in rhos], [r >= 0 for r in rhos])
 
 
 def _shrinks(studies):
@@ -751,16 +805,17 @@ _OF_PATHS = (
     Claim(
         "single_deletions",
         "Veit et al. 2016, section 4.1",
-        "Deleting a block of a residual network hardly changes the test error.",
+        "Deleting most blocks of a residual network, one at a time, hardly changes the "
+        "test error.",
         (_PREACT,),
         _single_deletions,
     ),
     Claim(
         "single_deletions_original",
         "Veit et al. 2016, section 4.1, for original blocks",
-        "Deleting a block hardly changes the test error, also with a ReLU after the "
-        "sum.",
-        (_ORIGINAL,),
+        "Deleting most blocks, one at a time, hardly changes the test error, also with "
+        "a ReLU after the sum.",
+        (_original("delete_one"),),
         _single_deletions,
     ),
     Claim(
@@ -830,7 +885,8 @@ _OF_PATHS = (
         "short_paths_suffice",
         "Veit et al. 2016, section 4.3",
         "Training on 23 of 54 blocks at a time loses nothing.",
-        command=_reproduce("short_paths"),
+        (_digits("preact_resnet110_short_paths"), _PREACT_RUNS),
+        _errors("preact_resnet110_short_paths", "preact_resnet110"),
     ),
 )
 
@@ -875,7 +931,7 @@ def _time(last_survival, saved):
         if low > 1:
             return Seen(text, ev.FAILS)
         # Within a tenth of the saving that the paper reports.
-        return Seen(text, ev.HOLDS if high <= 1 - saved + 0.1 else ev.UNDECIDED)
+        return Seen(text, ev.HOLDS if high <= 1 - 0.9 * saved else ev.UNDECIDED)
 
     return judge
 
@@ -977,7 +1033,7 @@ _STOCHASTIC = (
         "A question of this project, after Huang et al. 2016",
         "At equal expected depth, stochastic depth has a lower test error than "
         "dropout between the convolutions.",
-        (_DEPTH, Runs("stochastic_depth_dropout", ("dropout",))),
+        (_digits("resnet110_sd"), Runs("stochastic_depth_dropout", ("dropout",))),
         _errors("resnet110_sd", "dropout"),
     ),
     Claim(
@@ -1018,10 +1074,13 @@ _STOCHASTIC = (
     Claim(
         "linear_beats_uniform",
         "Huang et al. 2016, figure 8",
-        "Linear decay is better than a uniform survival probability.",
-        command="python -m experiments.sweep --config=configs/resnet110_sd.py "
-        "--seeds=3 --grid config.stochastic_depth.schedule=linear,uniform "
-        "--grid config.stochastic_depth.last_survival=0.2,0.5,0.8",
+        "Linear decay is better than a uniform survival probability (at equal expected "
+        "depth).",
+        (
+            _digits("resnet110_sd"),
+            Runs("stochastic_depth_dropout", ("uniform",)),
+        ),
+        _errors("resnet110_sd", "uniform"),
     ),
     Claim(
         "robust_to_deletion",
@@ -1064,17 +1123,18 @@ _AS_AT_THE_START = 0.99
 def _reused(studies):
     shares = [spread(study["feature_reuse"]) or 0.0 for study in studies]
     shown = ", ".join(map(_percent, shares))
-    text = f"a layer's weights are as even as over {shown} of its sources"
+    text = f"evenness of a layer's weights over its sources: {shown}"
     held = [0.5 < share < _AS_AT_THE_START for share in shares]
     return in_every_run(text, held, [share < 0.25 for share in shares])
 
 
 def _least_used(studies):
     each = [weights_of_inputs(study["feature_reuse"])[1:] for study in studies]
-    shown = "; ".join(_shown(weights) for weights in each)
+    shown = "; ".join(", ".join(f"{w:.3f}" for w in weights) for weights in each)
     text = f"weight relative to that of the block's layers, by block: {shown}"
-    held = [max(weights) < 1 for weights in each]
-    return in_every_run(text, held, [min(weights) > 1 for weights in each])
+    held = [max(weights) < _AS_AT_THE_START for weights in each]
+    refuted = [min(weights) > 1 / _AS_AT_THE_START for weights in each]
+    return in_every_run(text, held, refuted)
 
 
 _DENSE = (
@@ -1131,7 +1191,7 @@ _DENSE = (
         "Secondary source: Fung 2017, An Overview of ResNet and its Variants",
         "Concatenated features have a larger variance than summed ones (the branches "
         "and shortcuts of ResNet-110).",
-        (_ORIGINAL,),
+        (_original("combined_features"),),
         _varies_more,
     ),
     Claim(
@@ -1173,21 +1233,21 @@ def _layers(name, number, what):
 _BEFORE = (
     Claim(
         "alexnet_layers",
-        "Krizhevsky et al. 2012",
+        "Krizhevsky et al. 2012, section 3.5",
         "AlexNet has five convolutional layers.",
         (Exact("depths"),),
         _layers("alexnet_2012 convolutions", 5, "convolutional layers"),
     ),
     Claim(
         "vgg_layers",
-        "Simonyan and Zisserman 2015",
+        "Simonyan and Zisserman 2015, table 1",
         "VGG-19 has 19 weighted layers.",
         (Exact("depths"),),
         _layers("vgg19", 19, "weighted layers"),
     ),
     Claim(
         "googlenet_layers",
-        "Szegedy et al. 2015",
+        "Szegedy et al. 2015, section 5",
         "GoogLeNet has 22 weighted layers in sequence.",
         (Exact("depths"),),
         _layers("googlenet_2014", 22, "weighted layers"),
@@ -1206,8 +1266,8 @@ _BEFORE = (
     Claim(
         "highway",
         "He et al. 2015, section 2; He et al. 2016, section 3",
-        "A highway network is no better than a residual network, the same one with "
-        "open gates, although its functions include those of the residual network.",
+        "A highway network is no better than the same network with both gates open, a "
+        "residual network, although it can compute everything the latter can.",
         (Runs("highway_mnist", ("independent", "open"), seeds=5),),
         _no_better,
     ),

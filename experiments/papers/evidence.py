@@ -199,7 +199,8 @@ def lower(
     (one, here), (other, there) = first, second
     note, verdict = compared(here, there, paired=paired)
     shown = f"{one} {with_spread(here)}, {other} {with_spread(there)}"
-    return Seen(f"{quantity}: {shown} ({note})", verdict)
+    numbers = " and ".join(map(str, sorted({len(here), len(there)})))
+    return Seen(f"{quantity}: {shown} ({numbers} seeds, {note})", verdict)
 
 
 def compared(

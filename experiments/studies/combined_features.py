@@ -31,22 +31,17 @@ def measure(lab: Lab) -> Result:
     combine = combination.make_combination(
         model=lab.model, preprocess=lab.subject.preprocess
     )
-    images = lab.subject.test.images[:IMAGES]
-    size = lab.whole(min(BATCH, len(images)))
-    starts = range(0, len(images) - size + 1, size)
+    batches, measured_on = lab.first_batches(IMAGES, BATCH)
     found = combination.statistics(
         [
-            jax.device_get(
-                combine(lab.variables, lab.gates, lab.split(images[i : i + size]))
-            )
-            for i in lab.each(starts, "combined_features")
+            jax.device_get(combine(lab.variables, lab.gates, lab.split(images)))
+            for images in lab.each(batches, "combined_features")
         ]
     )
     names = ["carried", "added", "combined", "distance"]
     names += ["variance_ratio", "concatenated_ratio"]
-    shown = f"{size * len(starts):,} of {len(lab.subject.test):,} test images"
     return {
-        "measured_on": shown,
+        "measured_on": measured_on,
         "combined_by": "concat" if isinstance(lab.model, DenseNet) else "sum",
         "block_names": list(found),
         **{name: [block[name] for block in found.values()] for name in names},

@@ -92,13 +92,18 @@ def describe(result: Result) -> str:
         return text
     rho, jump = smoothness(result)
     smooth = "It rises less smoothly than in the paper: a few blocks dominate."
-    if rho > 0.9 and jump < 15:
+    if is_smooth(rho, jump):
         smooth = "It rises smoothly, as in the paper."
     return (
         f"{text} The rank correlation of k and the median is {rho:.2f}; the largest "
         f"step from one k to the next is {jump:.1f} points. "
         f"{too_near_chance(result) or smooth}"
     )
+
+
+def is_smooth(rho: float, jump: float) -> bool:
+    """Return whether a rise of this `smoothness` is as smooth as in the paper."""
+    return rho > 0.9 and jump < 15
 
 
 def smoothness(result: Result) -> tuple[float, float]:

@@ -83,8 +83,8 @@ def describe(result: Result) -> str:
     text = ""
     if (found := spread(result)) is not None:
         text = (
-            "A layer spreads its weights over its sources as evenly as over "
-            f"{100 * found:.0f} % of them (by entropy; 100 %: all alike). "
+            "The evenness of a layer's weights over its sources, by entropy, is "
+            f"{100 * found:.0f} % (0 %: only one source has weight; 100 %: all alike). "
         )
     shown = ", ".join(f"{100 * e:.0f} %" for e in evenness)
     inputs = ", ".join(f"{f:.2f}" for f in weights_of_inputs(result))
@@ -99,10 +99,10 @@ def describe(result: Result) -> str:
 
 
 def spread(result: Result) -> float | None:
-    """Return over which share of its sources a layer spreads its weights, by entropy.
+    """Return how evenly a layer spreads its weights over its sources, by entropy.
 
-    It is the mean over layers with several sources, 1 where all weights are alike; None
-    if there are no such layers.
+    It is the mean over layers with several sources, 0 where only one has weight and 1
+    where all weights are alike; None if there are no such layers.
     """
     found = [
         _evenness(column)
@@ -118,7 +118,7 @@ def weights_of_inputs(result: Result) -> list[float]:
 
 
 def _evenness(column):
-    return float(np.exp(_entropy(column)) / len(column))
+    return float((np.exp(_entropy(column)) - 1) / (len(column) - 1))
 
 
 def _columns(weights):

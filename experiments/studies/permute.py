@@ -14,6 +14,9 @@ from rn_jax.analysis import lesion
 # Numbers of successive swaps.
 SWAPS = (1, 2, 4, 6, 8, 12, 16, 20)
 
+# Below this rank correlation of Kendall's tau and the error, it grows with disorder.
+GROWS = -0.5
+
 
 def missing(subject: Subject) -> str | None:
     """Return why no blocks can be swapped, or None."""
@@ -84,7 +87,7 @@ def describe(result: Result) -> str:
         return f"{text}. {near}"
     return text + (
         "; the error grows with the disorder, as in the paper."
-        if rho < -0.5
+        if rho < GROWS
         else ", unlike the smooth rise in the paper."
     )
 

@@ -29,7 +29,7 @@ def test_the_branch_has_a_weight_between_minus_one_and_one(quick_compile):
         f = np_conv(f, params[f"conv{i}"])
         f = np_norm(f, params[f"bn{i}"], variables["batch_stats"][f"bn{i}"])
         f = np.maximum(f, 0)
-    assert f.min() >= -1e-6 and f.max() > 0.1
+    assert f.max() > 0.1
     for a in (-3.0, 0.5, 40.0):
         weighted = {**variables, "params": {**params, "weight": jnp.float32(a)}}
         y = apply(weighted, x, jnp.float32(2))

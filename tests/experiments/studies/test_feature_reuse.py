@@ -16,14 +16,14 @@ def result(*blocks):
 
 def test_words():
     even = STUDY.describe(result(EVEN))
-    assert "as evenly as over 100 % of them" in even
+    assert "over its sources, by entropy, is 100 % (0 %: only one" in even
     assert "For the transitions and the classifier it is 100 %." in even
     assert "input of their block 1.00 times" in even
     assert "the later half of its sources 1.00 times" in even
     told = STUDY.describe(result(EVEN, LEANING))
-    # Shares of 1/4 and 3/4 are as even as 1.75 of 2; of 1/6, 1/6 and 2/3, 2.38 of 3.
-    assert "as evenly as over 94 % of them" in told
-    assert "For the transitions and the classifier it is 100 %, 79 %." in told
+    # Shares of 1/4 and 3/4 are as even as 1.755 of 2; of 1/6, 1/6 and 2/3, 2.38 of 3.
+    assert "over its sources, by entropy, is 88 % (" in told
+    assert "For the transitions and the classifier it is 100 %, 69 %." in told
     assert "input of their block 1.00, 0.33 times" in told
     assert "the later half of its sources 2.50 times" in told
 
