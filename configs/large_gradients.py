@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain-110 and ResNet-110 with steps of bounded size, after He et al. 2015.
 
-No paper has them. At the start, the gradient of plain-110 with BatchNorm is a million
-times larger in its first layers than in its last ones, and it does not learn. If that
-is why, it learns where a large gradient makes no large step: with the norm of the whole
-gradient clipped to 1, or by AdamW, which divides each weight's step by the size of its
-own gradients. Clipping keeps the ratios of the layers; AdamW does not. ResNet-110 shows
-whether these recipes train a network whose gradient does not explode.
+They are not from a paper. At the start, the gradient of plain-110 with BatchNorm is a
+million times larger in its first layers than in its last ones, and it does not learn.
+If large steps were the reason, it would learn once large gradients no longer cause
+them: with the norm of the whole gradient clipped to 1, or by AdamW, which divides each
+weight's step by the size of its own gradients. Clipping keeps the ratios of the layers;
+AdamW does not. ResNet-110 shows whether these recipes train a network whose gradient
+does not explode.
 
 The rate of AdamW is its usual one, 0.001, on every data set.
 

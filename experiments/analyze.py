@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Study a trained network, ours or imported, with figures and a report.
 
-python -m experiments.analyze --workdir=RUN [--study=NAMES|all] [--out=DIR]
+python -m experiments.analyze --workdir=RUN [--step=N] [--study=NAMES|all] [--out=DIR]
     [--images=N] [--draws=N] [--factors=keep|drop] [--compare=RUN2,...] [--compare=RUN3]
     [--format=png,pdf,svg] [--width=INCHES] [--relative_depth]
 python -m experiments.analyze --weights=NAME|FILE ...
@@ -79,6 +79,7 @@ _COMPARE = {"action": "extend", "type": _folders}
 def analyze(
     *,
     workdir: cli.Path | None = None,
+    step: int | None = None,
     weights: cli.Path | None = None,
     model: str | None = None,
     dataset: str | None = None,
@@ -103,6 +104,7 @@ def analyze(
     Args:
         workdir: folder of a finished run, or that of a sweep, a table or several seeds,
             whose finished runs are compared with the first of them; or else:
+        step: step of the run's checkpoint to study; None: the last.
         weights: name for `rn_jax.load`, or a file of weights.
         model: name in `list_models()`, for imported weights or an untrained network.
         dataset: data set of that network.
@@ -110,7 +112,8 @@ def analyze(
         normalization: normalisation of that model's images; None: that of ImageNet.
         data_dir: folder of the data set; None: the run's, or as TFDS finds it.
         studies: names in `STUDIES`; None: all.
-        out: folder of the report; None: RUN/analysis or runs/analysis-FILE.
+        out: folder of the report; None: RUN/analysis, RUN/analysis-stepN for another
+            checkpoint, or runs/analysis-FILE.
         images: number of test images; None: all, on a CPU 2,000.
         draws: number of random draws for each point.
         seed: seed of the draws, and of the parameters of an untrained network.
@@ -160,6 +163,8 @@ def analyze(
         return lab, folder
 
     own = _runs(workdir) if workdir else []
+    if step is not None and own != [workdir]:
+        raise InputError("--step needs --workdir, the folder of one run.")
     first, others = own[0] if own else None, own[1:]
     for folder in compare:
         runs = _runs(folder)
@@ -176,10 +181,16 @@ def analyze(
         normalization=normalization,
         data_dir=data_dir,
         seed=seed,
+        step=step,
     )
     if not out:
+        of_step = "" if step is None else f"-step{step}"
         named = epath.Path(weights).stem if weights else network.label
-        out = os.path.join(workdir, "analysis") if workdir else f"runs/analysis-{named}"
+        out = (
+            os.path.join(workdir, f"analysis{of_step}")
+            if workdir
+            else f"runs/analysis-{named}"
+        )
     out = epath.Path(out)
     if first == workdir:
         labs = {network.label: laboratory(network, out)}

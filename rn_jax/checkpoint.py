@@ -181,6 +181,10 @@ class Checkpoints:
             )
         return None
 
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint, known after `save` or `restore`."""
         return self._best.step

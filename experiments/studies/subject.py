@@ -82,6 +82,7 @@ def find(
     *,
     data_dir: str | None = None,
     seed: int = 0,
+    step: int | None = None,
     **imported: Any,
 ) -> Subject:
     """Open the network of a run, of a file, of imported weights, or an untrained one.
@@ -92,6 +93,7 @@ def find(
             with a model and a data set: initial parameters.
         data_dir: folder of the data set; None: that of the run, or of TFDS.
         seed: seed of initial parameters.
+        step: step of the run's checkpoint; None: the last.
         imported: further arguments of `from_weights` or `untrained`; None is the
             default.
 
@@ -101,7 +103,7 @@ def find(
     weights = os.path.expanduser(weights or "")
     given = {name: value for name, value in imported.items() if value}
     if workdir and not (weights or given):
-        return from_run(workdir, data_dir=data_dir)
+        return from_run(workdir, data_dir=data_dir, step=step)
     if weights and not workdir:
         if not given and (is_saved(weights) or not os.path.isfile(weights)):
             return from_saved(weights, data_dir=data_dir)
@@ -116,15 +118,17 @@ def find(
     )
 
 
-def from_run(path: str, *, data_dir: str | None = None) -> Subject:
-    """Open the network of a run after its last epoch.
+def from_run(
+    path: str, *, data_dir: str | None = None, step: int | None = None
+) -> Subject:
+    """Open the network of a run after its last epoch, or at another checkpoint.
 
     The arguments are those of `finished`.
 
     Raises:
         InputError: as `finished`, or the run's data set is ImageNet.
     """
-    run = finished(path, data_dir=data_dir)
+    run = finished(path, data_dir=data_dir, step=step)
     config, experiment = run.config, run.experiment
     if experiment.spec.crops_on_host:
         raise InputError(
@@ -132,7 +136,7 @@ def from_run(path: str, *, data_dir: str | None = None) -> Subject:
             "not: name a run on another data set, or use experiments.evaluate."
         )
     return Subject(
-        label=_label(path),
+        label=_label(path) + ("" if step is None else f"-step{step}"),
         source=path,
         model_name=str(config.model),
         model_kwargs=config.model_kwargs,

@@ -41,7 +41,11 @@ class Finished(NamedTuple):
 
 
 def finished(
-    path: str, *, data_dir: str | None = None, num_workers: int | None = None
+    path: str,
+    *,
+    data_dir: str | None = None,
+    num_workers: int | None = None,
+    step: int | None = None,
 ) -> Finished:
     """Open a finished run, with its network as it was after the last epoch.
 
@@ -49,9 +53,11 @@ def finished(
         path: the run's folder, which is only read.
         data_dir: folder of the data set; None: as in training.
         num_workers: processes of ImageNet's feed; None: one per core.
+        step: step of the checkpoint to open instead of the last.
 
     Raises:
-        InputError: there is no such run, or it has not ended or cannot be read.
+        InputError: there is no such run, it has not ended or cannot be read, or it has
+            no checkpoint of that step.
     """
     folder = epath.Path(path)
     config = read_config(folder)
@@ -74,6 +80,7 @@ def finished(
     if not isinstance(steps, int):
         raise InputError(f"{folder / 'summary.json'} is damaged: it has no steps.")
     like = jax.eval_shape(experiment.create_state, jax.random.key(0))
+    steps = steps if step is None else step
     state = read_checkpoint(folder, steps, like=like)
     if steps <= experiment.gates_from_step:  # it ended before stochastic depth began
         constant = experiment.model.clone(stochastic_depth=None)

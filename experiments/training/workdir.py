@@ -266,6 +266,11 @@ def read_checkpoint(
         step = step or checkpoints.latest_step()
         if step is None:
             raise InputError(f"The run {folder} has no checkpoint yet.")
+        if (known := checkpoints.steps()) and step not in known:
+            raise InputError(
+                f"The run {folder} has no checkpoint of step {step}; it has those of "
+                f"steps {', '.join(map(str, known))}."
+            )
         state = checkpoints.read(step, **limits)
     except InputError:
         raise

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual networks of residual networks (Zhang et al. 2016, arXiv 1608.02908).
 
-Shortcuts of further levels join the ends of what is residual already. L blocks form
+Further levels of shortcuts span parts that are already residual. L blocks form
 three groups of L/3, the stages. With m levels of shortcuts,
 
 - m = 1 is a residual network: final-level shortcuts, those of the blocks;

@@ -90,6 +90,20 @@ def test_whole_network_errs_as_at_the_end_of_training(run, analysis):
     assert baseline == pytest.approx(summary["test_error_percent"], abs=1e-4)
 
 
+def test_another_checkpoint_is_the_network_of_its_step(run, tmp_path):
+    """The test error is that which the run logged then."""
+    epochs = [*map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())]
+    steps = [int(path.name) for path in Path(run, "checkpoints").iterdir()]
+    [line] = [e for e in epochs if e["kind"] == "epoch" and e["step"] == min(steps)]
+    assert min(steps) < epochs[-1]["step"]
+    given = {"workdir": run, "studies": ["delete_one"]}
+    found = analyze.analyze(**given, step=min(steps), out=tmp_path)
+    [(label, results)] = found.items()
+    assert label == f"tiny_sd-step{min(steps)}"
+    error = results["delete_one"]["baseline_error_percent"]
+    assert error == pytest.approx(line["test_error_percent"], abs=1e-4)
+
+
 def test_errors_of_lesions_one_network_at_a_time(run, analysis):
     network = subject.from_run(run)
     model, test = network.model, network.test
@@ -380,6 +394,8 @@ IMPORTED = ["--model=resnet20", "--weights=x.th", "--dataset=cifar10"]
         (["--model=resnet20", "--weights=x.th"], "Name a finished run"),
         (["--workdir=RUN", "--model=resnet20"], "Name a finished run"),
         (["--workdir=RUN", "--normalization=channel"], "Name a finished run"),
+        (["--workdir=RUN", "--step=1"], "has no checkpoint of step 1; it has those of"),
+        (["--step=1"], "--step needs --workdir, the folder of one run."),
         (["--workdir=nowhere"], "nowhere is not a run: python -m experiments.run"),
         (["--workdir=RUN", "--study=delete_on"], "similar: delete_one"),
         (["--workdir=RUN", "--images=361"], "digits has 360 test images"),
