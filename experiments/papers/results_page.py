@@ -163,9 +163,11 @@ def page(folder: epath.Path) -> str:
 
 
 def rows_with_runs(folder: epath.Path) -> str:
-    """Return a table of the rows that have been run."""
+    """Return a table of the rows of papers that have been run."""
     body = []
     for name, table in TABLES.items():
+        if not table.of_a_paper:
+            continue
         for entry in entries(table, None, None, [], 1):
             if runs := _kept(_row(folder, name, entry)):
                 cells = _cells(table, entry, runs, _together(runs), 0)
