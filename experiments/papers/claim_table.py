@@ -487,8 +487,11 @@ _SHORTCUT = (
         "He et al. 2015, section 3.2; He et al. 2016, table 3",
         "Shortcuts around single layers have no advantage: those around two layers "
         "give a lower test error (110 layers).",
-        (_digits("resnet110_he2015", "resnet110_single_layer"),),
-        _errors("resnet110_he2015", "resnet110_single_layer"),
+        (
+            _digits("resnet110_he2015"),
+            Runs("preact_depth", ("original_110_single_layer",)),
+        ),
+        _errors("resnet110_he2015", "original_110_single_layer"),
     ),
     Claim(
         "options",
@@ -576,17 +579,10 @@ def _cuts_less(start, trained):
     return lower(("at the start", before), ("trained", after), _THROUGH)
 
 
-_OTHER_ORDERS = (
-    "resnet110_bn_after_addition",
-    "resnet110_relu_before_addition",
-    "resnet110_relu_only_preact",
-)
-
-
-def _lowest(full, others):
+def _lowest(full, *others):
     """Judge whether full pre-activation has the lowest error of all."""
     here = of(full, "preact_resnet110", _ERROR)
-    errors = {row: of(others, row, _ERROR) for row in others}
+    errors = {row: of(runs, row, _ERROR) for runs in others for row in runs}
     verdicts = [ev.compared(here, there)[1] for there in errors.values()]
     shown = ", ".join(f"{row} {ev.with_spread(each)}" for row, each in errors.items())
     verdict = ev.UNDECIDED
@@ -646,7 +642,17 @@ _ACTIVATIONS = (
         "He et al. 2016, table 2",
         "Of five places for BatchNorm and ReLU, full pre-activation has the lowest "
         "test error (110 layers).",
-        (_PREACT_RUNS, _digits("resnet110_he2015", *_OTHER_ORDERS)),
+        (
+            _PREACT_RUNS,
+            _digits("resnet110_he2015"),
+            Runs(
+                "preact_activations",
+                (
+                    *("bn_after_addition_110", "relu_before_addition_110"),
+                    "relu_only_110",
+                ),
+            ),
+        ),
         _lowest,
     ),
     Claim(
@@ -885,8 +891,8 @@ _OF_PATHS = (
         "short_paths_suffice",
         "Veit et al. 2016, section 4.3",
         "Training on 23 of 54 blocks at a time loses nothing.",
-        (_digits("preact_resnet110_short_paths"), _PREACT_RUNS),
-        _errors("preact_resnet110_short_paths", "preact_resnet110"),
+        (Runs("short_paths", ("short",)), _PREACT_RUNS),
+        _errors("short", "preact_resnet110"),
     ),
 )
 

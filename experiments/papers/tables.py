@@ -137,12 +137,10 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
     "digits": Table(
-        "Not from a paper: plain nets, ResNets and stochastic depth on digits",
+        "Not from a paper: plain, residual and stochastic-depth networks on digits",
         _rows(
             *("plain20", "resnet20", "plain110", "resnet110_he2015"),
-            *("resnet110", "resnet110_sd", "resnet110_single_layer"),
-            *("preact_resnet110_short_paths", "resnet110_bn_after_addition"),
-            *("resnet110_relu_before_addition", "resnet110_relu_only_preact"),
+            *("resnet110", "resnet110_sd"),
         ),
         datasets=("digits",),
         published_of="none",
@@ -193,6 +191,7 @@ TABLES: Mapping[str, Table] = {
             "relu_only_164": "resnet164_relu_only_preact",
             "full_164": "preact_resnet164",
         },
+        datasets=("cifar10", "digits"),
         statistic="median",
         published_of="median of 5 runs",
         differences=(("full_110", "original_110"), ("full_164", "original_164")),
@@ -209,7 +208,7 @@ TABLES: Mapping[str, Table] = {
             "original_1001": "resnet1001",
             "full_1001": "preact_resnet1001",
         },
-        datasets=_CIFAR,
+        datasets=(*_CIFAR, "digits"),
         statistic="median",
         published_of="median of 5 runs",
         differences=(
@@ -323,6 +322,7 @@ TABLES: Mapping[str, Table] = {
     "short_paths": Table(
         "Veit et al. 2016: training on short paths only",
         {"whole": "preact_resnet110_whole", "short": "preact_resnet110_short_paths"},
+        datasets=("cifar10", "digits"),
         differences=(("short", "whole"),),
     ),
     "resnet_imagenet": Table(
