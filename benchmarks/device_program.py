@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count what a training step makes a GPU or a TPU do, on a machine without them.
 
-    python -m benchmarks.device_program [--device=h200] [--models=resnet110,resnet50]
-        [--batch_size=128] [--dtypes=float32,bfloat16] [--last_survivals=1.0,0.5]
+    python -m benchmarks.device_program [--device=h200] [--model=resnet110,resnet50]
+        [--batch_size=128] [--dtype=float32,bfloat16] [--last_survival=1.0,0.5]
 
 XLA compiles for absent devices from a description. The step is the one that
 `experiments.run` compiles for the config of that name. Nothing runs, so there are no
@@ -462,20 +462,20 @@ def _numbers(text):
 def device_program(
     *,
     device: str = "h200",
-    models: Annotated[Sequence[str], _words] = tuple(NETWORKS),
+    model: Annotated[Sequence[str], _words] = tuple(NETWORKS),
     batch_size: int | None = None,
-    dtypes: Annotated[Sequence[str], _words] = ("float32", "bfloat16"),
-    last_survivals: Annotated[Sequence[float], _numbers] = (1.0, 0.5),
+    dtype: Annotated[Sequence[str], _words] = ("float32", "bfloat16"),
+    last_survival: Annotated[Sequence[float], _numbers] = (1.0, 0.5),
     scan_unroll: int | None = None,
 ) -> Path:
     """Compile training steps for a device, print a table, and write it to results/.
 
     Args:
         device: to compile for, h200 or v5e.
-        models: names of configs, separated by commas.
+        model: names of configs, separated by commas.
         batch_size: examples of a step; None: one that suits the network.
-        dtypes: dtypes to compute in, separated by commas.
-        last_survivals: p_L, separated by commas. 1 is constant depth, the only one for
+        dtype: dtypes to compute in, separated by commas.
+        last_survival: p_L, separated by commas. 1 is constant depth, the only one for
             networks without shortcuts.
         scan_unroll: blocks per iteration of a loop; None: what suits the device.
 
@@ -490,15 +490,15 @@ def device_program(
         rows = json.loads(path.read_bytes())["programs"]
         kept = {_key(row): row for row in rows if row["jax"] == jax.__version__}
     shown = 0
-    for name in models:
+    for name in model:
         entry = configs.get_config(name)
         has_shortcuts = rn_jax.create_model(entry.model).has_shortcuts
-        for dtype in dtypes:
-            for last_survival in last_survivals:
-                if last_survival < 1 and not has_shortcuts:
+        size = batch_size or batch_of(entry.model, device)
+        for kind in dtype:
+            for survival in last_survival:
+                if survival < 1 and not has_shortcuts:
                     continue
-                size = batch_size or batch_of(entry.model, device)
-                row = compile_for(device, name, size, dtype, last_survival, scan_unroll)
+                row = compile_for(device, name, size, kind, survival, scan_unroll)
                 row["commit"] = environment.git_revision()
                 kept[_key(row)] = row
                 lines = table([row])
