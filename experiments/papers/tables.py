@@ -174,6 +174,7 @@ TABLES: Mapping[str, Table] = {
     "preact_shortcuts": Table(
         "He et al. 2016, table 1: shortcuts of ResNet-110 on CIFAR-10",
         {"original": "resnet110_he2016", **_of(he2016, "table 1", "resnet110_")},
+        datasets=("cifar10", "digits"),
         statistic="median",
         published_of="median of 5 runs",
     ),

@@ -326,6 +326,11 @@ CASES = {
     "error_20": [
         ([{"test_error_percent": error}], ev.UNDECIDED) for error in (8.75, 20.0)
     ],
+    "identity_is_best": [
+        ([original(LOW), runs(one=HIGH, other=HIGH)], ev.HOLDS),
+        ([original(LOW), runs(one=HIGH, other=LOW)], ev.UNDECIDED),
+        ([original(HIGH), runs(one=HIGH, other=LOW)], ev.FAILS),
+    ],
     "activation_orders": [
         ([full(LOW), original(HIGH), runs(one=HIGH, other=HIGH)], ev.HOLDS),
         ([full(LOW), original(HIGH), runs(one=LOW, other=HIGH)], ev.UNDECIDED),
