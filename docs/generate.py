@@ -104,7 +104,7 @@ def with_programs(text: str) -> str:
 
 
 def with_results(text: str) -> str:
-    """Return the text of README with the rows of papers that have been run."""
+    """Return the text of README with the rows of results that have been run."""
     rows = results_page.rows_with_runs(epath.Path(measure.RESULTS))
     return _with(text, "results", f"\n{rows}\n")
 

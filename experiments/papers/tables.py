@@ -49,11 +49,6 @@ class Table:
     published_of: str = "1 run"
     differences: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def of_a_paper(self) -> bool:
-        """Whether a paper has this table."""
-        return not self.title.startswith("Not from a paper")
-
 
 def _rows(*names: str) -> dict[str, str]:
     """Return rows whose configs have the same names."""
