@@ -489,9 +489,9 @@ _SHORTCUT = (
         "give a lower test error (110 layers).",
         (
             _digits("resnet110_he2015"),
-            Runs("preact_depth", ("original_110_single_layer",)),
+            Runs("units", ("single_layer",)),
         ),
-        _errors("resnet110_he2015", "original_110_single_layer"),
+        _errors("resnet110_he2015", "single_layer"),
     ),
     Claim(
         "options",
@@ -640,9 +640,9 @@ _ACTIVATIONS = (
         (
             _digits("resnet110_he2015"),
             Runs(
-                "preact_shortcuts",
+                "units",
                 (
-                    *("scaling_05_05", "exclusive_gating_6", "shortcut_gating_6"),
+                    *("scaling", "exclusive_gating", "shortcut_gating"),
                     *("conv_shortcut", "dropout_shortcut"),
                 ),
             ),
@@ -657,13 +657,7 @@ _ACTIVATIONS = (
         (
             _PREACT_RUNS,
             _digits("resnet110_he2015"),
-            Runs(
-                "preact_activations",
-                (
-                    *("bn_after_addition_110", "relu_before_addition_110"),
-                    "relu_only_110",
-                ),
-            ),
+            Runs("units", ("bn_after_addition", "relu_before_addition", "relu_only")),
         ),
         _lowest,
     ),
@@ -903,8 +897,8 @@ _OF_PATHS = (
         "short_paths_suffice",
         "Veit et al. 2016, section 4.3",
         "Training on 23 of 54 blocks at a time loses nothing.",
-        (Runs("short_paths", ("short",)), _PREACT_RUNS),
-        _errors("short", "preact_resnet110"),
+        (Runs("units", ("short_paths",)), _PREACT_RUNS),
+        _errors("short_paths", "preact_resnet110"),
     ),
 )
 

@@ -498,9 +498,9 @@ LOWER = {
     "single_layers": (
         "test error (%)",
         "resnet110_he2015",
-        "original_110_single_layer",
+        "single_layer",
     ),
-    "short_paths_suffice": ("test error (%)", "short", "preact_resnet110"),
+    "short_paths_suffice": ("test error (%)", "short_paths", "preact_resnet110"),
     "linear_beats_uniform": ("test error (%)", "resnet110_sd", "uniform"),
     "degradation": ("training loss", "plain20", "plain110"),
     "not_overfitting": ("training loss", "resnet110_he2015", "plain110"),

@@ -30,7 +30,7 @@ def test_seeds_decide(here, there, verdict):
 def test_p_is_that_of_welch():
     """By hand: t = -1.5 / sqrt(1/3 + 4/3), 2.94 degrees of freedom, p = 0.33."""
     seen = lower(("a", [1.0, 2.0, 3.0]), ("b", [1.5, 3.5, 5.5]), "error (%)")
-    assert seen.text.endswith("a 2.00 ± 1.00, b 3.50 ± 2.00 (p = 0.33)")
+    assert seen.text.endswith("a 2.00 ± 1.00, b 3.50 ± 2.00 (3 seeds, p = 0.33)")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_values_of_the_same_networks_are_paired():
     """By hand: differences 1, 2 and 3, t = 2 / (1 / sqrt 3), 2 degrees of freedom."""
     ours, theirs = ("a", [1.0, 21.0, 41.0]), ("b", [2.0, 23.0, 44.0])
     seen = lower(ours, theirs, "error (%)", paired=True)
-    assert seen.text.endswith("(p = 0.074)")
-    assert lower(ours, theirs, "error (%)").text.endswith("(p = 0.91)")
+    assert seen.text.endswith("(3 seeds, p = 0.074)")
+    assert lower(ours, theirs, "error (%)").text.endswith("(3 seeds, p = 0.91)")
     constant = lower(("a", [1.0, 2.0]), ("b", [2.0, 3.0]), "error (%)", paired=True)
-    assert constant.text.endswith("(no spread)")
+    assert constant.text.endswith("(2 seeds, no spread)")
 
 
 def write(folder, place, value):
