@@ -45,7 +45,7 @@ def test_runs_are_trained_with_every_seed_and_resumed(tmp_path, monkeypatch, cap
         *((False, 0), (False, 1), (False, 2)),
     ]
     assert all(c.dataset == "digits" for c in trained)
-    says = "resnet110_sd 2.00 ± 1.00, resnet110 7.00 ± 1.00 (p = 0.0036)"
+    says = "resnet110_sd 2.00 ± 1.00, resnet110 7.00 ± 1.00 (3 seeds, p = 0.0036)"
     assert f"{name}: holds (test error (%): {says})" in capsys.readouterr().out
     assert run(monkeypatch, tmp_path, name) == 0
     assert len(trained) == 4
