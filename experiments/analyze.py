@@ -138,7 +138,7 @@ def analyze(
             raise unknown_name("study", name, STUDIES)
     if factors not in FACTORS:
         raise unknown_name("factors", factors, FACTORS)
-    cli.at_least(1, images=images, draws=draws, batch_size=batch_size)
+    cli.at_least(1, step=step, images=images, draws=draws, batch_size=batch_size)
     cli.at_least(0, seed=seed)
     for low, high in bounds:
         if not 0 <= low <= high:
@@ -184,13 +184,9 @@ def analyze(
         step=step,
     )
     if not out:
-        of_step = "" if step is None else f"-step{step}"
         named = epath.Path(weights).stem if weights else network.label
-        out = (
-            os.path.join(workdir, f"analysis{of_step}")
-            if workdir
-            else f"runs/analysis-{named}"
-        )
+        own_folder = "analysis" if step is None else f"analysis-step{step}"
+        out = os.path.join(workdir, own_folder) if workdir else f"runs/analysis-{named}"
     out = epath.Path(out)
     if first == workdir:
         labs = {network.label: laboratory(network, out)}

@@ -70,7 +70,7 @@ def _digits(*rows: str) -> Runs:
 
 
 _PREACT_RUNS = Runs("ensembles", ("preact_resnet110",))
-_DEPTH = Runs("digits", ("resnet110", "resnet110_sd"))
+_DEPTH = _digits("resnet110", "resnet110_sd")
 _REMEDIES = ("clipped", "adamw")
 _BOUNDED = Runs(
     "large_gradients",
@@ -86,13 +86,13 @@ def _original(*names: str) -> Studies:
 
 _DENSENET = Studies(Runs("ensembles", ("densenet40_12",)), ("feature_reuse",))
 _DROPPED, _CONSTANT = (
-    Studies(Runs("digits", (row,)), ("delete_one", "gradient_magnitude"))
+    Studies(_digits(row), ("delete_one", "gradient_magnitude"))
     for row in ("resnet110_sd", "resnet110")
 )
 _PREACT = Studies(_PREACT_RUNS, (*_LESIONS, "path_gradients"))
 _VGG = Studies(Runs("ensembles", ("vgg15",)), ("delete_one",))
 _PLAIN_20, _RESIDUAL_20 = (
-    Studies(Runs("digits", (row,)), ("layer_responses", "branch_weights"))
+    Studies(_digits(row), ("layer_responses", "branch_weights"))
     for row in ("plain20", "resnet20")
 )
 _SKIP = Benchmark("skip_resnet110_cpu.json", "python -m benchmarks.skip")

@@ -156,10 +156,11 @@ def describe(result: Result) -> str:
         f"{'the same' if same else 'not the same'}. No predicted probability changes "
         f"by more than {change:.1g}, by rounding. So there are deeper networks that "
         "are no worse: if training a deeper network from its usual initialisation ends "
-        "worse, optimisation did not find them (He et al. 2015). Trained on for "
-        f"{more['steps']} steps at a rate of {more['learning_rate']:g}, the first of "
-        f"them takes its loss on {more['images']:,} training images from "
-        f"{first:.3g} to {last:.3g}, and has {more['error_percent']:.2f} % test error. "
+        "worse, optimisation did not find them (He et al. 2015). When the first of "
+        f"them is trained for {more['steps']} steps at a rate of "
+        f"{more['learning_rate']:g}, its loss on {more['images']:,} training images "
+        f"changes from {first:.3g} to {last:.3g}, and its test error is "
+        f"{more['error_percent']:.2f} %. "
         "A run with init_from and init_deepen=True trains such a network."
     )
 

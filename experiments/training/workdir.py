@@ -268,8 +268,9 @@ def read_checkpoint(
             raise InputError(f"The run {folder} has no checkpoint yet.")
         if (known := checkpoints.steps()) and step not in known:
             raise InputError(
-                f"The run {folder} has no checkpoint of step {step}; it has those of "
-                f"steps {', '.join(map(str, known))}."
+                f"The run {folder} has no checkpoint of step {step}, only of steps "
+                f"{', '.join(map(str, known))}: name one of these, restore the missing "
+                "one, or train the run again in another folder."
             )
         state = checkpoints.read(step, **limits)
     except InputError:

@@ -72,7 +72,10 @@ def test_words_and_figure():
     assert "(2,000 parameters): the same. No predicted probability changes by" in told
     assert "more than 1e-06" in told
     assert "for 22 steps at a rate of 0.001" in told
-    assert "loss on 1,437 training images from 0.5 to 0.25, and has 3.00 % test" in told
+    assert (
+        "loss on 1,437 training images changes from 0.5 to 0.25, and its test" in told
+    )
+    assert "test error is 3.00 %." in told
     worse = {**RESULT["deeper"][0], "error_percent": 9.0}
     assert ": not the same." in STUDY.describe({**RESULT, "deeper": [worse]})
     [axes] = STUDY.draw({"a": RESULT}).axes

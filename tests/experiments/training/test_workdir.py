@@ -36,8 +36,11 @@ def test_the_last_checkpoint_or_that_of_a_step_is_read(run, tmp_path):
     folder = epath.Path(run)
     steps = read_json(folder / "summary.json")["steps"]
     assert read_checkpoint(folder)["step"] == steps
-    with pytest.raises(InputError, match=rf"no checkpoint of step 1; .* {steps}\."):
+    with pytest.raises(InputError, match=rf"no checkpoint of step 1, .*{steps}: name"):
         read_checkpoint(folder, 1)
+    (tmp_path / "damaged/checkpoints" / str(steps)).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"of the run .* missing or damaged"):
+        read_checkpoint(epath.Path(tmp_path / "damaged"), steps)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="has no checkpoint yet"):
         read_checkpoint(epath.Path(tmp_path))
