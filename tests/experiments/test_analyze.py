@@ -22,6 +22,7 @@ import rn_jax
 from experiments import analyze, export
 from experiments.studies import STUDIES, subject
 from experiments.training import trained
+from experiments.training.workdir import read_checkpoint
 from rn_jax import StochasticDepth, parallel, stack, survival_probs, unstack
 from rn_jax.analysis import lesion
 from rn_jax.models import MODELS
@@ -102,6 +103,12 @@ def test_another_checkpoint_is_the_network_of_its_step(run, tmp_path):
     assert label == f"tiny_sd-step{min(steps)}"
     error = results["delete_one"]["baseline_error_percent"]
     assert error == pytest.approx(line["test_error_percent"], abs=1e-4)
+    saved = read_checkpoint(Path(run), min(steps))["params"]
+    opened = subject.from_run(run, step=min(steps)).variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, opened, saved)
+    last = subject.from_run(run).variables["params"]
+    pairs = zip(jax.tree.leaves(opened), jax.tree.leaves(last), strict=True)
+    assert any(np.any(here != there) for here, there in pairs)
 
 
 def test_errors_of_lesions_one_network_at_a_time(run, analysis):

@@ -79,6 +79,12 @@ def test_a_config_that_is_changed_leaves_its_row_as_it_was():
     assert load("wrn28_10_dropout").model_kwargs.block_kwargs.dropout == 0.3
 
 
+def test_a_row_can_differ_on_digits_alone():
+    assert made("highway10_mnist_open", "digits").epochs == 100
+    assert made("highway50_mnist", "digits").epochs == 30
+    assert made("highway10_mnist_open", "mnist").epochs == 400
+
+
 def test_names_are_those_of_rows_and_of_files_with_a_network():
     assert len(NAMES) == len(set(NAMES)) == 158
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}

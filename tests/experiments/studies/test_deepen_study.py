@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from experiments.studies import deepen
 from experiments.studies.deepen import STUDY
 from rn_jax import StochasticDepth
 from rn_jax.models.preact import FullPreactivation
@@ -40,6 +41,17 @@ def test_deeper_networks_have_the_same_error(model, make_lab, quick_compile):
     assert after["train_loss"][1] < after["train_loss"][0]
     # The network of the lab is as it was.
     assert lab.probabilities(lab.gates).argmax(axis=1).tolist() == predicted.tolist()
+
+
+def test_training_on_follows_the_gradient(make_lab, monkeypatch, quick_compile):
+    """More than new statistics of BatchNorm, which a rate of 0 gives too, lower it."""
+    model = ResNet((2,), **SMALL)
+    losses = {}
+    for rate in (0.0, 0.05):
+        monkeypatch.setattr(deepen, "_RATE", rate)
+        found = STUDY.measure(make_lab(model))["trained_on"]
+        losses[rate] = found["train_loss"][1]
+    assert losses[0.05] < losses[0.0]
 
 
 RESULT = {
