@@ -2,8 +2,9 @@
 """Singh et al. 2016: Swapout on CIFAR.
 
 256 epochs of batches of 128, 0.1 divided by 10 at epochs 192 and 224. Errors are those
-of stochastic inference with 30 samples, which `evaluate` does not draw. Both masks have
-rates from 1 in the first block to 0.5 in the last, the best ones in the paper.
+of stochastic inference with 30 samples, which the study `gate_ensemble` draws. Both
+masks have rates from 1 in the first block to 0.5 in the last, the best ones in the
+paper.
 
 We have read only the introduction of the paper. Secondary sources for the rest: the
 page of the paper at ri.k117.org quotes the recipe; the repository nutszebra/swapout has

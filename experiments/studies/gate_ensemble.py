@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic depth as an ensemble (Huang et al. 2016, section 3)."""
+"""Networks drawn as in training, as an ensemble.
 
+Those of stochastic depth (Huang et al. 2016, section 3), and of Swapout, whose
+stochastic inference averages 30 of them (Singh et al. 2016, section 3).
+"""
+
+import jax
 import numpy as np
 
 from experiments import figures
 from experiments.studies import Lab, Result, Results, Study, Subject
 from rn_jax import eval_gates
 from rn_jax.analysis import ensemble
+from rn_jax.models.network import Network
+from rn_jax.models.swapout import Swapout
 
 # Number of networks drawn, a power of two, and the sizes of ensembles made of them.
 NETWORKS = 32
 SIZES = tuple(2**i for i in range(NETWORKS.bit_length()))
 
 
+def _is_swapout(model: Network) -> bool:
+    return issubclass(getattr(model, "block", object), Swapout)
+
+
 def missing(subject: Subject) -> str | None:
     """Return why no networks were drawn in training, or None."""
     if subject.stochastic_depth is None:
+        if _is_swapout(subject.model):
+            return None
         return "it was trained at constant depth, as a single network"
     if subject.stochastic_depth.shake:
         return "ShakeDrop draws factors of branches, not networks"
@@ -27,20 +40,29 @@ def measure(lab: Lab) -> Result:
 
     `NETWORKS` networks are drawn from the seed as for mini-batches of training, with
     BatchNorm's moving averages. For each k they are split into disjoint ensembles,
-    which average their predicted probabilities.
+    which average their predicted probabilities. A network of Swapout draws the masks of
+    all units, for every batch.
     """
-    settings = lab.model.stochastic_depth
-    assert settings is not None, "`missing` excludes constant depth"
-    gates = ensemble.draw_networks(lab.seed, settings, lab.num_blocks, NETWORKS)
-    predictions = [lab.probabilities(g) for g in lab.each(gates, "gate_ensemble")]
+    settings, key = lab.model.stochastic_depth, jax.random.key(lab.seed)
+    if settings is None:
+        rule = np.ones(lab.num_blocks, np.float32)
+        keys = [jax.random.fold_in(key, n) for n in range(NETWORKS)]
+        predictions = [
+            lab.probabilities(rule, each) for each in lab.each(keys, "gate_ensemble")
+        ]
+        opened = None
+    else:
+        rule = np.asarray(eval_gates(settings, lab.num_blocks))
+        gates = ensemble.draw_networks(lab.seed, settings, lab.num_blocks, NETWORKS)
+        predictions = [lab.probabilities(g) for g in lab.each(gates, "gate_ensemble")]
+        opened = float((gates != 0).sum(axis=1).mean())
     found, labels = np.stack(predictions), lab.labels
-    rule = np.asarray(eval_gates(settings, lab.num_blocks))
     return {
         "measured_on": lab.test_images,
         "sizes": list(SIZES),
         "error_percent": [ensemble.group_errors(found, labels, k) for k in SIZES],
         "test_rule_error_percent": lab.error(rule),
-        "open_blocks_mean": float((gates != 0).sum(axis=1).mean()),
+        "open_blocks_mean": opened,
     }
 
 
@@ -56,7 +78,7 @@ def draw(results: Results) -> figures.Figure:
         rule = result["test_rule_error_percent"]
         axes.axhline(rule, color=style["color"], **figures.REFERENCE)
     axes.plot([], [], "k.", alpha=0.4, label="one ensemble")
-    rule = "test rule: one network, branches by $p_l$"
+    rule = "test rule: one network, scaled"
     axes.plot([], [], color="black", **figures.REFERENCE, label=rule)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -79,22 +101,30 @@ def describe(result: Result) -> str:
     else:
         verdict = "less accurate than the average"
     gain = "lowers" if whole < np.mean(single) else "does not lower"
+    opened = result["open_blocks_mean"]
+    if opened is None:
+        drawn, scaled = "", "every mask replaced by its mean"
+        paper = "The paper averages 30 networks."
+    else:
+        drawn = f", with {opened:.1f} of {result['num_blocks']} blocks open on average,"
+        scaled = "every branch scaled by p_l"
+        paper = (
+            "The paper calls stochastic depth an implicit ensemble of networks of "
+            "different depths."
+        )
     return (
-        f"A single drawn network, with {result['open_blocks_mean']:.1f} of "
-        f"{result['num_blocks']} blocks open on average, has "
-        f"{np.mean(single):.2f} % test error (mean of {len(single)}; "
-        f"{min(single):.2f} to {max(single):.2f}). Averaging the predictions of "
-        f"{size} such networks {gain} it: {whole:.2f} %. The test rule, one network "
-        f"with every branch scaled by p_l, has {rule:.2f} %, and is {verdict}. The "
-        "paper calls stochastic depth an implicit ensemble of networks of different "
-        "depths."
+        f"A single drawn network{drawn} has {np.mean(single):.2f} % test error (mean "
+        f"of {len(single)}; {min(single):.2f} to {max(single):.2f}). Averaging the "
+        f"predictions of {size} such networks {gain} it: {whole:.2f} %. The test rule, "
+        f"one network with {scaled}, has {rule:.2f} %, and is {verdict}. {paper}"
     )
 
 
 STUDY = Study(
-    "Stochastic depth as an ensemble",
+    "Drawn networks as an ensemble",
     f"Test error of the averaged predictions of k networks drawn as in training, k = 1 "
-    f"to {NETWORKS}, and of the test rule (Huang et al. 2016, section 3).",
+    f"to {NETWORKS}, and of the test rule (Huang et al. 2016 and Singh et al. 2016, "
+    "section 3 of both).",
     *(measure, draw, describe),
     order=14,
     missing=missing,

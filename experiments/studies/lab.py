@@ -150,10 +150,15 @@ class Lab:
         wrong = self._count_errors(variables, np.asarray(gates), self.batches)  # ()
         return 100 * int(wrong) / self.images
 
-    def probabilities(self, gates: np.ndarray) -> np.ndarray:
-        """Return the predictions for the test images with gates f32[L], f32[N, K]."""
+    def probabilities(
+        self, gates: np.ndarray, key: jax.Array | None = None
+    ) -> np.ndarray:
+        """Return the predictions for the test images with gates f32[L], f32[N, K].
+
+        A network of Swapout draws its masks from the key, if there is one.
+        """
         found = self._probabilities(
-            self.variables, np.asarray(gates), self.batches["image"]
+            self.variables, np.asarray(gates), self.batches["image"], key
         )
         return np.asarray(found)[np.asarray(self.batches["mask"])]
 

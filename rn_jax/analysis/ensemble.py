@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averaged predictions of networks drawn by stochastic depth (Huang et al. 2016)."""
+"""Averaged predictions of networks drawn by stochastic depth or Swapout.
+
+Huang et al. 2016, section 3; Singh et al. 2016, section 3.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,9 +20,11 @@ from rn_jax.stochastic_depth import StochasticDepth, sample_gates
 def make_probabilities(
     *, model: Network, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """Make probabilities(variables, gates, images) -> f32[N, B, K], compiled once.
+    """Make probabilities(variables, gates, images, key=None) -> f32[N, B, K].
 
-    `images` are uint8[N, B, H, W, C] in N batches, `gates` f32[L] of any values.
+    `images` are uint8[N, B, H, W, C] in N batches, `gates` f32[L] of any values. With a
+    key, networks that sample at test, such as Swapout, draw their masks anew in every
+    batch. It is compiled once with a key and once without.
 
     Args:
         model: network of K classes, called with `train=False` and the gates.
@@ -27,14 +32,15 @@ def make_probabilities(
     """
 
     @jax.jit
-    def probabilities(variables, gates, images):
-        def of_batch(_, batch):
+    def probabilities(variables, gates, images, key=None):
+        def of_batch(index, batch):
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
             logits: Any = model.apply(
-                variables, preprocess(batch), train=False, gates=gates
+                variables, preprocess(batch), train=False, gates=gates, rngs=rngs
             )
-            return None, jax.nn.softmax(logits.astype(jnp.float32))  # (B, K)
+            return index + 1, jax.nn.softmax(logits.astype(jnp.float32))  # (B, K)
 
-        return lax.scan(of_batch, None, images)[1]
+        return lax.scan(of_batch, 0, images)[1]
 
     return probabilities
 

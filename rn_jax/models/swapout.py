@@ -16,8 +16,9 @@ class Swapout(FullPreactivation):
     A unit thus reports 0, x, F(x) or x + F(x). At test the masks are replaced by their
     means theta_1 and theta_2, which is the paper's deterministic inference. For its
     stochastic inference, apply the network with `rngs={"dropout": key}` and average the
-    probabilities over keys. theta_1 and theta_2 change linearly over the blocks of the
-    network, Linear(a, b) in the paper. A gate multiplies Theta_2 * F(x).
+    probabilities over keys, as the study `gate_ensemble` does. theta_1 and theta_2
+    change linearly over the blocks of the network, Linear(a, b) in the paper. A gate
+    multiplies Theta_2 * F(x).
 
     Attributes:
         keep_shortcut: theta_1 in the first and in the last block.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic depth as an ensemble: measurement, figure and text."""
+"""Drawn networks as an ensemble: measurement, figure and text."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from experiments.studies.gate_ensemble import NETWORKS, STUDY
 from rn_jax import StochasticDepth, eval_gates
 from rn_jax.analysis import ensemble
 from rn_jax.models.resnet import ResNet
+from rn_jax.models.swapout import Swapout
 
 
 def test_errors_from_the_predictions_of_each_network(make_lab, quick_compile):
@@ -25,6 +27,24 @@ def test_errors_from_the_predictions_of_each_network(make_lab, quick_compile):
     rule = lab.error(eval_gates(settings, 3))
     assert found["test_rule_error_percent"] == rule
     assert found["open_blocks_mean"] == pytest.approx(gates.sum() / NETWORKS)
+
+
+def test_networks_of_swapout_draw_their_masks(make_lab):
+    model = ResNet((2,), num_classes=3, features=(4,), block=Swapout)
+    lab = make_lab(model, seed=5)
+    found = STUDY.measure(lab)
+    keys = [jax.random.fold_in(jax.random.key(5), n) for n in range(NETWORKS)]
+    draws = [lab.probabilities(lab.gates, key) for key in keys]
+    assert len({draw.tobytes() for draw in draws}) == NETWORKS
+    error = 100 * np.mean(np.mean(draws, axis=0).argmax(axis=1) != lab.labels)
+    assert found["error_percent"][-1] == pytest.approx([error])
+    assert found["test_rule_error_percent"] == lab.error(lab.gates)
+    assert found["open_blocks_mean"] is None
+    # With masks that keep every unit, all networks are the same.
+    kept = {"keep_shortcut": (1.0, 1.0), "keep_branch": (1.0, 1.0)}
+    lab = make_lab(model.copy(block_kwargs=kept), seed=5)
+    found = STUDY.measure(lab)
+    assert set(found["error_percent"][0]) == {found["test_rule_error_percent"]}
 
 
 def result(rule=3.0):
@@ -46,6 +66,9 @@ def test_words():
     assert "has 3.00 %, and is more accurate than the average." in told
     assert "is less accurate than the average" in STUDY.describe(result(8.0))
     assert "to within one test image" in STUDY.describe(result(7.0))
+    told = STUDY.describe({**result(), "open_blocks_mean": None})
+    assert "A single drawn network has 15.00 % test error" in told
+    assert "every mask replaced by its mean, has 3.00 %" in told
 
 
 def test_figure():
