@@ -11,6 +11,7 @@ from types import ModuleType
 
 from configs import (
     before_resnets,
+    branch_starts,
     han2017,
     he2016,
     hu2017,
@@ -232,8 +233,12 @@ TABLES: Mapping[str, Table] = {
     ),
     "densenet": Table(
         "Huang et al. 2017, table 2: DenseNets on CIFAR and SVHN",
-        _of(huang2017, "table 2", "densenet"),
+        {
+            **_of(huang2017, "table 2", "densenet"),
+            "preact_resnet1001": "preact_resnet1001",
+        },
         datasets=(*_CIFAR, "svhn_cropped"),
+        differences=(("bc100_12", "preact_resnet1001"),),
     ),
     "resnext_cifar": Table(
         "Xie et al. 2017, table 7 and figure 7: ResNeXt-29 on CIFAR",
@@ -291,9 +296,24 @@ TABLES: Mapping[str, Table] = {
         datasets=_CIFAR,
         published_of="1 run, the mean prediction of 30 samples; ours: the test rule",
     ),
+    "branch_starts": Table(
+        "Not from a paper: how the branches of ResNet-110 begin",
+        {"usual": "resnet110_he2015", **_of(branch_starts, prefix="resnet110_")},
+        datasets=("cifar10", "digits"),
+        published_of="best of 5 runs, of the usual start alone",
+        differences=tuple(
+            (name.removeprefix("resnet110_"), "usual") for name in branch_starts.ROWS
+        ),
+    ),
+    "squeeze_excite": Table(
+        "Hu et al. 2017: squeeze-and-excitation on CIFAR-10",
+        {"resnet110": "resnet110_he2016", **_of(hu2017, "CIFAR-10")},
+        published_of="median of 5 runs of ResNet-110; not stated for SE-ResNet-110",
+        differences=(("se_resnet110", "resnet110"),),
+    ),
     "squeeze_excite_imagenet": Table(
         "Hu et al. 2017, table 2: squeeze-and-excitation on ImageNet",
-        _of(hu2017),
+        _of(hu2017, "table 2"),
         datasets=_IMAGENET,
         published_of="1 run, a crop of 224",
     ),

@@ -78,6 +78,7 @@ PUBLISHED = {
         "100_24_not_augmented": (5.83, 23.42),
         "bc100_12_not_augmented": (5.92, 24.15),
         "bc250_24_not_augmented": (5.19, 19.64),
+        "preact_resnet1001": (4.92, 22.71),
     },
     "resnext_cifar": {
         "1x64d": (None, None),
@@ -135,6 +136,11 @@ PUBLISHED = {
     },
     "inception_resnet_imagenet": {"inception_resnet_v2": (19.9,)},
     "swapout": {"swapout32_w4": (4.76, 22.72)},
+    "branch_starts": {
+        "usual": (6.43, None),
+        **dict.fromkeys(("zero_gamma", "skip_init", "re_zero", "fixup"), (None, None)),
+    },
+    "squeeze_excite": {"resnet110": (6.61,), "se_resnet110": (5.21,)},
     "squeeze_excite_imagenet": {
         "se_resnet50": (23.29,),
         "se_resnet101": (22.38,),
