@@ -6,7 +6,7 @@ python -m experiments.claims [--only=CLAIMS] [--workdir=DIR] [--keep=DIR] [--pag
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -29,16 +29,17 @@ scratch takes about four hours on two CPU cores; `--only=NAME,NAME` chooses clai
 
 - **{holds}**: it follows from the definitions, or the runs show it.
 - **{fails}**: the numbers, or all runs on this data set, contradict it. Most runs
-  train on `digits`, 1,437 images of 8x8 pixels, and do not contradict the paper's
+  use `digits`, 1,437 images of 8x8 pixels; they say nothing against the paper's
   larger experiment.
 - **{undecided}**: the difference is within the spread of the seeds (a t-test at
   {level:.0f} %), networks of different seeds disagree, a threshold is missed without
-  showing the opposite, a network is too inaccurate to be damaged, or there is one run
-  only.
+  showing the opposite, a network's error is too high for damage to show, or there is
+  one run only.
 - **{pending}**: two CPU cores suffice; its JSON is not in `results/` yet.
 - **{not_run}**: it needs a GPU, a large data set or a benchmark; the command is ready.
 
 Numbers after "±" are standard deviations over seeds; lists have one number per seed.
+Sections of Veit et al. 2016 are cited from secondary sources.
 """
 
 
@@ -87,12 +88,12 @@ def claims(
             _collect(evidence, folder, epath.Path(workdir), style, command)
     file = epath.Path(page or f"{workdir}/claims.md")
     make_folder(file.parent)
-    replace_file(file, cli.as_called(as_page(folder), on_page=True))
-    found = {name: seen(CLAIMS[name], folder) for name in chosen}
-    for name, what in found.items():
-        print(f"{name}: {what.verdict} ({what.text or 'no evidence'})")
+    found = all_seen(folder)
+    replace_file(file, cli.as_called(as_page(found), on_page=True))
+    for name in chosen:
+        print(f"{name}: {found[name].verdict} ({found[name].text or 'no evidence'})")
     print(f"Page: {file}")
-    return found
+    return {name: found[name] for name in chosen}
 
 
 def _collect(evidence, folder, workdir, style, command):
@@ -123,11 +124,11 @@ def _collect(evidence, folder, workdir, style, command):
     elif isinstance(evidence, ev.Studies):
         _train(evidence.runs, folder, workdir, style, command)
         for place in evidence.places:
-            run = workdir / epath.Path(place).relative_to("claims")
+            run = workdir / place
             analyze(
                 workdir=str(run), studies=evidence.names, style=style, command=command
             )
-            _keep(run / "analysis", folder / place, evidence.names)
+            _keep(run / "analysis", folder / "claims" / place, evidence.names)
 
 
 def _keep(source, target, studies):
@@ -164,8 +165,13 @@ def seen(claim: Claim, folder: epath.Path) -> ev.Seen:
     return claim.judge(*loaded)
 
 
-def as_page(folder: epath.Path) -> str:
-    """Return the page on the evidence in a folder."""
+def all_seen(folder: epath.Path) -> dict[str, ev.Seen]:
+    """Return what the evidence in a folder shows, by name of the claim."""
+    return {name: seen(claim, folder) for name, claim in CLAIMS.items()}
+
+
+def as_page(found: Mapping[str, ev.Seen]) -> str:
+    """Return the page on what `all_seen` returned."""
     lines = [
         _HEADER.format(
             holds=ev.HOLDS,
@@ -176,7 +182,6 @@ def as_page(folder: epath.Path) -> str:
             level=100 * ev.SIGNIFICANCE,
         )
     ]
-    found = {name: seen(claim, folder) for name, claim in CLAIMS.items()}
     verdicts = [what.verdict for what in found.values()]
     counts = [
         f"{v}: {verdicts.count(v)}"

@@ -59,15 +59,16 @@ class Runs:
     dataset: str = "digits"
     seeds: int = 3
 
+    def places(self, row: str) -> list[str]:
+        """Return the folder of each run of a row, below that of all runs."""
+        folder = f"{self.table}/{row}-{self.dataset}"
+        return [f"{folder}/seed{seed}" for seed in range(self.seeds)]
+
     def load(self, folder: epath.Path) -> dict[str, list[Any]] | None:
         """Return the summary of every run by row; None unless all have finished."""
-        table, seeds = folder / "runs" / self.table, range(self.seeds)
         return _read_all(
             {
-                row: [
-                    table / f"{row}-{self.dataset}" / f"seed{seed}" / "summary.json"
-                    for seed in seeds
-                ]
+                row: [folder / "runs" / p / "summary.json" for p in self.places(row)]
                 for row in self.rows
             }
         )
@@ -87,17 +88,16 @@ class Studies:
 
     @property
     def places(self) -> list[str]:
-        """The folder of each run, and of its studies, below those of the evidence."""
+        """The folder of each run, below that of all runs or of all studies."""
         [row] = self.runs.rows
-        row = f"claims/{self.runs.table}/{row}-{self.runs.dataset}"
-        return [f"{row}/seed{seed}" for seed in range(self.runs.seeds)]
+        return self.runs.places(row)
 
     def load(self, folder: epath.Path) -> list[dict[str, Any]] | None:
         """Return the studies of every run by name; None unless all are done."""
         return _read_all(
             [
-                {name: folder / place / f"{name}.json" for name in self.names}
-                for place in self.places
+                {name: folder / "claims" / p / f"{name}.json" for name in self.names}
+                for p in self.places
             ]
         )
 
@@ -108,15 +108,15 @@ class Start:
 
     Attributes:
         model: name of the network.
-        fields: further fields of it, as pairs.
         study: name of the study.
+        fields: further fields of the network, as pairs.
         dataset: data set of the images.
         seeds: number of seeds, from 0.
     """
 
     model: str
+    study: str
     fields: tuple[tuple[str, Any], ...] = ()
-    study: str = "gradient_by_layer"
     dataset: str = "digits"
     seeds: int = 3
 

@@ -17,6 +17,7 @@ import rn_jax
 from rn_jax import StochasticDepth, stochastic_depth
 from rn_jax.analysis import cost, paths
 from rn_jax.models import MODELS
+from rn_jax.models.googlenet import INCEPTION
 from rn_jax.models.resnext import FORMS, convert_form
 
 # Number of blocks of ResNet-110.
@@ -234,10 +235,18 @@ def depths() -> dict[str, int]:
     }
 
 
+def block_settings() -> dict[str, int]:
+    """Return how many widths and numbers of branches the blocks of a network need."""
+    return {
+        "resnext50_32x4d": len(rn_jax.create_model("resnext50_32x4d").block_kwargs),
+        "googlenet": sum(map(len, INCEPTION.values())),
+    }
+
+
 FUNCTIONS: Mapping[str, Callable[[], Any]] = {
     function.__name__: function
     for function in (
         *(sizes, shortcuts, bottlenecks, path_lengths, survival, closed_blocks),
-        *(deeper, resnext_forms, dense_inputs, depths),
+        *(deeper, resnext_forms, block_settings, dense_inputs, depths),
     )
 }

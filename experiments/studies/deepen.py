@@ -35,11 +35,11 @@ def missing(subject: Subject) -> str | None:
 
 
 def measure(lab: Lab) -> Result:
-    """Measure the test error of networks with more blocks: one per stage, and twice.
+    """Measure the test error with one more block per stage, and with twice as many.
 
     `rn_jax.deepen` builds them: added blocks are the identity, and with stochastic
-    depth the old blocks keep their survival probabilities. The one with a block more
-    per stage is then trained on.
+    depth the old blocks keep their survival probabilities. The network with one more
+    block per stage is then trained on.
     """
     before = lab.probabilities(lab.gates)
     sizes = lab.model.stage_sizes
@@ -77,11 +77,16 @@ def _compared(lab, before):
 
 
 def _train_on(lab):
-    """Train a network for an epoch, and return its losses before and after."""
+    """Train a network for an epoch, and return its losses before and after.
+
+    An epoch at a rate of 0 shows what BatchNorm's new statistics alone do to the loss.
+    """
     subject, one = lab.subject, lab.subject.devices[:1]
     examples = subject.train.take(np.arange(min(len(subject.train), _MOST_IMAGES)))
     size = min(_BATCH_SIZE, len(examples))
-    given: Any = {"model": lab.model, "tx": optax.sgd(_RATE, momentum=0.9)}
+    steps = data.steps_per_epoch(len(examples), size)
+    sgd = optax.inject_hyperparams(optax.sgd)(_RATE, momentum=0.9)
+    given: Any = {"model": lab.model, "tx": sgd}
 
     def preprocess(key, images, first_index):
         del key, first_index  # no augmentation
@@ -99,20 +104,23 @@ def _train_on(lab):
         total = sum(evaluate(variables, batch)["loss"] for batch in batches)
         return float(total) / len(examples)
 
-    key = jax.random.key(lab.seed)
-    state = train.create_state(key, **given, image_shape=examples.images.shape[1:])
-    state = state.replace(**jax.tree.map(jnp.array, subject.variables))
-    before = loss(state.variables)
-    steps = data.steps_per_epoch(len(examples), size)
-    for n in range(steps):
-        batch = data.train_batch(examples, step=n, batch_size=size, seed=lab.seed)
-        state, _ = step(state, batch, key)
-    variables = jax.device_get(state.variables)
+    def trained(rate):
+        key = jax.random.key(lab.seed)
+        state = train.create_state(key, **given, image_shape=examples.images.shape[1:])
+        state = state.replace(**jax.tree.map(jnp.array, subject.variables))
+        state.opt_state.hyperparams["learning_rate"] = jnp.float32(rate)
+        for n in range(steps):
+            batch = data.train_batch(examples, step=n, batch_size=size, seed=lab.seed)
+            state, _ = step(state, batch, key)
+        return jax.device_get(state.variables)
+
+    variables = trained(_RATE)
     return {
         "images": len(examples),
         "steps": steps,
         "learning_rate": _RATE,
-        "train_loss": [before, loss(variables)],
+        "train_loss": [loss(subject.variables), loss(variables)],
+        "train_loss_at_rate_0": loss(trained(0.0)),
         "error_percent": lab.error(
             lab.gates, parallel.replicate(variables, subject.devices)
         ),
@@ -159,8 +167,9 @@ def describe(result: Result) -> str:
         "worse, optimisation did not find them (He et al. 2015). When the first of "
         f"them is trained for {more['steps']} steps at a rate of "
         f"{more['learning_rate']:g}, its loss on {more['images']:,} training images "
-        f"changes from {first:.3g} to {last:.3g}, and its test error is "
-        f"{more['error_percent']:.2f} %. "
+        f"changes from {first:.3g} to {last:.3g} (at a rate of 0, which changes only "
+        f"BatchNorm's statistics, to {more['train_loss_at_rate_0']:.3g}), and its test "
+        f"error is {more['error_percent']:.2f} %. "
         "A run with init_from and init_deepen=True trains such a network."
     )
 

@@ -75,7 +75,7 @@ def draw(results: Results) -> figures.Figure:
 
 
 def describe(result: Result) -> str:
-    """Describe what layers read, by the four observations of the paper."""
+    """Describe what each layer reads, following the paper's four observations."""
     ends = [_columns(weights)[-1] for weights in _arrays(result)]
     evenness = [_evenness(end) for end in ends]
     half = len(ends[-1]) // 2

@@ -15,7 +15,7 @@ def chance(result: Result) -> float:
 def activated_sum(result: Result) -> str:
     """Return how a residual network differs from those of Veit et al., or "".
 
-    Theirs are pre-activation networks. Older results do not say which they are of.
+    Theirs are pre-activation networks. Older results do not record the kind of block.
     """
     if not result["residual"] or result.get("preactivation", True):
         return ""

@@ -11,6 +11,7 @@ import optax
 import pytest
 from by_numpy import np_conv
 
+import rn_jax
 from rn_jax import create_model, metrics, train
 from rn_jax.models.googlenet import AuxiliaryHead, ConvUnit, Inception
 from rn_jax.models.layers import Conv
@@ -265,3 +266,20 @@ def test_googlenets_heads_leave_its_logits_alone(random_variables):
     assert len(updates["aux_logits"]) == 2
     without = jax.jit(partial(run, train=False))(variables, x)
     np.testing.assert_allclose(with_heads, without, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_dense_evaluation_averages_the_scores_of_all_places(random_variables):
+    """It ends in a mean over all pixels, so a whole image needs no other network."""
+    model = create_model("googlenet", stem="small", num_classes=5)
+    assert model.for_whole_images() is model
+    variables = random_variables(model, (16, 16, 3))
+    x = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype("float32")
+    last = jax.jit(lambda v, x: rn_jax.features(model, v, x, ["final"])["final"])(
+        variables, x
+    )
+    assert last.shape[1] * last.shape[2] > 1
+    head = variables["params"]["head"]
+    scores = np.asarray(last) @ head["kernel"] + head["bias"]
+    logits = jax.jit(partial(model.apply, train=False))(variables, x)
+    np.testing.assert_allclose(logits, scores.mean(axis=(1, 2)), rtol=1e-4, atol=1e-4)

@@ -54,7 +54,7 @@ def damage(rho, p_value=0.01):
 
 def drawn(single, rule):
     """The error of the test rule, and of two networks drawn as in training."""
-    found = {"error_percent": [[single - 1, single + 1], [rule]]}
+    found = {"error_percent": [[single - 1, single + 1], [rule]], "sizes": [1, 2]}
     return {"gate_ensemble": {**found, "test_rule_error_percent": rule}}
 
 
@@ -106,12 +106,9 @@ def deepened(change):
     return {"deepen": {"deeper": [{"largest_change_of_probability": change}]}}
 
 
-def trained_on(*losses):
-    return {
-        "deepen": {
-            "trained_on": {"images": 1437, "steps": 22, "train_loss": list(losses)}
-        }
-    }
+def trained_on(*losses, still=1.0):
+    found = {"train_loss": list(losses), "train_loss_at_rate_0": still}
+    return {"deepen": {"trained_on": {"images": 1437, "steps": 22, **found}}}
 
 
 def combined(apart, summed):
@@ -173,6 +170,7 @@ CASES = {
         ([[start(5.0)] * 2, [start(5.0)] * 2], ev.UNDECIDED),
         ([[start(50.0)] * 2, [start(1e-9)] * 2], ev.UNDECIDED),  # it explodes
         ([[start(1e-3)] * 2, [start(1e-9)] * 2], ev.FAILS),
+        ([[start(1e12)] * 2, [start(1e-9)] * 2], ev.FAILS),
     ],
     "exploding_gradient": [
         ([runs(plain110=GUESSES), bounded(clipped=LEARNS, adamw=LEARNS)], ev.HOLDS),
@@ -305,6 +303,7 @@ CASES = {
     "deeper_trains_on": [
         ([[trained_on(0.5, 0.25)] * 2], ev.HOLDS),
         ([[trained_on(0.25, 0.5)] * 2], ev.FAILS),
+        ([[trained_on(0.5, 0.25, still=0.2)] * 2], ev.FAILS),
         ([[trained_on(0.5, 0.25), trained_on(0.25, 0.5)]], ev.UNDECIDED),
     ],
     "concatenation_varies_more": [
@@ -485,6 +484,10 @@ CASES = {
     "googlenet_layers": [
         ([{"googlenet_2014": 22}], ev.HOLDS),
         ([{"googlenet_2014": 27}], ev.FAILS),
+    ],
+    "fewer_settings": [
+        ([{"resnext50_32x4d": 2, "googlenet": 54}], ev.HOLDS),
+        ([{"resnext50_32x4d": 54, "googlenet": 54}], ev.FAILS),
     ],
     "dense_inputs": [
         ([{"growth_rate": 12, "initial": 16, "first_stage": [16, 28, 40]}], ev.HOLDS),

@@ -37,3 +37,7 @@ def test_sizes_of_networks_by_the_papers():
     sizes = {name: round(s["params"] / 1e6) for name, s in COMMITTED["sizes"].items()}
     assert (sizes["alexnet_2012"], sizes["vgg16"], sizes["vgg19"]) == (61, 138, 144)
     assert sizes["resnet110"] == 2 and sizes["googlenet_2014"] == 7
+
+
+def test_settings_are_two_of_resnext_and_six_of_each_inception_module():
+    assert COMMITTED["block_settings"] == {"resnext50_32x4d": 2, "googlenet": 9 * 6}
