@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "resnet18": {},
     "resnet50": {},
     "se_resnet50": {},
+    "se_resnet110": {},
     "resnext29_1x64d": {},
     "resnext50_32x4d": {},
     "wrn16_8": {},
