@@ -2,7 +2,7 @@
 """Singh et al. 2016: Swapout on CIFAR.
 
 256 epochs of batches of 128, 0.1 divided by 10 at epochs 192 and 224. Errors are those
-of stochastic inference with 30 samples, which the study `gate_ensemble` draws. Both
+of stochastic inference with 30 samples; the study `gate_ensemble` draws 32. Both
 masks have rates from 1 in the first block to 0.5 in the last, the best ones in the
 paper.
 

@@ -120,7 +120,7 @@ def _collect(evidence, folder, workdir, style, command):
                 style=style,
                 command=command,
             )
-            _keep(out, folder / place, [evidence.study])
+            _keep(out, folder / "claims" / place, [evidence.study])
     elif isinstance(evidence, ev.Studies):
         _train(evidence.runs, folder, workdir, style, command)
         for place in evidence.places:

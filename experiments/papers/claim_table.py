@@ -1137,8 +1137,8 @@ def _equal_forms(found):
 def _fewer_settings(found):
     here, there = found["resnext50_32x4d"], found["googlenet"]
     return proved(
-        f"the blocks of ResNeXt-50 have {here} settings, cardinality and width, those "
-        f"of GoogLeNet {there} widths of branches",
+        f"{here} numbers, cardinality and width, define all blocks of ResNeXt-50; "
+        f"{there} widths define each Inception module of GoogLeNet",
         here < there,
     )
 
@@ -1203,8 +1203,8 @@ _DENSE = (
     Claim(
         "fewer_settings",
         "Secondary source: Fung 2017, An Overview of ResNet and its Variants",
-        "ResNeXt is easier to adapt to another data set or task than Inception, "
-        "because its blocks have fewer settings.",
+        "Fewer numbers define a block of ResNeXt than an Inception module (so that it "
+        "is easier to adapt to other data sets, which is not tested here).",
         (Exact("block_settings"),),
         _fewer_settings,
     ),

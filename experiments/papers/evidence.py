@@ -94,9 +94,10 @@ class Studies:
 
     def load(self, folder: epath.Path) -> list[dict[str, Any]] | None:
         """Return the studies of every run by name; None unless all are done."""
+        studies = folder / "claims"
         return _read_all(
             [
-                {name: folder / "claims" / p / f"{name}.json" for name in self.names}
+                {name: studies / p / f"{name}.json" for name in self.names}
                 for p in self.places
             ]
         )
@@ -122,13 +123,14 @@ class Start:
 
     @property
     def places(self) -> list[str]:
-        """The folder of each seed, below that of the evidence."""
+        """The folder of each seed, below that of all studies."""
         named = "-".join([self.model, *(f"{n}={v}" for n, v in self.fields)])
-        return [f"claims/start/{named}/seed{seed}" for seed in range(self.seeds)]
+        return [f"start/{named}/seed{seed}" for seed in range(self.seeds)]
 
     def load(self, folder: epath.Path) -> list[Any] | None:
         """Return the study of every seed; None unless all are done."""
-        return _read_all([folder / p / f"{self.study}.json" for p in self.places])
+        studies = folder / "claims"
+        return _read_all([studies / p / f"{self.study}.json" for p in self.places])
 
 
 @dataclass(frozen=True)

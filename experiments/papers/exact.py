@@ -236,10 +236,10 @@ def depths() -> dict[str, int]:
 
 
 def block_settings() -> dict[str, int]:
-    """Return how many widths and numbers of branches the blocks of a network need."""
+    """Return how many numbers define a block of each network."""
     return {
         "resnext50_32x4d": len(rn_jax.create_model("resnext50_32x4d").block_kwargs),
-        "googlenet": sum(map(len, INCEPTION.values())),
+        "googlenet": max(map(len, INCEPTION.values())),
     }
 
 

@@ -238,6 +238,7 @@ TABLES: Mapping[str, Table] = {
             "preact_resnet1001": "preact_resnet1001",
         },
         datasets=(*_CIFAR, "svhn_cropped"),
+        published_of="1 run; median of 5 of preact_resnet1001, by He et al. 2016",
         differences=(("bc100_12", "preact_resnet1001"),),
     ),
     "resnext_cifar": Table(
@@ -298,11 +299,12 @@ TABLES: Mapping[str, Table] = {
     ),
     "branch_starts": Table(
         "Not from a paper: how the branches of ResNet-110 begin",
-        {"usual": "resnet110_he2015", **_of(branch_starts, prefix="resnet110_")},
+        _of(branch_starts, prefix="resnet110_"),
         datasets=("cifar10", "digits"),
-        published_of="best of 5 runs, of the usual start alone",
+        published_of="none",
         differences=tuple(
-            (name.removeprefix("resnet110_"), "usual") for name in branch_starts.ROWS
+            (start, "usual_start")
+            for start in ("zero_gamma", "skip_init", "re_zero", "fixup")
         ),
     ),
     "squeeze_excite": Table(

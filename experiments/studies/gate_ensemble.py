@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks drawn as in training, as an ensemble.
 
-Those of stochastic depth (Huang et al. 2016, section 3), and of Swapout, whose
-stochastic inference averages 30 of them (Singh et al. 2016, section 3).
+They are those of stochastic depth (Huang et al. 2016, section 3), or those of Swapout,
+whose stochastic inference averages 30 of them (Singh et al. 2016).
 """
 
 import jax
@@ -40,22 +40,21 @@ def measure(lab: Lab) -> Result:
 
     `NETWORKS` networks are drawn from the seed as for mini-batches of training, with
     BatchNorm's moving averages. For each k they are split into disjoint ensembles,
-    which average their predicted probabilities. A network of Swapout draws the masks of
-    all units, for every batch.
+    which average their predicted probabilities. A Swapout network also draws the
+    masks of all units, for every batch.
     """
-    settings, key = lab.model.stochastic_depth, jax.random.key(lab.seed)
-    if settings is None:
-        rule = np.ones(lab.num_blocks, np.float32)
-        keys = [jax.random.fold_in(key, n) for n in range(NETWORKS)]
-        predictions = [
-            lab.probabilities(rule, each) for each in lab.each(keys, "gate_ensemble")
-        ]
-        opened = None
-    else:
+    settings = lab.model.stochastic_depth
+    rule, opened = np.ones(lab.num_blocks, np.float32), None
+    gates = np.ones((NETWORKS, lab.num_blocks), np.float32)
+    if settings is not None:
         rule = np.asarray(eval_gates(settings, lab.num_blocks))
         gates = ensemble.draw_networks(lab.seed, settings, lab.num_blocks, NETWORKS)
-        predictions = [lab.probabilities(g) for g in lab.each(gates, "gate_ensemble")]
         opened = float((gates != 0).sum(axis=1).mean())
+    key = jax.random.key(lab.seed) if _is_swapout(lab.model) else None
+    predictions = [
+        lab.probabilities(gates[n], None if key is None else jax.random.fold_in(key, n))
+        for n in lab.each(range(NETWORKS), "gate_ensemble")
+    ]
     found, labels = np.stack(predictions), lab.labels
     return {
         "measured_on": lab.test_images,
@@ -123,8 +122,8 @@ def describe(result: Result) -> str:
 STUDY = Study(
     "Drawn networks as an ensemble",
     f"Test error of the averaged predictions of k networks drawn as in training, k = 1 "
-    f"to {NETWORKS}, and of the test rule (Huang et al. 2016 and Singh et al. 2016, "
-    "section 3 of both).",
+    f"to {NETWORKS}, and of the test rule (Huang et al. 2016, section 3; Singh et al. "
+    "2016 for Swapout).",
     *(measure, draw, describe),
     order=14,
     missing=missing,

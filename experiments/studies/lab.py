@@ -155,7 +155,7 @@ class Lab:
     ) -> np.ndarray:
         """Return the predictions for the test images with gates f32[L], f32[N, K].
 
-        A network of Swapout draws its masks from the key, if there is one.
+        A Swapout network draws its masks from the key, if there is one.
         """
         found = self._probabilities(
             self.variables, np.asarray(gates), self.batches["image"], key

@@ -66,7 +66,7 @@ def by_stage(result: Result) -> dict[str, float]:
 
 
 def by_block(result: Result) -> float:
-    """Return the factor by which one identity-shaped shortcut scales the gradient.
+    """Return the factor by which one shape-preserving shortcut scales the gradient.
 
     It is the median over blocks that any gradient reaches and leaves through shortcuts
     alone; 0 if there are none.
@@ -83,7 +83,7 @@ def by_block(result: Result) -> float:
 
 
 def kept(result: Result) -> float:
-    """Return the share of the gradient that survives all identity-shaped shortcuts.
+    """Return the share of the gradient that survives all shape-preserving shortcuts.
 
     It is 0 if no gradient reaches the first block.
     """

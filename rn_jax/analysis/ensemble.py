@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averaged predictions of networks drawn by stochastic depth or Swapout.
 
-Huang et al. 2016, section 3; Singh et al. 2016, section 3.
+Huang et al. 2016, section 3, and Singh et al. 2016.
 """
 
 import dataclasses

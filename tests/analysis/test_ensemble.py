@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averaged predictions of drawn networks."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from rn_jax import StochasticDepth, survival_probs
 from rn_jax.analysis import ensemble
 from rn_jax.models.resnet import ResNet
+from rn_jax.models.swapout import Swapout
 
 # Three networks, two images, two classes.
 PREDICTIONS = np.array(
@@ -48,14 +51,15 @@ def test_networks_are_drawn_as_in_training(settings):
     assert np.any(ensemble.draw_networks(2, settings, 4, 400) != drawn)
 
 
-def test_predictions_are_those_of_the_network(quick_compile, random_variables):
+def scaled(pixels):
+    return pixels.astype("float32") / 255
+
+
+def test_predictions_are_those_of_the_network(random_variables):
     model = ResNet((2,), num_classes=3, features=(4,))
     variables = random_variables(model, (6, 6, 3))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 3, 6, 6, 3), dtype=np.uint8)
-
-    def scaled(pixels):
-        return pixels.astype("float32") / 255
 
     predict = ensemble.make_probabilities(model=model, preprocess=scaled)
     apply = jax.jit(
@@ -67,3 +71,18 @@ def test_predictions_are_those_of_the_network(quick_compile, random_variables):
             logits = np.asarray(apply(scaled(batch), gates), "float64")
             expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
             np.testing.assert_allclose(mine, expected, rtol=1e-4)
+
+
+def test_swapout_draws_its_masks_anew_in_every_batch(random_variables):
+    model = ResNet((2,), num_classes=3, features=(4,), block=Swapout)
+    variables = random_variables(model, (6, 6, 3))
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+    predict = ensemble.make_probabilities(model=model, preprocess=scaled)
+    run = partial(predict, variables, np.ones(2, "float32"), np.stack([batch, batch]))
+    first, second = run(jax.random.key(0))
+    assert np.all(np.any(first != second, axis=1))
+    np.testing.assert_array_equal(run(jax.random.key(0)), [first, second])
+    assert np.any(run(jax.random.key(1))[0] != first)
+    at_test = run()
+    np.testing.assert_array_equal(at_test[0], at_test[1])

@@ -55,7 +55,7 @@ def unit(features, kernel_size, *, name):
     )
 
 
-def test_auxiliary_head_pools_as_in_the_paper(quick_compile):
+def test_auxiliary_head_pools_as_in_the_paper():
     """5x5 windows of stride 3: 14 pixels become 4; torchvision takes a grid of 4."""
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 6)).astype("float32")
     init = partial(AuxiliaryHead(7, unit, nn.relu, None, 0.7).init, train=False)
@@ -77,7 +77,7 @@ def test_auxiliary_head_pools_as_in_the_paper(quick_compile):
     assert not np.allclose(found[None], found[4], atol=1e-4)
 
 
-def test_dropout_of_an_auxiliary_head_by_numpy(quick_compile):
+def test_dropout_of_an_auxiliary_head_by_numpy():
     head = AuxiliaryHead(7, unit, nn.relu, 4, 0.7)
     x = np.random.default_rng(0).normal(size=(4, 4, 4, 6)).astype("float32")
     variables = jax.jit(partial(head.init, train=False))(jax.random.key(0), x)
@@ -109,7 +109,7 @@ def np_normalised(x):
     return x / (1 + 2e-5 * np.stack(near, axis=-1)) ** 0.75
 
 
-def test_trunk_of_2014_by_numpy(quick_compile, random_variables):
+def test_trunk_of_2014_by_numpy(random_variables):
     """Where it normalises and pools: what follows is taken from what came before."""
     model = create_model("googlenet_2014", num_classes=5)
     variables = random_variables(model, (64, 64, 3))
@@ -270,7 +270,7 @@ def test_googlenets_heads_leave_its_logits_alone(random_variables):
 
 @pytest.mark.slow
 def test_dense_evaluation_averages_the_scores_of_all_places(random_variables):
-    """It ends in a mean over all pixels, so a whole image needs no other network."""
+    """It ends in a mean over all pixels, so the same network evaluates whole images."""
     model = create_model("googlenet", stem="small", num_classes=5)
     assert model.for_whole_images() is model
     variables = random_variables(model, (16, 16, 3))

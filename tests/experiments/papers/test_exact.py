@@ -39,5 +39,5 @@ def test_sizes_of_networks_by_the_papers():
     assert sizes["resnet110"] == 2 and sizes["googlenet_2014"] == 7
 
 
-def test_settings_are_two_of_resnext_and_six_of_each_inception_module():
-    assert COMMITTED["block_settings"] == {"resnext50_32x4d": 2, "googlenet": 9 * 6}
+def test_two_numbers_define_a_resnext_and_six_each_inception_module():
+    assert COMMITTED["block_settings"] == {"resnext50_32x4d": 2, "googlenet": 6}

@@ -137,8 +137,8 @@ PUBLISHED = {
     "inception_resnet_imagenet": {"inception_resnet_v2": (19.9,)},
     "swapout": {"swapout32_w4": (4.76, 22.72)},
     "branch_starts": {
-        "usual": (6.43, None),
-        **dict.fromkeys(("zero_gamma", "skip_init", "re_zero", "fixup"), (None, None)),
+        name: (None, None)
+        for name in ("usual_start", "zero_gamma", "skip_init", "re_zero", "fixup")
     },
     "squeeze_excite": {"resnet110": (6.61,), "se_resnet110": (5.21,)},
     "squeeze_excite_imagenet": {

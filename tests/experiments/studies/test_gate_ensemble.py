@@ -12,7 +12,7 @@ from rn_jax.models.resnet import ResNet
 from rn_jax.models.swapout import Swapout
 
 
-def test_errors_from_the_predictions_of_each_network(make_lab, quick_compile):
+def test_errors_from_the_predictions_of_each_network(make_lab):
     settings = StochasticDepth(0.2)
     model = ResNet((3,), num_classes=3, features=(4,), stochastic_depth=settings)
     lab = make_lab(model, seed=5, factors="drop")  # the test rule is not dropped
