@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of JAX for all tests, which hold from before its first use, and fixtures."""
 
-import contextlib
 import os
 from pathlib import Path
 
 # Before JAX is imported, and so in the processes that tests start.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Compilation dominates the test time; without most optimisations it takes half as long.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import numpy as np
@@ -28,30 +29,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@contextlib.contextmanager
-def without_optimizations():
+@pytest.fixture
+def optimized():
+    """Compile as for users, in tests that inspect the compiled program."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
-def quick_compile():
-    """Half the compile time, where the compiled program itself is not looked at."""
-    with without_optimizations():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quick_compile_module():
-    """The same for all tests of a file."""
-    with without_optimizations():
-        yield
-
-
-@pytest.fixture
-def x64(quick_compile):
+def x64():
     """Double precision for one test, where 1e-12 is asked for."""
     with jax.enable_x64(True):
         yield

@@ -49,7 +49,7 @@ def test_levels_and_direct_arrows_of_a_small_graph():
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory, quick_compile_module):
+def calls(tmp_path_factory):
     """Calls of the walks' functions in a training and a study, in their order.
 
     Each is a list of (number, function): the calls that enclose it, and itself.

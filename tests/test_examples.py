@@ -97,7 +97,7 @@ WITH_PYTHON = [p for p in PAGES if any(b["python"] for b in blocks(p))]
     ],
     ids=map(name, WITH_PYTHON),
 )
-def test_python_runs(page, tmp_path, monkeypatch, quick_compile):
+def test_python_runs(page, tmp_path, monkeypatch):
     """The blocks of a page one after another, as a reader would."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}

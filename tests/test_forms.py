@@ -327,8 +327,15 @@ def test_shaken_gates_at_test_are_the_expectation(limits):
     np.testing.assert_allclose(at_test, p + (1 - p) * np.mean(limits), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "pyramidnet110_48", "densenet40_12"])
-def test_shaken_branch_by_its_factors(name, random_variables, quick_compile):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20",
+        pytest.param("pyramidnet110_48", marks=pytest.mark.slow),
+        pytest.param("densenet40_12", marks=pytest.mark.slow),
+    ],
+)
+def test_shaken_branch_by_its_factors(name, random_variables):
     """The value of a branch times alpha, and its gradient times beta.
 
     With the last gate alone other than 1, the gradient by its branch's parameters is

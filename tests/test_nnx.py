@@ -43,9 +43,14 @@ def loss_of(logits):
 
 
 @pytest.mark.parametrize(
-    "name, gated", [("resnet20", False), ("resnet20", True), ("vgg11_bn", True)]
+    "name, gated",
+    [
+        pytest.param("resnet20", False, marks=pytest.mark.slow),
+        ("resnet20", True),
+        pytest.param("vgg11_bn", True, marks=pytest.mark.slow),
+    ],
 )
-def test_steps_are_those_of_linen(name, gated, quick_compile):
+def test_steps_are_those_of_linen(name, gated):
     model = narrow(name)
     if name.startswith("vgg"):
         model = model.copy(dropout=0.0)
@@ -95,7 +100,7 @@ def test_steps_are_those_of_linen(name, gated, quick_compile):
     close(net(X, train=False, gates=gates, rngs=AT_TEST()), run(variables, X))
 
 
-def test_gates_are_drawn_in_training_alone(quick_compile):
+def test_gates_are_drawn_in_training_alone():
     model = narrow("resnet20", stochastic_depth=StochasticDepth(0.5))
     net = wrapped(model, gates=1)
 
@@ -109,7 +114,7 @@ def test_gates_are_drawn_in_training_alone(quick_compile):
     np.testing.assert_array_equal(*still)
 
 
-def test_sampling_at_test_is_off_without_streams(quick_compile):
+def test_sampling_at_test_is_off_without_streams():
     """The wrapper passes all its streams, which Swapout takes for sampling."""
     net = wrapped(narrow("swapout32_w4"), dropout=1)
     sampled = [np.asarray(net(X, train=False)) for _ in range(2)]
@@ -118,7 +123,7 @@ def test_sampling_at_test_is_off_without_streams(quick_compile):
     np.testing.assert_array_equal(*means)
 
 
-def test_weights_go_through_a_file(tmp_path, quick_compile):
+def test_weights_go_through_a_file(tmp_path):
     model, path = narrow("resnet20"), tmp_path / "net.safetensors"
     first, second = wrapped(model), wrapped(model.copy(num_classes=3))
     for kind in KINDS.values():  # of another network
@@ -136,7 +141,7 @@ def test_weights_go_through_a_file(tmp_path, quick_compile):
     np.testing.assert_array_equal(*logits)
 
 
-def test_sown_values_become_attributes_and_are_appended_to(quick_compile):
+def test_sown_values_become_attributes_and_are_appended_to():
     net = wrapped(narrow("resnet20"))
     for calls in (1, 2):
         net(X, train=False, rngs=AT_TEST(), mutable=["intermediates"])

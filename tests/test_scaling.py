@@ -28,7 +28,7 @@ def small(axis_name=parallel.AXIS):
 
 
 @pytest.fixture(scope="module")
-def hlo(quick_compile_module):
+def hlo():
     """The step of `small`, compiled for two devices as runs compile it."""
     step, (state, batch, key) = scaling.step_and_shapes(small(), SHAPE, batch_size=4)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch)

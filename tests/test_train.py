@@ -103,10 +103,11 @@ def run(num_devices, stochastic_depth, steps=5):
     return jax.device_get(state), seen
 
 
-@pytest.mark.parametrize(("num_devices", "mode"), [(1, "pmap"), (2, "shard_map")])
-def test_batches_gathered_on_the_devices_give_the_same_steps(
-    num_devices, mode, quick_compile
-):
+@pytest.mark.parametrize(
+    ("num_devices", "mode"),
+    [pytest.param(1, "pmap", marks=pytest.mark.slow), (2, "shard_map")],
+)
+def test_batches_gathered_on_the_devices_give_the_same_steps(num_devices, mode):
     """Four steps of epochs of three; both programs stand for the same arithmetic."""
     examples = make_batch(50)
     order = np.random.default_rng(0).permutation(50)[:48].reshape(3, 16)
@@ -143,10 +144,10 @@ def test_eight_devices_compute_what_one_computes(depth):
         )
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_the_compiled_step_holds_a_conditional_for_a_block_outside_a_loop(
-    num_devices, quick_compile
-):
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_the_compiled_step_holds_a_conditional_for_a_block_outside_a_loop(num_devices):
     """Forward and backward, for stage 2's first block; loops visit open ones alone."""
     counts = []
     for depth in (None, DEPTH):
@@ -189,7 +190,7 @@ def test_eight_devices_in_double_precision(x64):
 
 
 @pytest.mark.slow
-def test_statistics_of_each_device_alone_are_another_algorithm(quick_compile):
+def test_statistics_of_each_device_alone_are_another_algorithm():
     """So that the test above would notice if statistics were not synchronised."""
     losses = []
     for axis in (parallel.AXIS, None):
@@ -198,7 +199,7 @@ def test_statistics_of_each_device_alone_are_another_algorithm(quick_compile):
     assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
 
 
-def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked(quick_compile):
+def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked():
     model, state, _, _ = setup(1)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     batch = make_batch(24)
@@ -229,7 +230,7 @@ def test_eight_devices_evaluate_what_one_evaluates_with_padding_masked(quick_com
     np.testing.assert_allclose(totals[0]["loss"], whole["loss"], rtol=1e-5)
 
 
-def test_a_step_is_gradient_descent_on_the_mean_loss(quick_compile):
+def test_a_step_is_gradient_descent_on_the_mean_loss():
     """Written out once more, without the factory."""
     model, state, step, _ = setup(1)
     state, batch, key = jax.device_get(state), make_batch(), jax.random.key(1)
@@ -261,7 +262,7 @@ def test_a_step_is_gradient_descent_on_the_mean_loss(quick_compile):
         )
 
 
-def test_gates_follow_the_key_and_the_step_and_are_counted(quick_compile):
+def test_gates_follow_the_key_and_the_step_and_are_counted():
     key = jax.random.key(1)
     state, seen = run(1, DEPTH, steps=6)
     for i, sums in enumerate(seen):
@@ -273,7 +274,7 @@ def test_gates_follow_the_key_and_the_step_and_are_counted(quick_compile):
     assert state.step == 6
 
 
-def test_sums_of_the_epoch_add_up_the_steps(quick_compile):
+def test_sums_of_the_epoch_add_up_the_steps():
     state, seen = run(1, None)
     for name in ("loss", "correct", "count"):
         np.testing.assert_allclose(
@@ -282,7 +283,7 @@ def test_sums_of_the_epoch_add_up_the_steps(quick_compile):
 
 
 @pytest.mark.slow  # test_gating.py has it without the step
-def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step(quick_compile):
+def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step():
     """With every weight's decay off, a closed block's parameters stay bit for bit."""
     model, state, _, _ = setup(1, DEPTH)
     tx = optim.sgd(
@@ -311,7 +312,7 @@ def test_closed_block_keeps_statistics_and_gets_no_gradient_in_the_step(quick_co
     assert moved.any()
 
 
-def test_stochastic_depth_begins_at_its_step(quick_compile):
+def test_stochastic_depth_begins_at_its_step():
     """Exactly k open blocks from then on (Veit et al. 2016), all of them before."""
     short = StochasticDepth(num_open=1, schedule="uniform", scaling="training")
     _, state, step, _ = setup(1, short, gates_from_step=2)
@@ -365,7 +366,7 @@ def test_gradient_of_the_first_kernel(grads, expected):
     assert train.first_gradient(grads) == expected
 
 
-def test_first_gradient_is_logged_as_a_mean_over_examples(quick_compile):
+def test_first_gradient_is_logged_as_a_mean_over_examples():
     _, state, step, _ = setup(1)
     seen = []
     for i in range(2):
@@ -555,12 +556,12 @@ def one_step(model, batch, **settings):
     "granularity, shake",
     [
         pytest.param("batch", None, marks=pytest.mark.slow),
-        ("example", None),
+        pytest.param("example", None, marks=pytest.mark.slow),
         pytest.param("batch", "batch", marks=pytest.mark.slow),
         ("batch", "example"),
     ],
 )
-def test_parts_of_a_batch_add_up_to_its_gradient(granularity, shake, quick_compile):
+def test_parts_of_a_batch_add_up_to_its_gradient(granularity, shake):
     """Without BatchNorm, and with gates that go with their examples."""
     depth = StochasticDepth(last_survival=0.3, granularity=granularity, shake=shake)
     model = HighwayMLP(depth=4, width=8, stochastic_depth=depth)
@@ -573,7 +574,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(granularity, shake, quick_compi
         )
 
 
-def test_parts_of_a_batch_have_statistics_of_their_own(quick_compile):
+def test_parts_of_a_batch_have_statistics_of_their_own():
     model = ResNet((1,), features=(4,))
     start, after, _ = one_step(model, make_batch(), micro_batches=2)
     augment_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)[0]
@@ -590,7 +591,7 @@ def test_parts_of_a_batch_have_statistics_of_their_own(quick_compile):
     )
 
 
-def test_the_rate_follows_the_training_error(quick_compile):
+def test_the_rate_follows_the_training_error():
     model = HighwayMLP(depth=2, width=4)
     feedback = optim.RateController(warmup_factor=0.25, warmup_until_error=80.0)
     start, whole, _ = one_step(model, make_batch())
@@ -610,9 +611,14 @@ def test_the_rate_follows_the_training_error(quick_compile):
 
 
 @pytest.mark.parametrize(
-    ("form", "chained"), [("torch", False), ("caffe", False), ("caffe", True)]
+    ("form", "chained"),
+    [
+        ("torch", False),
+        pytest.param("caffe", False, marks=pytest.mark.slow),
+        ("caffe", True),
+    ],
 )
-def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form, chained):
+def test_the_factor_of_the_rate_is_where_the_rate_is(form, chained):
     """In Caffe's form in the velocity, in Torch's outside of it."""
     tx = optim.sgd(
         optim.piecewise_schedule(1.0),
@@ -649,7 +655,7 @@ def test_the_factor_of_the_rate_is_where_the_rate_is(quick_compile, form, chaine
         )
 
 
-def test_what_stays_in_float32_in_a_step_of_bfloat16(quick_compile):
+def test_what_stays_in_float32_in_a_step_of_bfloat16():
     """Parameters, their gradient's sum, BatchNorm's statistics and the loss."""
     start, after, sums = one_step(ResNet((1,), features=(4,)), make_batch())
     half = ResNet((1,), features=(4,), dtype=jnp.bfloat16)
@@ -673,7 +679,7 @@ def test_what_stays_in_float32_in_a_step_of_bfloat16(quick_compile):
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
-def test_exact_statistics_are_those_of_all_examples(num_devices, quick_compile):
+def test_exact_statistics_are_those_of_all_examples(num_devices):
     """Of the first BatchNorm, whose input depends on no other, by NumPy."""
     model, state, _, devices = setup(num_devices, batch_norm_axis=None)
     step = parallel.compile_statistics_step(
@@ -706,7 +712,7 @@ def test_exact_statistics_are_those_of_all_examples(num_devices, quick_compile):
     np.testing.assert_allclose(stem["var"], first.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_exact_statistics_of_one_batch_are_its_own_under_the_test_rule(quick_compile):
+def test_exact_statistics_of_one_batch_are_its_own_under_the_test_rule():
     depth = StochasticDepth(last_survival=0.3)
     model = ResNet((2, 2), features=(4, 8), stochastic_depth=depth)
     _, state, _, _ = setup(1)
@@ -729,7 +735,7 @@ def test_exact_statistics_of_one_batch_are_its_own_under_the_test_rule(quick_com
     )
 
 
-def test_views_of_an_image_are_judged_by_their_mean_softmax(quick_compile):
+def test_views_of_an_image_are_judged_by_their_mean_softmax():
     model = HighwayMLP(depth=2, width=8)
     state, _, _ = one_step(model, make_batch())
     rng = np.random.default_rng(0)
@@ -751,7 +757,7 @@ def test_views_of_an_image_are_judged_by_their_mean_softmax(quick_compile):
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
 
 
-def test_loss_scaling_of_float16(quick_compile):
+def test_loss_scaling_of_float16():
     """Another factor changes nothing but rounding, and one too large leaves out."""
     model = HighwayMLP(depth=2, width=8, dtype=jnp.float16)
     start, whole, sums = one_step(HighwayMLP(depth=2, width=8), make_batch())
@@ -811,7 +817,7 @@ class SowingBlock(BasicBlock):
         return x
 
 
-def test_sown_losses_are_added_and_blocks_have_keys_of_any_name(quick_compile):
+def test_sown_losses_are_added_and_blocks_have_keys_of_any_name():
     model = ResNet((2,), features=(4,), block=SowingBlock)
     tx = optax.sgd(0.1)
     state = train.create_state(jax.random.key(0), model=model, tx=tx, image_shape=SHAPE)
@@ -869,7 +875,7 @@ def test_variables_that_training_would_not_carry_are_refused():
 @pytest.mark.parametrize(
     "granularity", [None, pytest.param("subset", marks=pytest.mark.slow)]
 )
-def test_64_bits_change_no_step(granularity, quick_compile, same_in_64_bits):
+def test_64_bits_change_no_step(granularity, same_in_64_bits):
     """State, metrics and statistics keep their dtypes and values."""
     depth = None
     if granularity:

@@ -64,7 +64,7 @@ def concatenated(variables, gates):
     ],
     ids=["ResNet", "DenseNet"],
 )
-def test_parts_and_their_combination(quick_compile, random_variables, model, by_numpy):
+def test_parts_and_their_combination(random_variables, model, by_numpy):
     variables = random_variables(model, IMAGE)
     gates = np.array([1.0, 0.5], "float32")
     combine = combination.make_combination(model=model, preprocess=normalise)

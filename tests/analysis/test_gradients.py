@@ -42,7 +42,14 @@ def loss_of(model, variables, params, gates):
     return -chances[jnp.arange(6), batch()["label"]].mean()
 
 
-@pytest.mark.parametrize("block", [BasicBlock, FullPreactivation, PlainLayer])
+@pytest.mark.parametrize(
+    "block",
+    [
+        BasicBlock,
+        pytest.param(FullPreactivation, marks=pytest.mark.slow),
+        pytest.param(PlainLayer, marks=pytest.mark.slow),
+    ],
+)
 def test_norms_by_finite_differences(random_variables, block):
     """Along the gradient itself, the loss changes by the squared norm."""
     model = ResNet((2, 2), num_classes=3, features=(4, 8), block=block)
@@ -116,7 +123,11 @@ def test_norm_by_the_output_is_that_by_a_bias_of_every_pixel(random_variables):
         ("resnet20", {"stage_sizes": (2, 2), "features": (4, 8)}),
         ("ror3_110", {"stage_sizes": (2, 2), "features": (4, 8)}),
         ("highway19", {"stage_sizes": (2, 2), "features": (4, 8), "last_features": 4}),
-        ("densenet_bc100_12", {"depth": 10, "growth_rate": 4}),
+        pytest.param(
+            "densenet_bc100_12",
+            {"depth": 10, "growth_rate": 4},
+            marks=pytest.mark.slow,
+        ),
         (
             "vgg15",
             {
@@ -190,7 +201,7 @@ def through_shortcuts(model, variables, scale):
     ("block", "scale"), [(BasicBlock, 1.0), (ConstantScaling, 0.5)]
 )
 def test_gradient_through_shortcuts_is_a_product_of_masks(
-    quick_compile, random_variables, block, scale
+    random_variables, block, scale
 ):
     """The branches add nothing to it, though the masks are those of whole sums."""
     model = ResNet((3, 3), num_classes=3, features=(4, 8), block=block)
@@ -205,9 +216,7 @@ def test_gradient_through_shortcuts_is_a_product_of_masks(
         np.testing.assert_allclose(norm, expected[name], rtol=1e-4)
 
 
-def test_gradient_through_shortcuts_of_preactivation_is_constant(
-    quick_compile, random_variables
-):
+def test_gradient_through_shortcuts_of_preactivation_is_constant(random_variables):
     """Within a stage, from its second block to the input of the next stage."""
     model = ResNet((3, 4), num_classes=3, features=(4, 8), block=FullPreactivation)
     variables = random_variables(model, IMAGE)
@@ -223,9 +232,7 @@ def test_gradient_through_shortcuts_of_preactivation_is_constant(
     assert len(set(map(float, whole))) == 7
 
 
-def test_whole_gradient_by_an_input_is_that_along_all_paths(
-    quick_compile, random_variables
-):
+def test_whole_gradient_by_an_input_is_that_along_all_paths(random_variables):
     """Linear in the path: for one block, branch and shortcut are all there is."""
     model = ResNet((1,), num_classes=3, features=(4,))
     variables = random_variables(model, IMAGE)

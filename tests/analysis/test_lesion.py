@@ -257,7 +257,7 @@ def test_gates_of_survival_are_scaled_lesions(random_variables):
     np.testing.assert_allclose(ours, run(halved, images), rtol=1e-5, atol=1e-5)
 
 
-def test_64_bits_change_no_error(quick_compile, same_in_64_bits, random_variables):
+def test_64_bits_change_no_error(same_in_64_bits, random_variables):
     count = lesion.make_count_errors(model=SMALL, preprocess=normalise)
     variables, gates = random_variables(SMALL, IMAGE), np.ones(5, "float32")
     batches = jax.tree.map(np.asarray, make_batches())

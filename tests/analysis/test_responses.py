@@ -43,7 +43,7 @@ def normalise(pixels):
     ],
     ids=["ResNet", "pre-activation", "plain", "DenseNet"],
 )
-def test_standard_deviations(quick_compile, random_variables, model, captured):
+def test_standard_deviations(random_variables, model, captured):
     variables = random_variables(model, IMAGE)
     pixels = np.random.default_rng(0).integers(0, 256, (6, *IMAGE), dtype=np.uint8)
     moments = responses.make_response_moments(model=model, preprocess=normalise)

@@ -16,4 +16,6 @@ def device(request):
         pytest.skip("make test-devices compiles for absent devices")
     # What is compiled for an absent device cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
+    # The counts are those of users' programs.
+    jax.config.update("jax_disable_most_optimizations", False)
     return name

@@ -33,7 +33,7 @@ def saved_figures():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compile_module):
+def run(tmp_path_factory):
     """The folder of a finished run of four blocks with stochastic depth."""
     path = tmp_path_factory.mktemp("run") / "tiny_sd"
     train_tiny(str(path))

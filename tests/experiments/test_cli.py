@@ -439,12 +439,9 @@ def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
     assert "10.00" in (kept.parents[1] / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "relative", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
-def test_a_run_in_a_folder_of_any_name_goes_on(
-    relative, monkeypatch, capsys, tmp_path, quick_compile
-):
+@pytest.mark.slow
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_run_in_a_folder_of_any_name_goes_on(relative, monkeypatch, capsys, tmp_path):
     folder = tmp_path / ODD
     folder.mkdir()
     if relative:
@@ -470,9 +467,7 @@ def test_a_run_in_a_folder_of_any_name_goes_on(
 
 
 @pytest.mark.slow
-def test_what_reads_a_run_in_a_folder_of_any_name(
-    run, monkeypatch, capsys, tmp_path, quick_compile
-):
+def test_what_reads_a_run_in_a_folder_of_any_name(run, monkeypatch, capsys, tmp_path):
     folder, out = tmp_path / ODD, tmp_path / "[out]"
     shutil.copytree(run, folder)
     other = tmp_path / "_u,$x$[1]"

@@ -105,6 +105,7 @@ def test_memory_counts_auxiliary_heads():
     assert with_heads - without >= 2 * 4 * 4 * 2048
 
 
+@pytest.mark.usefixtures("optimized")
 def test_memory_is_near_that_of_the_compiled_step():
     """XLA's own count: what is kept, and at its greatest what is in work beside it."""
     model = rn_jax.create_model("resnet20")

@@ -81,7 +81,7 @@ def train(workdir, data_dir, model):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir, quick_compile_module):
+def finished(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("imagenet") / "whole"
     return train(workdir, data_dir, "tiny")
 
@@ -105,7 +105,7 @@ def test_a_run_by_the_recipe_of_he_2015(finished):
 
 
 @pytest.mark.slow
-def test_resnet18_by_the_recipe_of_he_2015(tmp_path, data_dir, quick_compile):
+def test_resnet18_by_the_recipe_of_he_2015(tmp_path, data_dir):
     summary = check_recipe(train(tmp_path / "run", data_dir, "resnet18"))
     assert summary["params"] == 11_689_512 - 173_824  # shortcut A
 

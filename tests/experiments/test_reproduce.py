@@ -190,7 +190,7 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(
 
 
 @pytest.mark.slow
-def test_rehearsal_on_digits(tmp_path, monkeypatch, capsys, quick_compile):
+def test_rehearsal_on_digits(tmp_path, monkeypatch, capsys):
     """Real runs of a network of four blocks: 3 epochs of 30."""
     argv = [
         *("--table=stochastic_depth", "--only=constant,stochastic", "--scale=0.1"),

@@ -129,9 +129,7 @@ def test_texts_are_for_a_program_s_own_stream(streams):
     assert out.getvalue() == "±\n"
 
 
-def test_run_whose_output_is_closed_trains_to_its_end(
-    streams, tmp_path, monkeypatch, quick_compile
-):
+def test_run_whose_output_is_closed_trains_to_its_end(streams, tmp_path, monkeypatch):
     streams(stdout=closed_pipe(), stderr=closed_pipe())
     assert in_process(monkeypatch, arguments(tmp_path / "run")) == 0
     assert (tmp_path / "run" / "summary.json").exists()

@@ -39,7 +39,7 @@ OPTIONS = [
 
 
 @pytest.fixture(autouse=True)
-def tiny_in_the_table(monkeypatch, quick_compile):
+def tiny_in_the_table(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TINY)
 
 
@@ -51,7 +51,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, data_dir, quick_compile_module):
+def undisturbed(tmp_path_factory, data_dir):
     """A run on whole records, decoded in its own process."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -29,14 +29,6 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """In all processes: they are compared with each other alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        yield
-
-
 def one(workdir, *options):
     """A run of one process."""
     process = driver.start(arguments(workdir, *OPTIONS, *options))

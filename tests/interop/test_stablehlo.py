@@ -18,13 +18,16 @@ from rn_jax.models import MODELS
         ("resnet20", 8, {"stochastic_depth": StochasticDepth()}),
         ("highway10_mnist", 28, {}),
         ("densenet_bc40_36", 8, {"stage_sizes": (2, 1)}),
-        ("vgg11", 32, {"features": (4,) * 5, "hidden": (8, 8)}),
-        ("highway19", 32, {"features": (2, 3, 4)}),
+        pytest.param(
+            *("vgg11", 32, {"features": (4,) * 5, "hidden": (8, 8)}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("highway19", 32, {"features": (2, 3, 4)}, marks=pytest.mark.slow),
         ("fractalnet20", 8, {"features": (4, 8), "columns": 2}),
         pytest.param("googlenet_2014", 64, {}, marks=pytest.mark.slow),
     ],
 )
-def test_program_is_the_network(name, side, fields, random_variables, quick_compile):
+def test_program_is_the_network(name, side, fields, random_variables):
     model = create_model(name, num_classes=5, **fields)
     shape = (side, side, MODELS[name].channels)
     variables = random_variables(model, shape)
@@ -41,7 +44,7 @@ def test_program_is_the_network(name, side, fields, random_variables, quick_comp
     }
 
 
-def test_normalised_images_without_preprocessing(random_variables, quick_compile):
+def test_normalised_images_without_preprocessing(random_variables):
     model = create_model("resnet20", stage_sizes=(1, 1, 1))
     variables = random_variables(model, (8, 8, 3))
     logits = from_stablehlo(to_stablehlo(model, variables, (8, 8, 3)))

@@ -51,14 +51,8 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet18",
-        pytest.param("resnet50", marks=pytest.mark.slow),
-        pytest.param("resnext50_32x4d", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_blocks_are_torchvisions(name, torchvision):
     """A few of them."""
     module, few = torchvision.models.resnet, (2, 1, 1, 1)
@@ -72,7 +66,7 @@ def test_blocks_are_torchvisions(name, torchvision):
 
 
 @pytest.mark.slow
-def test_resnet18_is_torchvisions(quick_compile, torchvision):
+def test_resnet18_is_torchvisions(torchvision):
     compare("resnet18", torchvision.models.resnet18(num_classes=7))
 
 
@@ -111,7 +105,7 @@ OF_TIMM = sorted({row.network for n, row in PUBLIC.items() if "IMAGENET1K" not i
         for name in OF_TIMM
     ],
 )
-def test_networks_are_timms(name, torchvision, quick_compile):
+def test_networks_are_timms(name, torchvision):
     timm = pytest.importorskip("timm", reason="an optional peer")
     peer = randomised(timm.create_model(name, num_classes=7)).eval()
     variables = from_torch(name, peer.state_dict())
@@ -120,7 +114,7 @@ def test_networks_are_timms(name, torchvision, quick_compile):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_preactivation_units_are_timms(bottleneck, quick_compile, torchvision):
+def test_preactivation_units_are_timms(bottleneck, torchvision):
     pytest.importorskip("timm", reason="an optional peer")
     from timm.layers import BatchNormAct2d, create_conv2d
     from timm.models.resnetv2 import ResNetV2
@@ -141,7 +135,7 @@ def test_preactivation_units_are_timms(bottleneck, quick_compile, torchvision):
 
 
 @pytest.mark.slow
-def test_dense_layers_are_torchvisions(quick_compile, torchvision):
+def test_dense_layers_are_torchvisions(torchvision):
     sizes = {"growth_rate": 8, "num_classes": 7}
     peer = torchvision.models.DenseNet(
         block_config=(2, 1, 1, 2), num_init_features=16, **sizes
@@ -160,7 +154,7 @@ def test_dense_layers_are_torchvisions(quick_compile, torchvision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
+def test_vgg_is_torchvisions(batch_norm, torchvision):
     nn, module = torch.nn, torchvision.models.vgg
     parts = module.make_layers([8, "M", 16, 16, "M", 16, 16, "M"], batch_norm)
     peer = module.VGG(parts, num_classes=7, init_weights=False)
@@ -175,7 +169,7 @@ def test_vgg_is_torchvisions(batch_norm, quick_compile, torchvision):
 
 
 @pytest.mark.parametrize("name", ["googlenet", "alexnet"])
-def test_logits_are_torchvisions(name, quick_compile, torchvision):
+def test_logits_are_torchvisions(name, torchvision):
     """Float32, at test; the rest of `compare` is in `make test-all`."""
     settings = {"init_weights": False} if name == "googlenet" else {}
     peer = torchvision.models.get_model(name, num_classes=7, **settings)
@@ -213,7 +207,7 @@ TORCHVISIONS = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_whole_networks_are_torchvisions_at_any_size(name, quick_compile, torchvision):
+def test_whole_networks_are_torchvisions_at_any_size(name, torchvision):
     with torch.device("meta"):  # the values that a new network has take long to draw
         peer = torchvision.models.get_model(name, num_classes=7)
     peer = randomised(peer.to_empty(device="cpu")).eval()
@@ -229,7 +223,7 @@ def test_all_names_of_torchvision_are_compared(torchvision):
 
 
 @pytest.mark.parametrize("kind", ["densenet121", "resnet18"])
-def test_small_networks_are_torchvisions_at_any_size(kind, quick_compile, torchvision):
+def test_small_networks_are_torchvisions_at_any_size(kind, torchvision):
     """As DenseNet's transitions and a stem pool what is odd at every depth."""
     sizes, models = (1, 1, 1, 1), torchvision.models
     if kind == "resnet18":
@@ -247,7 +241,7 @@ def test_small_networks_are_torchvisions_at_any_size(kind, quick_compile, torchv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "alexnet"])
-def test_these_are_torchvisions(name, quick_compile, torchvision):
+def test_these_are_torchvisions(name, torchvision):
     settings = {"init_weights": False} if name == "googlenet" else {}
     peer = torchvision.models.get_model(name, num_classes=7, **settings)
     more = {"aux_dropout": 0.0} if name == "googlenet" else {}
@@ -591,7 +585,7 @@ def peer_of_features(name):
         ),
     ],
 )
-def test_features_are_timms(name, torchvision, quick_compile):
+def test_features_are_timms(name, torchvision):
     """Those of `features_only`: maps, strides and channels."""
     pytest.importorskip("timm", reason="an optional peer")
     peer, fields, names = peer_of_features(name)
@@ -627,7 +621,7 @@ NODES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NODES)
-def test_features_are_torchvisions(name, torchvision, quick_compile):
+def test_features_are_torchvisions(name, torchvision):
     from torchvision.models.feature_extraction import create_feature_extractor
 
     settings = {"init_weights": False} if name == "googlenet" else {}

@@ -70,7 +70,7 @@ def np_pool(x):
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
-def test_convolutions_by_numpy(quick_compile, random_variables, name):
+def test_convolutions_by_numpy(random_variables, name):
     """Up to the last pooling, at 95 pixels: maps of 22 or 23, 11, 5 and 2."""
     model = create_model(name, num_classes=None)
     variables = random_variables(model, (95, 95, 3))
@@ -112,7 +112,7 @@ def test_images_of_any_size():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
-def test_classifier_and_its_dropout_by_numpy(quick_compile, random_variables, name):
+def test_classifier_and_its_dropout_by_numpy(random_variables, name):
     """Dropout of 0.5 after both layers in 2012, before them in torchvision."""
     model = create_model(name, stem="small", num_classes=10)
     variables = random_variables(model, (32, 32, 3))
@@ -149,7 +149,7 @@ def test_classifier_and_its_dropout_by_numpy(quick_compile, random_variables, na
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
 
 
-def test_biases_of_one_as_in_the_paper(quick_compile):
+def test_biases_of_one_as_in_the_paper():
     model = create_model("alexnet_2012", stem="small")
     x = np.zeros((1, 8, 8, 3), "float32")
     params = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)["params"]

@@ -19,7 +19,7 @@ NARROW = ["resnet20", "wrn28_10", "densenet40_12", "vgg11", "highway19", "plain2
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("before, after", [(3, 1), (1, 3), (1, 4)])
 def test_an_image_with_equal_channels_has_the_same_logits(
-    quick_compile, random_variables, name, before, after
+    random_variables, name, before, after
 ):
     model = narrow(name)
     grey = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype("float32")

@@ -173,6 +173,7 @@ def compiled_forms(place, gradient, stride, kernel, groups=1):
 @pytest.mark.parametrize(
     "case", [(1, 3), (2, 3), (1, 1), (2, 1), (2, 7), (1, 3, 2), (2, 3, 2)]
 )
+@pytest.mark.usefixtures("optimized")
 def test_cpu_gradients_are_ordinary_convolutions_in_control_flow(place, case):
     # Any other form falls to a loop that is 10 to 100 times slower.
     forms = compiled_forms(place, "auto", *case)
@@ -182,6 +183,7 @@ def test_cpu_gradients_are_ordinary_convolutions_in_control_flow(place, case):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's form")
 @pytest.mark.parametrize("place", ["scan", "cond"])
+@pytest.mark.usefixtures("optimized")
 def test_autodiff_has_the_forms_that_the_test_above_looks_for(place):
     assert set(compiled_forms(place, "xla", 1, 3)) > {ORDINARY}
 

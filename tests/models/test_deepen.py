@@ -15,8 +15,9 @@ from rn_jax.models.deepen import _LAST_LAYER, deepen
 from rn_jax.models.resnext import EarlyConcatenation, SplitTransformMerge
 
 KEY = jax.random.key(0)
+# The networks of `make test`.
+QUICK = {"resnet20", "plain20", "preact_resnet110"}
 # The first network of every kind of block, stem and shortcut that can be deepened.
-QUICK = {"resnet20", "plain20", "preact_resnet110", "resnext29_8x64d"}
 NAMES = [
     "resnet20",
     "resnet152_svhn",
@@ -51,7 +52,7 @@ def of_name(name, **fields):
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES],
 )
-def test_deepened_network_has_the_same_logits(name, quick_compile, random_variables):
+def test_deepened_network_has_the_same_logits(name, random_variables):
     model = of_name(name)
     size = 16 if model.stem.startswith("imagenet") else 8
     variables = random_variables(model, (size, size, 3))
@@ -130,9 +131,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_old_blocks_keep_their_survival_probabilities(
-    form, quick_compile, random_variables, tmp_path
-):
+def test_old_blocks_keep_their_survival_probabilities(form, random_variables, tmp_path):
     settings, expected = FORMS[form]
     model = create_model(
         "resnet20", stage_sizes=(2, 3), features=(2, 4), stochastic_depth=settings
@@ -158,7 +157,7 @@ def test_old_blocks_keep_their_survival_probabilities(
     assert same.stochastic_depth == settings
 
 
-def test_variables_in_every_layout(quick_compile, random_variables):
+def test_variables_in_every_layout(random_variables):
     model = narrow("resnet20")
     variables = random_variables(model, (8, 8, 3))
     _, expected = deepen(model, variables, (3, 2), key=KEY)

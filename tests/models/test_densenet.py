@@ -129,7 +129,7 @@ def test_layers_computed_again_have_the_same_gradients(x64):
 
 
 @pytest.mark.slow
-def test_layers_computed_again_on_several_devices(quick_compile):
+def test_layers_computed_again_on_several_devices():
     """Synchronised BatchNorm within the second computation, against one device."""
     x = np.random.default_rng(1).normal(size=(4, 5, 5, 4)).astype("float32")
     variables = jax.tree.map(np.float32, random_block(x, True))
@@ -194,7 +194,7 @@ def test_transition_by_numpy(x64):
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
-def test_dropout_is_after_every_convolution_but_the_first(quick_compile, bottleneck):
+def test_dropout_is_after_every_convolution_but_the_first(bottleneck):
     model = DenseNet((1, 1), growth_rate=8, bottleneck=bottleneck, dropout=0.2)
     x = np.random.default_rng(0).normal(size=(64, 4, 4, 3)).astype("float32")
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
@@ -269,6 +269,7 @@ def channels_are_those_of_the_paper(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_memory_grows_linearly_with_depth_where_layers_are_computed_again():
     """Twice the layers: near twice the memory, where the naive block takes more."""
 
@@ -310,7 +311,7 @@ class CountingNorm(nn.Module):
         return x * self.param("scale", nn.initializers.ones, (1, 1, 1, x.shape[-1]))
 
 
-def test_layers_computed_again_keep_and_sow_in_any_collection(quick_compile):
+def test_layers_computed_again_keep_and_sow_in_any_collection():
     x = np.random.default_rng(1).normal(size=(2, 3, 3, 2)).astype("float32")
 
     def block(remat):

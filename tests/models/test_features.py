@@ -86,9 +86,7 @@ def test_residual_features_by_numpy(x64, random_variables, train):
 # Alone, a block's name asks for its stage's scan, and a stage's for nothing.
 @pytest.mark.parametrize("names", [["stage2"], ["stage1/block03", "stem"], BLOCKS[3:4]])
 @pytest.mark.parametrize("scan_unroll", [1, 3])
-def test_any_names_in_the_order_given(
-    quick_compile, random_variables, names, scan_unroll
-):
+def test_any_names_in_the_order_given(random_variables, names, scan_unroll):
     model = SMALL.copy(scan_unroll=scan_unroll)
     variables = random_variables(model, (8, 8, 3))
     x = image(2, 8, 8, 3).astype("float32")
@@ -147,7 +145,7 @@ def test_gradients_and_closed_blocks(x64, random_variables):
     jax.tree.map(close, found, expected)
 
 
-def test_a_closed_block_returns_its_input(quick_compile, random_variables):
+def test_a_closed_block_returns_its_input(random_variables):
     variables = random_variables(SMALL, (8, 8, 3))
     x = image(2, 8, 8, 3).astype("float32")
     found = features(SMALL, variables, x, NAMES, gates=[1, 0, 1, 1, 0])
@@ -195,7 +193,7 @@ def test_dense_features_by_numpy(x64, random_variables):
     np.testing.assert_allclose(found["final"], np.maximum(last, 0), atol=1e-10)
 
 
-def test_layers_before_residual_networks(quick_compile, random_variables):
+def test_layers_before_residual_networks(random_variables):
     """A layer of VGG precedes its stage's pooling; AlexNet's follow their ReLU."""
     x = image(2, 16, 16, 3).astype("float32")
     vgg = narrow("vgg11")
@@ -270,6 +268,7 @@ def test_every_family_has_features(name, random_variables):
             assert abs(feature.shape[1] - side / stride) < 2.5, key
 
 
+@pytest.mark.usefixtures("optimized")
 def test_what_no_feature_needs_is_not_computed(random_variables):
     model = ResNet((1, 1, 1), num_classes=3, features=(8, 16, 32))
     variables = random_variables(model, (16, 16, 3))

@@ -178,7 +178,7 @@ def test_local_drop_path_keeps_an_input_of_every_join_in_use():
             assert draw[ends == end].any() == (end in used)
 
 
-def test_pruning_changes_no_value(random_variables, quick_compile):
+def test_pruning_changes_no_value(random_variables):
     """Inputs that lead to dropped ones alone may be computed or not."""
     model = FractalNet(columns=3, **TINY)
     variables = random_variables(model, (8, 8, 3))
@@ -192,7 +192,7 @@ def test_pruning_changes_no_value(random_variables, quick_compile):
     np.testing.assert_array_equal(*found)
 
 
-def test_training_draws_gates_by_its_key(random_variables, quick_compile):
+def test_training_draws_gates_by_its_key(random_variables):
     """Those of the mini-batch; with the same gates as an argument it is the same."""
     dropout = {"dropout": (0.0, 0.5)}
     model = FractalNet(columns=3, drop_path=0.15, global_share=0.5, **dropout, **TINY)
@@ -219,7 +219,7 @@ def test_training_draws_gates_by_its_key(random_variables, quick_compile):
     np.testing.assert_allclose(at_test, plain, rtol=0, atol=1e-4)
 
 
-def test_closed_inputs_keep_their_statistics(random_variables, quick_compile):
+def test_closed_inputs_keep_their_statistics(random_variables):
     model = FractalNet(columns=2, **TINY)
     variables = random_variables(model, (8, 8, 3))
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")

@@ -12,10 +12,10 @@ from sizes import narrow
 
 import rn_jax
 from rn_jax import InputError, StochasticDepth, create_model, list_models, train
+from rn_jax.models.densenet import DenseNet
 from rn_jax.models.fractalnet import FractalNet
-from rn_jax.models.googlenet import GoogLeNet
-from rn_jax.models.inception_resnet import InceptionResNetV2
 from rn_jax.models.resnet import ResNet
+from rn_jax.models.vgg import VGG
 
 FAMILIES = {type(create_model(name)): name for name in list_models()}
 X = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")
@@ -37,12 +37,15 @@ def changed(variables, modules):
     return {**variables, "params": params}
 
 
+# Families of `make test`.
+QUICK = (ResNet, DenseNet, FractalNet, VGG)
+
 EACH = pytest.mark.parametrize(
     "name",
     [
         pytest.param(
             name,
-            marks=pytest.mark.slow if kind in (GoogLeNet, InceptionResNetV2) else (),
+            marks=() if kind in QUICK else pytest.mark.slow,
         )
         for kind, name in FAMILIES.items()
     ],
@@ -51,7 +54,7 @@ EACH = pytest.mark.parametrize(
 
 
 @EACH
-def test_a_part_computes_the_feature_of_its_name(name, random_variables, quick_compile):
+def test_a_part_computes_the_feature_of_its_name(name, random_variables):
     """From its modules and those of earlier parts, but no later ones."""
     model = small(name)
     variables = random_variables(model, X.shape[1:])
@@ -72,7 +75,7 @@ def test_a_part_computes_the_feature_of_its_name(name, random_variables, quick_c
 
 
 @EACH
-def test_frozen_parts_of_every_family(name, random_variables, quick_compile):
+def test_frozen_parts_of_every_family(name, random_variables):
     """In training they are as at test, and the rest of the network trains."""
     model = small(name)
     first, *_, last = [*model.parts, *model.parts]
@@ -127,8 +130,15 @@ GRANULARITIES = {
 }
 
 
-@pytest.mark.parametrize("depth", GRANULARITIES)
-def test_frozen_stages_stay_as_they_are_in_training(depth, quick_compile):
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        "batch",
+        pytest.param("shake", marks=pytest.mark.slow),
+    ],
+)
+def test_frozen_stages_stay_as_they_are_in_training(depth):
     """Bit for bit, with momentum and weight decay on everything; the rest moves."""
     settings = GRANULARITIES[depth]
     model = ResNet(**SIZES, stochastic_depth=settings, frozen=("stem", "stage1"))
@@ -156,9 +166,7 @@ def test_frozen_stages_stay_as_they_are_in_training(depth, quick_compile):
             assert kept == {"stem_conv", "stem_bn", "stage1"} & set(new), collection
 
 
-def test_the_frozen_part_of_a_training_step_is_that_at_test(
-    random_variables, quick_compile
-):
+def test_the_frozen_part_of_a_training_step_is_that_at_test(random_variables):
     """Its branches are multiplied by p_l, not by what is drawn."""
     settings = StochasticDepth(0.3)
     model = ResNet(**SIZES, stochastic_depth=settings)

@@ -172,12 +172,14 @@ def test_closed_blocks_are_not_computed(gated_step):
     assert np.isnan(step({**variables, "params": params}, gates**0)[0][0])
 
 
+@pytest.mark.usefixtures("optimized")
 def test_conditionals_are_in_the_compiled_step(gated_step):
     model, variables, step = gated_step
     gates = np.ones(model.num_blocks, "float32")
+    fresh = jax.jit(lambda *args: step(*args))  # not compiled before, for other tests
 
     def conditionals(gates):
-        text = step.lower(variables, gates).compile().as_text()
+        text = fresh.lower(variables, gates).compile().as_text()
         return len(re.findall(r" conditional\(", text))
 
     # One forward, one where the forward's cheap part is computed again, and one
@@ -206,7 +208,16 @@ def central_differences(f, gates, h=1e-5):
     return gradient
 
 
-@pytest.mark.parametrize("build", [small, plain], ids=["resnet", "plain"])
+BUILDS = pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(small, id="resnet"),
+        pytest.param(plain, id="plain", marks=pytest.mark.slow),
+    ],
+)
+
+
+@BUILDS
 def test_gradient_by_the_gates(x64, images, random_variables, build):
     # tanh: with ReLU the loss has a kink where a gate is 0.
     model = build(activation=jnp.tanh)
@@ -239,7 +250,7 @@ def test_gradient_by_the_gates(x64, images, random_variables, build):
     np.testing.assert_array_equal(np.all(by_gates, axis=1), skippable)
 
 
-@pytest.mark.parametrize("build", [small, plain], ids=["resnet", "plain"])
+@BUILDS
 def test_gates_of_examples_equal_one_example_at_a_time(
     x64, images, random_variables, build
 ):
@@ -254,13 +265,13 @@ def test_gates_of_examples_equal_one_example_at_a_time(
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("build", [small, plain], ids=["resnet", "plain"])
+@BUILDS
 @pytest.mark.parametrize(
     "dtype, rtol",
     [pytest.param("float32", 1e-6, marks=pytest.mark.slow), ("float64", 1e-12)],
 )
 def test_gates_of_ones_equal_no_gates(
-    request, quick_compile, images, random_variables, build, dtype, rtol
+    request, images, random_variables, build, dtype, rtol
 ):
     if dtype == "float64":
         request.getfixturevalue("x64")
@@ -402,7 +413,7 @@ def test_paths_keep_the_values_exactly(random_variables):
         np.testing.assert_array_equal(without, with_paths)
 
 
-def test_paths_through_closed_blocks(quick_compile, images, random_variables):
+def test_paths_through_closed_blocks(images, random_variables):
     # On the path a closed branch carries no gradient; off it, the shortcut carries all.
     model = small()
     variables = random_variables(model, IMAGE)
@@ -455,6 +466,7 @@ def test_blocks_of_the_old_form_are_told_what_to_write():
     assert not hasattr(resnet, "nothing")
 
 
+@pytest.mark.usefixtures("optimized")
 def test_a_users_block_is_gated_scanned_and_skipped(images, random_variables):
     model = small(block=ScaledBlock)
     variables = random_variables(model, IMAGE)
@@ -489,7 +501,7 @@ def test_a_users_block_is_gated_scanned_and_skipped(images, random_variables):
     assert not equal(by_params, grads(*arguments[:2], jax.random.key(1)))
 
 
-def test_gates_drawn_from_a_key(quick_compile, images, random_variables):
+def test_gates_drawn_from_a_key(images, random_variables):
     settings = StochasticDepth(last_survival=0.2)
     model = small(stochastic_depth=settings)
     variables = random_variables(model, IMAGE)

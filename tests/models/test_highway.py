@@ -141,7 +141,7 @@ def test_unknown_gating_is_refused():
         )
 
 
-def test_a_carry_gate_begins_near_the_coupled_one(quick_compile):
+def test_a_carry_gate_begins_near_the_coupled_one():
     model = create_model("highway50_mnist", depth=3, gating="independent")
     image = np.zeros((1, 28, 28, 1), "float32")
     params = jax.jit(partial(model.init, train=False))(KEY, image)["params"]
@@ -150,7 +150,7 @@ def test_a_carry_gate_begins_near_the_coupled_one(quick_compile):
     assert np.all(layers["carry_gate"]["bias"] == 2)  # sigmoid(2) = 1 - sigmoid(-2)
 
 
-def test_bias_of_the_gates_is_a_setting(quick_compile):
+def test_bias_of_the_gates_is_a_setting():
     for bias in (-1.0, -4.0):
         model = create_model("highway50_mnist", depth=3, gate_bias=bias)
         image = np.zeros((1, 28, 28, 1), "float32")
@@ -216,7 +216,7 @@ def test_bad_sizes_are_refused():
         HighwayNet(features=(4, 8))
 
 
-def test_dropout_is_where_the_recipe_has_it(quick_compile):
+def test_dropout_is_where_the_recipe_has_it():
     """On the input, after each pooling and before the classifier; with rate 0.2."""
     model = HighwayNet(stage_sizes=(1, 1), features=(4, 4), last_features=6)
     x = np.ones((400, 4, 4, 3), "float32")

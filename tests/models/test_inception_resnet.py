@@ -81,7 +81,10 @@ def by_numpy(variables, images, gates, *, small=False):
     return x @ head["kernel"] + head["bias"]
 
 
-@pytest.mark.parametrize(("stem", "size"), [("small", 16), ("imagenet", 75)])
+@pytest.mark.parametrize(
+    ("stem", "size"),
+    [pytest.param("small", 16, marks=pytest.mark.slow), ("imagenet", 75)],
+)
 def test_network_by_numpy(x64, random_variables, stem, size):
     """75 pixels, the least, become 37, 35, 17, 15, 7, 3 and 1."""
     model = InceptionResNetV2(stem=stem, **SMALL)

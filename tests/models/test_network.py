@@ -68,7 +68,7 @@ def test_numbers_of_every_type_are_gates_and_paths(kind):
         assert jnp.issubdtype(found.dtype, jnp.floating)
 
 
-def test_lists_are_used_as_arrays_are(quick_compile, random_variables):
+def test_lists_are_used_as_arrays_are(random_variables):
     model = small()
     variables = random_variables(model, (8, 8, 3))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), "float32")
@@ -299,7 +299,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_norms_without_running_averages(norm, quick_compile):
+def test_norms_without_running_averages(norm):
     """Each example is normalised by itself, in training, at test and over devices."""
     model = small(norm=NORMS[norm])
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
@@ -318,7 +318,7 @@ def test_norms_without_running_averages(norm, quick_compile):
     )
 
 
-def test_batch_norm_of_flax_is_ours(quick_compile, random_variables):
+def test_batch_norm_of_flax_is_ours(random_variables):
     ours = small()
     flax = small(norm=partial(nn.BatchNorm, momentum=0.9, epsilon=BatchNorm.epsilon))
     variables = random_variables(ours, (8, 8, 3))
@@ -398,9 +398,7 @@ def test_other_values_can_be_pickled():
             assert type(again) is type(error) and str(again) == str(error)
 
 
-def test_unpickled_network_is_deepened_and_saved(
-    tmp_path, quick_compile, random_variables
-):
+def test_unpickled_network_is_deepened_and_saved(tmp_path, random_variables):
     model = small()
     [again, _] = copies(model)
     variables = random_variables(model, (8, 8, 3))

@@ -113,7 +113,13 @@ def test_forward_mode_through_a_whole_network(x64, random_variables):
     np.testing.assert_allclose(tangent, difference, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("depth", [None, StochasticDepth(0.4)], ids=["constant", "sd"])
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param(None, id="constant", marks=pytest.mark.slow),
+        pytest.param(StochasticDepth(0.4), id="sd"),
+    ],
+)
 @pytest.mark.parametrize(
     "remat", ["cheap", pytest.param("all", marks=pytest.mark.slow)]
 )
@@ -145,6 +151,7 @@ def test_blocks_computed_again_change_nothing(x64, random_variables, remat, dept
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_less_is_kept_where_more_is_computed_again():
     """Temporary memory of the gradient: everything, convolutions, inputs of blocks."""
     sizes = []

@@ -222,7 +222,7 @@ def test_a_single_layer_is_no_bottleneck():
         preact.weight_layers(unit)
 
 
-def test_the_gates_bias_is_a_setting(quick_compile):
+def test_the_gates_bias_is_a_setting():
     model = create_model("resnet110_exclusive_gating_7").copy(
         stage_sizes=(2,), features=(4,)
     )

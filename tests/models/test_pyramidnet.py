@@ -48,7 +48,7 @@ def np_pyramidnet(images, variables, gates):
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_network_by_numpy(bottleneck, random_variables, quick_compile):
+def test_network_by_numpy(bottleneck, random_variables):
     fields = {"alpha": 3.0, "bottleneck": bottleneck, "stem_features": 4}
     model = PyramidNet((2, 2), num_classes=3, **fields)
     images = np.random.default_rng(0).normal(size=(2, 4, 4, 3))
@@ -110,7 +110,7 @@ def test_alpha_that_does_not_widen_is_refused(alpha):
         PyramidNet((1,), alpha=alpha)
 
 
-def test_gradient_follows_one_path(random_variables, quick_compile):
+def test_gradient_follows_one_path(random_variables):
     """Zeroed gates and paths reach the units of every stage."""
     model = PyramidNet((1, 1), num_classes=2, alpha=2, stem_features=2)
     images = np.random.default_rng(1).normal(size=(1, 4, 4, 3)).astype("float32")

@@ -201,7 +201,7 @@ def images():
     return np.random.default_rng(0).normal(size=(4, *IMAGE)).astype("float32")
 
 
-def test_pooled_features(quick_compile, images, random_variables):
+def test_pooled_features(images, random_variables):
     model = ResNet((1, 1), **SMALL)
     variables = random_variables(model, IMAGE)
     bare = ResNet((1, 1), **(SMALL | {"num_classes": None}))
@@ -238,7 +238,7 @@ def training_results(model, variables, images):
     return run(variables)
 
 
-def test_scan_unroll_changes_nothing(quick_compile, images, random_variables):
+def test_scan_unroll_changes_nothing(images, random_variables):
     model = ResNet((3,), num_classes=3, features=(4,))
     variables = random_variables(model, IMAGE)
     once, unrolled = (
@@ -253,7 +253,7 @@ def test_scan_unroll_changes_nothing(quick_compile, images, random_variables):
     )
 
 
-def test_bfloat16(quick_compile, images, random_variables):
+def test_bfloat16(images, random_variables):
     model = ResNet((2, 1), **SMALL, dtype=jnp.bfloat16)
     variables = random_variables(model.copy(dtype=None), IMAGE)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
@@ -266,7 +266,7 @@ def test_bfloat16(quick_compile, images, random_variables):
     assert 0 < error < 0.05 * np.abs(exact).max()
 
 
-def test_forward_mode_with_the_gradient_of_xla(quick_compile, images, random_variables):
+def test_forward_mode_with_the_gradient_of_xla(images, random_variables):
     model = ResNet((2, 1), **SMALL, conv_gradient="xla")
     variables = random_variables(model, IMAGE)
 
@@ -294,7 +294,7 @@ def test_parameters_are_float32_where_64_bits_are_allowed(x64):
     assert dtypes == {"float32"}
 
 
-def test_initial_parameters(quick_compile):
+def test_initial_parameters():
     model = ResNet((3, 2), num_classes=50, features=(16, 32), conv_bias=True)
     images = jnp.zeros((1, 4, 4, 3))
     init = jax.jit(partial(model.init, train=False))
@@ -326,7 +326,7 @@ def test_initial_parameters(quick_compile):
     assert seen == set(constants)
 
 
-def test_parts_can_be_replaced(quick_compile, images, random_variables):
+def test_parts_can_be_replaced(images, random_variables):
     # An activation, a norm and a convolution of one's own; constants of BatchNorm too.
     norm = partial(BatchNorm, momentum=0.5)
     default = ResNet((1, 1), **SMALL)

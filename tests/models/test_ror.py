@@ -123,7 +123,7 @@ def test_one_level_is_a_residual_network(random_variables, x64):
     jax.tree.map(close, found, run(resnet, variables))
 
 
-def test_a_path_runs_through_all_blocks(random_variables, quick_compile):
+def test_a_path_runs_through_all_blocks(random_variables):
     """Its gradient passes no level shortcut; without paths it passes them all."""
     model = RoR((1, 1), num_classes=3, features=(2, 4))
     images = np.random.default_rng(2).normal(size=(1, 4, 4, 3)).astype("float32")

@@ -201,7 +201,14 @@ def test_closed_blocks_return_what_a_scan_of_conditionals_returns(
     np.testing.assert_allclose(found("auto"), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["none", "cheap", "all"])
+@pytest.mark.parametrize(
+    "remat",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        "cheap",
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("scan_unroll", [1, 4], ids=["loop", "line"])
 def test_gradients_and_statistics_are_those_of_a_scan_of_conditionals(
     x64, random_variables, remat, scan_unroll

@@ -38,7 +38,7 @@ def np_branch(x, variables):
         (squeeze_excite.ExcitedPreactivation, np_full_preactivation),
     ],
 )
-def test_the_branch_is_weighted_by_channel(kind, f, quick_compile):
+def test_the_branch_is_weighted_by_channel(kind, f):
     fields = {
         "features": 8,
         "stride": 1,

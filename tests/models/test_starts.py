@@ -55,7 +55,7 @@ def block_of(kind, branch_init, norm, num_blocks=16, **fields):
         ),
     ],
 )
-def test_a_branch_is_zero_at_first_and_learns(kind, branch_init, learns, quick_compile):
+def test_a_branch_is_zero_at_first_and_learns(kind, branch_init, learns):
     norm = partial(BatchNorm, use_running_average=True)
     norm = Identity if branch_init == "fixup" else norm
     block, variables, x = block_of(kind, branch_init, norm)
@@ -78,7 +78,7 @@ def test_a_branch_is_zero_at_first_and_learns(kind, branch_init, learns, quick_c
     assert not np.any(value) and np.any(slope)
 
 
-def test_fixup_is_scaled_by_the_number_of_blocks_and_of_layers(quick_compile):
+def test_fixup_is_scaled_by_the_number_of_blocks_and_of_layers():
     for kind, power in ((BasicBlock, -1 / 2), (Bottleneck, -1 / 4)):
         _, one, _ = block_of(kind, "fixup", Identity, num_blocks=1)
         _, many, _ = block_of(kind, "fixup", Identity, num_blocks=16)
@@ -106,7 +106,7 @@ def preactivation(p, x):
     ("kind", "reference"),
     [(BasicBlock, basic), (preact.FullPreactivation, preactivation)],
 )
-def test_fixup_by_numpy(kind, reference, quick_compile):
+def test_fixup_by_numpy(kind, reference):
     block, variables, x = block_of(kind, "fixup", Identity)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
@@ -181,8 +181,8 @@ FAMILIES = {
     "inception_resnet_v2": ("skip_init",),
     "weighted_resnet110": (),
 }
-# The others, which take as long, in `make test-all`.
-QUICK = {"resnet20", "ror3_110", "pyramidnet110_48"}
+# The others are in `make test-all`.
+QUICK = {"resnet20"}
 CASES = [
     pytest.param(name, start, marks=[] if name in QUICK else pytest.mark.slow)
     for name, ways in FAMILIES.items()
@@ -197,7 +197,7 @@ def begun(name, start, **fields):
 
 
 @pytest.mark.parametrize(("name", "start"), CASES)
-def test_a_fresh_network_is_that_of_closed_gates_and_learns(name, start, quick_compile):
+def test_a_fresh_network_is_that_of_closed_gates_and_learns(name, start):
     """In every family: before the classifier, which is 0 at first with Fixup."""
     model = begun(name, start)
     rng = np.random.default_rng(0)

@@ -36,7 +36,7 @@ def block_and_branch(**rates):
     return block, variables, np_full_preactivation(X, variables)
 
 
-def test_at_test_both_are_multiplied_by_their_rates(quick_compile):
+def test_at_test_both_are_multiplied_by_their_rates():
     block, variables, f = block_and_branch(
         keep_shortcut=(1.0, 0.2), keep_branch=(0.6, 0.4)
     )
@@ -48,7 +48,7 @@ def test_at_test_both_are_multiplied_by_their_rates(quick_compile):
     np.testing.assert_allclose(closed, 0.8 * X, rtol=1e-6)
 
 
-def test_a_sampled_unit_is_one_of_four_sums(quick_compile):
+def test_a_sampled_unit_is_one_of_four_sums():
     """0, x, F or x + F, independently of each other, by its rates; with a key also at
     test, where it is the paper's stochastic inference."""
     block, variables, f = block_and_branch(
@@ -75,7 +75,7 @@ def test_a_sampled_unit_is_one_of_four_sums(quick_compile):
     np.testing.assert_array_equal(sample(jax.random.key(0), train=True), y)
 
 
-def test_each_block_has_the_rates_of_its_place(quick_compile, random_variables):
+def test_each_block_has_the_rates_of_its_place(random_variables):
     """In a scan and in a straight line, with gates or without; rates at blocks 0 to 3
     of 4 are (1, 0.9, 0.8, 0.7) and (0.8, 0.6, 0.4, 0.2)."""
     rates = {"keep_shortcut": (1.0, 0.7), "keep_branch": (0.8, 0.2)}

@@ -502,7 +502,7 @@ def test_networks_without_blocks_take_gates_of_none(name):
         jax.eval_shape(run, image, jax.ShapeDtypeStruct((1,), "float32"))
 
 
-# Kinds that differ from another in what tests of their own hold: in `make test-all`.
+# Kinds whose differences from others have tests of their own: they take no step below.
 LONG = {
     *("resnet110_zero_gamma", "resnet110_re_zero", "resnet110_skip_init"),
     *("weighted_resnet110", "se_resnet50", "ror3_wrn40_4"),
@@ -541,11 +541,18 @@ LONG = {
 }
 
 
+# Kinds whose gates `make test` looks at.
+QUICK = {
+    *("resnet20", "plain20", "resnet110_fixup", "resnet110_shortcut_gating_6"),
+    *("preact_resnet110", "highway19", "densenet_bc100_12", "fractalnet20"),
+}
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in KINDS],
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in KINDS],
 )
-def test_gates(name, quick_compile, random_variables):
+def test_gates(name, random_variables):
     model = narrow(name)
     size = 16 if getattr(model, "stem", "").startswith("imagenet") else 8
     shape = (size, size, MODELS[name].channels)
@@ -603,7 +610,7 @@ def on_the_branch(name, layer, info):
 
 
 # Kinds that take a step here; of the others it is traced.
-STEPPED_IN_CI = {"resnet20", "densenet_bc100_12", "highway50_mnist"}
+STEPPED_IN_CI = {"resnet20", "highway50_mnist"}
 STEPPED = {*KINDS, "alexnet_2012"} - LONG
 
 
@@ -644,13 +651,13 @@ def one_training_step(name):
 
 
 @pytest.mark.parametrize("name", sorted(STEPPED_IN_CI))
-def test_one_training_step(name, quick_compile):
+def test_one_training_step(name):
     one_training_step(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STEPPED - STEPPED_IN_CI))
-def test_one_training_step_of_every_trunk(name, quick_compile):
+def test_one_training_step_of_every_trunk(name):
     one_training_step(name)
 
 

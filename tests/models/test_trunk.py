@@ -279,7 +279,7 @@ def kept_by_single_blocks(variables, images, gates):
 @pytest.mark.parametrize(
     "fields", [{}, {"remat": "cheap", "scan_unroll": 2}, {"remat": "all"}]
 )
-def test_blocks_keep_and_sow_in_any_collection(quick_compile, kept, fields):
+def test_blocks_keep_and_sow_in_any_collection(kept, fields):
     images, variables = kept
     for gates in (np.ones(6), np.array([1, 0, 1, 0, 0, 1])):
         expected = kept_by_single_blocks(variables, images, gates)
@@ -297,7 +297,7 @@ def test_blocks_keep_and_sow_in_any_collection(quick_compile, kept, fields):
                 )
 
 
-def test_capturing_keeps_closed_blocks_untouched_too(quick_compile, kept):
+def test_capturing_keeps_closed_blocks_untouched_too(kept):
     images, variables = kept
     gates = np.array([1, 0, 1, 0, 0, 1], "float32")
     y, updates = apply_kept(keeping(), variables, images, gates)
@@ -309,7 +309,7 @@ def test_capturing_keeps_closed_blocks_untouched_too(quick_compile, kept):
     jax.tree.map(close, (again, captured), (y, updates))
 
 
-def test_closed_blocks_sow_zeros_without_jit_too(quick_compile, kept):
+def test_closed_blocks_sow_zeros_without_jit_too(kept):
     images, variables = kept
     gates = np.array([1, 0, 1, 0, 0, 1], "float32")
     expected = apply_kept(keeping(), variables, images, gates)
@@ -319,7 +319,7 @@ def test_closed_blocks_sow_zeros_without_jit_too(quick_compile, kept):
     jax.tree.map(close, found, expected)
 
 
-def test_values_that_are_there_already_are_sown_after(quick_compile, kept):
+def test_values_that_are_there_already_are_sown_after(kept):
     # As `init` gives them; Flax appends.
     images, variables = kept
     _, updates = apply_kept(keeping(), variables, images)
@@ -331,7 +331,7 @@ def test_values_that_are_there_already_are_sown_after(quick_compile, kept):
         assert first == before[0] and (float(second) != 0) == gate
 
 
-def test_every_block_draws_numbers_of_its_own_from_any_stream(quick_compile, kept):
+def test_every_block_draws_numbers_of_its_own_from_any_stream(kept):
     images, variables = kept
 
     def drawn(gates=None, noise=1, **fields):
@@ -350,7 +350,7 @@ def test_every_block_draws_numbers_of_its_own_from_any_stream(quick_compile, kep
         assert_equal(drawn(**fields), plain)
 
 
-def test_layouts_of_any_collection(quick_compile, kept):
+def test_layouts_of_any_collection(kept):
     images, variables = kept
     model = keeping()
     _, updates = apply_kept(
@@ -433,9 +433,7 @@ RATES = [0.5, 2.0, 0.25, 3.0, 0.125, 1.5]
 
 @pytest.mark.parametrize("scan_unroll", [1, 2, 6])
 @pytest.mark.parametrize("gates", [None, [1, 0, 1, 1, 0, 1]])
-def test_each_block_has_its_own_values(
-    quick_compile, random_variables, scan_unroll, gates
-):
+def test_each_block_has_its_own_values(random_variables, scan_unroll, gates):
     model = ResNet(
         *((3, 3), (4, 8)),
         block=RatedBlock,

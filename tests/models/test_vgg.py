@@ -94,7 +94,7 @@ def test_heads():
     assert "fc1" not in shapes_of(one)
 
 
-def test_vgg15_has_dropout_in_its_convolutions(quick_compile):
+def test_vgg15_has_dropout_in_its_convolutions():
     """After every layer of a stage but its last: 0.3, then 0.4; and around the fc."""
     model = create_model("vgg15").copy(features=(4, 4, 4, 4, 4), hidden=(8,))
     x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
@@ -122,9 +122,7 @@ def test_vgg15_has_dropout_in_its_convolutions(quick_compile):
     np.testing.assert_array_equal(off(variables, x), off(variables, x))
 
 
-def test_fully_connected_layers_and_their_dropout_by_numpy(
-    quick_compile, random_variables
-):
+def test_fully_connected_layers_and_their_dropout_by_numpy(random_variables):
     """Each layer takes what the dropout before it left, over 1 - rate."""
     rate = 0.4
     model = VGG((1,), num_classes=3, features=(4,), hidden=(50, 40), dropout=rate)

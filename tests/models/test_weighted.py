@@ -14,7 +14,7 @@ from rn_jax.models.normalization import BatchNorm
 from rn_jax.models.weighted import WeightedResidual
 
 
-def test_the_branch_has_a_weight_between_minus_one_and_one(quick_compile):
+def test_the_branch_has_a_weight_between_minus_one_and_one():
     fields = (8, 1, "A", Conv, partial(BatchNorm, use_running_average=True), nn.relu)
     block = WeightedResidual(*fields)
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype("float32")

@@ -35,14 +35,14 @@ def relative_to_start(lab, scale):
     return STUDY.measure(lab)
 
 
-def test_weights_relative_to_those_of_the_start(quick_compile, make_lab):
+def test_weights_relative_to_those_of_the_start(make_lab):
     found = relative_to_start(make_lab(MODEL, seed=3), lambda leaf: 0.25 * leaf)
     np.testing.assert_allclose(found["kernel"], 0.25, rtol=1e-6)
     np.testing.assert_allclose(found["scale"], 0.25, rtol=1e-6)
     assert found["measured_on"] == "40 of 40 test images"
 
 
-def test_responses_by_captured_values(quick_compile, make_lab):
+def test_responses_by_captured_values(make_lab):
     """F(x) as it is sown, and h(x) of identity shortcuts: the block's input."""
     lab = make_lab(MODEL)
     found = STUDY.measure(lab)
@@ -66,7 +66,7 @@ def test_responses_by_captured_values(quick_compile, make_lab):
             assert found["response"][i] == pytest.approx(expected, rel=1e-4)
 
 
-def test_networks_without_batch_norm_or_shortcuts(quick_compile, make_lab):
+def test_networks_without_batch_norm_or_shortcuts(make_lab):
     found = STUDY.measure(make_lab(MODEL.copy(norm="none")))
     assert found["scale"] == [None] * 4 and min(found["kernel"]) > 0
     plain = STUDY.measure(make_lab(MODEL.copy(block=PlainLayer)))

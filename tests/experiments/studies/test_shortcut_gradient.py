@@ -46,8 +46,10 @@ def test_words_and_figure():
     assert np.isnan(axes.get_lines()[0].get_ydata()).all()
 
 
-@pytest.mark.parametrize("block", [None, FullPreactivation])
-def test_measurement(quick_compile, make_lab, block):
+@pytest.mark.parametrize(
+    "block", [None, pytest.param(FullPreactivation, marks=pytest.mark.slow)]
+)
+def test_measurement(make_lab, block):
     fields = {"block": block} if block else {}
     lab = make_lab(ResNet((3, 2), num_classes=3, features=(4, 8), **fields))
     found = STUDY.measure(lab)

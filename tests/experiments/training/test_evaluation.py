@@ -39,7 +39,7 @@ PROTOCOL = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compile_module):
+def finished(tmp_path_factory):
     """A run of 20 steps in 4 epochs, looked at every 3 steps."""
     workdir = tmp_path_factory.mktemp("protocol") / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -48,7 +48,9 @@ def finished(tmp_path_factory, quick_compile_module):
     return workdir
 
 
-@pytest.mark.parametrize("kind", ["moving", "exact"])
+@pytest.mark.parametrize(
+    "kind", ["moving", pytest.param("exact", marks=pytest.mark.slow)]
+)
 def test_network_without_normalisation_is_trained_and_evaluated(
     kind, tmp_path, monkeypatch
 ):

@@ -27,7 +27,6 @@ from tiny import TINY
 from experiments import reproduce, run, sweep
 from experiments.config import read_config
 from experiments.training import loop
-from rn_jax import parallel
 from rn_jax.checkpoint import Checkpoints
 from rn_jax.models import MODELS
 
@@ -215,7 +214,9 @@ def test_damaged_newest_checkpoint_is_said_and_the_run_ends_the_same(
     assert_same_run(workdir, finished[0])
 
 
-@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize(
+    "mode", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)]
+)
 def test_examples_on_the_devices_give_the_same_run(
     finished_here, tmp_path, monkeypatch, mode
 ):
@@ -419,9 +420,7 @@ def test_run_of_a_version_without_a_field_goes_on_as_it_began(
     assert "momentum_form 'torch' there and 'caffe' here" in capsys.readouterr().err
 
 
-def test_in_a_thread_signals_stay_the_program_s_own(
-    tmp_path, monkeypatch, capsys, quick_compile
-):
+def test_in_a_thread_signals_stay_the_program_s_own(tmp_path, monkeypatch, capsys):
     """As a notebook's server, Ray or a window calls it, and with its own arguments."""
     monkeypatch.setattr(sys, "argv", ["another program", "--its", "arguments"])
     argv, codes = arguments(tmp_path / "run"), []

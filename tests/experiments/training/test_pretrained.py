@@ -44,7 +44,7 @@ def test_a_run_begins_with_the_weights_of_another_but_a_new_head(run):
 
 
 def test_frozen_parts_keep_the_weights_that_a_run_begins_with(
-    run, tmp_path, monkeypatch, quick_compile
+    run, tmp_path, monkeypatch
 ):
     """On two devices, with exact statistics at the end; the rest moves."""
     options = [
@@ -219,7 +219,7 @@ def deepening(source, **fields):
 
 
 def test_a_deepened_network_begins_with_the_same_logits(
-    tmp_path, random_variables, quick_compile, caplog
+    tmp_path, random_variables, caplog
 ):
     image = (8, 8, 1)
     shallow = create_model("resnet20", **SMALL)
