@@ -872,9 +872,8 @@ def test_variables_that_training_would_not_carry_are_refused():
         )
 
 
-@pytest.mark.parametrize(
-    "granularity", [None, pytest.param("subset", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", [None, "subset"])
 def test_64_bits_change_no_step(granularity, same_in_64_bits):
     """State, metrics and statistics keep their dtypes and values."""
     depth = None

@@ -24,6 +24,7 @@ from rn_jax.models.resnet import ResNet
 ROOT = Path(rn_jax.__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_every_name_is_found_again_with_and_without_own_fields():
     for name in rn_jax.list_models():
         assert rn_jax.weights.describe(create_model(name)) == (name, {})

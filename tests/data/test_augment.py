@@ -275,6 +275,7 @@ def test_colours_do_not_depend_on_how_the_batch_is_cut():
     )
 
 
+@pytest.mark.slow
 def test_64_bits_change_no_image(same_in_64_bits):
     """The same crops, mirror images and colours are drawn, in the same dtype."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)

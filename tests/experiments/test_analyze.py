@@ -227,6 +227,7 @@ def test_another_call_keeps_the_studies_that_are_there(run, analysis, tmp_path):
     assert f"    {anew}\n\nEarlier studies were made with\n\n    {earlier}\n" in report
 
 
+@pytest.mark.slow
 def test_finished_studies_are_not_run_again(run, analysis, monkeypatch, capsys):
     def broken(lab):
         raise AssertionError("run again")

@@ -13,7 +13,13 @@ from rn_jax.models.channels import kernel_for_channels
 from rn_jax.models.highway import HighwayMLP
 
 FAMILIES = {type(create_model(name)): name for name in list_models()}
-NARROW = ["resnet20", "wrn28_10", "densenet40_12", "vgg11", "highway19", "plain20"]
+NARROW = [
+    *("resnet20", "densenet40_12", "vgg11"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("wrn28_10", "highway19", "plain20")
+    ),
+]
 
 
 @pytest.mark.parametrize("name", NARROW)

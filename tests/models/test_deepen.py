@@ -130,7 +130,13 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(f, marks=[pytest.mark.slow] * (f in ("from zero", "no scaling")))
+        for f in FORMS
+    ],
+)
 def test_old_blocks_keep_their_survival_probabilities(form, random_variables, tmp_path):
     settings, expected = FORMS[form]
     model = create_model(

@@ -172,12 +172,17 @@ def changed(block, part):
 BLOCKS = [
     (BasicBlock, "A"),
     (PlainLayer, None),
-    (ConstantScaling, "A"),
-    (ExclusiveGating, "A"),
-    (BatchNormAfterAddition, "A"),
-    (ReluBeforeAddition, "A"),
     (FullPreactivation, "B"),
-    (FullPreactivation, "C"),
+    *(
+        pytest.param(*block, marks=pytest.mark.slow)
+        for block in (
+            (ConstantScaling, "A"),
+            (ExclusiveGating, "A"),
+            (BatchNormAfterAddition, "A"),
+            (ReluBeforeAddition, "A"),
+            (FullPreactivation, "C"),
+        )
+    ),
 ]
 
 
