@@ -490,8 +490,9 @@ def test_what_reads_a_run_in_a_folder_of_any_name(run, monkeypatch, capsys, tmp_
     assert len(list(out.glob("x*"))) == 1
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "p [1].png")
     assert "%" in call(predict, *whole, str(folder / "p [1].png"))
-    call(report, str(folder), str(other))
-    assert "&lt;b&gt;" in (folder / "report.html").read_text()
+    page = out / "report.html"
+    call(report, str(folder), str(other), f"--out={page}")
+    assert "&lt;b&gt;" in page.read_text()
     monkeypatch.setenv("HOME", str(folder))
     for number, source in enumerate(["~", "~/tiny.safetensors", str(other)]):
         place = tmp_path / f"[{number}]"

@@ -363,6 +363,7 @@ def test_bar_on_a_terminal_shows_epoch_loss_error_speed_and_time_left(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
     """What `make demo` trains, in half of its epochs: 5 % or less on 360 images."""
     argv = [f"--config={driver.ROOT}/configs/resnet110_sd.py:digits"]
@@ -375,6 +376,7 @@ def test_resnet110_with_stochastic_depth_learns_digits(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_vgg15_learns_digits(tmp_path, monkeypatch):
     """In 8 of its 30 epochs, to far below chance, which is 90 %."""
     argv = [f"--config={driver.ROOT}/configs/vgg15.py:digits"]
