@@ -21,7 +21,7 @@ SIZES = tuple(2**i for i in range(NETWORKS.bit_length()))
 
 
 def _is_swapout(model: Network) -> bool:
-    return issubclass(getattr(model, "block", object), Swapout)
+    return issubclass(getattr(model, "block_class", object), Swapout)
 
 
 def missing(subject: Subject) -> str | None:
@@ -103,7 +103,7 @@ def describe(result: Result) -> str:
     opened = result["open_blocks_mean"]
     if opened is None:
         drawn, scaled = "", "every mask replaced by its mean"
-        paper = "The paper averages 30 networks."
+        paper = "Singh et al. 2016 average 30 networks."
     else:
         drawn = f", with {opened:.1f} of {result['num_blocks']} blocks open on average,"
         scaled = "every branch scaled by p_l"

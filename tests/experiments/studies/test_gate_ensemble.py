@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawn networks as an ensemble: measurement, figure and text."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -41,8 +43,9 @@ def test_networks_of_swapout_draw_their_masks(make_lab):
     assert found["test_rule_error_percent"] == lab.error(lab.gates)
     assert found["open_blocks_mean"] is None
     # With masks that keep every unit, all networks are the same.
-    kept = {"keep_shortcut": (1.0, 1.0), "keep_branch": (1.0, 1.0)}
-    lab = make_lab(model.copy(block_kwargs=kept), seed=5)
+    kept = partial(Swapout, keep_shortcut=(1.0, 1.0), keep_branch=(1.0, 1.0))
+    lab = make_lab(model.copy(block=kept), seed=5)
+    assert STUDY.missing(lab.subject) is None
     found = STUDY.measure(lab)
     assert set(found["error_percent"][0]) == {found["test_rule_error_percent"]}
 
