@@ -29,7 +29,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from rn_jax import filesystem, parallel
-from rn_jax.errors import InputError
+from rn_jax.errors import InputError, quiet_absl
 
 # The version of the format; checkpoints of others are refused.
 FORMAT = 1
@@ -80,13 +80,14 @@ class Checkpoints:
                 filesystem.literal(str(self.directory), create=not read_only)
             )
         )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._manager = ocp.CheckpointManager(self._literal, options=options)
+        with quiet_absl():  # Orbax warns that a manager is read-only
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(2), self._best]),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            )
+            self._manager = ocp.CheckpointManager(self._literal, options=options)
 
     def save(self, state: Any, record: dict[str, Any], *, best: bool = False) -> None:
         """Start saving, unless there is already a checkpoint of this step.

@@ -3,6 +3,7 @@
 
 import contextlib
 import difflib
+import logging
 import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -95,6 +96,18 @@ def package_needed(what: str, install: str) -> Iterator[None]:
             f"{what}, which cannot be imported ({first_line(error)}): "
             f"pip install {install}"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """Silence warnings that libraries send through absl; an `InputError` says more."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def missing_folder(file: Any) -> InputError:

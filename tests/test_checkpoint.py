@@ -169,7 +169,7 @@ def tiny(step):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_folder_may_have_any_name(tmp_path, name):
+def test_a_folder_may_have_any_name(tmp_path, name, caplog):
     folder = tmp_path / name / "c"
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
@@ -177,6 +177,7 @@ def test_a_folder_may_have_any_name(tmp_path, name):
     checkpoints.close()
     assert sorted(os.listdir(folder)) == ["1", "2"]
     checkpoints = Checkpoints(folder, read_only=True)
+    assert caplog.records == []  # Orbax's warnings that it is read-only
     state, record = checkpoints.restore(tiny(0))
     assert (state.step, record) == (2, {"seconds": 2})
     np.testing.assert_array_equal(state.params["k"], [2, 3, 4])

@@ -30,7 +30,7 @@ from rn_jax.data.batches import Batch, Feed, steps_per_epoch, train_indices
 from rn_jax.data.catalog import IMAGENET
 from rn_jax.data.tfds import MAX_SKIPPED, DamagedRecordError
 from rn_jax.data.transforms import decode_jpeg
-from rn_jax.errors import InputError, first_line, must_be, package_needed
+from rn_jax.errors import InputError, first_line, must_be, package_needed, quiet_absl
 
 SPEC = IMAGENET
 TrainView = Callable[[np.random.Generator, np.ndarray], np.ndarray]
@@ -144,7 +144,7 @@ def open_records(
     data_dir = tfds.resolve_data_dir(data_dir)
     builder = tfds.open_builder(SPEC, data_dir)
     folder = os.fspath(builder.data_path)
-    with tfds.quiet_tfds(), tfds.damage_in_a_sentence(SPEC, data_dir, folder):
+    with quiet_absl(), tfds.damage_in_a_sentence(SPEC, data_dir, folder):
         present = {path.name for path in builder.data_path.iterdir()}
         train, test = (
             _open_split(builder, split, present, skip_damaged=skip)

@@ -19,7 +19,7 @@ import numpy as np
 
 from rn_jax import filesystem
 from rn_jax.data.catalog import DatasetSpec
-from rn_jax.errors import InputError, first_line, must_be, package_needed
+from rn_jax.errors import InputError, first_line, must_be, package_needed, quiet_absl
 
 # Prepared by `cifar`; TFDS's own builders prepare the others.
 _WITHOUT_TENSORFLOW = ("cifar10", "cifar100")
@@ -78,7 +78,7 @@ def read(
         InputError: see `rn_jax.data.load`.
     """
     builder = open_builder(spec, data_dir)
-    with quiet_tfds(), damage_in_a_sentence(spec, data_dir, builder.data_dir):
+    with quiet_absl(), damage_in_a_sentence(spec, data_dir, builder.data_dir):
         return [
             _read_split(builder, spec, split, skip_damaged=skip_damaged)
             for split in (*spec.train_splits, spec.test_split)
@@ -176,7 +176,7 @@ def open_builder(spec: DatasetSpec, data_dir: str):
     with package_needed(what, '"rn_jax[train]"'):
         import tensorflow_datasets as tfds
     folder = os.path.join(data_dir, spec.name)
-    with quiet_tfds(), damage_in_a_sentence(spec, data_dir, folder):
+    with quiet_absl(), damage_in_a_sentence(spec, data_dir, folder):
         with filesystem.literal(data_dir) as there:
             builder = tfds.builder(spec.name, data_dir=there)
             folder = os.path.join(data_dir, os.path.relpath(builder.data_dir, there))
@@ -227,18 +227,6 @@ def damage_in_a_sentence(
             f"({type(error).__name__}: {first_line(error)}); delete that folder and "
             f"prepare it again with: {_prepare_command(spec, data_dir)}"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet_tfds() -> Iterator[None]:
-    """Silence the warnings of TFDS, sent through absl: `InputError` explains better."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # --- Preparing ------------------------------------------------------------------------
