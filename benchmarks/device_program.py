@@ -214,6 +214,7 @@ class Cost(NamedTuple):
         launches: kernels, copies, and calls of cuDNN and cuBLAS.
         reductions: those of them that reduce.
         copies: those of them that copy, slice or concatenate.
+        conversions: those of them that only convert an array to another dtype.
         outside_graphs: those of them outside CUDA graphs.
         waits: decisions of the host that it waits for.
     """
@@ -221,6 +222,7 @@ class Cost(NamedTuple):
     launches: float = 0
     reductions: float = 0
     copies: float = 0
+    conversions: float = 0
     outside_graphs: float = 0
     waits: float = 0
 
@@ -272,7 +274,13 @@ def cost(
                 total = total.plus(of(part, in_graph=inside))
         else:
             copies = thunk.kind == "Copy" or re.search("slice|copy|concat", thunk.name)
-            one = Cost(1, "reduce" in thunk.name, bool(copies), not in_graph)
+            one = Cost(
+                launches=1,
+                reductions="reduce" in thunk.name,
+                copies=bool(copies),
+                conversions="wrapped_convert" in thunk.name,
+                outside_graphs=not in_graph,
+            )
             total = total.plus(one)
     return total
 

@@ -22,7 +22,7 @@ condition:
       false_branch:
         008: kCopy [source | sink] kCopy
       true_branch:
-        009: kCustomKernel [source       | next=010 (1)] loop_add_fusion grid: [2]
+        009: kCustomKernel [source       | next=010 (1)] wrapped_convert_3 grid: [2]
         010: kConvolution  [prev=009 (1) | sink        ] kConvolution
 011: kConditional   [prev=000 (1) | next=014 (1)]
   false_branch:
@@ -60,6 +60,7 @@ def test_a_loop_with_a_known_number_of_turns(thunks):
         launches=2 + 3 * 2 + 2 + 1 + 1,
         reductions=3,
         copies=1 + 3 + 1,
+        conversions=1,
         outside_graphs=1 + 1,
         waits=1,  # for the conditional outside the graph
     )
@@ -70,7 +71,7 @@ def test_a_loop_over_open_blocks_and_expected_sides(thunks):
     found = cost(thunks, lambda loop: (2.5, True), lambda conditional: 0.25)
     checks, sides = 3.5, 0.25 * 2 + 0.75 * 1
     assert found.launches == 2 + 2.5 * 2 + checks + sides + 1 + 1
-    assert found.reductions == 2.5
+    assert (found.reductions, found.conversions) == (2.5, 0.25)
     assert found.waits == 1  # the loop waits inside the graph, for nobody
 
 
