@@ -151,7 +151,8 @@ if "google.colab" in sys.modules:
     if not os.path.isdir("/content/rn_jax"):
         !git clone --quiet --depth=1 {url} /content/rn_jax
     %pip install --quiet "/content/rn_jax[train]" jax=={{JAX}} flax=={{FLAX}}
-    assert (version("jax"), version("flax")) == (JAX, FLAX)
+    unchanged = (version("jax"), version("flax")) == (JAX, FLAX)
+    assert unchanged, "pip replaced JAX or Flax: choose Runtime > Restart session."
     %cd -q /content/rn_jax
 elif not os.path.isdir("configs"):
     %cd -q ..

@@ -11,7 +11,8 @@ from experiments import cli, markdown
 _COMMANDS = """# Commands
 
 Each command is a function with keywords, which are its options; in Python, call the
-function. `python -m experiments.COMMAND --help` prints what is below. Options
+function. `python -m experiments.COMMAND --help` prints what is below. Where the package
+is installed, `rn-jax COMMAND` takes the same arguments in any folder. Options
 `--config.FIELD=VALUE` set [fields of the config](config.md).
 """
 

@@ -49,7 +49,7 @@ def export(
 
     Args:
         workdir: folder of a finished run.
-        format: one of FORMATS.
+        format: stablehlo, safetensors or onnx.
         out: the file; None: in the run, named after the network.
         data_dir: folder of the data set; None: the run's.
 

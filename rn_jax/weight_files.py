@@ -33,7 +33,7 @@ _ENTRIES = (
     *("state_dict_ema", "model_ema", "state_dict", "model_state_dict"),
     *("model", "net", "network"),
 )
-_HUB_NAME = re.compile(r"hf-hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_NAME = re.compile(r"(hf-hub:)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 # The only file that is downloaded: it cannot contain code.
 _HUB_FILE = "model.safetensors"
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
         path: a file .safetensors (needs the package safetensors), or .pt, .pth, .th or
             .bin (needs torch); of a checkpoint, the weights are read from a usual
             entry, see `find_entry`. Or a name of the Hugging Face Hub,
-            "hf-hub:timm/resnet18.a1_in1k", see `download`.
+            "hf-hub:timm/resnet18.a1_in1k" or "timm/resnet18.a1_in1k", see `download`.
 
     Returns:
         Tensors or arrays by name, with the names and dtypes of the file.
@@ -246,15 +246,22 @@ def _refuse_compressed(path):
 
 
 def is_hub_name(source: str | os.PathLike) -> bool:
-    """Return whether a source begins with "hf-hub:", the prefix that timm uses too."""
-    return str(source).startswith("hf-hub:")
+    """Return whether a source is a name of the Hub and not a file.
+
+    It begins with "hf-hub:", as in timm, or with "timm/", the owner of timm's weights.
+    """
+    name = str(source)
+    return name.startswith("hf-hub:") or (
+        name.startswith("timm/") and not os.path.exists(name)
+    )
 
 
 def download(name: str) -> Path:
     """Return a repository's model.safetensors, in huggingface_hub's cache.
 
     Args:
-        name: "hf-hub:OWNER/NAME" for the newest, or "hf-hub:OWNER/NAME@REVISION".
+        name: "hf-hub:OWNER/NAME" for the newest, or "hf-hub:OWNER/NAME@REVISION";
+            "hf-hub:" may be missing.
 
     Raises:
         InputError: the name has another form; there is no such repository, revision or

@@ -28,7 +28,7 @@ from rn_jax.models.network import Network
 from rn_jax.models.normalization import Identity
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.stochastic_depth import StochasticDepth
-from rn_jax.weight_files import as_array, read_weights
+from rn_jax.weight_files import as_array, is_hub_name, read_weights
 
 # The version of the format; files of others are refused.
 FORMAT = 1
@@ -393,6 +393,11 @@ def _expanded(path: str | os.PathLike) -> Path:
 
 def _file(source):
     path, trained = _expanded(source), _trained()
+    if is_hub_name(source):
+        raise InputError(
+            f"{source} is a name of the Hugging Face Hub, where no file of rn_jax.save "
+            "is looked for: rn_jax.interop.load_public loads public weights by name."
+        )
     if os.path.isfile(path):
         return path
     if str(source) in trained:
@@ -411,7 +416,9 @@ def _file(source):
 def _metadata(path):
     safetensors = _safetensors()
     if not path.is_file():
-        raise InputError(f"There is no file {path}.")
+        public = "rn_jax.interop.load_public loads public weights by name"
+        hint = "" if path.suffix == ".safetensors" else f"; {public}"
+        raise InputError(f"There is no file {path}{hint}.")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             found = json.loads((file.metadata() or {}).get(_KEY, "null"))

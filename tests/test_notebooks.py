@@ -2,12 +2,17 @@
 """The notebooks: as a new user finds them, and run from top to bottom."""
 
 import base64
+import importlib.metadata
 import json
 import os
 import re
+import sys
+import types
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from docs import generate, notebooks
 
@@ -34,6 +39,41 @@ def test_notebook_is_clean_and_has_the_address(file):
         assert not cell.get("outputs") and cell.get("execution_count") is None
     first = ["".join(cell["source"]) for cell in notebook["cells"][:2]]
     assert tuple(first) == generate.first_cells(file.name)
+
+
+def run_first_cell(monkeypatch, versions_after_pip):
+    """What it calls on Colab, with JAX and Flax of some version after pip."""
+    calls, versions = [], {"jax": "0.7.2", "flax": "0.11.2"}
+
+    def magic(name, line, **_):
+        calls.append(f"{name} {line.format(**shell.user_ns)}")
+        if name == "pip":
+            versions.update(versions_after_pip)
+
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: versions.get(name) or version(name)
+    )
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    monkeypatch.setattr(shell, "system", calls.append)
+    monkeypatch.setattr(shell, "run_line_magic", magic)
+    _, cell = generate.first_cells("quickstart.ipynb")
+    shell.run_cell(cell).raise_error()
+    return calls
+
+
+def test_first_cell_installs_beside_the_jax_of_colab(monkeypatch, capsys):
+    clone, pip, cd = run_first_cell(monkeypatch, {})
+    assert re.fullmatch(r"git clone .*/rn_jax /content/rn_jax", clone)
+    assert pip.endswith('"/content/rn_jax[train]" jax==0.7.2 flax==0.11.2')
+    assert cd == "cd -q /content/rn_jax"
+    assert "uses" in capsys.readouterr().out  # the devices
+
+
+def test_first_cell_refuses_another_jax(monkeypatch, capsys):
+    with pytest.raises(AssertionError, match=r"pip replaced .* choose Runtime"):
+        run_first_cell(monkeypatch, {"jax": "0.10.2"})
 
 
 def run(notebook, folder):
@@ -86,6 +126,30 @@ def test_notebook_runs(file, tmp_path, monkeypatch):
     assert draws
     for line in SHOWN[file.stem]:
         assert re.search(line, text)
+
+
+@pytest.mark.slow
+def test_everything_is_kept_in_google_drive(tmp_path):
+    """With a stand-in for Colab's module, which needs no runtime."""
+    notebook = nbformat.read(notebooks.FOLDER / "quickstart.ipynb", as_version=4)
+    colab = """
+import sys, types
+colab = sys.modules["google.colab"] = types.ModuleType("google.colab")
+colab.drive = types.SimpleNamespace(mount=print)
+"""
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(colab))
+    for cell in notebook.cells:
+        cell.source = (
+            cell.source.replace("DRIVE = False", "DRIVE = True")
+            .replace("EPOCHS = 12", "EPOCHS = 1")
+            .replace("/content/drive/MyDrive", str(tmp_path / "drive"))
+        )
+    text, _ = run(notebook, tmp_path)
+    assert "/content/drive\n" in text  # what is mounted
+    assert not (tmp_path / "runs").exists()
+    [kept] = (tmp_path / "drive").iterdir()
+    names = {file.name for file in kept.iterdir()}
+    assert names == {"quickstart-digits-1", "quickstart.safetensors"}
 
 
 @pytest.mark.slow

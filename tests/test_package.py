@@ -97,30 +97,44 @@ def test_extras_for_accelerators():
     assert ACCELERATORS["cuda"] == max(releases, key=lambda name: int(name[4:]))
 
 
-def test_constraints_min_are_the_bounds_of_setup_cfg():
-    """`make test-min` runs with exactly the versions that setup.cfg allows at least."""
-    root = Path(__file__).parents[1]
+def _pinned(name):
+    """The versions in a file of constraints."""
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+def _bounds():
+    """The least version of each package, as setup.cfg has them."""
     settings = _setup_cfg()
     extras = settings["options.extras_require"]
     named = [settings["options"]["install_requires"], extras["train"]]
-    lines = "\n".join([*named, extras["imagenet"]]).split("\n")
     bounds = {}
-    for line in filter(None, lines):
+    for line in filter(None, "\n".join([*named, extras["imagenet"]]).split("\n")):
         requirement = Requirement(line)
         if requirement.name != "rn_jax":
             [bound] = requirement.specifier
             assert bound.operator == ">=", line
             bounds[canonicalize_name(requirement.name)] = Version(bound.version)
-    pinned = {}
-    for line in (root / "constraints-min.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            name, version = line.split("==")
-            pinned[canonicalize_name(name)] = Version(version)
+    return bounds
+
+
+def test_constraints_min_are_the_bounds_of_setup_cfg():
+    """`make test-min` runs with exactly the versions that setup.cfg allows at least."""
+    pinned, bounds = _pinned("constraints-min.txt"), _bounds()
     assert pinned.pop("jaxlib") == pinned["jax"]
     assert pinned.pop("numpy").major == 2  # through jax
     assert set(pinned) == set(bounds)
     for name, bound in bounds.items():
         assert pinned[name].release[: len(bound.release)] == bound.release, name
+
+
+def test_setup_cfg_allows_the_versions_of_colab():
+    pinned, bounds = _pinned("constraints-colab.txt"), _bounds()
+    assert pinned.pop("jaxlib") == pinned["jax"]
+    assert set(pinned) == {"jax", "flax"}
+    for name, version in pinned.items():
+        assert version >= bounds[name]
 
 
 def test_a_program_of_ones_own_keeps_its_signals(tmp_path):

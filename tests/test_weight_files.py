@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy as safetensors
 
 from rn_jax import InputError
-from rn_jax.weight_files import read_weights
+from rn_jax.weight_files import is_hub_name, read_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = {"fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -82,7 +82,7 @@ def test_files_that_are_no_weights(torch, tmp_path):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """owner/network has model.safetensors in main and in the tag v1, and no more."""
+    """OWNER/network has model.safetensors in main and in the tag v1, and no more."""
 
     content = safetensors.save(WEIGHTS)
     asked: ClassVar[list[str]] = []
@@ -134,12 +134,22 @@ def server(monkeypatch, tmp_path):
         thread.join()
 
 
-@pytest.mark.parametrize("name", ["owner/network", "owner/network@v1"])
+@pytest.mark.parametrize(
+    "name", ["hf-hub:owner/network", "hf-hub:owner/network@v1", "timm/network"]
+)
 def test_weights_by_name(server, name):
-    assert_weights(read_weights(f"hf-hub:{name}"))
-    revision = "v1" if "@" in name else "main"
-    path = f"/owner/network/resolve/{revision}/model.safetensors"
+    assert_weights(read_weights(name))
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    path = f"/{repo}/resolve/{revision or 'main'}/model.safetensors"
     assert path in server.asked
+
+
+def test_a_file_in_a_folder_that_has_the_name_of_an_owner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name("timm/network.safetensors")
+    Path("timm").mkdir()
+    Path("timm/network.safetensors").write_bytes(b"")
+    assert not is_hub_name("timm/network.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -478,6 +478,9 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     for name in ("none.safetensors", "none.pth"):
         with pytest.raises(InputError, match=f"There is no file .*{name}"):
             rn_jax.load(tmp_path / name)
+    for name in ("timm/resnet50.a1_in1k", "hf-hub:owner/network", "resnet50.tv_in1k"):
+        with pytest.raises(InputError, match=f"{name}.*interop.load_public loads"):
+            rn_jax.load(name)
     with pytest.raises(InputError, match=r"is a folder: .*export --workdir=.*runs/a"):
         (tmp_path / "runs" / "a=0.5").mkdir(parents=True)
         rn_jax.load(tmp_path / "runs" / "a=0.5")

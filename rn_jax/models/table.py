@@ -452,6 +452,8 @@ def create_model(name: str, **kwargs: Any) -> Network:
             "list_models() returns all names, and register_model adds a network of "
             "your own"
         )
+        if "." in str(name):
+            hint = "rn_jax.interop.load_public loads public weights by name"
         raise unknown_name("model", name, MODELS, hint)
     entry = MODELS[name]
     known = inspect.signature(entry.build).parameters

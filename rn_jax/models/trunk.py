@@ -78,15 +78,16 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
 
 
 # Largest number of blocks that is laid out in a straight line on a GPU by default. XLA
-# compiles a block in 1 to 3.5 s of CPU time, all of them in at most four minutes.
+# took 1 to 3.5 s of CPU time to compile a block (results/measurements.md).
 MOST_IN_LINE = 64
 
 
 def default_unroll(num_blocks: int, platform: str | None = None) -> int:
     """Return the number of blocks per iteration of a scan that suits a platform.
 
-    On a GPU a straight line launches about half as much as a scan, which slices and
-    stacks the arrays of each block. Elsewhere a scan is as fast or faster.
+    On a GPU a straight line launches about three quarters as much as a scan, which
+    slices and stacks the arrays of each block (results/measurements.md). A scan is
+    faster on a CPU and compiles faster for a TPU, where neither has been timed.
 
     Args:
         num_blocks: number of blocks of the network.

@@ -387,6 +387,7 @@ PLAIN = {"block": PlainLayer, "shortcut": None}
     "bad, match",
     [
         (lambda: create_model("resnet111"), "Unknown model 'resnet111'.* resnet110"),
+        (lambda: create_model("resnet50.a1_in1k"), r"interop\.load_public loads"),
         (
             lambda: create_model("vit"),
             r"Unknown model 'vit'; no similar name among \d+; list_models",
