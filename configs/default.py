@@ -128,7 +128,7 @@ class Config:
     # Randomness and devices
     seed: Number = 0  # of the parameters, the order of examples, augmentation and gates
     num_devices: Annotated[int, Range(1, 1024)] | None = None  # None: all, or CPU cores
-    parallelism: Annotated[str, parallel.MODES] = "pmap"  # or shard_map: docs/clusters.md
+    parallelism: Annotated[str, parallel.MODES] = "pmap"  # or shard_map: clusters.md
     cuda_graphs: bool = True  # NVIDIA GPUs: a step is one graph, see docs/clusters.md
     data_on_device: bool | None = None  # training images; None: on accelerators
     batch_norm: Literal["global", "device"] = "global"  # device: statistics per device

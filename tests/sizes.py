@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the table that stand for others, but for sizes, and networks made narrow."""
+"""Names of the table that stand for others, and networks made narrow."""
 
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
-from rn_jax import create_model
+from rn_jax import create_model, list_models
+from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.fractalnet import FractalNet
+from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP, HighwayNet
 from rn_jax.models.inception_resnet import InceptionResNetV2
 from rn_jax.models.pyramidnet import PyramidNet
 from rn_jax.models.vgg import VGG
+
+# A name for each class of networks.
+FAMILIES = {type(create_model(name)): name for name in list_models()}
 
 
 def one_of_each(names):
@@ -35,8 +40,11 @@ def _without_sizes(value):
     return int if type(value) is int else value
 
 
-# The other families' fields of a network with few blocks and few channels.
+# The other families' fields of a network with few blocks and few channels, or at least
+# for small images.
 NARROW = {
+    AlexNet: {"stem": "small"},
+    GoogLeNet: {"stem": "small"},
     DenseNet: {"stage_sizes": (2, 2), "growth_rate": 4, "stem_features": 4},
     PyramidNet: {"stage_sizes": (2, 2), "alpha": 4, "stem_features": 4},
     FractalNet: {"features": (4, 8), "columns": 3},

@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -153,6 +154,24 @@ def test_commands_in_an_empty_folder(installed, tmp_path):
     said = call("evaluate", at, code=2)
     assert said.count("\n") == 1 and "its summary.json has their error" in said
     assert "nowhere is not a run: rn-jax run " in call("report", "nowhere", code=2)
+
+
+def test_a_signal_ends_the_installed_command_at_once(installed, tmp_path):
+    """It begins otherwise than `python -m`, see `rn_jax.startup`."""
+    words = ["rn-jax", "run", "resnet110:digits", "--num_devices=1", "--workdir=run"]
+    command = subprocess.Popen(
+        [installed / words[0], *words[1:], f"--compilation_cache={tmp_path}/cache"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "Compiling the training step" not in (line := command.stdout.readline()):
+        assert line, command.stderr.read()
+    command.send_signal(signal.SIGTERM)
+    _, told = command.communicate(timeout=30)
+    assert (command.returncode, told.count("\n")) == (75, 1), told
+    assert "the same command with --workdir=run resumes" in told
 
 
 def test_a_config_and_a_network_of_the_user_s_own(installed, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sizes import narrow
+from sizes import FAMILIES, narrow
 
 import rn_jax
 from rn_jax import StochasticDepth
@@ -26,9 +26,9 @@ AT_TEST = partial(nnx.Rngs, params=0)  # no stream to sample from
 KINDS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
-def wrapped(model, **streams):
+def wrapped(model, images=X, **streams):
     net = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(params=0, **streams))
-    return net.lazy_init(X, train=False)
+    return net.lazy_init(images, train=False)
 
 
 def variables_of(net):
@@ -98,6 +98,19 @@ def test_steps_are_those_of_linen(name, gated):
     jax.tree.map(close, variables_of(net), variables)
     run = jax.jit(partial(model.apply, train=False, gates=gates))
     close(net(X, train=False, gates=gates, rngs=AT_TEST()), run(variables, X))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=str)
+def test_logits_of_every_family_are_those_of_linen(name):
+    model, shape = narrow(name), (2, 32, 32, rn_jax.models.MODELS[name].channels)
+    images = np.random.default_rng(0).normal(size=shape).astype("float32")
+    net = wrapped(model, images, dropout=1)
+    variables = variables_of(net)
+    run = jax.jit(partial(model.apply, train=False))
+    expected = run({k: v for k, v in variables.items() if v}, images)
+    found = nnx.jit(lambda net: net(images, train=False, rngs=AT_TEST()))(net)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gates_are_drawn_in_training_alone():

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `import rn_jax` brings, and what it does not."""
 
+import ast
 import configparser
 import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -97,6 +99,36 @@ def test_extras_for_accelerators():
     assert ACCELERATORS["cuda"] == max(releases, key=lambda name: int(name[4:]))
 
 
+def _requirements(*extras):
+    """What setup.cfg names for the library and for some extras."""
+    settings = _setup_cfg()
+    named = [settings["options"]["install_requires"]]
+    named += [settings["options.extras_require"][name] for name in extras]
+    every = map(Requirement, filter(None, "\n".join(named).split("\n")))
+    return [requirement for requirement in every if requirement.name != "rn_jax"]
+
+
+# What is imported when it is asked for, with a sentence that names it.
+OPTIONAL = {"cv2", "grain", "huggingface_hub", "jax2onnx", "torch"}
+
+
+def test_the_extra_train_has_what_the_commands_import():
+    ours = {"rn_jax", "experiments", "configs"}
+    imported = set()
+    for file in itertools.chain(*((ROOT / name).rglob("*.py") for name in ours)):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    imported -= ours | OPTIONAL | sys.stdlib_module_names
+    named = {canonicalize_name(found.name) for found in _requirements("train")}
+    named.add("numpy")  # through jax
+    packages = importlib.metadata.packages_distributions()
+    for module in imported:
+        assert named & set(map(canonicalize_name, packages[module])), module
+
+
 def _pinned(name):
     """The versions in a file of constraints."""
     lines = (ROOT / name).read_text().splitlines()
@@ -106,16 +138,11 @@ def _pinned(name):
 
 def _bounds():
     """The least version of each package, as setup.cfg has them."""
-    settings = _setup_cfg()
-    extras = settings["options.extras_require"]
-    named = [settings["options"]["install_requires"], extras["train"]]
     bounds = {}
-    for line in filter(None, "\n".join([*named, extras["imagenet"]]).split("\n")):
-        requirement = Requirement(line)
-        if requirement.name != "rn_jax":
-            [bound] = requirement.specifier
-            assert bound.operator == ">=", line
-            bounds[canonicalize_name(requirement.name)] = Version(bound.version)
+    for requirement in _requirements("train", "imagenet"):
+        [bound] = requirement.specifier
+        assert bound.operator == ">=", requirement
+        bounds[canonicalize_name(requirement.name)] = Version(bound.version)
     return bounds
 
 

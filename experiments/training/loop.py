@@ -32,6 +32,10 @@ from rn_jax.train import ZERO_SUMS
 _MOST_STEPS = 100
 _MOST_SECONDS = 0.5
 
+# Metrics that are fetched for every step, to name one that was not finite with its
+# learning rate; those of an epoch are summed in the state.
+_OF_EVERY_STEP = ("loss", "grad_norm", "rate_factor")
+
 
 class StoppedError(InputError):
     """A signal stopped the run, whose state is saved: the same command resumes it.
@@ -278,12 +282,22 @@ class _Run:
     def _fetch(self):
         """Fetch the metrics of the steps that have ended, check them and log them."""
         every = self.trainer.config.log_every_steps
-        ended, self._ended = jax.device_get(self._ended), []
+        ended, self._ended = self._ended, []
+        whole = {step for step, _ in ended if every and step % every == 0}
+        whole |= {step for step, _ in ended[-1:]}  # which the progress bar shows
+        ended = jax.device_get(
+            [
+                (step, sums if step in whole else {n: sums[n] for n in _OF_EVERY_STEP})
+                for step, sums in ended
+            ]
+        )
         self._fetched = time.perf_counter()
         for step, sums in ended:
             if not math.isfinite(sums["loss"]) or not math.isfinite(sums["grad_norm"]):
                 self._diverge(step)
             self._rate_factor = sums["rate_factor"]
+            if step not in whole:
+                continue
             mean = metrics.means(sums)
             epoch = math.ceil(step / self.trainer.steps_per_epoch)
             if every and step % every == 0:

@@ -35,6 +35,7 @@ from rn_jax import InputError, commands, filesystem, leaving
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
+PDF = ["--format=png,pdf"]
 MATCHED = ODD.replace("[2026]", "2").replace("*?\\", "bc\\")
 
 
@@ -408,8 +409,8 @@ def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
     config = f"--config={root}/configs/resnet20.py:digits"
     grid = ["--grid=config.init_from=a$b$c,_d|e"]
     calls = [
-        (sweep, [config, *grid]),
-        (reproduce, ["--table=digits", "--only=resnet20", "--keep=KEPT"]),
+        (sweep, [config, *grid, *PDF]),
+        (reproduce, ["--table=digits", "--only=resnet20", "--keep=KEPT", *PDF]),
         (command_run, [config, "--seeds=2"]),
     ]
     for number, (module, argv) in enumerate(calls):
@@ -424,7 +425,11 @@ def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
             assert in_process(monkeypatch, whole, module) == 0
             assert len(trained) == before  # all are finished
             files = {file.name for file in folder.iterdir()}
-            expected = [{"table.md", "sweep.png"}, {"table.md", "[k]"}, {"seeds.json"}]
+            expected = [
+                {"table.md", "sweep.png", "sweep.pdf"},
+                {"table.md", "[k]"},
+                {"seeds.json"},
+            ]
             assert expected[number] <= files
             if module is not command_run:
                 table = (folder / "table.md").read_text()
@@ -433,7 +438,7 @@ def test_many_runs_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path):
                     "\\\\", "\\"
                 ).replace("\\'", "'")
     kept = folder.parents[1] / "1" / ODD / "[k]" / "runs" / "digits"
-    assert (kept / "curves.png").exists()
+    assert (kept / "curves.png").exists() and (kept / "curves.pdf").exists()
     keep = [f"--keep={kept.parents[1]}"]
     assert in_process(monkeypatch, keep, reproduce) == 0
     assert "10.00" in (kept.parents[1] / "README.md").read_text()
@@ -473,7 +478,7 @@ def test_what_reads_a_run_in_a_folder_of_any_name(run, monkeypatch, capsys, tmp_
     other = tmp_path / "_u,$x$[1]"
     other.symlink_to(folder)
     whole = [f"--workdir={folder}"]
-    few = ["--study=delete_one", "--images=50", "--draws=1"]
+    few = ["--study=delete_one", "--images=50", "--draws=1", *PDF]
 
     def call(module, *argv):
         assert in_process(monkeypatch, [*argv], module) == 0, capsys.readouterr().err
@@ -481,7 +486,7 @@ def test_what_reads_a_run_in_a_folder_of_any_name(run, monkeypatch, capsys, tmp_
 
     call(analyze, *whole, *few, f"--out={out}", f"--compare={other}")
     assert "| _u,$x$[1] |" in (out / "report.md").read_text()
-    assert (out / "delete_one.png").exists()
+    assert (out / "delete_one.png").exists() and (out / "delete_one.pdf").exists()
     told = call(export, *whole, "--format=safetensors").splitlines()[-1]
     read = {"rn_jax": rn_jax}
     exec(told, read)  # the line that reads the file again

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_numpy import np_conv, np_norm
-from sizes import narrow
+from sizes import FAMILIES, narrow
 
 from rn_jax import (
     FeatureInfo,
@@ -17,10 +17,8 @@ from rn_jax import (
     create_model,
     feature_info,
     features,
-    list_models,
     unstack,
 )
-from rn_jax.models.googlenet import GoogLeNet
 from rn_jax.models.highway import HighwayMLP
 from rn_jax.models.layers import Conv, max_pool
 from rn_jax.models.normalization import BatchNorm
@@ -239,14 +237,10 @@ def test_strides_and_channels(name):
     assert {key: found[key] for key in expected} == expected
 
 
-FAMILIES = {type(create_model(name)): name for name in list_models()}
-
-
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=str)
 def test_every_family_has_features(name, random_variables):
     """A map before the classifier, of every stage and of every block; and as said."""
-    small = type(create_model(name)) is not GoogLeNet and "alexnet" not in name
-    model = narrow(name) if small else create_model(name, stem="small")
+    model = narrow(name)
     info = feature_info(model)
     stages = {f"stage{block.stage}" for block in model.blocks}
     assert {"final", *stages, *(block.name for block in model.blocks)} <= set(info)

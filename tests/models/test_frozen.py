@@ -8,24 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sizes import narrow
+from sizes import FAMILIES, narrow
 
 import rn_jax
-from rn_jax import InputError, StochasticDepth, create_model, list_models, train
+from rn_jax import InputError, StochasticDepth, create_model, train
 from rn_jax.models.densenet import DenseNet
 from rn_jax.models.fractalnet import FractalNet
 from rn_jax.models.resnet import ResNet
 from rn_jax.models.vgg import VGG
 
-FAMILIES = {type(create_model(name)): name for name in list_models()}
 X = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")
-
-
-def small(name):
-    """A small network of the family."""
-    if "alexnet" in name or "googlenet" in name:
-        return create_model(name, stem="small", num_classes=3)
-    return narrow(name)
 
 
 def changed(variables, modules):
@@ -56,7 +48,7 @@ EACH = pytest.mark.parametrize(
 @EACH
 def test_a_part_computes_the_feature_of_its_name(name, random_variables):
     """From its modules and those of earlier parts, but no later ones."""
-    model = small(name)
+    model = narrow(name)
     variables = random_variables(model, X.shape[1:])
     run = jax.jit(partial(rn_jax.features, model, names=model.parts))
     found, before = run(variables, X), set()
@@ -77,7 +69,7 @@ def test_a_part_computes_the_feature_of_its_name(name, random_variables):
 @EACH
 def test_frozen_parts_of_every_family(name, random_variables):
     """In training they are as at test, and the rest of the network trains."""
-    model = small(name)
+    model = narrow(name)
     first, *_, last = [*model.parts, *model.parts]
     frozen = model.copy(frozen=[first, last])
     assert frozen.frozen == (first, last)
