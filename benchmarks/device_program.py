@@ -392,6 +392,7 @@ def compile_for(
     with tempfile.TemporaryDirectory() as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = program.compile(dump)
+        memory = compiled.memory_analysis()
         row = {
             "jax": jax.__version__,
             "compiler": version(DEVICES[device].compiler),
@@ -401,7 +402,8 @@ def compile_for(
             "last_survival": last_survival,
             "scan_unroll": scan_unroll,
             "form": _form(scan_unroll, model.num_blocks),
-            "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+            "argument_mib": memory.argument_size_in_bytes / 2**20,
+            "temporary_mib": memory.temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
             "compile_seconds": time.process_time() - traced,
         }
@@ -489,7 +491,7 @@ def device_program(
 
     Returns:
         The JSON file. It keeps its other rows of this version of JAX; each row has the
-        commit that made it.
+        commit, command and machine that made it.
     """
     describe(device)  # before anything is compiled
     kept = {}
@@ -508,6 +510,8 @@ def device_program(
                     continue
                 row = compile_for(device, name, size, kind, survival, scan_unroll)
                 row["commit"] = environment.git_revision()
+                row["command"] = measure.command()
+                row["machine"] = environment.machine()
                 kept[_key(row)] = row
                 lines = table([row])
                 print("\n".join(lines[2:] if shown else lines), flush=True)

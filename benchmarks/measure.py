@@ -73,16 +73,20 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {"median": middle, "quartile_1": low, "quartile_3": high}
 
 
+def command() -> str:
+    """Return the command line of this benchmark."""
+    module = sys.modules["__main__"].__spec__.name
+    return " ".join(["python -m", module, *sys.argv[1:]])
+
+
 def write(
     name: str, result: Mapping[str, object], *packages: str, folder: Path = RESULTS
 ) -> Path:
     """Write results/NAME.json, or that of another folder, with machine and versions."""
-    module = sys.modules["__main__"].__spec__.name
-    command = " ".join(["python -m", module, *sys.argv[1:]])
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     content = {
-        "command": command,
+        "command": command(),
         "machine": environment.machine(),
         "versions": {
             name: version

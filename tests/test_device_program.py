@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a GPU launches, read from the text that XLA's runtime writes."""
 
+import json
+
 import pytest
 
-from benchmarks import device_program
+from benchmarks import device_program, measure
 from benchmarks.device_program import Cost, Thunk, cost, read_thunks
 from rn_jax import InputError
 
@@ -73,6 +75,17 @@ def test_a_loop_over_open_blocks_and_expected_sides(thunks):
     assert found.launches == 2 + 2.5 * 2 + checks + sides + 1 + 1
     assert (found.reductions, found.conversions) == (2.5, 0.25)
     assert found.waits == 1  # the loop waits inside the graph, for nobody
+
+
+@pytest.mark.parametrize("name", device_program.DEVICES)
+def test_committed_programs_fit_the_device(name):
+    file = measure.RESULTS / f"device_programs_{name}.json"
+    memory = device_program.DEVICES[name].memory
+    rows = json.loads(file.read_bytes())["programs"]
+    assert {row["model"] for row in rows} >= {"resnet1202", "resnet50", "vgg16"}
+    for row in rows:  # earlier ones lack the arguments
+        needed = row["temporary_mib"] + row.get("argument_mib", 0)
+        assert 0 < needed * 2**20 < memory, row
 
 
 def test_the_open_side_is_the_one_that_reduces():
