@@ -50,7 +50,11 @@ FULL = Scale(
         _RESNET110(
             dtype="bfloat16", of_compiled=0.6, of_constant_depth=OF_CONSTANT_DEPTH
         ),
-        Workload("resnet50", "resnet50", "bfloat16", 256, 224, of_compiled=0.8),
+        Workload(
+            *("resnet50", "resnet50", "bfloat16", 256, 224),
+            of_compiled=0.8,
+            images_per_second=7000,
+        ),
     ),
     Workload("resnet20", "resnet20", "float32", 128),
     steps=20,
@@ -58,7 +62,13 @@ FULL = Scale(
     run_steps=3000,
 )
 _SMALL = Workload("resnet20", "resnet20", "float32", 8, stage_sizes=(2,))
-REHEARSAL = Scale((_SMALL,), _SMALL, steps=2, rounds=2, run_steps=20)
+REHEARSAL = Scale(
+    (_SMALL, _SMALL._replace(dtype="bfloat16", images_per_second=1)),
+    _SMALL,
+    steps=2,
+    rounds=2,
+    run_steps=20,
+)
 
 
 class Measurement(NamedTuple):
@@ -178,6 +188,10 @@ def compare(scale: Scale, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
         )
         name = f"{w.name}, p_L = 0.5 / constant depth"
         add_ratio(name, half, best, w.of_constant_depth)
+        rate = rows.get(best, {}).get("images_per_second")
+        if w.images_per_second and rate:
+            name = f"{w.name}, {w.images_per_second:,} images/s / ours"
+            add(name, w.images_per_second / rate, 1.0)
     bare, run = name_of_run(scale.run, bare=True), name_of_run(scale.run)
     add_ratio(f"{run} / bare step", run, bare, OF_BARE_STEP)
     return found

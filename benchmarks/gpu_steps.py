@@ -38,6 +38,7 @@ class Workload(NamedTuple):
         image_size: side of the images in pixels.
         of_compiled: goal of our time over that of torch.compile.
         of_constant_depth: goal of the time with p_L = 0.5 over that of constant depth.
+        images_per_second: goal of our rate.
         stage_sizes: blocks of our stages; None: the network's.
     """
 
@@ -48,6 +49,7 @@ class Workload(NamedTuple):
     image_size: int = 32
     of_compiled: float | None = None
     of_constant_depth: float | None = None
+    images_per_second: float | None = None
     stage_sizes: tuple[int, ...] | None = None
 
     @property

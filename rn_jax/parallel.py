@@ -370,7 +370,8 @@ def _sharding(devices, *spec):
 
 # XLA's options for a step that is one CUDA graph, with its convolutions, conditionals,
 # loops and collectives: the host then launches once and waits for no decision in it.
-# Conditionals in graphs need CUDA 12.3.
+# Conditionals in graphs need CUDA 12.3; for an older driver, XLA removes them from its
+# list (command_buffer_scheduling.cc).
 _CUDA_GRAPH: Mapping[str, Any] = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
     "DYNAMIC_SLICE_FUSION,CONVOLUTION,CONDITIONAL,WHILE,COLLECTIVES",

@@ -236,9 +236,10 @@ def test_goals_are_beside_the_ratios():
     rows = {m.name: {"ms": 10.0, "images_per_second": 1.0} for m in FULL}
     for m in FULL[:2]:
         rows[m.name] = {"difference": 2e-5}
-    f32, bf16, _ = gpu.FULL.workloads
+    f32, bf16, resnet50 = gpu.FULL.workloads
     rows[gpu.name_of_step(f32, 1.0)]["ms"] = 7.0
     rows[gpu.name_of_step(bf16, 0.5)]["ms"] = 7.8
+    rows[gpu.name_of_step(resnet50, 1.0)]["images_per_second"] = 8000.0
     found = {r["name"]: r for r in gpu.compare(gpu.FULL, rows)}
     goals = {name: r["goal"] for name, r in found.items() if r["goal"] is not None}
     assert goals == {
@@ -247,6 +248,7 @@ def test_goals_are_beside_the_ratios():
         "resnet110 float32, ours / torch.compile": 0.75,
         "resnet110 bfloat16, ours / torch.compile": 0.6,
         "resnet50 bfloat16, ours / torch.compile": 0.8,
+        "resnet50 bfloat16, 7,000 images/s / ours": 1.0,
         "resnet110 float32, p_L = 0.5 / constant depth": 0.78,
         "resnet110 bfloat16, p_L = 0.5 / constant depth": 0.78,
         "resnet20 float32, real run / bare step": 1.15,
@@ -255,8 +257,10 @@ def test_goals_are_beside_the_ratios():
     assert reached == {
         "resnet110 float32, ours / torch.compile",
         "resnet110 bfloat16, p_L = 0.5 / constant depth",
+        "resnet50 bfloat16, 7,000 images/s / ours",
         "resnet20 float32, real run / bare step",
     }
+    assert found["resnet50 bfloat16, 7,000 images/s / ours"]["value"] == 7 / 8
     assert found["resnet110 float32, ours / torch.compile"]["value"] == 0.7
     assert "resnet50 bfloat16, p_L = 0.5 / constant depth" in found  # without a goal
     assert gpu.table_of_ratios([found["resnet110 float32, ours / torch.compile"]])[
@@ -384,7 +388,8 @@ def test_rehearsal_takes_every_measurement(tmp_path):
     assert not [row["error"] for row in found["rows"].values() if "error" in row]
     ratios = {r["name"]: r["value"] for r in found["ratios"]}
     assert all(np.isfinite(value) for value in ratios.values())
-    assert len(ratios) == len(gpu.compare(gpu.REHEARSAL, found["rows"])) == 8
+    # Two of equality, five of each dtype, a rate, and a real run.
+    assert len(ratios) == len(found["ratios"]) == 2 + 2 * 5 + 1 + 1
     equal = [r for r in found["ratios"] if r["goal"] == gpu.TOLERANCE]
     assert len(equal) == 2 and all(r["reached"] for r in equal)
     assert found["skip_line"] is not None
