@@ -388,8 +388,8 @@ def test_rehearsal_takes_every_measurement(tmp_path):
     assert not [row["error"] for row in found["rows"].values() if "error" in row]
     ratios = {r["name"]: r["value"] for r in found["ratios"]}
     assert all(np.isfinite(value) for value in ratios.values())
-    # Two of equality, five of each dtype, a rate, and a real run.
-    assert len(ratios) == len(found["ratios"]) == 2 + 2 * 5 + 1 + 1
+    # Two of equality, four of each dtype, a rate, and a real run.
+    assert len(ratios) == len(found["ratios"]) == 2 + 2 * 4 + 1 + 1
     equal = [r for r in found["ratios"] if r["goal"] == gpu.TOLERANCE]
     assert len(equal) == 2 and all(r["reached"] for r in equal)
     assert found["skip_line"] is not None
