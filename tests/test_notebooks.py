@@ -27,6 +27,13 @@ SHOWN = {
 NAMES = [file.stem for file in FILES]
 
 
+@pytest.fixture(autouse=True)
+def as_for_a_reader(monkeypatch):
+    """Kernels have JAX as it is, where tests are strict and compile quickly."""
+    monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+
+
 def test_there_is_a_title_for_each():
     assert set(NAMES) == set(generate.TITLES)
 
@@ -119,9 +126,7 @@ def test_page_has_the_outputs_of_a_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_notebook_runs(file, tmp_path, monkeypatch):
-    # JAX widens dtypes for a reader, where the tests are strict.
-    monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
+def test_notebook_runs(file, tmp_path):
     text, draws = run(nbformat.read(file, as_version=4), tmp_path)
     assert draws
     for line in SHOWN[file.stem]:
