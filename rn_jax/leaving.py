@@ -95,8 +95,10 @@ def _say():
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(Exception):
-        after_bar = "\n" if sys.stderr.isatty() else ""
-        print(f"{after_bar}rn_jax: {_sentences[-1]}", file=sys.stderr, flush=True)
+        # sys.stderr is redirected while a checkpoint is read.
+        stderr = sys.__stderr__ or sys.stderr
+        after_bar = "\n" if stderr.isatty() else ""
+        print(f"{after_bar}rn_jax: {_sentences[-1]}", file=stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -107,14 +107,15 @@ def test_while_it_compiles_a_step(server, tmp_path, faults, number):
 
 
 def test_a_second_command_of_a_process_can_be_ended_too():
+    """And says so while stderr is redirected, as when a checkpoint is read."""
     program = """
-import os, signal
+import contextlib, io, os, signal
 from rn_jax import leaving
 leaving.watch()
 leaving.ended()
 os.kill(os.getpid(), signal.SIGTERM)  # ignored
 leaving.watch()
-with leaving.saying("It ended."):
+with leaving.saying("It ended."), contextlib.redirect_stderr(io.StringIO()):
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 """
