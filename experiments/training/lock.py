@@ -132,7 +132,7 @@ class Lock:
         who = "another run" if holder is None else _name(holder)
         return InputError(
             f"{self._path.parent} is in use by {who}; wait until it ends, stop it, or "
-            "choose another --workdir."
+            "choose another folder (--workdir)."
         )
 
     def _keep(self):

@@ -221,7 +221,7 @@ class Workdir:
             if self.checkpoints.exists():
                 raise InputError(
                     f"{self.path} holds checkpoints but no config.json; restore it, or "
-                    "choose another --workdir."
+                    "choose another folder (--workdir)."
                 )
             return
         # The run continues as it began, each time that it is resumed.
@@ -239,7 +239,7 @@ class Workdir:
             )
             raise InputError(
                 f"{self.path} holds a run of another config ({shown}); choose another "
-                "--workdir, or use that run's config."
+                "folder (--workdir), or use that run's config."
             )
 
     def _read(self, name):
