@@ -215,6 +215,7 @@ def analyze(
         for label, (lab, folder) in labs.items():
             for name in names:
                 if name not in lab.earlier and not reasons[label][name]:
+                    print(f"{label} {name} ...", flush=True)
                     result = do(name, lab, command=command)
                     text = json.dumps(result, indent=1)
                     replace_file(folder / f"{name}.json", text + "\n")

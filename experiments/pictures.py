@@ -47,6 +47,8 @@ def read_picture(file: str, channels: int) -> np.ndarray:
                 picture = _over_white(file, upright)
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {file}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{file} is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels."

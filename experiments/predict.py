@@ -34,7 +34,8 @@ def predict(
 
     Args:
         workdir: folder of a finished run.
-        images: files of pictures, see `read_picture`.
+        images: pictures in any format of Pillow, with the colours of the data set
+            (digits are white on black); each is cropped at its centre.
         top: number of classes for each picture.
         data_dir: folder of the data set; None: the run's.
 

@@ -112,8 +112,9 @@ def _agreement(result, inner, across):
     ]
     paper = "In the paper only transitions have a visible effect"
     if harmed:
+        also = "also " if len(across) and across.max() > UNHARMED else ""
         return (
-            f"{paper}; here these blocks also cost more than {NEEDED:g} points: "
+            f"{paper}; here these blocks {also}cost more than {NEEDED:g} points: "
             f"{', '.join(harmed[:6])}{' and others' if len(harmed) > 6 else ''}."
         )
     if len(across) and across.max() > max(UNHARMED, inner.max()):

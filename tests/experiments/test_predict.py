@@ -55,7 +55,7 @@ def test_pictures_of_other_sizes_and_colours(run, trained, monkeypatch):
     "options, match",
     [
         (["{text}"], "is not a picture: use a PNG or JPEG"),
-        (["/none.png"], "none.png cannot be read .No such file"),
+        (["/none.png"], "There is no file /none.png."),
         (["--top=11", "{text}"], "--top must be between 1 and 10, not 11"),
         ([], "arguments are required: IMAGE"),
     ],

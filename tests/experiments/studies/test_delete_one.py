@@ -32,7 +32,9 @@ def test_words():
     assert "costs 0.50 points in the median and 1.00 at most; 3 of these" in robust
     assert "transitions, whose shortcut remains, costs 25.00 points" in robust
     needed = STUDY.describe(result([40.0, 5.0, 5.0]))
-    assert "here these blocks also cost more than 5 points: stage1/block00." in needed
+    assert "here these blocks cost more than 5 points: stage1/block00." in needed
+    both = STUDY.describe(result([40.0, 5.0, 30.0], transitions=(2,)))
+    assert "here these blocks also cost more than 5 points: stage1/block00." in both
     plain = {"residual": False, "has_shortcuts": False}
     broken = STUDY.describe(result([None, 90.0, 60.0, 20.0], **plain))
     assert "2 of 3 deletions raise the error above 48 %" in broken
