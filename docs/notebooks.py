@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))
-MINUTES = 5  # upper limit for each notebook, on two CPU cores
+MINUTES = 10  # upper limit for each notebook, on two busy CPU cores
 
 
 def uri(path: Path) -> str:
