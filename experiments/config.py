@@ -269,6 +269,11 @@ def read_config(folder: epath.Path) -> Config:
         if inside := [run for run in below if (run / "config.json").exists()]:
             names = ", ".join(map(str, inside[:3]))
             raise InputError(f"{folder} holds several runs: name one, such as {names}.")
+        if not folder.exists() and folder.parent.is_dir():
+            beside = [place.name for place in folder.parent.iterdir()]
+            if near := difflib.get_close_matches(folder.name, beside, n=1):
+                there = folder.parent / near[0]
+                raise InputError(f"There is no folder {folder}; similar: {there}.")
         raise InputError(
             f"{folder} is not a run: python -m experiments.run --config=FILE "
             f"--workdir={filesystem.quoted(str(folder))} makes one."

@@ -202,6 +202,7 @@ def test_a_sweep_stands_for_its_runs_and_has_a_page_of_its_own(
     "argv, match",
     [
         (["{}/nowhere"], "nowhere is not a run: python -m experiments.run"),
+        (["{}/tiny_ds"], r"no folder .*/tiny_ds; similar: .*/tiny_sd\."),
         (["{}", "{}/stopped"], "A run is named twice"),
         (["{}/tiny_sd", "{}/tiny_sd/"], "A run is named twice"),
         (["{}/tiny_sd", "--worst=-1"], "--worst must be at least 0, not -1"),
