@@ -13,6 +13,9 @@ import numpy as np
 # The most names that an error lists.
 _MOST = 80
 
+# A hint for names that may be those of timm or torchvision.
+PUBLIC_WEIGHTS = "rn_jax.interop.load_public loads public weights by name"
+
 
 class InputError(ValueError):
     """Bad input: one sentence that says what is wrong and what would be right.

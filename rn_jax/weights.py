@@ -22,13 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn_jax import filesystem
-from rn_jax.errors import InputError, missing_folder, package_needed, unknown_name
+from rn_jax.errors import (
+    PUBLIC_WEIGHTS,
+    InputError,
+    missing_folder,
+    package_needed,
+    unknown_name,
+)
 from rn_jax.models import MODELS, create_model
 from rn_jax.models.network import Network
 from rn_jax.models.normalization import Identity
 from rn_jax.models.trunk import stack, unstack
 from rn_jax.stochastic_depth import StochasticDepth
-from rn_jax.weight_files import as_array, is_hub_name, read_weights
+from rn_jax.weight_files import as_array, read_weights
 
 # The version of the format; files of others are refused.
 FORMAT = 1
@@ -393,11 +399,6 @@ def _expanded(path: str | os.PathLike) -> Path:
 
 def _file(source):
     path, trained = _expanded(source), _trained()
-    if is_hub_name(source):
-        raise InputError(
-            f"{source} is a name of the Hugging Face Hub, where no file of rn_jax.save "
-            "is looked for: rn_jax.interop.load_public loads public weights by name."
-        )
     if os.path.isfile(path):
         return path
     if str(source) in trained:
@@ -410,14 +411,13 @@ def _file(source):
         )
     if path.suffix:
         return path
-    raise unknown_name("trained network", str(source), trained)
+    raise unknown_name("trained network", str(source), trained, PUBLIC_WEIGHTS)
 
 
 def _metadata(path):
     safetensors = _safetensors()
     if not path.is_file():
-        public = "rn_jax.interop.load_public loads public weights by name"
-        hint = "" if path.suffix == ".safetensors" else f"; {public}"
+        hint = "" if path.suffix == ".safetensors" else f"; {PUBLIC_WEIGHTS}"
         raise InputError(f"There is no file {path}{hint}.")
     try:
         with safetensors.safe_open(path, "numpy") as file:

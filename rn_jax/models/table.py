@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rn_jax.errors import InputError, unknown_name
+from rn_jax.errors import PUBLIC_WEIGHTS, InputError, unknown_name
 from rn_jax.models import preact, squeeze_excite, swapout, weighted
 from rn_jax.models.alexnet import AlexNet
 from rn_jax.models.densenet import DenseNet, build_densenet
@@ -453,7 +453,7 @@ def create_model(name: str, **kwargs: Any) -> Network:
             "your own"
         )
         if "." in str(name):
-            hint = "rn_jax.interop.load_public loads public weights by name"
+            hint = PUBLIC_WEIGHTS
         raise unknown_name("model", name, MODELS, hint)
     entry = MODELS[name]
     known = inspect.signature(entry.build).parameters

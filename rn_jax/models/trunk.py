@@ -87,7 +87,7 @@ def default_unroll(num_blocks: int, platform: str | None = None) -> int:
 
     On a GPU a straight line launches about three quarters as much as a scan, which
     slices and stacks the arrays of each block (results/measurements.md). A scan is
-    faster on a CPU and compiles faster for a TPU, where neither has been timed.
+    faster on a CPU; on a TPU neither has been timed.
 
     Args:
         num_blocks: number of blocks of the network.

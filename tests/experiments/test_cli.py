@@ -35,8 +35,8 @@ from rn_jax import InputError, commands, filesystem, leaving
 
 # Names of folders, of which the second is what the first, as a pattern, matches.
 ODD = "a [2026] *?\\ 'q' \"d\" #%20\u00e9\n{x}$HOME$ <b>;&~,=:|"
-PDF = ["--format=png,pdf"]
 MATCHED = ODD.replace("[2026]", "2").replace("*?\\", "bc\\")
+PDF = ["--format=png,pdf"]
 
 
 @pytest.mark.parametrize(
