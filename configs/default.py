@@ -69,7 +69,8 @@ class Config:
     data_dir: str | None = None  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
     damaged_records: Literal["stop", "skip"] = "stop"  # skip: report them on stderr
     protocol: Literal["full", "45k5k"] = "full"  # 45k5k: hold out a tenth to validate
-    split_seed: Number = 0  # selects the held-out examples
+    train_examples: Count | None = None  # random training examples; None: all
+    split_seed: Number = 0  # selects the held-out examples, and train_examples
     normalization: Annotated[str, data.NORMALIZATIONS] = "mean_image"  # of pixels
     augment: bool = True  # zero-pad and crop, flip, change colours, mix
     augment_pad: Number | None = None  # pixels; None: the data set's default
@@ -264,6 +265,7 @@ def with_dataset(config: ConfigDict) -> ConfigDict:
         config.warmup_until_error = None
         config.normalization = "channel"
         config.protocol = "full"
+        config.train_examples = None
         config.eval_every_steps = 0
         config.lr_schedule = "piecewise"
         config.batch_norm_at_test = "moving"

@@ -42,6 +42,7 @@ BEFORE: Mapping[str, Any] = {
     "mix_probability": 1.0,
     "ema_decay": None,
     "frozen": [],
+    "train_examples": None,
 }
 # The same for fields that are not needed to read a run, on any machine.
 ANYWHERE: Mapping[str, Any] = {

@@ -69,8 +69,17 @@ def _digits(*rows: str) -> Runs:
     return Runs("digits", rows)
 
 
+def _short(*rows: str) -> Runs:
+    return Runs("short_cifar", rows, "cifar10")
+
+
 _PREACT_RUNS = Runs("ensembles", ("preact_resnet110",))
 _DEPTH = _digits("resnet110", "resnet110_sd")
+_FEW_IMAGES = Runs("few_images", ("stochastic", "constant"), "cifar10")
+_PREACT_110 = (
+    Runs("ensembles", ("preact_resnet110",), seeds=5),
+    Runs("digits", ("resnet110_he2015",), seeds=5),
+)
 _REMEDIES = ("clipped", "adamw")
 _BOUNDED = Runs(
     "large_gradients",
@@ -238,6 +247,16 @@ def _bounded(usual, bounded):
     return Seen(f"test error (%), and training loss: {text}", verdict)
 
 
+def _rise_of_loss(runs):
+    def rise(kind):
+        deep, shallow = (of(runs, f"{kind}{depth}", _LOSS) for depth in (56, 20))
+        return [there - here for here, there in zip(shallow, deep, strict=True)]
+
+    quantity = "rise of the training loss from 20 to 56 layers"
+    first, second = ("residual", rise("resnet")), ("plain", rise("plain"))
+    return lower(first, second, quantity)
+
+
 def _by_layer(model, fields=()):
     return Start(model, "gradient_by_layer", fields)
 
@@ -297,6 +316,29 @@ _HARD = (
         "He et al. 2015, figure 6",
         "On CIFAR-10, plain-56 has a higher training and test error than plain-20.",
         command=_reproduce("degradation", "plain20,plain56"),
+    ),
+    Claim(
+        "degradation_short",
+        "A question of this project, after He et al. 2015, figure 6",
+        "After one epoch of CIFAR-10 (1,500 steps of 32 images), plain-56 has a higher "
+        "training loss than plain-20.",
+        (_short("plain20", "plain56"),),
+        _rows("training loss", _LOSS, "plain20", "plain56"),
+    ),
+    Claim(
+        "shortcuts_short",
+        "A question of this project, after He et al. 2015, figure 6",
+        "By then, the training loss rises less from 20 to 56 layers with shortcuts "
+        "than without.",
+        (_short("plain20", "plain56", "resnet20", "resnet56"),),
+        _rise_of_loss,
+    ),
+    Claim(
+        "depth_short",
+        "A question of this project, after He et al. 2015, figure 6",
+        "By then, ResNet-56 has a lower training loss than ResNet-20.",
+        (_short("resnet20", "resnet56"),),
+        _rows("training loss", _LOSS, "resnet56", "resnet20"),
     ),
     Claim(
         "deeper",
@@ -681,7 +723,7 @@ _ACTIVATIONS = (
         "He et al. 2016, table 2",
         "With 110 layers, pre-activation has a lower test error than the original "
         "block.",
-        (_PREACT_RUNS, _digits("resnet110_he2015")),
+        _PREACT_110,
         _errors("preact_resnet110", "resnet110_he2015"),
     ),
     Claim(
@@ -689,7 +731,7 @@ _ACTIVATIONS = (
         "He et al. 2016, section 4.2 (from memory)",
         "With 110 layers, pre-activation ends with a higher training loss than the "
         "original block.",
-        (_PREACT_RUNS, _digits("resnet110_he2015")),
+        _PREACT_110,
         _rows("training loss", _LOSS, "resnet110_he2015", "preact_resnet110"),
     ),
     Claim(
@@ -1053,6 +1095,14 @@ _STOCHASTIC = (
         "Stochastic depth ends with a higher training loss than constant depth.",
         (_DEPTH,),
         _rows("training loss", _LOSS, "resnet110", "resnet110_sd"),
+    ),
+    Claim(
+        "better_where_overfitting",
+        "A question of this project, after Huang et al. 2016, table 1",
+        "Where ResNet-56 overfits (5,000 images of CIFAR-10, without augmentation), "
+        "stochastic depth lowers the test error.",
+        (_FEW_IMAGES,),
+        _errors("stochastic", "constant"),
     ),
     Claim(
         "better_than_dropout",

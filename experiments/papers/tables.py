@@ -177,6 +177,23 @@ TABLES: Mapping[str, Table] = {
             ("plain_adamw", "residual_adamw"),
         ),
     ),
+    "short_cifar": Table(
+        "Not from a paper: degradation on CIFAR-10 in one epoch",
+        {
+            "plain20": "plain20_short",
+            "plain56": "plain56_short",
+            "resnet20": "resnet20_short",
+            "resnet56": "resnet56_short",
+        },
+        published_of="none",
+        differences=(("plain56", "plain20"), ("resnet56", "resnet20")),
+    ),
+    "few_images": Table(
+        "Not from a paper: stochastic depth on 5,000 images of CIFAR-10, not augmented",
+        {"constant": "resnet56_few_images", "stochastic": "resnet56_sd_few_images"},
+        published_of="none",
+        differences=(("stochastic", "constant"),),
+    ),
     "ensembles": Table(
         "Not from a paper: kinds of networks that Veit et al. 2016 and Huang et al. "
         "2017 study, on digits",

@@ -8,6 +8,7 @@ import numpy as np
 from configs.default import Config
 from rn_jax import data, parallel
 from rn_jax.data import imagenet, transforms
+from rn_jax.errors import must_be
 
 # Training images that ImageNet's validation part has at most: as many as the split on
 # which errors are reported.
@@ -20,7 +21,8 @@ def make_feed(config: Config, *, host_index: int, num_hosts: int) -> data.Feed:
     """Return the feed of a config's data set for one of the hosts, counted from 0.
 
     Raises:
-        InputError: the data set cannot be read, or is too small for its protocol.
+        InputError: the data set cannot be read, or is too small for its protocol or
+            `train_examples`.
     """
     host = {
         "batch_size": config.batch_size,
@@ -38,7 +40,26 @@ def make_feed(config: Config, *, host_index: int, num_hosts: int) -> data.Feed:
         parts["train"], parts["val"] = data.split_validation(
             dataset, seed=config.split_seed
         )
+    parts["train"] = _some(parts["train"], config)
     return data.InMemory(parts, **host)
+
+
+def _some(train, config):
+    """Return `config.train_examples` of the training examples, drawn at random."""
+    size = _size_of_some(len(train), config)
+    if size == len(train):
+        return train
+    order = np.random.default_rng(config.split_seed).permutation(len(train))
+    return train.take(np.sort(order[:size]))
+
+
+def _size_of_some(total, config):
+    if config.train_examples is None:
+        return total
+    if config.train_examples > total:
+        wanted = f"at most {total:,}, the training examples of {config.dataset}"
+        raise must_be("train_examples", wanted, config.train_examples)
+    return config.train_examples
 
 
 def _imagenet(config, host):
@@ -51,6 +72,7 @@ def _imagenet(config, host):
         size = min(len(train) // 10, HELD_OUT)
         parts["train"] = train.take(np.sort(order[size:]))
         parts["val"] = train.take(np.sort(order[:size]))
+    parts["train"] = _some(parts["train"], config)
     train_view = partial(_without_draws, _view(config, config.image_size))
     if config.augment:
         train_view = partial(
@@ -100,14 +122,15 @@ def count_train(config: Config) -> int:
     """Return the number of training examples, without reading them if it is known.
 
     Raises:
-        InputError: the data set has to be read, and cannot be.
+        InputError: the data set has to be read, and cannot be; or it is too small for
+            `train_examples`.
     """
     spec = data.get_spec(config.dataset)
     total = spec.num_train
     if total is None:  # a data set that a user added
         total = len(data.load(spec.name, data_dir=config.data_dir).train)
-    if config.protocol == "full":
-        return total
-    if spec.crops_on_host:
-        return total - min(total // 10, HELD_OUT)
-    return total - data.held_out(spec, total)
+    if config.protocol == "45k5k" and spec.crops_on_host:
+        total -= min(total // 10, HELD_OUT)
+    elif config.protocol == "45k5k":
+        total -= data.held_out(spec, total)
+    return _size_of_some(total, config)

@@ -93,7 +93,7 @@ def test_a_row_can_differ_on_digits_alone():
 
 
 def test_names_are_those_of_rows_and_of_files_with_a_network():
-    assert len(NAMES) == len(set(NAMES)) == 164
+    assert len(NAMES) == len(set(NAMES)) == 170
     recipes = {file.stem for file in FOLDER.glob("[!_]*.py")}
     files = {"resnet110", "resnet110_sd", "vgg15"}
     assert recipes & set(NAMES) == files
@@ -212,7 +212,8 @@ def test_form_of_the_momentum_is_that_of_the_papers_code():
     for name in NAMES:
         config = load(name)
         # He et al. 2016 trained in Caffe, but on ImageNet we have Torch's recipe.
-        by_torch = config.paper in TORCH or name in rows_of("preact_resnet152")
+        paper = config.paper.removeprefix("after ")
+        by_torch = paper in TORCH or name in rows_of("preact_resnet152")
         assert config.momentum_form == ("torch" if by_torch else "caffe"), name
 
 
@@ -709,3 +710,18 @@ def test_short_paths_begin_at_the_first_drop_of_every_data_set(dataset):
 def test_biases_of_fixup_have_a_tenth_of_the_rate():
     rates = {name: load(name).bias_rate for name in rows_of("resnet110_fixup")}
     assert rates.pop("resnet110_fixup") == 0.1 and set(rates.values()) == {1.0}
+
+
+def differing(first, second):
+    return {n for n in vars(first) if getattr(first, n) != getattr(second, n)}
+
+
+def test_short_cifar_compares_networks_by_one_recipe():
+    plain, residual = made("plain56_short"), made("resnet56_short")
+    assert plain.steps * plain.batch_size == 48_000
+    assert plain.learning_rate / plain.batch_size == made("plain56").learning_rate / 128
+    assert differing(plain, residual) == {"model"}
+    constant, dropped = made("resnet56_few_images"), made("resnet56_sd_few_images")
+    assert not constant.augment and constant.train_examples == 5000
+    assert differing(constant, dropped) == {"stochastic_depth"}
+    assert made("resnet56_few_images", "digits").train_examples is None

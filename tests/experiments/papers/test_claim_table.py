@@ -153,7 +153,19 @@ EVEN = [1.5 + 4 * k for k in range(8)]
 STEP = [1.5, 5.5, 9.5, 30.0, 34.0, 38.0, 42.0, 46.0]
 JUMP = [1.0, 2.0, 60.0, 61.0, 62.0, 63.0, 64.0, 65.0]
 
+
+def losses(plain, residual):
+    """The training losses of 20 layers, and of 56 layers, plain and with shortcuts."""
+    kinds = {"plain20": LOW, "plain56": plain, "resnet20": LOW, "resnet56": residual}
+    return runs(**kinds)
+
+
 CASES = {
+    "shortcuts_short": [
+        ([losses(HIGH[::-1], LOW[::-1])], ev.HOLDS),
+        ([losses(LOW[::-1], HIGH[::-1])], ev.FAILS),
+        ([losses(WIDE, WIDE[::-1])], ev.UNDECIDED),
+    ],
     "vanishing_gradient": [
         ([[start(1e-3)] * 2], ev.HOLDS),
         ([[start(0.5)] * 2], ev.UNDECIDED),
@@ -506,6 +518,9 @@ LOWER = {
     "short_paths_suffice": ("test error (%)", "short_paths", "preact_resnet110"),
     "linear_beats_uniform": ("test error (%)", "resnet110_sd", "uniform"),
     "degradation": ("training loss", "plain20", "plain110"),
+    "degradation_short": ("training loss", "plain20", "plain56"),
+    "depth_short": ("training loss", "resnet56", "resnet20"),
+    "better_where_overfitting": ("test error (%)", "stochastic", "constant"),
     "not_overfitting": ("training loss", "resnet110_he2015", "plain110"),
     "trainable": ("test error (%)", "resnet110_he2015", "plain110"),
     "gain_from_depth": ("test error (%)", "resnet110_he2015", "resnet20"),
