@@ -3,12 +3,14 @@
 
     python -m benchmarks.device_program [--device=h200] [--model=resnet110,resnet50]
         [--batch_size=128] [--dtype=float32,bfloat16] [--last_survival=1.0,0.5]
+        [--scan_unroll=1] [--conv_gradient=xla]
 
 XLA compiles for absent devices from a description. The step is the one that
 `experiments.run` compiles for the config of that name. Nothing runs, so there are no
 times. `make device-programs` creates the environments that have the compilers.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -264,8 +266,7 @@ def cost(
             if share_open is None:
                 total = total.plus(max(sides))
                 continue
-            # BatchNorm reduces on the open side; the other one may have more copies.
-            closed, opened = sorted(sides, key=lambda c: (c.reductions, c.launches))
+            closed, opened = closed_first(sides)
             share = share_open(thunk)
             total = total.plus(opened, share).plus(closed, 1 - share)
         elif thunk.parts:
@@ -283,6 +284,14 @@ def cost(
             )
             total = total.plus(one)
     return total
+
+
+def closed_first(sides: Sequence[Cost]) -> list[Cost]:
+    """Return the sides of a conditional: that of a closed block, then the open one.
+
+    BatchNorm reduces on the open side; the other one may have more copies.
+    """
+    return sorted(sides, key=lambda side: (side.reductions, side.launches))
 
 
 class GpuProgram:
@@ -319,7 +328,23 @@ class GpuProgram:
 
     def cost(self, *, expected: bool) -> Cost:
         """Return the expected cost of a step, or the largest one."""
+        return self._cost(self._thunks, expected)
 
+    def launches_of_closed_blocks(self) -> dict[str, float]:
+        """Return what each closed block launches, forward and backward, by its name.
+
+        Blocks without a conditional are not included.
+        """
+        found: collections.Counter[str] = collections.Counter()
+        for thunk in _all(self._thunks):
+            if thunk.kind == "Conditional":
+                sides = [self._cost(part, False) for part in thunk.parts.values()]
+                closed, _ = closed_first(sides)
+                for block in self._blocks(thunk):
+                    found[block.name] += closed.launches
+        return dict(found)
+
+    def _cost(self, thunks, expected):
         def turns(loop):
             line = self._lines[loop.name]
             if known := re.search(r'known_trip_count":\{"n":"(\d+)', line):
@@ -330,21 +355,25 @@ class GpuProgram:
         def share_open(conditional):
             return float(self._survival(conditional).mean())
 
-        return cost(self._thunks, turns, share_open if expected else None)
+        return cost(thunks, turns, share_open if expected else None)
 
     def _survival(self, thunk):
         """Return p_l of the blocks that a thunk of a stage is about."""
         model = self._model
         probs = rn_jax.survival_probs(model.stochastic_depth, model.num_blocks)
+        indices = [block.index for block in self._blocks(thunk)]
+        return np.asarray(probs, np.float64)[indices]
+
+    def _blocks(self, thunk):
+        """Return the blocks that a thunk of a stage is about."""
         line = self._lines[thunk.name]
         stage = re.search(r"/stage(\d+)/", line)
         if stage is None:
             raise ValueError(f"{thunk.name} belongs to no stage.")
         place = int(stage[1]), "/first/" in line
-        blocks = [b for b in model.blocks if f"/{b.name}/" in line] or [
-            b for b in model.blocks if (b.stage, b.apart) == place
+        return [b for b in self._model.blocks if f"/{b.name}/" in line] or [
+            b for b in self._model.blocks if (b.stage, b.apart) == place
         ]
-        return np.asarray(probs, np.float64)[[block.index for block in blocks]]
 
 
 def _read(folder, suffix):
@@ -369,6 +398,7 @@ def compile_for(
     dtype: str,
     last_survival: float,
     scan_unroll: int | None = None,
+    conv_gradient: str = "auto",
 ) -> dict[str, Any]:
     """Compile the training step of a config for a device and return its counts.
 
@@ -382,6 +412,8 @@ def compile_for(
         options.append(f"--config.stochastic_depth.last_survival={last_survival}")
     if scan_unroll:
         options.append(f"--config.model_kwargs.scan_unroll={scan_unroll}")
+    if conv_gradient != "auto":
+        options.append(f"--config.model_kwargs.conv_gradient={conv_gradient}")
     devices = describe(device)[:1]
     backend = DEVICES[device].backend
     _, config = load_config(options)
@@ -401,7 +433,8 @@ def compile_for(
             "dtype": dtype,
             "last_survival": last_survival,
             "scan_unroll": scan_unroll,
-            "form": _form(scan_unroll, model.num_blocks),
+            "conv_gradient": conv_gradient,
+            "form": _form(scan_unroll, model.num_blocks, conv_gradient),
             "argument_mib": memory.argument_size_in_bytes / 2**20,
             "temporary_mib": memory.temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
@@ -412,6 +445,8 @@ def compile_for(
             row["at_most"] = found.cost(expected=False)._asdict()
             row["expected"] = found.cost(expected=True)._asdict()
             row["cuda_graphs"] = found.graphs
+            closed = collections.Counter(found.launches_of_closed_blocks().values())
+            row["launches_of_closed_blocks"] = sorted(closed.items())
     if backend == "tpu":
         text = compiled.as_text()
         for kind in ("fusion", "while", "conditional"):
@@ -419,20 +454,21 @@ def compile_for(
     return row
 
 
-def _form(scan_unroll, num_blocks):
+def _form(scan_unroll, num_blocks, conv_gradient):
     if scan_unroll is None:
         return ""
+    form = "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
     if scan_unroll >= num_blocks:
-        return "line"
-    return "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
+        form = "line"
+    return form if conv_gradient == "auto" else f"{form}, {conv_gradient}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of programs."""
     head = ["network", "batch", "dtype", "p_L", "form"]
     if "at_most" in rows[0]:
-        head += ["launches", "expected", "reductions", "copies", "waits", "graphs"]
-        head.append("outside")
+        head += ["launches", "expected", "reductions", "copies", "conversions"]
+        head += ["waits", "graphs", "outside"]
     else:
         head += ["fusions", "loops", "conditionals"]
     head += ["MiB", "CPU s to compile"]
@@ -444,8 +480,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if "at_most" in row:
             most = row["at_most"]
             counts = [most["launches"], row["expected"]["launches"]]
-            counts += [most["reductions"], most["copies"], most["waits"]]
-            counts += [row["cuda_graphs"], most["outside_graphs"]]
+            counts += [most["reductions"], most["copies"], most["conversions"]]
+            counts += [most["waits"], row["cuda_graphs"], most["outside_graphs"]]
         else:
             counts = [row["fusions"], row["whiles"], row["conditionals"]]
         counts += [row["temporary_mib"], row["compile_seconds"]]
@@ -457,7 +493,7 @@ def _key(row):
     """What tells a row from others, in the order of a table."""
     networks = [*NETWORKS, row["model"]]
     kind = (row["dtype"] != "float32", row["dtype"], -row["last_survival"])
-    form = (-(row["scan_unroll"] or 0), row["batch_size"])
+    form = (-(row["scan_unroll"] or 0), row["form"], row["batch_size"])
     return (networks.index(row["model"]), row["model"], *kind, *form)
 
 
@@ -477,6 +513,7 @@ def device_program(
     dtype: Annotated[Sequence[str], _words] = ("float32", "bfloat16"),
     last_survival: Annotated[Sequence[float], _numbers] = (1.0, 0.5),
     scan_unroll: int | None = None,
+    conv_gradient: str = "auto",
 ) -> Path:
     """Compile training steps for a device, print a table, and write it to results/.
 
@@ -488,6 +525,8 @@ def device_program(
         last_survival: p_L, separated by commas. 1 is constant depth, the only one for
             networks without shortcuts.
         scan_unroll: blocks per iteration of a loop; None: what suits the device.
+        conv_gradient: rule of gradients, auto or xla. With xla, a loop visits closed
+            blocks too, and has a conditional for each.
 
     Returns:
         The JSON file. It keeps its other rows of this version of JAX; each row has the
@@ -508,7 +547,8 @@ def device_program(
             for survival in last_survival:
                 if survival < 1 and not has_shortcuts:
                     continue
-                row = compile_for(device, name, size, kind, survival, scan_unroll)
+                form = scan_unroll, conv_gradient
+                row = compile_for(device, name, size, kind, survival, *form)
                 row["commit"] = environment.git_revision()
                 row["command"] = measure.command()
                 row["machine"] = environment.machine()

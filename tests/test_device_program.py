@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import rn_jax
 from benchmarks import device_program, measure
 from benchmarks.device_program import Cost, Thunk, cost, read_thunks
 from rn_jax import InputError
@@ -100,6 +101,32 @@ def test_the_open_side_is_the_one_that_reduces():
     assert launches(None) == 5
     assert launches(lambda conditional: 1) == 2
     assert launches(lambda conditional: 0.25) == 0.25 * 2 + 0.75 * 5
+
+
+def test_launches_of_a_closed_block_are_those_of_both_passes(tmp_path):
+    """Forward 1 and backward 2; in a loop, each block of the stage has the same."""
+    condition = """\
+00N: kConditional [source | sink]
+  a:
+    010: kCustomKernel [source | sink] reduce grid: [1]
+  b:
+"""
+    copy = "    011: kCopy [source | sink] kCopy\n"
+    sequence = [condition.replace("N", f"{n}") for n in range(3)]
+    sequence = [s + times * copy for s, times in zip(sequence, (1, 2, 3), strict=True)]
+    places = "stage1/block02", "stage1/block02", "stage2/blocks"
+    lines = [f'%c.{n} = x, op_name="jit/{p}/cond"' for n, p in enumerate(places)]
+    facts = [f'profile_annotation: "c.{n}"\n thunk_id: {n}' for n in range(3)]
+    for name, text in (
+        ("gpu_after_optimizations.txt", lines),
+        ("thunk_metadata.txt", facts),
+        ("thunk_sequence_after_thunk_passes.txt", sequence),
+    ):
+        (tmp_path / f"module.{name}").write_text("\n".join(text), "utf-8")
+    model = rn_jax.create_model("resnet20", num_classes=10)
+    found = device_program.GpuProgram(tmp_path, model).launches_of_closed_blocks()
+    in_loop = dict.fromkeys(["stage2/block02", "stage2/block03"], 3)
+    assert found == {"stage1/block02": 3, **in_loop}
 
 
 def test_a_loop_outside_graphs_waits_for_every_check():
