@@ -333,29 +333,41 @@ class GpuProgram:
     def launches_of_closed_blocks(self) -> dict[str, float]:
         """Return what each closed block launches, forward and backward, by its name.
 
-        Blocks without a conditional are not included.
+        XLA names the stage of the conditionals of equal blocks, but not the block: each
+        of these has the mean. Blocks without a conditional are not included.
         """
         found: collections.Counter[str] = collections.Counter()
-        for thunk in _all(self._thunks):
-            if thunk.kind == "Conditional":
-                sides = [self._cost(part, False) for part in thunk.parts.values()]
-                closed, _ = closed_first(sides)
-                for block in self._blocks(thunk):
-                    found[block.name] += closed.launches
+
+        def visit(thunks, times):
+            for thunk in thunks:
+                again = self._turns(thunk, False)[0] if thunk.kind == "While" else 1
+                for part in thunk.parts.values():
+                    visit(part, times * again)
+                if thunk.kind == "Conditional":
+                    sides = [self._cost(part, False) for part in thunk.parts.values()]
+                    closed, _ = closed_first(sides)
+                    blocks = self._blocks(thunk)
+                    for block in blocks:
+                        found[block.name] += times * closed.launches / len(blocks)
+
+        visit(self._thunks, 1)
         return dict(found)
 
     def _cost(self, thunks, expected):
-        def turns(loop):
-            line = self._lines[loop.name]
-            if known := re.search(r'known_trip_count":\{"n":"(\d+)', line):
-                return int(known[1]), False
-            survival = self._survival(loop)
-            return float(survival.sum()) if expected else len(survival), True
+        turns = partial(self._turns, expected=expected)
 
         def share_open(conditional):
             return float(self._survival(conditional).mean())
 
         return cost(thunks, turns, share_open if expected else None)
+
+    def _turns(self, loop, expected):
+        """Return the number of a loop's turns, and whether only the device knows it."""
+        line = self._lines[loop.name]
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)', line):
+            return int(known[1]), False
+        survival = self._survival(loop)
+        return float(survival.sum()) if expected else len(survival), True
 
     def _survival(self, thunk):
         """Return p_l of the blocks that a thunk of a stage is about."""

@@ -104,29 +104,47 @@ def test_the_open_side_is_the_one_that_reduces():
 
 
 def test_launches_of_a_closed_block_are_those_of_both_passes(tmp_path):
-    """Forward 1 and backward 2; in a loop, each block of the stage has the same."""
-    condition = """\
-00N: kConditional [source | sink]
+    """1 forward and 2 backward; then 2 blocks in a line, and 5 in a loop of 5 turns."""
+    sequence = """\
+000: kConditional [source | sink]
   a:
     010: kCustomKernel [source | sink] reduce grid: [1]
   b:
+    011: kCopy [source | sink] kCopy
+001: kConditional [source | sink]
+  a:
+    020: kCustomKernel [source | sink] reduce grid: [1]
+  b:
+    021: kCopy [source | sink] kCopy
+    022: kCopy [source | sink] kCopy
 """
-    copy = "    011: kCopy [source | sink] kCopy\n"
-    sequence = [condition.replace("N", f"{n}") for n in range(3)]
-    sequence = [s + times * copy for s, times in zip(sequence, (1, 2, 3), strict=True)]
-    places = "stage1/block02", "stage1/block02", "stage2/blocks"
-    lines = [f'%c.{n} = x, op_name="jit/{p}/cond"' for n, p in enumerate(places)]
-    facts = [f'profile_annotation: "c.{n}"\n thunk_id: {n}' for n in range(3)]
+    line = sequence.replace("000", "002").replace("001", "003")
+    loop = "004: kWhile [source | sink]\n      body:\n" + "".join(
+        f"        {text}\n"
+        for text in sequence.replace("000", "005").replace("001", "006").splitlines()
+    )
+    places = dict.fromkeys(range(2), "stage2/first")
+    places |= dict.fromkeys(range(2, 4), "stage2/blocks")
+    places |= dict.fromkeys(range(4, 7), "stage3/blocks")
+    lines = [
+        f'%c.{n} = x, op_name="jit/{place}/cond" known_trip_count":{{"n":"5"'
+        for n, place in places.items()
+    ]
+    facts = [f'profile_annotation: "c.{n}"\n thunk_id: {n}' for n in places]
     for name, text in (
-        ("gpu_after_optimizations.txt", lines),
-        ("thunk_metadata.txt", facts),
-        ("thunk_sequence_after_thunk_passes.txt", sequence),
+        ("gpu_after_optimizations.txt", "\n".join(lines)),
+        ("thunk_metadata.txt", "\n".join(facts)),
+        ("thunk_sequence_after_thunk_passes.txt", sequence + line + loop),
     ):
-        (tmp_path / f"module.{name}").write_text("\n".join(text), "utf-8")
-    model = rn_jax.create_model("resnet20", num_classes=10)
+        (tmp_path / f"module.{name}").write_text(text, "utf-8")
+    model = rn_jax.create_model("resnet20", num_classes=10, stage_sizes=(1, 3, 6))
     found = device_program.GpuProgram(tmp_path, model).launches_of_closed_blocks()
-    in_loop = dict.fromkeys(["stage2/block02", "stage2/block03"], 3)
-    assert found == {"stage1/block02": 3, **in_loop}
+    assert found == {
+        "stage2/block01": 3,
+        "stage2/block02": 3 / 2,  # the conditionals of one of two equal blocks
+        "stage2/block03": 3 / 2,
+        **{f"stage3/block0{i}": 3 for i in range(2, 7)},
+    }
 
 
 def test_a_loop_outside_graphs_waits_for_every_check():
