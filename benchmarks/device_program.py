@@ -336,7 +336,7 @@ class GpuProgram:
         XLA names the stage of the conditionals of equal blocks, but not the block: each
         of these has the mean. Blocks without a conditional are not included.
         """
-        found: collections.Counter[str] = collections.Counter()
+        found: collections.Counter[tuple[str, ...]] = collections.Counter()
 
         def visit(thunks, times):
             for thunk in thunks:
@@ -346,12 +346,12 @@ class GpuProgram:
                 if thunk.kind == "Conditional":
                     sides = [self._cost(part, False) for part in thunk.parts.values()]
                     closed, _ = closed_first(sides)
-                    blocks = self._blocks(thunk)
-                    for block in blocks:
-                        found[block.name] += times * closed.launches / len(blocks)
+                    names = tuple(block.name for block in self._blocks(thunk))
+                    found[names] += times * closed.launches
 
         visit(self._thunks, 1)
-        return dict(found)
+        each = {names: total / len(names) for names, total in found.items()}
+        return {name: mean for names, mean in each.items() for name in names}
 
     def _cost(self, thunks, expected):
         turns = partial(self._turns, expected=expected)
