@@ -49,7 +49,14 @@ test-onnx: .venv-onnx/stamp  ## Every network in ONNX Runtime
 # environment of its own, and none of CUDA's libraries is needed.
 device-programs: .venv-h200/stamp .venv-v5e/stamp .venv/test.stamp  ## Tables of compiled steps
 	.venv-h200/bin/python -m benchmarks.device_program --device=h200
+	.venv-h200/bin/python -m benchmarks.device_program --device=h200 --model=resnet110 --scan_unroll=1
+	.venv-h200/bin/python -m benchmarks.device_program --device=h200 --model=resnet110 --scan_unroll=1 \
+		--conv_gradient=xla --last_survival=0.5
 	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e
+	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e --model=resnet20 --scan_unroll=9 \
+		--dtype=float32
+	.venv-v5e/bin/python -m benchmarks.device_program --device=v5e --model=resnet20 \
+		--conv_gradient=xla --dtype=float32 --last_survival=0.5
 	$(BIN)/python -m docs.generate
 
 test-devices: .venv-h200/stamp .venv-v5e/stamp  ## Compile every network for a GPU and a TPU

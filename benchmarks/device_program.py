@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -324,34 +324,39 @@ class GpuProgram:
     @property
     def graphs(self) -> int:
         """Number of CUDA graphs."""
-        return sum(thunk.kind == "CommandBuffer" for thunk in _all(self._thunks))
+        kinds = [thunk.kind for thunk, _ in self._all(self._thunks)]
+        return kinds.count("CommandBuffer")
 
     def cost(self, *, expected: bool) -> Cost:
         """Return the expected cost of a step, or the largest one."""
         return self._cost(self._thunks, expected)
 
-    def launches_of_closed_blocks(self) -> dict[str, float]:
-        """Return what each closed block launches, forward and backward, by its name.
+    def launches_of_closed_blocks(self) -> list[dict[str, float]]:
+        """Return how many blocks launch how much when they are closed.
 
-        XLA names the stage of the conditionals of equal blocks, but not the block: each
-        of these has the mean. Blocks without a conditional are not included.
+        Forward and backward are counted together, for each kind of blocks that XLA
+        tells apart: each block that changes the shape, and the others of a stage.
+        Blocks without a conditional are not included.
         """
-        found: collections.Counter[tuple[str, ...]] = collections.Counter()
+        launches: collections.Counter[tuple[int, ...]] = collections.Counter()
+        for thunk, times in self._all(self._thunks):
+            if thunk.kind == "Conditional":
+                sides = [self._cost(part, False) for part in thunk.parts.values()]
+                closed, _ = closed_first(sides)
+                kind = tuple(block.index for block in self._blocks(thunk))
+                launches[kind] += times * closed.launches
+        blocks: collections.Counter[float] = collections.Counter()
+        for kind, total in launches.items():
+            blocks[total / len(kind)] += len(kind)
+        return [{"launches": n, "blocks": blocks[n]} for n in sorted(blocks)]
 
-        def visit(thunks, times):
-            for thunk in thunks:
-                again = self._turns(thunk, False)[0] if thunk.kind == "While" else 1
-                for part in thunk.parts.values():
-                    visit(part, times * again)
-                if thunk.kind == "Conditional":
-                    sides = [self._cost(part, False) for part in thunk.parts.values()]
-                    closed, _ = closed_first(sides)
-                    names = tuple(block.name for block in self._blocks(thunk))
-                    found[names] += times * closed.launches
-
-        visit(self._thunks, 1)
-        each = {names: total / len(names) for names, total in found.items()}
-        return {name: mean for names, mean in each.items() for name in names}
+    def _all(self, thunks, times=1):
+        """Yield each thunk with the number of its runs in a step, at most."""
+        for thunk in thunks:
+            yield thunk, times
+            again = self._turns(thunk, False)[0] if thunk.kind == "While" else 1
+            for part in thunk.parts.values():
+                yield from self._all(part, times * again)
 
     def _cost(self, thunks, expected):
         turns = partial(self._turns, expected=expected)
@@ -391,13 +396,6 @@ class GpuProgram:
 def _read(folder, suffix):
     # The largest, because constants of the step are programs of their own.
     return max((p.read_text("utf-8") for p in folder.glob(f"*{suffix}")), key=len)
-
-
-def _all(thunks: Sequence[Thunk]) -> Iterator[Thunk]:
-    for thunk in thunks:
-        yield thunk
-        for part in thunk.parts.values():
-            yield from _all(part)
 
 
 # --- The command ----------------------------------------------------------------------
@@ -457,8 +455,7 @@ def compile_for(
             row["at_most"] = found.cost(expected=False)._asdict()
             row["expected"] = found.cost(expected=True)._asdict()
             row["cuda_graphs"] = found.graphs
-            closed = collections.Counter(found.launches_of_closed_blocks().values())
-            row["launches_of_closed_blocks"] = sorted(closed.items())
+            row["launches_of_closed_blocks"] = found.launches_of_closed_blocks()
     if backend == "tpu":
         text = compiled.as_text()
         for kind in ("fusion", "while", "conditional"):
@@ -468,11 +465,14 @@ def compile_for(
 
 def _form(scan_unroll, num_blocks, conv_gradient):
     if scan_unroll is None:
-        return ""
-    form = "loop" if scan_unroll == 1 else f"loop of {scan_unroll}"
-    if scan_unroll >= num_blocks:
-        form = "line"
-    return form if conv_gradient == "auto" else f"{form}, {conv_gradient}"
+        forms = []
+    elif scan_unroll >= num_blocks:
+        forms = ["line"]
+    else:
+        forms = ["loop" if scan_unroll == 1 else f"loop of {scan_unroll}"]
+    if conv_gradient != "auto":
+        forms.append(conv_gradient)
+    return ", ".join(forms)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -505,8 +505,8 @@ def _key(row):
     """What tells a row from others, in the order of a table."""
     networks = [*NETWORKS, row["model"]]
     kind = (row["dtype"] != "float32", row["dtype"], -row["last_survival"])
-    form = (-(row["scan_unroll"] or 0), row["form"], row["batch_size"])
-    return (networks.index(row["model"]), row["model"], *kind, *form)
+    place = networks.index(row["model"]), row["model"]
+    return (*place, *kind, row["form"], row["batch_size"])
 
 
 def _words(text):
