@@ -444,7 +444,7 @@ def compile_for(
             "last_survival": last_survival,
             "scan_unroll": scan_unroll,
             "conv_gradient": conv_gradient,
-            "form": _form(scan_unroll, model.num_blocks, conv_gradient),
+            "form": form_of(scan_unroll, model.num_blocks, conv_gradient),
             "argument_mib": memory.argument_size_in_bytes / 2**20,
             "temporary_mib": memory.temp_size_in_bytes / 2**20,
             "trace_seconds": traced - start,
@@ -463,13 +463,13 @@ def compile_for(
     return row
 
 
-def _form(scan_unroll, num_blocks, conv_gradient):
-    if scan_unroll is None:
-        forms = []
-    elif scan_unroll >= num_blocks:
-        forms = ["line"]
-    else:
-        forms = ["loop" if scan_unroll == 1 else f"loop of {scan_unroll}"]
+def form_of(scan_unroll: int | None, num_blocks: int, conv_gradient: str) -> str:
+    """Return the form of a network's program, as the table names it."""
+    forms = []
+    if scan_unroll is not None and scan_unroll >= num_blocks:
+        forms.append("line")
+    elif scan_unroll is not None:
+        forms.append("loop" if scan_unroll == 1 else f"loop of {scan_unroll}")
     if conv_gradient != "auto":
         forms.append(conv_gradient)
     return ", ".join(forms)
@@ -568,9 +568,8 @@ def device_program(
                 lines = table([row])
                 print("\n".join(lines[2:] if shown else lines), flush=True)
                 shown += 1
-                path = measure.write(
-                    path.stem, {"programs": sorted(kept.values(), key=_key)}
-                )
+                rows = sorted(kept.values(), key=_key)
+                measure.write(path.stem, {"programs": rows}, folder=path.parent)
     return path
 
 

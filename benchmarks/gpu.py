@@ -137,9 +137,10 @@ def plan(scale: Scale, folder: Path) -> list[Measurement]:
         add_steps(workload)
         add_peer(workload, True)
     for workload in scale.workloads:
+        add_peer(workload, False)
         if workload.image_size == 32:  # torchvision's networks have no DropPath
             add_peer(workload, True, 0.5)
-        add_peer(workload, False)
+            add_peer(workload, False, 0.5)
         for form in (Form(graphs=False), Form(in_line=False), Form(False, False)):
             add_steps(workload, form)
     blocks = make_model(steps.config_of(first)).num_blocks
@@ -179,13 +180,11 @@ def compare(scale: Scale, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
             add(name, row["difference"], TOLERANCE)
     for w in scale.workloads:
         best, half = name_of_step(w, 1.0), name_of_step(w, 0.5)
-        compiled, eager = name_of_peer(w), name_of_peer(w, compiled=False)
-        add_ratio(f"{w.name}, ours / torch.compile", best, compiled, w.of_compiled)
-        add_ratio(f"{w.name}, ours / torch eager", best, eager, None)
-        dropping = name_of_peer(w, last_survival=0.5)
-        add_ratio(
-            f"{w.name}, p_L = 0.5 / torch.compile, DropPath", half, dropping, None
-        )
+        for peer, goal in (("torch.compile", w.of_compiled), ("torch eager", None)):
+            compiled = peer == "torch.compile"
+            step, dropping = (name_of_peer(w, compiled, p) for p in (None, 0.5))
+            add_ratio(f"{w.name}, ours / {peer}", best, step, goal)
+            add_ratio(f"{w.name}, p_L = 0.5 / {peer}, DropPath", half, dropping, None)
         name = f"{w.name}, p_L = 0.5 / constant depth"
         add_ratio(name, half, best, w.of_constant_depth)
         rate = rows.get(best, {}).get("images_per_second")

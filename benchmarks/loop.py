@@ -34,6 +34,16 @@ from experiments.training import evaluation, loop, setup
 MODEL = {"stage_sizes": (1,), "features": (4,)}
 
 
+def config_of(*, steps: int, num_devices: int, data_on_device: bool) -> Config:
+    """Return the config of a run of that many steps of the tiny network."""
+    options = ["--config=configs/resnet20.py:digits", "--config.batch_size=8"]
+    options += [f"--config.steps={steps}", f"--config.eval_every_steps={steps}"]
+    options.append(f"--config.num_devices={num_devices}")
+    options.append(f"--config.data_on_device={data_on_device}")
+    _, config = load_config(options)
+    return dataclasses.replace(config, model_kwargs=MODEL, epochs=None)
+
+
 def seconds_in_run(config: Config) -> tuple[float, float]:
     """Return the seconds of a step of a run, without evaluation and compilation.
 
@@ -95,14 +105,9 @@ def measure_loop(*, steps: int = 3000, rounds: int = 5, num_devices: int = 1) ->
     Returns:
         The JSON file.
     """
-    options = ["--config=configs/resnet20.py:digits", "--config.batch_size=8"]
-    options.append(f"--config.num_devices={num_devices}")
-    options += [f"--config.steps={steps}", f"--config.eval_every_steps={steps}"]
-    _, config = load_config(options)
-    config = dataclasses.replace(config, model_kwargs=MODEL, epochs=None)
     result: dict[str, Any] = {"steps": steps, "num_devices": num_devices}
     for kept in (False, True):
-        config = dataclasses.replace(config, data_on_device=kept)
+        config = config_of(steps=steps, num_devices=num_devices, data_on_device=kept)
         trainer = setup.build(config)
         added, bare, host = [], [], []
         for _ in range(rounds):

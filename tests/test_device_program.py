@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a GPU launches, read from the text that XLA's runtime writes."""
 
+import itertools
 import json
 
+import jax
 import pytest
 
 import rn_jax
 from benchmarks import device_program, measure
 from benchmarks.device_program import Cost, Thunk, cost, read_thunks
 from rn_jax import InputError
+
+DTYPES = ("float32", "bfloat16")
 
 # As XLA writes it, with the kinds of lines that programs of this project have.
 SEQUENCE = """\
@@ -78,15 +82,85 @@ def test_a_loop_over_open_blocks_and_expected_sides(thunks):
     assert found.waits == 1  # the loop waits inside the graph, for nobody
 
 
-@pytest.mark.parametrize("name", device_program.DEVICES)
-def test_committed_programs_fit_the_device(name):
-    file = measure.RESULTS / f"device_programs_{name}.json"
-    memory = device_program.DEVICES[name].memory
-    rows = json.loads(file.read_bytes())["programs"]
-    assert {row["model"] for row in rows} >= {"resnet1202", "resnet50", "vgg16"}
-    for row in rows:  # earlier ones lack the arguments
-        needed = row["temporary_mib"] + row.get("argument_mib", 0)
+def committed(device):
+    file = measure.RESULTS / f"device_programs_{device}.json"
+    return json.loads(file.read_bytes())["programs"]
+
+
+@pytest.mark.parametrize("device", device_program.DEVICES)
+def test_committed_programs_are_complete_and_fit_the_device(device):
+    rows = committed(device)
+    memory = device_program.DEVICES[device].memory
+    for row in rows:
+        needed = row["argument_mib"] + row["temporary_mib"]
         assert 0 < needed * 2**20 < memory, row
+        assert row["command"] and row["machine"] and row["commit"]
+    wanted = set(itertools.product(device_program.NETWORKS, DTYPES, (1.0, 0.5)))
+    wanted -= {("vgg16", dtype, 0.5) for dtype in DTYPES}  # it has no shortcuts
+    assert wanted == {(r["model"], r["dtype"], r["last_survival"]) for r in rows}
+
+
+def test_rows_of_different_programs_are_kept(monkeypatch, tmp_path):
+    """A row replaces that of the same program, and no other one."""
+    forms = [(None, "auto"), (None, "xla"), (1, "auto"), (1, "xla"), (9, "auto")]
+    made = []
+
+    def compiled(device, model, batch_size, dtype, last_survival, unroll, gradient):
+        made.append((batch_size, unroll, gradient))
+        form = device_program.form_of(unroll, 9, gradient)
+        row = {"model": model, "batch_size": batch_size, "dtype": dtype, "form": form}
+        row |= {"last_survival": last_survival, "jax": jax.__version__}
+        row |= {"temporary_mib": len(made), "compile_seconds": 1.0}
+        return row | dict.fromkeys(["fusions", "whiles", "conditionals"], 0)
+
+    monkeypatch.setattr(device_program, "describe", lambda device: None)
+    monkeypatch.setattr(device_program, "compile_for", compiled)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for unroll, gradient in [*forms, forms[-1]]:
+        for batch_size in (128, 256):
+            device_program.device_program(
+                device="v5e",
+                model=["resnet20"],
+                dtype=["float32"],
+                last_survival=[1.0],
+                batch_size=batch_size,
+                scan_unroll=unroll,
+                conv_gradient=gradient,
+            )
+    assert len(set(made)) == 10 and len(made) == 12
+    assert sorted(r["temporary_mib"] for r in committed("v5e")) == [
+        *range(1, 9),
+        11,
+        12,
+    ]
+
+
+def test_a_table_has_each_count_in_its_column():
+    counts = [101, 102, 103, 104, 105, 106]
+    most = dict(zip(Cost._fields, counts, strict=True))
+    row = {"model": "resnet20", "batch_size": 128, "dtype": "bfloat16"}
+    row |= {"last_survival": 0.5, "form": "line", "cuda_graphs": 107}
+    row |= {"at_most": most, "expected": {"launches": 108}}
+    row |= {"temporary_mib": 109, "compile_seconds": 110}
+    head, _, line = device_program.table([row])
+    cells = zip(*([c.strip() for c in t.split("|")] for t in (head, line)), strict=True)
+    assert {name: value for name, value in cells if name} == {
+        "network": "resnet20",
+        "batch": "128",
+        "dtype": "bfloat16",
+        "p_L": "0.5",
+        "form": "line",
+        "launches": "101",
+        "reductions": "102",
+        "copies": "103",
+        "conversions": "104",
+        "outside": "105",
+        "waits": "106",
+        "graphs": "107",
+        "expected": "108",
+        "MiB": "109",
+        "CPU s to compile": "110",
+    }
 
 
 def test_the_open_side_is_the_one_that_reduces():

@@ -216,6 +216,11 @@ def test_plan_is_in_the_order_of_worth():
         )
     }
     assert set(names[2:11]) == goals
+    for w in gpu.FULL.workloads:
+        for compiled in (True, False):
+            dropping = gpu.name_of_peer(w, compiled, 0.5)
+            assert gpu.name_of_peer(w, compiled) in names
+            assert (dropping in names) == (w.image_size == 32)
     kinds = ["open", "bare step", "real run", "trace"]
     places = [min(i for i, n in enumerate(names) if n.endswith(k)) for k in kinds]
     assert places == sorted(places) and places[-1] == len(names) - 1
@@ -388,8 +393,8 @@ def test_rehearsal_takes_every_measurement(tmp_path):
     assert not [row["error"] for row in found["rows"].values() if "error" in row]
     ratios = {r["name"]: r["value"] for r in found["ratios"]}
     assert all(np.isfinite(value) for value in ratios.values())
-    # Two of equality, four of each dtype, a rate, and a real run.
-    assert len(ratios) == len(found["ratios"]) == 2 + 2 * 4 + 1 + 1
+    # Two of equality, five of each dtype, a rate, and a real run.
+    assert len(ratios) == len(found["ratios"]) == 2 + 2 * 5 + 1 + 1
     equal = [r for r in found["ratios"] if r["goal"] == gpu.TOLERANCE]
     assert len(equal) == 2 and all(r["reached"] for r in equal)
     assert found["skip_line"] is not None
