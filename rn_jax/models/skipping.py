@@ -2,8 +2,9 @@
 """Running the open blocks of a stage alone, forward and backward.
 
 A scan of conditionals does the same, but autodiff makes each conditional hand over
-everything that its gradient needs, in many small copies, and the host of a GPU waits
-for each decision. Here the stage has a `custom_vjp`, in one of two forms:
+everything that its gradient needs, in many small copies, and outside a CUDA graph the
+host of a GPU waits for each decision. Here the stage has a `custom_vjp`, in one of two
+forms:
 
 - a loop over the open blocks, which has as many turns as there are open blocks. The
   program is the same for any set of them, and does not grow with the number of blocks;

@@ -77,8 +77,8 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
     return nn.remat(call, policy=REMAT_POLICIES[remat], prevent_cse=prevent_cse)
 
 
-# Largest number of blocks that is laid out in a straight line on a GPU by default. XLA
-# took 1 to 3.5 s of CPU time to compile a block (results/measurements.md).
+# Largest number of blocks that is laid out in a straight line on a GPU by default. A
+# block took 0.8 to 4.3 s of CPU time to trace and compile (results/measurements.md).
 MOST_IN_LINE = 64
 
 
