@@ -219,6 +219,18 @@ def test_the_held_out_images_are_none_that_are_trained_on(finished):
     assert sorted(labels["test"]) == list(range(9))
 
 
+def test_some_training_images_are_none_that_are_held_out(finished):
+    config = read_config(epath.Path(finished))
+    config = dataclasses.replace(config, train_examples=10)
+    parts = feed.make_feed(config, host_index=0, num_hosts=1).parts
+    labels = {
+        name: [label for _, label, _ in parts[name].decode(np.arange(len(parts[name])))]
+        for name in ("train", "val")
+    }
+    assert len(set(labels["train"])) == 10 and len(labels["val"]) == 4
+    assert not set(labels["train"]) & set(labels["val"])
+
+
 @pytest.mark.parametrize("num_hosts", [2, 4])
 @pytest.mark.parametrize("dataset", ["digits", "imagenet2012"])
 def test_hosts_make_their_rows_of_the_same_batches(finished, dataset, num_hosts):
