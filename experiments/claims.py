@@ -148,6 +148,7 @@ def _train(runs, folder, workdir, style, command):
         keep=str(folder),
         style=style,
         command=command,
+        resumed_by=str(workdir),
     )
 
 

@@ -44,9 +44,10 @@ class Parser(argparse.ArgumentParser):
     docstring's "Args". `Annotated` adds a function that parses the text, or a dict of
     settings of `add_argument` and "flag", the option's name if it differs. A sequence
     without a default is positional. A keyword `arguments` receives the config and its
-    fields, for `load_config`, and a keyword `command` the command line. A keyword that
-    is a dataclass has an option for each of its fields, with the help in the
-    "Attributes" of its docstring.
+    fields, for `load_config`, and a keyword `command` the command line. A keyword
+    `resumed_by` is for programs, and has no option. A keyword that is a dataclass has
+    an option for each of its fields, with the help in the "Attributes" of its
+    docstring.
 
     Args:
         doc: the command's docstring: a sentence, an empty line, the usage. Under
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         hints = get_type_hints(function, include_extras=True)
         helps = _helps(function, "Args")
         for name, keyword in inspect.signature(function).parameters.items():
-            if name in ("arguments", "command"):
+            if name in ("arguments", "command", "resumed_by"):
                 continue
             if dataclasses.is_dataclass(hints[name]):
                 self._add_group(name, hints[name])

@@ -54,6 +54,7 @@ def reproduce(
     limits: within_budget.Budget = within_budget.NO_LIMIT,
     style: figures.Style = figures.DEFAULT,
     command: str = "experiments.reproduce.reproduce(...)",
+    resumed_by: str | None = None,
 ) -> None:
     """Train the rows of a table; with `keep` alone, write the page of all results.
 
@@ -72,6 +73,8 @@ def reproduce(
         limits: how long to train, and how many runs in parallel.
         style: style and formats of the figures.
         command: the command line, which the table names.
+        resumed_by: the --workdir of `command` that resumes its runs, if it is not
+            `workdir`.
 
     Raises:
         InputError: bad input that the user can correct.
@@ -126,7 +129,14 @@ def reproduce(
 
     with figures.using(style):
         if limits.budget is None:
-            many_runs.train(jobs, folder, seeds=chosen, command=command, report=report)
+            many_runs.train(
+                jobs,
+                folder,
+                seeds=chosen,
+                command=command,
+                report=report,
+                resumed_by=resumed_by,
+            )
         else:
             within_budget.train(
                 jobs,

@@ -149,6 +149,7 @@ def train(
     seeds: Sequence[int] | None,
     command: str,
     report: Callable[[list[Result]], None],
+    resumed_by: str | None = None,
 ) -> None:
     """Train every job in turn, in a folder of its own.
 
@@ -161,16 +162,18 @@ def train(
         seeds: seeds with which each job is trained; None: its own.
         command: the command line, for the summary of each run.
         report: called with `results` before the first job and after every one.
+        resumed_by: the --workdir that resumes the runs, if it is not `path`.
 
     Raises:
         StoppedError: a signal stopped a run, or Ctrl-C a program that calls this.
         InputError: bad input that is known before the first step of all runs.
     """
-    with leaving.saying(str(loop.StoppedError("Interrupted", path))):
-        _train(jobs, path, seeds, command, report)
+    resumed_by = resumed_by or path
+    with leaving.saying(str(loop.StoppedError("Interrupted", resumed_by))):
+        _train(jobs, path, seeds, command, report, resumed_by)
 
 
-def _train(jobs, path, seeds, command, report):
+def _train(jobs, path, seeds, command, report, resumed_by):
     check(jobs, path, seeds)
     so_far = results(jobs, path, seeds)
     report(so_far)
@@ -179,11 +182,12 @@ def _train(jobs, path, seeds, command, report):
         print(f"[{number} of {len(jobs)}] {job.name}{left}", flush=True)
         try:
             folder = str(epath.Path(path) / job.name)
-            train_seeds(job.config, folder, seeds, command=command, resumed_by=path)
+            by = {"command": command, "resumed_by": resumed_by}
+            train_seeds(job.config, folder, seeds, **by)
         except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:
-            raise loop.StoppedError("Interrupted", path) from None
+            raise loop.StoppedError("Interrupted", resumed_by) from None
         finally:
             so_far = results(jobs, path, seeds)
             report(so_far)

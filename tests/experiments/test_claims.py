@@ -37,7 +37,7 @@ def test_runs_are_trained_with_every_seed_and_resumed(tmp_path, monkeypatch, cap
     error = lambda c: 6.0 + c.seed - 5 * (c.stochastic_depth is not None)  # noqa: E731
     fake.use(monkeypatch, error, at=3, ends=KeyboardInterrupt())
     assert run(monkeypatch, tmp_path, name) == 75
-    assert "resumes from there" in capsys.readouterr().err
+    assert f"--workdir={tmp_path} resumes from" in capsys.readouterr().err
     trained = fake.use(monkeypatch, error)
     assert run(monkeypatch, tmp_path, name) == 0
     assert [(c.stochastic_depth is None, c.seed) for c in trained] == [
