@@ -78,7 +78,7 @@ def rematerialised(call: Callable, remat: str, *, prevent_cse: bool = True) -> C
 
 
 # Largest number of blocks that is laid out in a straight line on a GPU by default. A
-# block took 0.8 to 4.3 s of CPU time to trace and compile (results/measurements.md).
+# block took at most 4.3 s of CPU time to trace and compile (results/measurements.md).
 MOST_IN_LINE = 64
 
 
