@@ -180,8 +180,10 @@ def compare(scale: Scale, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
             add(name, row["difference"], TOLERANCE)
     for w in scale.workloads:
         best, half = name_of_step(w, 1.0), name_of_step(w, 0.5)
-        for peer, goal in (("torch.compile", w.of_compiled), ("torch eager", None)):
-            compiled = peer == "torch.compile"
+        for compiled, peer, goal in (
+            (True, "torch.compile", w.of_compiled),
+            (False, "torch eager", None),
+        ):
             step, dropping = (name_of_peer(w, compiled, p) for p in (None, 0.5))
             add_ratio(f"{w.name}, ours / {peer}", best, step, goal)
             add_ratio(f"{w.name}, p_L = 0.5 / {peer}, DropPath", half, dropping, None)

@@ -74,7 +74,7 @@ def reproduce(
         style: style and formats of the figures.
         command: the command line, which the table names.
         resumed_by: the --workdir of `command` that resumes its runs, if it is not
-            `workdir`.
+            `workdir`; ignored with a budget.
 
     Raises:
         InputError: bad input that the user can correct.

@@ -320,23 +320,23 @@ _HARD = (
     Claim(
         "degradation_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "After one epoch of CIFAR-10 (1,500 steps of 32 images), plain-56 has a higher "
-        "training loss than plain-20.",
+        "In the last 500 of 1,500 steps on CIFAR-10 (32 images each, about one epoch), "
+        "plain-56 has a higher training loss than plain-20.",
         (_short("plain20", "plain56"),),
         _rows("training loss", _LOSS, "plain20", "plain56"),
     ),
     Claim(
         "shortcuts_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "By then, the training loss rises less from 20 to 56 layers with shortcuts "
-        "than without.",
+        "In these steps, the training loss rises less from 20 to 56 layers with "
+        "shortcuts than without.",
         (_short("plain20", "plain56", "resnet20", "resnet56"),),
         _rise_of_loss,
     ),
     Claim(
         "depth_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "By then, ResNet-56 has a lower training loss than ResNet-20.",
+        "In these steps, ResNet-56 has a lower training loss than ResNet-20.",
         (_short("resnet20", "resnet56"),),
         _rows("training loss", _LOSS, "resnet56", "resnet20"),
     ),
@@ -1097,10 +1097,10 @@ _STOCHASTIC = (
         _rows("training loss", _LOSS, "resnet110", "resnet110_sd"),
     ),
     Claim(
-        "better_where_overfitting",
+        "better_on_few_images",
         "A question of this project, after Huang et al. 2016, table 1",
-        "Where ResNet-56 overfits (5,000 images of CIFAR-10, without augmentation), "
-        "stochastic depth lowers the test error.",
+        "On 5,000 images of CIFAR-10, without augmentation, stochastic depth lowers "
+        "the test error of ResNet-56.",
         (_FEW_IMAGES,),
         _errors("stochastic", "constant"),
     ),

@@ -269,9 +269,13 @@ def _cells(table: Table, entry: Entry, runs, result, begun):
         f"{summary['epochs']:g} of {epochs}",
         _hardware(summary),
         f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
-        f"`{summary['command']}`",
-        (summary["git_revision"] or "")[:7],
+        _distinct(f"`{run['command']}`" for _, run in runs),
+        _distinct((run["git_revision"] or "")[:7] for _, run in runs),
     ]
+
+
+def _distinct(texts):
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _hardware(summary):

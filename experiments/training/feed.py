@@ -129,8 +129,7 @@ def count_train(config: Config) -> int:
     total = spec.num_train
     if total is None:  # a data set that a user added
         total = len(data.load(spec.name, data_dir=config.data_dir).train)
-    if config.protocol == "45k5k" and spec.crops_on_host:
-        total -= min(total // 10, HELD_OUT)
-    elif config.protocol == "45k5k":
-        total -= data.held_out(spec, total)
+    if config.protocol == "45k5k":
+        on_host = spec.crops_on_host
+        total -= min(total // 10, HELD_OUT) if on_host else data.held_out(spec, total)
     return _size_of_some(total, config)

@@ -182,8 +182,9 @@ def _train(jobs, path, seeds, command, report, resumed_by):
         print(f"[{number} of {len(jobs)}] {job.name}{left}", flush=True)
         try:
             folder = str(epath.Path(path) / job.name)
-            by = {"command": command, "resumed_by": resumed_by}
-            train_seeds(job.config, folder, seeds, **by)
+            train_seeds(
+                job.config, folder, seeds, command=command, resumed_by=resumed_by
+            )
         except loop.NotFiniteError as error:
             print(error)
         except KeyboardInterrupt:

@@ -717,10 +717,13 @@ def differing(first, second):
 
 
 def test_short_cifar_compares_networks_by_one_recipe():
-    plain, residual = made("plain56_short"), made("resnet56_short")
-    assert plain.steps * plain.batch_size == 48_000
-    assert plain.learning_rate / plain.batch_size == made("plain56").learning_rate / 128
-    assert differing(plain, residual) == {"model"}
+    first, *others = (
+        made(f"{kind}{depth}_short")
+        for kind in ("plain", "resnet")
+        for depth in (20, 56)
+    )
+    assert first.learning_rate / first.batch_size == made("plain20").learning_rate / 128
+    assert all(differing(first, other) == {"model"} for other in others)
     constant, dropped = made("resnet56_few_images"), made("resnet56_sd_few_images")
     assert not constant.augment and constant.train_examples == 5000
     assert differing(constant, dropped) == {"stochastic_depth"}

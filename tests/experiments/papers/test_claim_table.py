@@ -520,7 +520,7 @@ LOWER = {
     "degradation": ("training loss", "plain20", "plain110"),
     "degradation_short": ("training loss", "plain20", "plain56"),
     "depth_short": ("training loss", "resnet56", "resnet20"),
-    "better_where_overfitting": ("test error (%)", "stochastic", "constant"),
+    "better_on_few_images": ("test error (%)", "stochastic", "constant"),
     "not_overfitting": ("training loss", "resnet110_he2015", "plain110"),
     "trainable": ("test error (%)", "resnet110_he2015", "plain110"),
     "gain_from_depth": ("test error (%)", "resnet110_he2015", "resnet20"),
