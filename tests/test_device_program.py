@@ -115,6 +115,7 @@ def test_rows_of_different_programs_are_kept(monkeypatch, tmp_path):
 
     monkeypatch.setattr(device_program, "describe", lambda device: None)
     monkeypatch.setattr(device_program, "compile_for", compiled)
+    monkeypatch.setattr(measure, "command", lambda: "a command")
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     for unroll, gradient in [*forms, forms[-1]]:
         for batch_size in (128, 256):
