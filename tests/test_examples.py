@@ -168,7 +168,8 @@ def test_commands_of_a_page_one_after_another(page, left, tmp_path):
     python = [block["python"] for block in blocks(page) if block["python"]]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "my_block.py").write_text("\n".join(python))
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
+    for name in ("picture.png", "digit.png"):  # the tutorial's Python writes the second
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
     for line in commands_of(page, until="## Beside other projects"):
         words = shlex.split(recipe("demo") if line == "make demo" else line)
         if words[0] != ".venv/bin/python":  # of make
