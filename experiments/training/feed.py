@@ -40,20 +40,20 @@ def make_feed(config: Config, *, host_index: int, num_hosts: int) -> data.Feed:
         parts["train"], parts["val"] = data.split_validation(
             dataset, seed=config.split_seed
         )
-    parts["train"] = _some(parts["train"], config)
+    parts["train"] = _subset(parts["train"], config)
     return data.InMemory(parts, **host)
 
 
-def _some(train, config):
+def _subset(train, config):
     """Return `config.train_examples` of the training examples, drawn at random."""
-    size = _size_of_some(len(train), config)
+    size = _subset_size(len(train), config)
     if size == len(train):
         return train
     order = np.random.default_rng(config.split_seed).permutation(len(train))
     return train.take(np.sort(order[:size]))
 
 
-def _size_of_some(total, config):
+def _subset_size(total, config):
     if config.train_examples is None:
         return total
     if config.train_examples > total:
@@ -72,7 +72,7 @@ def _imagenet(config, host):
         size = min(len(train) // 10, HELD_OUT)
         parts["train"] = train.take(np.sort(order[size:]))
         parts["val"] = train.take(np.sort(order[:size]))
-    parts["train"] = _some(parts["train"], config)
+    parts["train"] = _subset(parts["train"], config)
     train_view = partial(_without_draws, _view(config, config.image_size))
     if config.augment:
         train_view = partial(
@@ -132,4 +132,4 @@ def count_train(config: Config) -> int:
     if config.protocol == "45k5k":
         on_host = spec.crops_on_host
         total -= min(total // 10, HELD_OUT) if on_host else data.held_out(spec, total)
-    return _size_of_some(total, config)
+    return _subset_size(total, config)
