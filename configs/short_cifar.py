@@ -4,10 +4,10 @@
 They are not from the papers, and say nothing about the papers' errors.
 
 Degradation (He et al. 2015, figure 6): networks with and without shortcuts, trained
-for 1,500 steps of 32 images, about one epoch. The rate is in proportion to the size of
+for 1,000 steps of 32 images, about 0.7 epochs. The rate is in proportion to the size of
 a batch, and decays linearly.
 
-Overfitting (Huang et al. 2016, table 1, not augmented): ResNet-56 with stochastic depth
+Overfitting (Huang et al. 2016, table 1, not augmented): ResNet-32 with stochastic depth
 and with constant depth, trained for 30 epochs on 5,000 images without augmentation. The
 rate is in proportion to the size of a batch, and drops as in the paper.
 
@@ -25,7 +25,7 @@ def get_config(dataset="cifar10"):
     return default.recipe(
         dataset,
         **_BATCH,
-        steps=1500,
+        steps=1000,
         lr_schedule="linear",
         eval_every_steps=500,
         log_every_steps=20,
@@ -47,16 +47,16 @@ def on_few_images(dataset="cifar10"):
     )
 
 
-_FEW = {"model": "resnet56", "model_kwargs": {"shortcut": "A_pooled"}}
+_FEW = {"model": "resnet32", "model_kwargs": {"shortcut": "A_pooled"}}
 _FEW_SD = {**_FEW, "stochastic_depth": {"last_survival": 0.5}}
 
 ROWS = {
-    "plain20_short": Row("plain20 in one epoch", fields={"model": "plain20"}),
-    "plain56_short": Row("plain56 in one epoch", fields={"model": "plain56"}),
-    "resnet20_short": Row("resnet20 in one epoch", fields={"model": "resnet20"}),
-    "resnet56_short": Row("resnet56 in one epoch", fields={"model": "resnet56"}),
-    "resnet56_few_images": Row("constant depth", fields=_FEW, recipe=on_few_images),
-    "resnet56_sd_few_images": Row(
+    "plain20_short": Row("plain20 in 1,000 steps", fields={"model": "plain20"}),
+    "plain56_short": Row("plain56 in 1,000 steps", fields={"model": "plain56"}),
+    "resnet20_short": Row("resnet20 in 1,000 steps", fields={"model": "resnet20"}),
+    "resnet56_short": Row("resnet56 in 1,000 steps", fields={"model": "resnet56"}),
+    "resnet32_few_images": Row("constant depth", fields=_FEW, recipe=on_few_images),
+    "resnet32_sd_few_images": Row(
         "stochastic depth", fields=_FEW_SD, recipe=on_few_images
     ),
 }

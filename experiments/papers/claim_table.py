@@ -320,7 +320,7 @@ _HARD = (
     Claim(
         "degradation_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "In the last 500 of 1,500 steps on CIFAR-10 (32 images each, about one epoch), "
+        "In the last 500 of 1,000 steps on CIFAR-10 (32 images each), "
         "plain-56 has a higher training loss than plain-20.",
         (_short("plain20", "plain56"),),
         _rows("training loss", _LOSS, "plain20", "plain56"),
@@ -1100,7 +1100,7 @@ _STOCHASTIC = (
         "better_on_few_images",
         "A question of this project, after Huang et al. 2016, table 1",
         "On 5,000 images of CIFAR-10, without augmentation, stochastic depth lowers "
-        "the test error of ResNet-56.",
+        "the test error of ResNet-32.",
         (_FEW_IMAGES,),
         _errors("stochastic", "constant"),
     ),
