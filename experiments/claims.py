@@ -127,7 +127,12 @@ def _collect(evidence, folder, workdir, style, command):
         for place in evidence.places:
             run = workdir / place
             analyze(
-                workdir=str(run), studies=evidence.names, style=style, command=command
+                workdir=str(run),
+                studies=evidence.names,
+                images=evidence.images,
+                draws=evidence.draws,
+                style=style,
+                command=command,
             )
             _keep(run / "analysis", folder / "claims" / place, evidence.names)
 

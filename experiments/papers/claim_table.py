@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,7 +86,7 @@ _BOUNDED = Runs(
     tuple(f"{kind}_{how}" for kind in ("plain", "residual") for how in _REMEDIES),
 )
 _SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
-_LESIONS = ("delete_one", "delete_many", "permute")
+_VEIT = ("delete_one", "delete_many", "permute", "path_gradients")
 
 
 def _original(*names: str) -> Studies:
@@ -98,7 +98,7 @@ _DROPPED, _CONSTANT = (
     Studies(_digits(row), ("delete_one", "gradient_magnitude"))
     for row in ("resnet110_sd", "resnet110")
 )
-_PREACT = Studies(_PREACT_RUNS, (*_LESIONS, "path_gradients"))
+_PREACT = Studies(_PREACT_RUNS, _VEIT)
 _VGG = Studies(Runs("ensembles", ("vgg15",)), ("delete_one",))
 _PLAIN_20, _RESIDUAL_20 = (
     Studies(_digits(row), ("layer_responses", "branch_weights"))
@@ -786,7 +786,7 @@ def _single_deletions(studies):
 def _only_transitions(studies):
     found = zip(*(damages(study["delete_one"]) for study in studies), strict=True)
     worst, across = ([float(d.max()) for d in each] for each in found)
-    shown = [", ".join(f"{w:.0f}" for w in each) for each in (worst, across)]
+    shown = [", ".join(f"{w:z.0f}" for w in each) for each in (worst, across)]
     text = (
         f"deleting a block within a stage costs up to {shown[0]} points, one that "
         f"changes the shape up to {shown[1]}"
@@ -880,14 +880,6 @@ _OF_PATHS = (
         _single_deletions,
     ),
     Claim(
-        "single_deletions_original",
-        "Veit et al. 2016, section 4.1, for original blocks",
-        "Deleting most blocks, one at a time, hardly changes the test error, also with "
-        "a ReLU after the sum.",
-        (_original("delete_one"),),
-        _single_deletions,
-    ),
-    Claim(
         "only_transitions",
         "Veit et al. 2016, section 4.1",
         "Only the deletion of a block that changes the shape has a visible effect.",
@@ -957,6 +949,40 @@ _OF_PATHS = (
         (Runs("units", ("short_paths",)), _PREACT_RUNS),
         _errors("short_paths", "preact_resnet110"),
     ),
+)
+
+
+# The claims of Veit et al. 2016 that are tested on other networks than theirs, and the
+# study that each is judged by.
+_ELSEWHERE = {
+    "single_deletions": "delete_one",
+    "only_transitions": "delete_one",
+    "many_deletions": "delete_many",
+    "reordering": "permute",
+    "gradient_by_length": "path_gradients",
+}
+
+
+def _elsewhere(ending: str, network: str, runs: Runs, **how: int) -> tuple[Claim, ...]:
+    """Return these claims for the network of some runs."""
+    return tuple(
+        replace(
+            claim,
+            name=f"{claim.name}_{ending}",
+            source=f"{claim.source}, for another network",
+            says=f"{claim.says[:-1]} ({network}).",
+            evidence=(Studies(runs, (_ELSEWHERE[claim.name],), **how),),
+        )
+        for claim in _OF_PATHS
+        if claim.name in _ELSEWHERE
+    )
+
+
+_ORIGINAL_NETWORK = "ResNet-110 on digits, with a ReLU after the sum"
+_SHORT_NETWORK = "ResNet-56 after 1,000 steps on CIFAR-10"
+_OF_OTHER_NETWORKS = (
+    *_elsewhere("original", _ORIGINAL_NETWORK, _digits("resnet110_he2015")),
+    *_elsewhere("short", _SHORT_NETWORK, _short("resnet56"), images=500, draws=3),
 )
 
 # --- Stochastic depth -----------------------------------------------------------------
@@ -1378,7 +1404,7 @@ GROUPS: dict[str, tuple[Claim, ...]] = {
     "Training deep networks is hard": _HARD,
     "Shortcuts": _SHORTCUT,
     "The position of activations": _ACTIVATIONS,
-    "Paths": _OF_PATHS,
+    "Paths": (*_OF_PATHS, *_OF_OTHER_NETWORKS),
     "Stochastic depth": _STOCHASTIC,
     "Dense and aggregated blocks": _DENSE,
     "What came before": _BEFORE,

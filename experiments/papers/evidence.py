@@ -81,10 +81,13 @@ class Studies:
     Attributes:
         runs: the runs, of one row.
         names: names of studies.
+        images, draws: see `experiments.analyze`.
     """
 
     runs: Runs
     names: tuple[str, ...]
+    images: int | None = None
+    draws: int = 10
 
     @property
     def places(self) -> list[str]:

@@ -51,29 +51,37 @@ def test_runs_are_trained_with_every_seed_and_resumed(tmp_path, monkeypatch, cap
     assert len(trained) == 4
 
 
-def test_studies_are_done_for_every_seed(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "place", "images", "draws", "says"),
+    [
+        (*("vgg_deletions", "ensembles/vgg15-digits"), None, 10, "holds (after the"),
+        (*("single_deletions_short", "short_cifar/resnet56-cifar10"), 500, 3, "does"),
+    ],
+)
+def test_studies_are_done_for_every_seed(
+    tmp_path, monkeypatch, capsys, name, place, images, draws, says
+):
     """Their networks are trained first; the studies of all seeds are kept."""
     trained, studied = fake.use(monkeypatch), []
 
-    def analyze(workdir, studies, style, command):
+    def analyze(workdir, studies, style, command, **how):
         studied.append(workdir)
-        orders = [{"kendall_tau": -e, "error_percent": e} for e in range(5)]
-        blocks = [{"error_percent": 85.0, "transition": False}]
-        result = {"baseline_error_percent": 1.0, "num_classes": 10}
-        result |= {"orders": orders, "blocks": blocks}
+        assert how == {"images": images, "draws": draws}
+        blocks = [{"error_percent": 85.0, "transition": t} for t in (False, True)]
+        result = {"baseline_error_percent": 1.0, "num_classes": 10, "blocks": blocks}
         folder = epath.Path(workdir) / "analysis"
         folder.mkdir()
-        for name in studies:
-            (folder / f"{name}.json").write_text(json.dumps(result))
+        for study in studies:
+            (folder / f"{study}.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(claims, "analyze", analyze)
-    assert run(monkeypatch, tmp_path, "vgg_deletions") == 0
+    assert run(monkeypatch, tmp_path, name) == 0
     assert len(trained) == 3
-    assert studied == [f"{tmp_path}/ensembles/vgg15-digits/seed{s}" for s in range(3)]
-    kept = tmp_path / "results/claims/ensembles/vgg15-digits"
+    assert studied == [f"{tmp_path}/{place}/seed{s}" for s in range(3)]
+    kept = tmp_path / "results/claims" / place
     assert sorted(path.name for path in kept.iterdir()) == ["seed0", "seed1", "seed2"]
-    assert "vgg_deletions: holds (after the mildest" in capsys.readouterr().out
-    assert run(monkeypatch, tmp_path, "vgg_deletions") == 0
+    assert f"{name}: {says}" in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, name) == 0
     assert len(studied) == 3
 
 
