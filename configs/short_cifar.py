@@ -8,7 +8,7 @@ for 1,000 steps of 32 images, about 0.7 epochs. The rate is in proportion to the
 a batch, and decays linearly.
 
 Overfitting (Huang et al. 2016, table 1, not augmented): ResNet-32 with stochastic depth
-and with constant depth, trained for 30 epochs on 5,000 images without augmentation. The
+and with constant depth, trained for 20 epochs on 5,000 images without augmentation. The
 rate is in proportion to the size of a batch, and drops as in the paper.
 
     python -m experiments.run --config=configs/resnet56_short.py
@@ -41,7 +41,7 @@ def on_few_images(dataset="cifar10"):
         protocol="full",
         augment=False,
         train_examples=5000,
-        epochs=30,
+        epochs=20,
         eval_every_epochs=5,
         paper="after Huang et al. 2016",
     )

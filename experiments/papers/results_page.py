@@ -171,7 +171,8 @@ def rows_with_runs(folder: epath.Path) -> str:
                 continue
             if runs := _kept(_row(folder, name, entry)):
                 cells = _cells(table, entry, runs, _together(runs), 0)
-                body.append([table.title.partition(":")[0], *cells[:4], *cells[5:7]])
+                title = table.title.removeprefix("Not from a paper: ").partition(":")[0]
+                body.append([title, *cells[:4], *cells[5:7]])
     head = ["table", "row", "data set", "published (%)", "ours (%)", *_COLUMNS[1:3]]
     return "\n".join(markdown(head, body))
 
@@ -251,10 +252,10 @@ def _mark(changed):
 def _cells(table: Table, entry: Entry, runs, result, begun):
     """Return the cells of one row, of which an unfinished run has `begun` epochs."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    epochs = entry.config.epochs
-    if epochs is None:
+    epochs = f"{entry.config.epochs}"
+    if entry.config.epochs is None:
         examples = (entry.config.steps or 0) * entry.config.batch_size
-        epochs = round(examples / count_train(entry.config))
+        epochs = f"{examples / count_train(entry.config):.3g}"
     if not runs:
         return [*start, "", "", "0", f"{begun} of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
@@ -282,7 +283,8 @@ def _hardware(summary):
     machine = summary.get("machine")  # older runs lack it
     if machine is None or "accelerator" in machine:
         return summary["devices"]
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"{machine['cpu']}, {cores}, {machine['memory_gib']} GiB"
 
 
 def draw(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> figures.Figure:

@@ -229,7 +229,8 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
             hardware = machine.get("accelerator", machine["cpu"])
             assert rest[0].startswith(hardware)
             if "cores" in machine and "accelerator" not in machine:
-                assert f", {machine['cores']} cores, " in rest[0]
+                cores = machine["cores"]
+                assert f", {cores} core{'s'[: cores - 1]}, " in rest[0]
             commands = {summary["command"] for summary in summaries}
             assert set(re.findall("`([^`]*)`", rest[2])) == commands
             commits = {summary["git_revision"][:7] for summary in summaries}
