@@ -4,7 +4,7 @@
 They are not from the papers, and say nothing about the papers' errors.
 
 Degradation (He et al. 2015, figure 6): networks with and without shortcuts, trained
-for 1,000 steps of 32 images, about 0.7 epochs. The rate is in proportion to the size of
+for 1,000 steps of 32 images, about 0.64 epochs. The rate is in proportion to the size of
 a batch, and decays linearly.
 
 Overfitting (Huang et al. 2016, table 1, not augmented): ResNet-32 with stochastic depth
