@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 in schedules that two CPU cores complete, after two papers.
+"""CIFAR-10 in schedules that fit on two CPU cores, after two papers.
 
 They are not from the papers, and say nothing about the papers' errors.
 
 Degradation (He et al. 2015, figure 6): networks with and without shortcuts, trained
-for 1,000 steps of 32 images, about 0.64 epochs. The rate is in proportion to the size of
-a batch, and decays linearly.
+for 1,000 steps of 32 images, 0.64 epochs. The rate is in proportion to the size of a
+batch, and decays linearly.
 
 Overfitting (Huang et al. 2016, table 1, not augmented): ResNet-32 with stochastic depth
 and with constant depth, trained for 20 epochs on 5,000 images without augmentation. The

@@ -25,7 +25,7 @@ _HEADER = """# Claims of the literature
 Each row is a claim of a paper, the command that shows it, and what this project has
 seen. `python -m experiments.claims --keep=results --page=docs/claims.md` collects what
 is missing and writes this page from the JSON files in `results/`. Starting from
-scratch takes about four hours on two CPU cores, and probably four more for the claims
+scratch takes about six hours on two CPU cores, and probably two more for the claims
 that are not run yet; `--only=NAME,NAME` chooses claims.
 
 - **{holds}**: it follows from the definitions, or the runs show it.

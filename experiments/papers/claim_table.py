@@ -86,7 +86,10 @@ _BOUNDED = Runs(
     tuple(f"{kind}_{how}" for kind in ("plain", "residual") for how in _REMEDIES),
 )
 _SIZES, _SHORTCUTS, _PATHS = map(Exact, ("sizes", "shortcuts", "path_lengths"))
-_VEIT = ("delete_one", "delete_many", "permute", "path_gradients")
+
+
+def _preact(name: str) -> Studies:
+    return Studies(_PREACT_RUNS, (name,))
 
 
 def _original(*names: str) -> Studies:
@@ -98,7 +101,6 @@ _DROPPED, _CONSTANT = (
     Studies(_digits(row), ("delete_one", "gradient_magnitude"))
     for row in ("resnet110_sd", "resnet110")
 )
-_PREACT = Studies(_PREACT_RUNS, _VEIT)
 _VGG = Studies(Runs("ensembles", ("vgg15",)), ("delete_one",))
 _PLAIN_20, _RESIDUAL_20 = (
     Studies(_digits(row), ("layer_responses", "branch_weights"))
@@ -759,9 +761,9 @@ def _damages(studies):
     return [damages(study["delete_one"])[0] for study in studies]
 
 
-def _lesions(text, studies, held, refuted):
+def _lesions(text, studies, name, held, refuted):
     """Return the verdict of networks that are accurate enough to be damaged."""
-    usable = [not too_near_chance(study["delete_one"]) for study in studies]
+    usable = [not too_near_chance(study[name]) for study in studies]
     held, refuted = (np.logical_and(usable, each).tolist() for each in (held, refuted))
     return in_every_run(text, held, refuted)
 
@@ -778,6 +780,7 @@ def _single_deletions(studies):
     return _lesions(
         text,
         studies,
+        "delete_one",
         [median <= UNHARMED for median in medians],
         [median > NEEDED for median in medians],
     )
@@ -795,6 +798,7 @@ def _only_transitions(studies):
     return _lesions(
         text,
         studies,
+        "delete_one",
         [inner <= NEEDED < changing for inner, changing in pairs],
         [inner > NEEDED for inner in worst],
     )
@@ -808,7 +812,8 @@ def _fatal(studies):
     shown = ", ".join(f"{e:.0f}" for e in least)
     text = f"after the mildest deletion the error is {shown} %, chance is {guess:.0f} %"
     held = [e > 0.9 * guess for e in least]
-    return _lesions(text, studies, held, [e < guess / 2 for e in least])
+    refuted = [e < guess / 2 for e in least]
+    return _lesions(text, studies, "delete_one", held, refuted)
 
 
 def _many_deletions(studies):
@@ -816,14 +821,16 @@ def _many_deletions(studies):
     shown = ", ".join(f"{rho:.2f} and {step:.0f}" for rho, step in found)
     text = f"rank correlation, and largest step in points: {shown}"
     held = [is_smooth(rho, step) for rho, step in found]
-    return in_every_run(text, held, [rho <= 0 or step > 30 for rho, step in found])
+    refuted = [rho <= 0 or step > 30 for rho, step in found]
+    return _lesions(text, studies, "delete_many", held, refuted)
 
 
 def _reordered(studies):
     rhos = [correlation(study["permute"]) for study in studies]
     shown = ", ".join(f"{rho:.2f}" for rho in rhos)
     text = f"rank correlation of Kendall's tau and the error: {shown}"
-    return in_every_run(text, [r < GROWS for r in rhos], [r >= 0 for r in rhos])
+    held, refuted = [r < GROWS for r in rhos], [r >= 0 for r in rhos]
+    return _lesions(text, studies, "permute", held, refuted)
 
 
 def _shrinks(studies):
@@ -876,14 +883,14 @@ _OF_PATHS = (
         "Veit et al. 2016, section 4.1",
         "Deleting most blocks of a residual network, one at a time, hardly changes the "
         "test error.",
-        (_PREACT,),
+        (_preact("delete_one"),),
         _single_deletions,
     ),
     Claim(
         "only_transitions",
         "Veit et al. 2016, section 4.1",
         "Only the deletion of a block that changes the shape has a visible effect.",
-        (_PREACT,),
+        (_preact("delete_one"),),
         _only_transitions,
     ),
     Claim(
@@ -897,14 +904,14 @@ _OF_PATHS = (
         "many_deletions",
         "Veit et al. 2016, section 4.2",
         "The error rises smoothly with the number of deleted blocks.",
-        (_PREACT,),
+        (_preact("delete_many"),),
         _many_deletions,
     ),
     Claim(
         "reordering",
         "Veit et al. 2016, section 4.2",
         "The error rises with the disorder of swapped blocks.",
-        (_PREACT,),
+        (_preact("permute"),),
         _reordered,
     ),
     Claim(
@@ -918,21 +925,21 @@ _OF_PATHS = (
         "gradient_by_length",
         "Veit et al. 2016, section 4.3",
         "The gradient along a path shrinks exponentially with its length.",
-        (_PREACT,),
+        (_preact("path_gradients"),),
         _shrinks,
     ),
     Claim(
         "short_paths_carry",
         "Veit et al. 2016, section 4.3",
         "Most of the gradient comes from paths of 5 to 17 blocks.",
-        (_PREACT,),
+        (_preact("path_gradients"),),
         _carried(5, 17),
     ),
     Claim(
         "nine_to_18",
         "Secondary source: Fung 2017, An Overview of ResNet and its Variants",
         "Most of the gradient comes from paths of 9 to 18 blocks.",
-        (_PREACT,),
+        (_preact("path_gradients"),),
         _carried(9, 18),
     ),
     Claim(
@@ -952,29 +959,23 @@ _OF_PATHS = (
 )
 
 
-# The claims of Veit et al. 2016 that are tested on other networks than theirs, and the
-# study that each is judged by.
-_ELSEWHERE = {
-    "single_deletions": "delete_one",
-    "only_transitions": "delete_one",
-    "many_deletions": "delete_many",
-    "reordering": "permute",
-    "gradient_by_length": "path_gradients",
-}
-
-
 def _elsewhere(ending: str, network: str, runs: Runs, **how: int) -> tuple[Claim, ...]:
-    """Return these claims for the network of some runs."""
+    """Return claims of Veit et al. 2016 for the network of some runs."""
+    names = ("single_deletions", "only_transitions", "many_deletions", "reordering")
     return tuple(
         replace(
             claim,
             name=f"{claim.name}_{ending}",
-            source=f"{claim.source}, for another network",
+            source=f"A question of this project, after {claim.source}",
             says=f"{claim.says[:-1]} ({network}).",
-            evidence=(Studies(runs, (_ELSEWHERE[claim.name],), **how),),
+            evidence=tuple(
+                Studies(runs, of_paper.names, **how)
+                for of_paper in claim.evidence
+                if isinstance(of_paper, Studies)
+            ),
         )
         for claim in _OF_PATHS
-        if claim.name in _ELSEWHERE
+        if claim.name in (*names, "gradient_by_length")
     )
 
 

@@ -255,7 +255,8 @@ def _cells(table: Table, entry: Entry, runs, result, begun):
     epochs = f"{entry.config.epochs}"
     if entry.config.epochs is None:
         examples = (entry.config.steps or 0) * entry.config.batch_size
-        epochs = f"{examples / count_train(entry.config):.3g}"
+        length = examples / count_train(entry.config)
+        epochs = f"{length:.3g}" if length < 10 else f"{length:.0f}"
     if not runs:
         return [*start, "", "", "0", f"{begun} of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any

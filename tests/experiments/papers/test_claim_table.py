@@ -24,15 +24,16 @@ def deletions(*errors, transitions=(90.0,), base=1.0):
 def many(*medians, base=1.0):
     errors = [[m - 5, m, m + 5] for m in medians]
     deleted = list(range(1, len(medians) + 1))
-    result = {"deleted": deleted, "error_percent": errors}
+    result = {"deleted": deleted, "error_percent": errors, "num_classes": 10}
     return {"delete_many": {**result, "baseline_error_percent": base}}
 
 
-def orders(*errors):
+def orders(*errors, base=1.0):
     found = [
         {"kendall_tau": 1 - i / 9, "error_percent": e} for i, e in enumerate(errors)
     ]
-    return {"permute": {"orders": found}}
+    result = {"orders": found, "baseline_error_percent": base, "num_classes": 10}
+    return {"permute": result}
 
 
 def gradients(factor, peak=None, bend=0.0):
@@ -387,10 +388,12 @@ CASES = {
         ([[many(*EVEN)] * 2], ev.HOLDS),
         ([[many(*STEP)] * 2], ev.UNDECIDED),
         ([[many(*JUMP)] * 2], ev.FAILS),
+        ([[many(*JUMP, base=46.0)] * 2], ev.UNDECIDED),
     ],
     "reordering": [
         ([[orders(1, 2, 4, 8, 16)] * 2], ev.HOLDS),
         ([[orders(16, 2, 4, 8, 1)] * 2], ev.FAILS),
+        ([[orders(46, 47, 49, 53, 61, base=46.0)] * 2], ev.UNDECIDED),
     ],
     "gradient_by_length": [
         ([[gradients(3.0)] * 2], ev.HOLDS),
@@ -536,11 +539,14 @@ def test_every_judge_is_tested():
     assert {*CASES, *LOWER} == judged - {*OF_OTHER_NETWORKS}
 
 
-# Claims of Veit et al. 2016 for other networks than theirs: the paper's claim, the row
-# and the study that its judge reads.
+# Claims of Veit et al. 2016 for other networks than theirs, and their evidence.
+SHORT = ev.Runs("short_cifar", ("resnet56",), "cifar10")
 OF_OTHER_NETWORKS = {
-    f"{claim}_{ending}": (claim, row, study)
-    for ending, row in (("original", "resnet110_he2015"), ("short", "resnet56"))
+    f"{claim}_{ending}": (claim, ev.Studies(runs, (study,), *how))
+    for ending, runs, *how in (
+        ("original", ev.Runs("digits", ("resnet110_he2015",))),
+        ("short", SHORT, 500, 3),
+    )
     for claim, study in (
         ("single_deletions", "delete_one"),
         ("only_transitions", "delete_one"),
@@ -553,14 +559,14 @@ OF_OTHER_NETWORKS = {
 
 @pytest.mark.parametrize("name", OF_OTHER_NETWORKS)
 def test_claims_of_other_networks_are_judged_as_the_papers(name):
-    of_paper, row, study = OF_OTHER_NETWORKS[name]
-    [evidence] = CLAIMS[name].evidence
-    assert (evidence.runs.rows, evidence.names) == ((row,), (study,))
-    assert CLAIMS[name].judge is CLAIMS[of_paper].judge
-    assert CLAIMS[name].says.startswith(CLAIMS[of_paper].says[:-1])
+    of_paper, evidence = OF_OTHER_NETWORKS[name]
+    claim = CLAIMS[name]
+    assert claim.evidence == (evidence,)
+    network = "CIFAR-10" if evidence.runs == SHORT else "a ReLU after the sum"
+    assert claim.says.endswith(f"{network}).")
     for [studies], verdict in CASES[of_paper]:
-        only = [{study: found[study]} for found in studies]
-        assert CLAIMS[name].judge(only).verdict == verdict
+        only = [{evidence.names[0]: found[evidence.names[0]]} for found in studies]
+        assert claim.judge(only).verdict == verdict
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -591,6 +597,8 @@ def test_text_has_the_number_of_each_seed():
     seen = CLAIMS["only_transitions"].judge([deletions(5.0), deletions(20.0)])
     assert "costs up to 4, 19 points, one that changes the shape up to 89" in seen.text
     assert seen.text.endswith("(in 1 of 2 networks)")
+    seen = CLAIMS["only_transitions"].judge([deletions(5.0, transitions=(0.7,))])
+    assert "changes the shape up to 0 (in" in seen.text
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -230,10 +230,15 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
             assert rest[0].startswith(hardware)
             if "cores" in machine and "accelerator" not in machine:
                 cores = machine["cores"]
-                assert f", {cores} core{'s'[: cores - 1]}, " in rest[0]
+                plural = "" if cores == 1 else "s"
+                assert f", {cores} core{plural}, " in rest[0]
             commands = {summary["command"] for summary in summaries}
             assert set(re.findall("`([^`]*)`", rest[2])) == commands
             commits = {summary["git_revision"][:7] for summary in summaries}
             assert set(rest[3].split(", ")) == commits
     assert seen == set((ROOT / "runs").rglob("summary.json"))
+    short = TABLES["short_cifar"].title
+    assert {cells[6] for cells in found[short]} == {"0.64 of 0.64"}
+    of_readme = results_page.rows_with_runs(epath.Path(ROOT))
+    assert f"| {short.removeprefix('Not from a paper: ')} | plain56 | " in of_readme
     assert results_page.page(epath.Path(ROOT)) == text
