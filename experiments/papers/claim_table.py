@@ -322,8 +322,8 @@ _HARD = (
     Claim(
         "degradation_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "In the last 500 of 1,000 steps on CIFAR-10 (32 images each), "
-        "plain-56 has a higher training loss than plain-20.",
+        "In the last 500 of 1,000 steps on CIFAR-10 (32 images each), plain-56 has a "
+        "higher training loss than plain-20.",
         (_short("plain20", "plain56"),),
         _rows("training loss", _LOSS, "plain20", "plain56"),
     ),
@@ -961,7 +961,10 @@ _OF_PATHS = (
 
 def _elsewhere(ending: str, network: str, runs: Runs, **how: int) -> tuple[Claim, ...]:
     """Return claims of Veit et al. 2016 for the network of some runs."""
-    names = ("single_deletions", "only_transitions", "many_deletions", "reordering")
+    names = (
+        *("single_deletions", "only_transitions", "many_deletions"),
+        *("reordering", "gradient_by_length"),
+    )
     return tuple(
         replace(
             claim,
@@ -975,7 +978,7 @@ def _elsewhere(ending: str, network: str, runs: Runs, **how: int) -> tuple[Claim
             ),
         )
         for claim in _OF_PATHS
-        if claim.name in (*names, "gradient_by_length")
+        if claim.name in names
     )
 
 

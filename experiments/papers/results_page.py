@@ -252,11 +252,11 @@ def _mark(changed):
 def _cells(table: Table, entry: Entry, runs, result, begun):
     """Return the cells of one row, of which an unfinished run has `begun` epochs."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    epochs = f"{entry.config.epochs}"
-    if entry.config.epochs is None:
+    length: float | None = entry.config.epochs
+    if length is None:
         examples = (entry.config.steps or 0) * entry.config.batch_size
         length = examples / count_train(entry.config)
-        epochs = f"{length:.3g}" if length < 10 else f"{length:.0f}"
+    epochs = f"{length:.3g}" if length < 10 else f"{length:.0f}"
     if not runs:
         return [*start, "", "", "0", f"{begun} of {epochs}", "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
