@@ -6,7 +6,6 @@ or diverged.json, of a run that has ended; of an unfinished run, only the first 
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,25 +25,25 @@ from experiments.papers.entries import (
 from experiments.papers.tables import TABLES, Table
 from experiments.training import many_runs
 from experiments.training.feed import count_train
-from experiments.training.workdir import FREE
+from experiments.training.workdir import FREE, read_lines
 from rn_jax.filesystem import make_folder, read_json, replace_file
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
 # Fields in which the runs of a row may differ without a remark.
 _FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
-# Fields that the papers leave open: another value gets a remark, but no star.
+# Fields whose change gets a remark, but no star.
 _OPEN = {"eval_every_epochs", "eval_every_steps", "momentum_form"}
 
 _HEADER = """# Results
 
 `python -m experiments.reproduce --keep=results` writes this page from the summaries in
-[runs](runs); every command below updates it. Rows without numbers have not been run.
-Errors are the statistic that the paper prints of its own runs (mean, median or best),
-and "±" is the standard deviation. Training losses, without the weight penalty, and
-times are means. A star marks a schedule that was shortened in proportion, to the epochs
-in its column, or other deviations from the paper that are listed below the table: such
-a number says nothing about the paper's.
+[runs](runs); every command below updates it. Rows without an error have not been run,
+or not to their end. Errors are the statistic that the paper prints of its own runs
+(mean, median or best), and "±" is the standard deviation. Training losses, without the
+weight penalty, and times are means. A star marks a schedule that was shortened in
+proportion, to the epochs in its column, or other deviations from the paper that are
+listed below the table: such a number says nothing about the paper's.
 [Reproduction](../docs/reproduction.md) discusses what is reproduced so far;
 [measurements](measurements.md) has times, memory and studies, and [LOG.md](LOG.md) what
 was tried, with its outcome.
@@ -62,7 +61,8 @@ def keep(
     """Copy the kept files of runs, and update the page.
 
     They replace runs of another config, unless those are longer. A run that diverged
-    never replaces one that finished, and an unfinished run replaces none.
+    never replaces one that finished, and an unfinished run replaces only one that was
+    stopped earlier.
 
     Args:
         runs: folder and config of each run, see `many_runs.runs`.
@@ -75,15 +75,17 @@ def keep(
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
         place = row / f"seed{config.seed}"
         if not (end := _end(source)):
-            if not _kept(row) and (source / "metrics.jsonl").exists():
+            if not _kept(row) and _last_step(source) > _last_step(place):
                 _copy(source, place)
             continue
-        others = [there for c, there in _kept(row) if _differing(config, c)]
-        ended = [other for other in others if "reason" not in other]
-        if "reason" in end and (ended or (place / "summary.json").exists()):
+        others = [p for p in _places(row) if _differing(config, _fields(p))]
+        lasting = [p for p in others if not (p / "diverged.json").exists()]
+        if "reason" in end and any(
+            (p / "summary.json").exists() for p in [*lasting, place]
+        ):
             print(f"{row} keeps its finished runs: {path} diverged.")
             continue
-        if any(other["steps"] > end["steps"] for other in ended):
+        if any(_last_step(p) > end["steps"] for p in lasting):
             print(f"{row} keeps its longer runs; remove it to keep {path} instead.")
             continue
         if others:
@@ -193,11 +195,7 @@ def _below(folder):
 
 def _kept(row):
     """Return the config, and the summary or the divergence, of each run of a row."""
-    return [
-        (read_fields(place / "config.json"), end)
-        for place in _places(row)
-        if (end := _end(place))
-    ]
+    return [(_fields(place), end) for place in _places(row) if (end := _end(place))]
 
 
 def _end(folder):
@@ -215,15 +213,26 @@ def _together(runs):
     return {"state": "diverged" if diverged else "finished", **found}
 
 
+def _fields(place):
+    return read_fields(place / "config.json")
+
+
 def _epochs(place):
-    lines = map(json.loads, (place / "metrics.jsonl").read_bytes().splitlines())
+    lines = read_lines(place / "metrics.jsonl")
     return [line for line in lines if line["kind"] == "epoch"]
 
 
+def _last_step(place):
+    """Return the last step of a run, or the last it has logged so far, or 0."""
+    if end := _end(place):
+        return end["steps"]
+    lines = read_lines(place / "metrics.jsonl")
+    return lines[-1]["step"] if lines else 0
+
+
 def _begun(row):
-    """Return the number of epochs that an unfinished run of a row has seen, or 0."""
-    unfinished = [place for place in _places(row) if not _end(place)]
-    return max((_epochs(place)[-1]["epoch"] for place in unfinished), default=0)
+    """Return the last step that an unfinished run of a row has logged, or 0."""
+    return max((_last_step(p) for p in _places(row) if not _end(p)), default=0)
 
 
 def _differing(config: Config, fields):
@@ -250,15 +259,13 @@ def _mark(changed):
 
 
 def _cells(table: Table, entry: Entry, runs, result, begun):
-    """Return the cells of one row, of which an unfinished run has `begun` epochs."""
+    """Return the cells of one row, of which an unfinished run has `begun` steps."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    length: float | None = entry.config.epochs
-    if length is None:
-        examples = (entry.config.steps or 0) * entry.config.batch_size
-        length = examples / count_train(entry.config)
-    epochs = f"{length:.3g}" if length < 10 else f"{length:.0f}"
+    length = entry.config.epochs or _epochs_after(entry.config.steps, entry.config)
     if not runs:
-        return [*start, "", "", "0", f"{begun} of {epochs}", "", "", "", ""]
+        seen = f"{_short(_epochs_after(begun, entry.config))} of {_short(length)}"
+        seen += ", unfinished" if begun else ""
+        return [*start, "", "", "0", seen, "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
     mark = _mark(_differing(entry.config, config) - _OPEN)
@@ -268,12 +275,20 @@ def _cells(table: Table, entry: Entry, runs, result, begun):
         many_runs.error_cell(result, entry.error, table.statistic, mark),
         "" if loss is None else f"{loss:.3f}",
         str(result["n"]),
-        f"{summary['epochs']:g} of {epochs}",
+        f"{summary['epochs']:g} of {_short(length)}",
         _hardware(summary),
         f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
         _distinct(f"`{run['command']}`" for _, run in runs),
         _distinct((run["git_revision"] or "")[:7] for _, run in runs),
     ]
+
+
+def _epochs_after(steps, config: Config):
+    return steps * config.batch_size / count_train(config)
+
+
+def _short(number):
+    return f"{number:.3g}" if number < 10 else f"{number:.0f}"
 
 
 def _distinct(texts):

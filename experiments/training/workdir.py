@@ -186,18 +186,8 @@ class Workdir:
             self._events.log(prefix, line)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the lines of a .jsonl file, without an incomplete last one."""
-        file = self.path / name
-        lines = []
-        for text in file.read_bytes().splitlines() if file.exists() else []:
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(line, dict) or "step" not in line:
-                break
-            lines.append(line)
-        return lines
+        """Return the lines of metrics.jsonl or timing.jsonl, by name."""
+        return read_lines(self.path / name)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl on epochs."""
@@ -249,6 +239,20 @@ class Workdir:
     def _write(self, name, value):
         if self._writes:
             replace_file(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(file: epath.Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's .jsonl file, without an incomplete last one."""
+    lines = []
+    for text in file.read_bytes().splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
+    return lines
 
 
 def read_checkpoint(

@@ -135,7 +135,7 @@ def test_a_run_that_diverged_is_on_the_page(tmp_path, monkeypatch):
     assert first_row("e", "1")[3:6] == ["11.00", "0.250", "1"]
 
 
-def test_page_says_what_a_row_has_otherwise(tmp_path, monkeypatch):
+def test_page_says_how_a_row_deviates(tmp_path, monkeypatch):
     fake.use(monkeypatch)
     changed = ["--config.warmup=7", "--config.eval_every_steps=100"]
     options = [*PAIR, *changed, f"--keep={tmp_path / 'results'}"]
@@ -159,27 +159,50 @@ def test_momentum_of_another_form_gets_a_remark_and_no_star(tmp_path, monkeypatc
 
 
 def test_an_unfinished_run_has_its_epochs_on_the_page(tmp_path, monkeypatch):
-    """Until a run of the row has finished."""
-    only = ["--only=constant", "--dataset=cifar10", f"--keep={tmp_path / 'results'}"]
-    argv = arguments(tmp_path / "a", *only)
-    fake.use(monkeypatch, at=1, ends=KeyboardInterrupt())
-    assert in_process(monkeypatch, argv, reproduce) == 75
+    """Until a run of the row has finished: 100 steps are 0.28 epochs of 45,000 images.
+
+    A run that was stopped earlier, or has logged nothing, does not replace it.
+    """
+    keep = f"--keep={tmp_path / 'results'}"
     page = tmp_path / "results" / "README.md"
-    row = page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
-    assert row[3:7] == ["", "", "0", "1 of 500"]
-    fake.use(monkeypatch)
-    assert in_process(monkeypatch, argv, reproduce) == 0
-    row = page_rows(page.read_text())[TABLES["stochastic_depth"].title][0]
-    assert row[3:7] == ["11.00", "0.250", "1", "500 of 500"]
+    row = page.parent / "runs" / "stochastic_depth" / "constant-cifar10"
+    metrics = row / "seed0" / "metrics.jsonl"
+
+    def cells(name, ends=None, *more):
+        fake.use(monkeypatch, at=1, ends=ends) if ends else fake.use(monkeypatch)
+        only = ["--only=constant", "--dataset=cifar10", keep, *more]
+        argv = arguments(tmp_path / name, *only)
+        assert in_process(monkeypatch, argv, reproduce) == (75 if ends else 0)
+        first, *_ = page_rows(page.read_text())[TABLES["stochastic_depth"].title]
+        return first[3:7]
+
+    monkeypatch.setattr(results_page.figures, "save", lambda *_, **__: None)
+    stopped = KeyboardInterrupt()
+    assert cells("a", stopped) == ["", "", "0", "0.284 of 500, unfinished"]
+    seen = ["", "", "0", "26 of 500, unfinished"]
+    metrics.write_text(f'{json.dumps(fake.EPOCH | {"step": 9000})}\n{{"kind": "epo')
+    assert cells("b", stopped) == seen
+    assert cells("c", stopped, "--scale=0.01") == seen
+    assert cells("d", None, "--scale=0.01") == seen  # ends after 50 steps
+    step = {"kind": "step", "step": 9000, "epoch": 26}
+    metrics.write_text(json.dumps(step) + "\n")  # stopped before an evaluation
+    assert cells("b", stopped) == seen
+    ended = ["11.00", "0.250", "1", "500 of 500"]
+    assert cells("a") == ended
+    for name, more in (("e", []), ("f", ["--config.warmup=7"])):
+        assert cells(name, stopped, *more) == ended
+    (row / "seed0" / "summary.json").unlink()
+    metrics.write_text("")  # stopped while it compiled
+    assert in_process(monkeypatch, keep.split("="), reproduce) == 0
+    assert "0 of 500" in page.read_text()
 
 
-def unfinished(row):
-    """The lines on epochs of runs that have no end."""
+def steps_of_unfinished(row):
+    """The last step logged by each run that has no end."""
     ends = {file.parent for file in row.glob("*/summary.json")}
     for file in row.glob("*/metrics.jsonl"):
         if file.parent not in ends:
-            lines = file.read_text().splitlines()
-            yield [line for line in lines if '"kind": "epoch"' in line]
+            yield json.loads(file.read_text().splitlines()[-1])["step"]
 
 
 def test_every_figure_of_the_results_comes_from_a_committed_summary():
@@ -200,10 +223,11 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
                     assert ours == "diverged"
                 else:
                     assert (ours, loss, *rest) == ("",) * 6
-                    begun = [
-                        json.loads(lines[-1])["epoch"] for lines in unfinished(place)
-                    ]
-                    assert epochs.startswith(f"{max(begun, default=0)} of ")
+                    if begun := list(steps_of_unfinished(place)):
+                        here = max(begun) * 128 / 50_000
+                        assert re.fullmatch(rf"{here:.0f} of \d+, unfinished", epochs)
+                    else:
+                        assert epochs.startswith("0 of ")
                 continue
             seen |= set(files)
             summaries = [json.loads(file.read_text()) for file in files]
