@@ -133,6 +133,10 @@ def _errors(first, second):
     return _rows("test error (%)", _ERROR, first, second)
 
 
+def _losses(first, second):
+    return _rows("training loss", _LOSS, first, second)
+
+
 def _ratio(name, first, second, unit, scale, holds):
     """Return a judge of the ratio of the sizes of two networks."""
 
@@ -303,7 +307,7 @@ _HARD = (
         "He et al. 2015, section 1 and figure 6",
         "A deeper plain network ends with a higher training loss than a shallower one.",
         (_digits("plain20", "plain110"),),
-        _rows("training loss", _LOSS, "plain20", "plain110"),
+        _losses("plain20", "plain110"),
     ),
     Claim(
         "not_overfitting",
@@ -311,7 +315,7 @@ _HARD = (
         "Overfitting does not cause the degradation: plain-110 fails on its training "
         "set, which the same layers with shortcuts fit.",
         (_digits("resnet110_he2015", "plain110"),),
-        _rows("training loss", _LOSS, "resnet110_he2015", "plain110"),
+        _losses("resnet110_he2015", "plain110"),
     ),
     Claim(
         "degradation_cifar",
@@ -322,25 +326,26 @@ _HARD = (
     Claim(
         "degradation_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "In the last 500 of 1,000 steps on CIFAR-10 (32 images each), plain-56 has a "
-        "higher training loss than plain-20.",
+        "In the last 500 of 1,000 steps on CIFAR-10, plain-56 has a higher training "
+        "loss than plain-20.",
         (_short("plain20", "plain56"),),
-        _rows("training loss", _LOSS, "plain20", "plain56"),
+        _losses("plain20", "plain56"),
     ),
     Claim(
         "shortcuts_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "In these steps, the training loss rises less from 20 to 56 layers with "
-        "shortcuts than without.",
+        "In the last 500 of 1,000 steps on CIFAR-10, the training loss rises less from "
+        "20 to 56 layers with shortcuts than without.",
         (_short("plain20", "plain56", "resnet20", "resnet56"),),
         _rise_of_loss,
     ),
     Claim(
         "depth_short",
         "A question of this project, after He et al. 2015, figure 6",
-        "In these steps, ResNet-56 has a lower training loss than ResNet-20.",
+        "In the last 500 of 1,000 steps on CIFAR-10, ResNet-56 has a lower training "
+        "loss than ResNet-20.",
         (_short("resnet20", "resnet56"),),
-        _rows("training loss", _LOSS, "resnet56", "resnet20"),
+        _losses("resnet56", "resnet20"),
     ),
     Claim(
         "deeper",
@@ -404,8 +409,6 @@ def _doubled(blocks, sizes):
 _SMALL = 0.5
 # More than this share of the start has grown; after a short run it is as it began.
 _GROWN = 1.1
-
-
 # BatchNorm's scales that have changed by less are as at the start, as are responses.
 _MOVED = 0.1
 
@@ -485,7 +488,7 @@ _SHORTCUT = (
         "At a depth that both can train, the residual network reaches a lower training "
         "loss in as many epochs.",
         (_digits("resnet20", "plain20"),),
-        _rows("training loss", _LOSS, "resnet20", "plain20"),
+        _losses("resnet20", "plain20"),
     ),
     Claim(
         "parameter_free",
@@ -734,7 +737,7 @@ _ACTIVATIONS = (
         "With 110 layers, pre-activation ends with a higher training loss than the "
         "original block.",
         _PREACT_110,
-        _rows("training loss", _LOSS, "resnet110_he2015", "preact_resnet110"),
+        _losses("resnet110_he2015", "preact_resnet110"),
     ),
     Claim(
         "preactivation_1001",
@@ -1124,7 +1127,7 @@ _STOCHASTIC = (
         "Huang et al. 2016, section 4",
         "Stochastic depth ends with a higher training loss than constant depth.",
         (_DEPTH,),
-        _rows("training loss", _LOSS, "resnet110", "resnet110_sd"),
+        _losses("resnet110", "resnet110_sd"),
     ),
     Claim(
         "better_on_few_images",

@@ -25,7 +25,7 @@ from rn_jax.filesystem import read_json
 # The verdicts on a claim.
 HOLDS = "holds"
 FAILS = "does not hold here"
-UNDECIDED = "too small to say"
+UNDECIDED = "not decided"
 NOT_RUN = "not run here"
 PENDING = "not run yet"
 

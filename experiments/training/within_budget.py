@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train many runs for a limited time, several of them in parallel.
 
-A stopped run continues the next time, so it need not end in the time that is left. But
-each turn first reads data and compiles, so a run begins only if its turn is worth that:
-if a fifth of the budget is left, or if the run is predicted to end in time. Runs begin
-in their order; one that does not fit is passed over for a later one that does.
+A stopped run continues in the next call, so it need not end in the time that is left.
+But each call reads the run's data and compiles it again. A run therefore begins only if
+a fifth of the budget is left, or if it is predicted to end in time. Runs begin in their
+order; one that does not fit is passed over for a later one that does.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ from experiments.training.workdir import Workdir
 from rn_jax import data, filesystem, leaving, parallel
 from rn_jax.errors import InputError
 
-LEAST = 0.2  # of the budget: a turn that is worth its start, whatever it reaches
+LEAST = 0.2  # share of the budget for which it is always worthwhile to start a run
 START = 40.0  # seconds that a run takes to read its data and to compile
 RESERVE = 20.0  # seconds of the budget in which stopped runs are saved
 _POLL = 0.2  # seconds between looks at the processes
@@ -41,7 +41,7 @@ class Budget:
 
     Attributes:
         budget: seconds after which all runs have stopped, to continue the next time; 0:
-            none begins, and what is there is collected.
+            no run begins, and the existing results are collected.
         at_once: number of runs in parallel, with a budget.
     """
 
@@ -232,7 +232,10 @@ def _train(jobs, path, *, budget, at_once, report, at_end, start, clock, sleep):
             say(f"{name} did not end in time and is killed.")
     for name, run in waiting.items() if budget and not stop else ():
         needed = seconds_needed(run, budget)
-        say(f"{name} did not begin: it needs {needed:.0f} s, and no place was free.")
+        say(
+            f"{name} did not begin: it needs {needed:.0f} s, and no place was free "
+            "while that much was left."
+        )
     report(many_runs.results(jobs, path, None))
     print(
         "\n".join(_table({job.name: progress(job, path) for job in jobs})), flush=True

@@ -106,6 +106,14 @@ def test_every_claim_has_its_evidence_or_a_command(name):
             assert evidence.name in exact.FUNCTIONS
 
 
+def test_what_no_command_here_measures_is_not_run(tmp_path):
+    """A benchmark is not, and neither is what needs a GPU; a study will be."""
+    folder = epath.Path(tmp_path)
+    names = {"error_20": ev.NOT_RUN, "degradation_cifar": ev.NOT_RUN}
+    for name, verdict in {**names, "reordering": ev.PENDING}.items():
+        assert claims.seen(CLAIMS[name], folder) == ev.Seen("", verdict)
+
+
 def test_page_is_that_of_the_committed_evidence():
     page = (ROOT / "docs" / "claims.md").read_text("utf-8")
     assert page == claims.as_page(claims.all_seen(epath.Path(ROOT / "results")))

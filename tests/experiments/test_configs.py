@@ -725,7 +725,14 @@ def test_short_cifar_compares_networks_by_one_recipe():
     )
     assert first.learning_rate / first.batch_size == made("plain20").learning_rate / 128
     assert all(differing(first, other) == {"model"} for other in others)
+
+
+def test_few_images_compares_constant_and_stochastic_depth_by_one_recipe():
     constant, dropped = made("resnet32_few_images"), made("resnet32_sd_few_images")
     assert not constant.augment and constant.train_examples == 5000
+    assert (
+        constant.learning_rate / constant.batch_size
+        == made("plain20").learning_rate / 128
+    )
     assert differing(constant, dropped) == {"stochastic_depth"}
     assert made("resnet32_few_images", "digits").train_examples is None

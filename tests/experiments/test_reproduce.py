@@ -136,6 +136,13 @@ def test_a_budget_without_a_table_trains_what_comes_next(tmp_path, monkeypatch):
     run = kept / "runs" / "degradation" / "resnet56-cifar10" / "seed0"
     assert (run / "summary.json").exists()
 
+    argv = ["--budget=600", f"--workdir={tmp_path / 'b'}", "--dataset=digits"]
+    assert in_process(monkeypatch, [*argv, "--scale=0.5"], reproduce) == 0
+    names = [job.name for job in given["jobs"]]
+    assert len(names) == 7 and all(name.endswith("-digits") for name in names)
+    lengths = [job.config.epochs or job.config.steps for job in given["jobs"]]
+    assert (lengths[0], lengths[3]) == (15, 3)  # half of 30 epochs, and of a fifth
+
 
 BAD_INPUT = {
     "no table": (["--scale=0.1"], r"Unknown table ''; available: .*stochastic_depth"),

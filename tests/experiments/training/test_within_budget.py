@@ -151,7 +151,8 @@ def test_it_stops_in_time_and_continues(tmp_path, monkeypatch, capsys):
         *("finished", "not begun", "finished", "not begun", "not begun")
     ]
     printed = capsys.readouterr().out
-    assert "e did not begin: it needs 120 s, and no place was free." in printed
+    says = "e did not begin: it needs 120 s, and no place was free while that much was "
+    assert f"{says}left." in printed
     assert re.search(r"\| a \| finished \|.*\n\| b \| not begun \|", printed)
 
     again = World(tmp_path, {**seconds, "b": 100})
@@ -191,10 +192,30 @@ def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     assert [e[2] for e in world.events if e[1] == "end"] == ["a", "c", "b"]
 
 
+def test_a_run_that_is_terminated_while_it_compiles_has_not_failed(tmp_path):
+    World(tmp_path, {"a": 10}, codes={"a": -signal.SIGTERM}).train()
+
+
+def test_a_run_that_diverged_is_not_started_again(tmp_path, monkeypatch):
+    fake.use(monkeypatch, at=1, ends=loop.NotFiniteError("Not finite at step 3."))
+    [job] = jobs_of("a")
+    with pytest.raises(loop.NotFiniteError):
+        loop.train(job.config, tmp_path / "a")
+    world = World(tmp_path, {"a": 10, "b": 10})
+    world.train()
+    assert [event[2] for event in world.events if event[1] == "begin"] == ["b"]
+
+
 def test_without_time_what_is_there_is_collected(tmp_path):
     world = World(tmp_path, {"a": 10})
     world.train(budget=0)
     assert world.events == [(0, "kept", "")] and len(world.reports) == 2
+
+
+def test_no_process_takes_the_memory_of_a_gpu_in_advance(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    World(tmp_path, {"a": 10}).train(budget=0)
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
 def test_bad_input(tmp_path):
@@ -212,8 +233,10 @@ def test_bad_input(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path):
-    """Two runs of three blocks: Ctrl-C after the first save, then the same again."""
+@pytest.mark.parametrize("stop", ["Ctrl-C", "the parent is killed"])
+def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path, stop):
+    """Two runs of three blocks, stopped after the first save; then the same again."""
+    names = ("plain20-digits", "resnet20-digits")
     command = [
         *(sys.executable, "-m", "experiments.reproduce", "--table=digits"),
         *("--only=plain20,resnet20", "--scale=0.4", f"--workdir={tmp_path}"),
@@ -225,21 +248,27 @@ def test_real_runs_are_stopped_and_finish_the_next_time(tmp_path):
     def has_lines(log):  # of steps that are saved
         return log.exists() and log.stat().st_size
 
+    def said():
+        logs = [tmp_path / f"{name}.log" for name in names]
+        return [log.read_text() for log in logs if log.exists()]
+
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
         command, text=True, start_new_session=True, **options
     ) as process:
-        logs = [
-            tmp_path / f"{r}-digits" / "timing.jsonl" for r in ("plain20", "resnet20")
-        ]
-        while process.poll() is None and not any(map(has_lines, logs)):
+        timed = [tmp_path / name / "timing.jsonl" for name in names]
+        while process.poll() is None and not any(map(has_lines, timed)):
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate()
-    assert process.returncode == 75, out + err
+        if stop == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        else:
+            process.kill()
+        out, err = process.communicate()  # ends when the runs have ended, too
+    code = 75 if stop == "Ctrl-C" else -signal.SIGKILL
+    assert process.returncode == code, out + err
+    assert any("Stopped by SIGTERM" in text for text in said())
     done = subprocess.run(command, text=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [(row["state"], row["epochs"]) for row in rows] == [("finished", 12)] * 2
-    said = [path.read_text() for path in tmp_path.glob("*-digits.log")]
-    assert len(said) == 2 and any("Resumed at step" in text for text in said)
+    assert len(said()) == 2 and any("Resumed at step" in text for text in said())
