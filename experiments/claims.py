@@ -22,11 +22,12 @@ from rn_jax.filesystem import make_folder, read_json, replace_file
 
 _HEADER = """# Claims of the literature
 
-Each row is a claim of a paper, the command that shows it, and what this project has
-seen. `python -m experiments.claims --keep=results --page=docs/claims.md` collects what
-is missing and writes this page from the JSON files in `results/`. Starting from
-scratch takes about six hours on two CPU cores, and probably two more for the claims
-that are not run yet; `--only=NAME,NAME` chooses claims.
+Each row is a claim of a paper, or a question that follows from one, with the command
+that shows it and what this project has seen.
+`python -m experiments.claims --keep=results --page=docs/claims.md` collects what is
+missing and writes this page from the JSON files in `results/`. Starting from scratch
+takes about eight hours on two CPU cores; `--only=NAME,NAME` chooses claims. Where a row
+has runs of five seeds, only claims that say so use them all.
 
 - **{holds}**: it follows from the definitions, or the runs show it.
 - **{fails}**: the numbers, or all runs on this data set, contradict it. Most runs
