@@ -13,7 +13,7 @@ from etils import epath
 
 from configs.default import Config
 from experiments import cli, figures
-from experiments.config import as_json, read_fields
+from experiments.config import as_json, read_config, read_fields
 from experiments.markdown import table as markdown
 from experiments.papers.entries import (
     Entry,
@@ -25,21 +25,22 @@ from experiments.papers.entries import (
 from experiments.papers.tables import TABLES, Table
 from experiments.training import many_runs
 from experiments.training.feed import count_train
-from experiments.training.workdir import FREE, read_lines
+from experiments.training.workdir import FREE, read_epochs, read_lines
 from rn_jax.filesystem import make_folder, read_json, replace_file
 
 KEPT = ("config.json", "metrics.jsonl", "summary.json", "diverged.json")
 
 # Fields in which the runs of a row may differ without a remark.
 _FREE = FREE | {"seed", "checkpoint_every_steps", "log_every_steps"}
-# Fields whose change gets a remark, but no star.
+# Fields that papers leave open or that hardly matter: a remark, but no star.
 _OPEN = {"eval_every_epochs", "eval_every_steps", "momentum_form"}
+_STAR = "\\*"
 
 _HEADER = """# Results
 
 `python -m experiments.reproduce --keep=results` writes this page from the summaries in
-[runs](runs); every command below updates it. Rows without an error have not been run,
-or not to their end. Errors are the statistic that the paper prints of its own runs
+[runs](runs); every command below updates it. Rows without an error have not been run
+to the end. Errors are the statistic that the paper prints of its own runs
 (mean, median or best), and "±" is the standard deviation. Training losses, without the
 weight penalty, and times are means. A star marks a schedule that was shortened in
 proportion, to the epochs in its column, or other deviations from the paper that are
@@ -60,9 +61,9 @@ def keep(
 ) -> None:
     """Copy the kept files of runs, and update the page.
 
-    They replace runs of another config, unless those are longer. A run that diverged
-    never replaces one that finished, and an unfinished run replaces only one that was
-    stopped earlier.
+    A finished run replaces those of another config, finished or not, that have fewer
+    steps. A run that diverged replaces none that finished. An unfinished one replaces
+    only an earlier state of itself.
 
     Args:
         runs: folder and config of each run, see `many_runs.runs`.
@@ -74,18 +75,24 @@ def keep(
         source = epath.Path(path)
         row = folder / "runs" / table / source.relative_to(workdir).parts[0]
         place = row / f"seed{config.seed}"
-        if not (end := _end(source)):
-            if not _kept(row) and _last_step(source) > _last_step(place):
+        end = _end(source)
+        if not end and not _last_step(source):
+            continue
+        fields = _fields(source)
+        others = [p for p in _places(row) if _differing(fields, _fields(p))]
+        if not end:
+            if others:
+                print(f"{row} keeps its runs; remove it to keep {path} instead.")
+            elif not _kept(row) and _last_step(source) > _last_step(place):
                 _copy(source, place)
             continue
-        others = [p for p in _places(row) if _differing(config, _fields(p))]
         lasting = [p for p in others if not (p / "diverged.json").exists()]
         if "reason" in end and any(
             (p / "summary.json").exists() for p in [*lasting, place]
         ):
             print(f"{row} keeps its finished runs: {path} diverged.")
             continue
-        if any(_last_step(p) > end["steps"] for p in lasting):
+        if any(_last_step(p) > _last_step(source) for p in lasting):
             print(f"{row} keeps its longer runs; remove it to keep {path} instead.")
             continue
         if others:
@@ -111,7 +118,7 @@ def write(folder: epath.Path) -> epath.Path:
     make_folder(folder)
     for name, table in TABLES.items():
         curves = {
-            f"{row.name}, {place.name}": _epochs(place)
+            f"{row.name}, {place.name}": read_epochs(place)
             for row in _below(folder / "runs" / name)
             for place in _places(row)
         }
@@ -133,24 +140,27 @@ def page(folder: epath.Path) -> str:
     parts = [_HEADER]
     for name, table in TABLES.items():
         found = entries(table, None, None, [], 1)
-        kept = [_kept(_row(folder, name, entry)) for entry in found]
+        folders = [_row(folder, name, entry) for entry in found]
+        kept = list(map(_kept, folders))
         results = list(map(_together, kept))
         head = ["row", "data set", f"published (%), {table.published_of}"]
         body = [
-            _cells(table, entry, runs, result, _begun(_row(folder, name, entry)))
-            for entry, runs, result in zip(found, kept, results, strict=True)
+            _cells(table, entry, row, runs, result)
+            for entry, row, runs, result in zip(
+                found, folders, kept, results, strict=True
+            )
         ]
         parts += [f"## {table.title}", ""]
         parts += markdown([*head, f"ours (%), {table.statistic}", *_COLUMNS], body)
-        run = [(e, runs[0][0]) for e, runs in zip(found, kept, strict=True) if runs]
-        changed = {
-            (e.row, e.dataset)
-            for e, fields in run
-            if _differing(e.config, fields) - _OPEN
-        }
+        run = [
+            (entry, _fields(places[0]))
+            for entry, places in zip(found, map(_places, folders), strict=True)
+            if places
+        ]
+        changed = {(e.row, e.dataset) for e, fields in run if _mark(e, fields)}
         for line in differences(table, found, results):
             pair = {(row, line["dataset"]) for row in line["rows"]}
-            parts += ["", f"- {line['says']}{_mark(pair & changed)}"]
+            parts += ["", f"- {line['says']}{_STAR if pair & changed else ''}"]
         changes: dict[str, list[str]] = {}
         for entry, fields in run:
             if other := _otherwise(entry, fields):
@@ -171,8 +181,9 @@ def rows_with_runs(folder: epath.Path) -> str:
         for entry in entries(table, None, None, [], 1):
             if entry.dataset == "digits":
                 continue
-            if runs := _kept(_row(folder, name, entry)):
-                cells = _cells(table, entry, runs, _together(runs), 0)
+            row = _row(folder, name, entry)
+            if runs := _kept(row):
+                cells = _cells(table, entry, row, runs, _together(runs))
                 title = table.title.removeprefix("Not from a paper: ").partition(":")[0]
                 body.append([title, *cells[:4], *cells[5:7]])
     head = ["table", "row", "data set", "published (%)", "ours (%)", *_COLUMNS[1:3]]
@@ -185,7 +196,7 @@ def _row(folder, table, entry):
 
 def _places(row):
     """Return the folders of the runs of a row."""
-    return [place for place in _below(row) if place.name.startswith("seed")]
+    return [place for place in _below(row) if (place / "config.json").exists()]
 
 
 def _below(folder):
@@ -217,32 +228,16 @@ def _fields(place):
     return read_fields(place / "config.json")
 
 
-def _epochs(place):
-    lines = read_lines(place / "metrics.jsonl")
-    return [line for line in lines if line["kind"] == "epoch"]
-
-
 def _last_step(place):
-    """Return the last step of a run, or the last it has logged so far, or 0."""
-    if end := _end(place):
-        return end["steps"]
+    """Return the last step that a run has logged, or 0."""
     lines = read_lines(place / "metrics.jsonl")
     return lines[-1]["step"] if lines else 0
 
 
-def _begun(row):
-    """Return the last step that an unfinished run of a row has logged, or 0."""
-    return max((_last_step(p) for p in _places(row) if not _end(p)), default=0)
-
-
-def _differing(config: Config, fields):
-    """Return the fields in which the training of two configs differs."""
-    here = as_json(config)
-    return {
-        field
-        for field in (set(here) | set(fields)) - _FREE
-        if here.get(field) != fields.get(field)
-    }
+def _differing(here, there):
+    """Return the fields in which the training of two configs, as JSON, differs."""
+    names = (set(here) | set(there)) - _FREE
+    return {name for name in names if here.get(name) != there.get(name)}
 
 
 def _otherwise(entry: Entry, fields):
@@ -250,25 +245,27 @@ def _otherwise(entry: Entry, fields):
     unit = "steps" if entry.config.steps else "epochs"
     scale = (fields[unit] or 0) / getattr(entry.config, unit)
     if not 0 < scale < 1:
-        return _differing(entry.config, fields)
-    return _differing(shorten(entry.config, scale), fields)
+        return _differing(as_json(entry.config), fields)
+    return _differing(as_json(shorten(entry.config, scale)), fields)
 
 
-def _mark(changed):
-    return "\\*" if changed else ""
+def _mark(entry: Entry, fields):
+    return _STAR if _differing(as_json(entry.config), fields) - _OPEN else ""
 
 
-def _cells(table: Table, entry: Entry, runs, result, begun):
-    """Return the cells of one row, of which an unfinished run has `begun` steps."""
+def _cells(table: Table, entry: Entry, row, runs, result):
+    """Return the cells of one row, given its folder and the runs that have ended."""
     start = [entry.row, entry.dataset, published_cell(entry)]
-    length = entry.config.epochs or _epochs_after(entry.config.steps, entry.config)
+    length = entry.config.epochs or _epochs(entry.config.steps, entry.config)
     if not runs:
-        seen = f"{_short(_epochs_after(begun, entry.config))} of {_short(length)}"
-        seen += ", unfinished" if begun else ""
-        return [*start, "", "", "0", seen, "", "", "", ""]
+        seen = {_epochs(_last_step(p), read_config(p)): p for p in _places(row)}
+        cell = f"{_short(max(seen, default=0))} of {_short(length)}"
+        if seen:
+            cell += f", unfinished{_mark(entry, _fields(seen[max(seen)]))}"
+        return [*start, "", "", "0", cell, "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
-    mark = _mark(_differing(entry.config, config) - _OPEN)
+    mark = _mark(entry, config)
     loss = result.get("train_loss")
     return [
         *start,
@@ -283,7 +280,7 @@ def _cells(table: Table, entry: Entry, runs, result, begun):
     ]
 
 
-def _epochs_after(steps, config: Config):
+def _epochs(steps, config: Config):
     return steps * config.batch_size / count_train(config)
 
 

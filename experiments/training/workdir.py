@@ -186,12 +186,12 @@ class Workdir:
             self._events.log(prefix, line)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl or timing.jsonl, by name."""
+        """Return the lines of metrics.jsonl or timing.jsonl, by the file's name."""
         return read_lines(self.path / name)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl on epochs."""
-        return [ln for ln in self.lines("metrics.jsonl") if ln.get("kind") == "epoch"]
+        return read_epochs(self.path)
 
     def close(self) -> None:
         """Close the events, and release the lock."""
@@ -242,7 +242,7 @@ class Workdir:
 
 
 def read_lines(file: epath.Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's .jsonl file, without an incomplete last one."""
+    """Return the lines of a run's .jsonl file, up to one that is incomplete."""
     lines = []
     for text in file.read_bytes().splitlines() if file.exists() else []:
         try:
@@ -253,6 +253,11 @@ def read_lines(file: epath.Path) -> list[dict[str, Any]]:
             break
         lines.append(line)
     return lines
+
+
+def read_epochs(run: epath.Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl on epochs."""
+    return [ln for ln in read_lines(run / "metrics.jsonl") if ln.get("kind") == "epoch"]
 
 
 def read_checkpoint(

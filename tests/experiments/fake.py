@@ -32,7 +32,9 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
         trained.append(config)
         workdir.open()
         workdir.resume_at(0)
-        workdir.log("metrics", EPOCH)
+        steps = 10 * (config.epochs or 1)
+        begun = min(steps, EPOCH["step"]) if len(trained) == at else steps
+        workdir.log("metrics", {**EPOCH, "step": begun})
         workdir.close()
         trainer = SimpleNamespace(
             config=config,
@@ -41,7 +43,7 @@ def use(monkeypatch, error=lambda config: 10.0, *, at=None, ends=None):
             devices=[SimpleNamespace(device_kind="cpu")],
             steps_per_epoch=10,
         )
-        ended = facts(trainer, 10 * (config.epochs or 1), 60.0, command)
+        ended = facts(trainer, steps, 60.0, command)
         if len(trained) == at:
             if isinstance(ends, loop.NotFiniteError):
                 workdir.note_divergence({**ended, "reason": str(ends)})

@@ -78,6 +78,7 @@ def test_curves_have_a_colour_for_each_row():
         for i in (1, 2)
     ]
     curves = {"a, seed0": epochs, "a, seed1": epochs[:1], "b, seed0": epochs}
+    results_page.draw({"a, seed0": []})  # stopped before an evaluation
     loss, error = results_page.draw(curves).axes
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "training loss (nats)")
     for axes, values in ((loss, [2, 1]), (error, [29, 28])):
@@ -159,18 +160,18 @@ def test_momentum_of_another_form_gets_a_remark_and_no_star(tmp_path, monkeypatc
 
 
 def test_an_unfinished_run_has_its_epochs_on_the_page(tmp_path, monkeypatch):
-    """Until a run of the row has finished: 100 steps are 0.28 epochs of 45,000 images.
+    """It stays until a run of the row has finished.
 
-    A run that was stopped earlier, or has logged nothing, does not replace it.
+    The fake run stops after 100 steps of 128 images, 0.284 epochs of 45,000.
     """
     keep = f"--keep={tmp_path / 'results'}"
     page = tmp_path / "results" / "README.md"
     row = page.parent / "runs" / "stochastic_depth" / "constant-cifar10"
     metrics = row / "seed0" / "metrics.jsonl"
 
-    def cells(name, ends=None, *more):
-        fake.use(monkeypatch, at=1, ends=ends) if ends else fake.use(monkeypatch)
-        only = ["--only=constant", "--dataset=cifar10", keep, *more]
+    def cells(name, *options, ends=None):
+        fake.use(monkeypatch, at=1 if ends else None, ends=ends)
+        only = ["--only=constant", "--dataset=cifar10", keep, *options]
         argv = arguments(tmp_path / name, *only)
         assert in_process(monkeypatch, argv, reproduce) == (75 if ends else 0)
         first, *_ = page_rows(page.read_text())[TABLES["stochastic_depth"].title]
@@ -178,31 +179,40 @@ def test_an_unfinished_run_has_its_epochs_on_the_page(tmp_path, monkeypatch):
 
     monkeypatch.setattr(results_page.figures, "save", lambda *_, **__: None)
     stopped = KeyboardInterrupt()
-    assert cells("a", stopped) == ["", "", "0", "0.284 of 500, unfinished"]
+    small = "--config.batch_size=64"
+    seen = ["", "", "0", "0.142 of 500, unfinished\\*"]
+    assert cells("small", small, ends=stopped) == seen
+    assert "- constant (cifar10): with batch_size=64." in page.read_text()
+    shutil.rmtree(row)
+
+    assert cells("a", ends=stopped) == ["", "", "0", "0.284 of 500, unfinished"]
     seen = ["", "", "0", "26 of 500, unfinished"]
     metrics.write_text(f'{json.dumps(fake.EPOCH | {"step": 9000})}\n{{"kind": "epo')
-    assert cells("b", stopped) == seen
-    assert cells("c", stopped, "--scale=0.01") == seen
-    assert cells("d", None, "--scale=0.01") == seen  # ends after 50 steps
+    assert cells("b", ends=stopped) == seen
+    for options in ([small], ["--config.seed=1", small], ["--scale=0.01"]):
+        assert cells("other", *options, ends=stopped) == seen
+        shutil.rmtree(tmp_path / "other")
+    assert cells("d", "--scale=0.01") == seen  # ends after 50 steps
     step = {"kind": "step", "step": 9000, "epoch": 26}
     metrics.write_text(json.dumps(step) + "\n")  # stopped before an evaluation
-    assert cells("b", stopped) == seen
+    assert cells("b", ends=stopped) == seen
     ended = ["11.00", "0.250", "1", "500 of 500"]
     assert cells("a") == ended
-    for name, more in (("e", []), ("f", ["--config.warmup=7"])):
-        assert cells(name, stopped, *more) == ended
-    (row / "seed0" / "summary.json").unlink()
-    metrics.write_text("")  # stopped while it compiled
-    assert in_process(monkeypatch, keep.split("="), reproduce) == 0
-    assert "0 of 500" in page.read_text()
+    for name, more in (("e", []), ("f", ["--config.seed=1"])):
+        assert cells(name, *more, ends=stopped) == ended
+    assert [place.name for place in row.iterdir()] == ["seed0"]
 
 
-def steps_of_unfinished(row):
-    """The last step logged by each run that has no end."""
+def epochs_of_unfinished(row):
+    """The epochs of 50,000 images that each run without an end has seen, as text."""
     ends = {file.parent for file in row.glob("*/summary.json")}
     for file in row.glob("*/metrics.jsonl"):
         if file.parent not in ends:
-            yield json.loads(file.read_text().splitlines()[-1])["step"]
+            step = json.loads(file.read_text().splitlines()[-1])["step"]
+            config = json.loads((file.parent / "config.json").read_text())
+            assert (config["dataset"], config["protocol"]) == ("cifar10", "full")
+            epochs = step * config["batch_size"] / 50_000
+            yield f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.3g}"
 
 
 def test_every_figure_of_the_results_comes_from_a_committed_summary():
@@ -217,17 +227,13 @@ def test_every_figure_of_the_results_comes_from_a_committed_summary():
             files = sorted(place.rglob("summary.json"))
             assert int(n) == len(files)
             if not files:
-                if list(
-                    (ROOT / "runs" / name).glob(f"{row}-{dataset}/*/diverged.json")
-                ):
+                if list(place.glob("*/diverged.json")):
                     assert ours == "diverged"
                 else:
                     assert (ours, loss, *rest) == ("",) * 6
-                    if begun := list(steps_of_unfinished(place)):
-                        here = max(begun) * 128 / 50_000
-                        assert re.fullmatch(rf"{here:.0f} of \d+, unfinished", epochs)
-                    else:
-                        assert epochs.startswith("0 of ")
+                    here = [*epochs_of_unfinished(place), "0"][0]
+                    unfinished = ", unfinished" if here != "0" else ""
+                    assert re.fullmatch(rf"{here} of [\d.]+{unfinished}", epochs)
                 continue
             seen |= set(files)
             summaries = [json.loads(file.read_text()) for file in files]
