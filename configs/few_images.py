@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic depth on a small training set, which fits on two CPU cores.
+"""Stochastic depth on a small training set, a comparison that two CPU cores can run.
 
-ResNet-32 with stochastic and with constant depth (Huang et al. 2016, table 1, not
-augmented) is trained for 20 epochs on 5,000 images of CIFAR-10 without augmentation.
-The schedule is not the paper's, and the errors say nothing about the paper's. The rate
-is in proportion to the size of a batch, and drops as in the paper.
+After table 1 of Huang et al. 2016 (ResNet-110, not augmented), ResNet-32 is trained
+with stochastic and with constant depth, for 20 epochs on 5,000 images of CIFAR-10. The
+rate is scaled with the batch size (0.1 for 128 images), and drops as in the paper. The
+schedule is not the paper's, and the errors say nothing about the paper's.
 
     python -m experiments.run --config=configs/resnet32_few_images.py
 """

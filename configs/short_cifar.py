@@ -2,9 +2,9 @@
 """Degradation on CIFAR-10 in a schedule that fits on two CPU cores.
 
 Networks with and without shortcuts (He et al. 2015, figure 6) are trained for 1,000
-steps of 32 images, 0.64 epochs. The schedule is not the paper's, and the errors say
-nothing about the paper's. The rate is in proportion to the size of a batch, and decays
-linearly.
+steps of 32 images, 0.64 epochs. The rate is scaled with the batch size (0.1 for 128
+images), and decays linearly. The schedule is not the paper's, and the errors say
+nothing about the paper's.
 
     python -m experiments.run --config=configs/resnet56_short.py
 """

@@ -26,8 +26,8 @@ Each row is a claim of a paper, or a question that follows from one, with the co
 that shows it and what this project has seen.
 `python -m experiments.claims --keep=results --page=docs/claims.md` collects what is
 missing and writes this page from the JSON files in `results/`. Starting from scratch
-takes about eight hours on two CPU cores; `--only=NAME,NAME` chooses claims. Where a row
-has runs of five seeds, only claims that say so use them all.
+takes about eight hours on two CPU cores; `--only=NAME,NAME` chooses claims. Some
+networks were trained with five seeds; a claim uses three unless it says "5 seeds".
 
 - **{holds}**: it follows from the definitions, or the runs show it.
 - **{fails}**: the numbers, or all runs on this data set, contradict it. Most runs

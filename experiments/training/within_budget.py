@@ -2,9 +2,9 @@
 """Train many runs for a limited time, several of them in parallel.
 
 A stopped run continues in the next call, so it need not end in the time that is left.
-But each call reads the run's data and compiles it again. A run therefore begins only if
-a fifth of the budget is left, or if it is predicted to end in time. Runs begin in their
-order; one that does not fit is passed over for a later one that does.
+But each call has to load the data and compile the step again. A run therefore begins
+only if a fifth of the budget is left, or if it is predicted to end in time. Runs begin
+in their order; one that does not fit is passed over for a later one that does.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ from experiments.training.workdir import Workdir
 from rn_jax import data, filesystem, leaving, parallel
 from rn_jax.errors import InputError
 
-LEAST = 0.2  # share of the budget for which it is always worthwhile to start a run
+LEAST = 0.2  # share of the budget that, if left, always justifies starting a run
 START = 40.0  # seconds that a run takes to read its data and to compile
 RESERVE = 20.0  # seconds of the budget in which stopped runs are saved
 _POLL = 0.2  # seconds between looks at the processes

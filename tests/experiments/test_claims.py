@@ -107,7 +107,7 @@ def test_every_claim_has_its_evidence_or_a_command(name):
 
 
 def test_what_no_command_here_measures_is_not_run(tmp_path):
-    """A benchmark is not, and neither is what needs a GPU; a study will be."""
+    """Claims that need a benchmark or a GPU; a missing study is "not run yet"."""
     folder = epath.Path(tmp_path)
     names = {"error_20": ev.NOT_RUN, "degradation_cifar": ev.NOT_RUN}
     for name, verdict in {**names, "reordering": ev.PENDING}.items():

@@ -730,6 +730,8 @@ def test_short_cifar_compares_networks_by_one_recipe():
 def test_few_images_compares_constant_and_stochastic_depth_by_one_recipe():
     constant, dropped = made("resnet32_few_images"), made("resnet32_sd_few_images")
     assert not constant.augment and constant.train_examples == 5000
+    assert (constant.epochs, constant.protocol) == (20, "full")
+    assert constant.model_kwargs == made("resnet110_sd").model_kwargs
     assert (
         constant.learning_rate / constant.batch_size
         == made("plain20").learning_rate / 128

@@ -157,8 +157,7 @@ JUMP = [1.0, 2.0, 60.0, 61.0, 62.0, 63.0, 64.0, 65.0]
 
 def losses(plain, residual, resnet20=LOW):
     """The training losses of 20 layers, and of 56 layers, plain and with shortcuts."""
-    plain = {"plain20": LOW, "plain56": plain}
-    return runs(**plain, resnet20=resnet20, resnet56=residual)
+    return runs(plain20=LOW, plain56=plain, resnet20=resnet20, resnet56=residual)
 
 
 CASES = {
