@@ -351,6 +351,7 @@ def test_imported_weights_laid_over_an_earlier_analysis(analysis, tmp_path, caps
     folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
     if not (folder and os.environ.get("TFDS_DATA_DIR")):
         pytest.skip("RN_JAX_TEST_WEIGHTS and TFDS_DATA_DIR are not both set")
+    pytest.importorskip("torch", reason="reads a checkpoint of PyTorch")
     weights = f"{folder}/akamaster_resnet20.th"
     argv = ["--model=resnet20", f"--weights={weights}", "--dataset=cifar10"]
     argv += [f"--out={tmp_path}", "--images=100", f"--compare={analysis}"]
@@ -377,6 +378,7 @@ def test_imported_weights_are_studied_on_every_core(tmp_path):
     folder = os.environ.get("RN_JAX_TEST_WEIGHTS")
     if not (folder and os.environ.get("TFDS_DATA_DIR")):
         pytest.skip("RN_JAX_TEST_WEIGHTS and TFDS_DATA_DIR are not both set")
+    pytest.importorskip("torch", reason="reads a checkpoint of PyTorch")
     options = ["--model=resnet20", "--dataset=cifar10", "--study=path_lengths"]
     options += [f"--weights={folder}/akamaster_resnet20.th", f"--out={tmp_path}"]
     command = [sys.executable, "-m", "experiments.analyze", "--images=8", *options]
