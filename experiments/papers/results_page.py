@@ -258,10 +258,11 @@ def _cells(table: Table, entry: Entry, row, runs, result):
     start = [entry.row, entry.dataset, published_cell(entry)]
     length = entry.config.epochs or _epochs(entry.config.steps, entry.config)
     if not runs:
-        seen = {_epochs(_last_step(p), read_config(p)): p for p in _places(row)}
-        cell = f"{_short(max(seen, default=0))} of {_short(length)}"
-        if seen:
-            cell += f", unfinished{_mark(entry, _fields(seen[max(seen)]))}"
+        run = max(_places(row), key=_last_step, default=None)
+        seen = _epochs(_last_step(run), read_config(run)) if run else 0
+        cell = f"{_short(seen)} of {_short(length)}"
+        if run:
+            cell += f", unfinished{_mark(entry, _fields(run))}"
         return [*start, "", "", "0", cell, "", "", "", ""]
     config, summary = min(runs, key=lambda run: "reason" in run[1])  # finished, if any
     seconds = result.get("wall_seconds", summary["wall_seconds"])
